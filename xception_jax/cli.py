@@ -1,0 +1,62 @@
+"""What the commands share: flags, help, and how errors end them.
+
+Exit codes: 0 done; 2 bad usage, told in one line; 1 anything else.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from xception_jax import config as config_lib
+from xception_jax.errors import RunError, UsageError
+
+
+def run(main: Callable[[], None], doc: str) -> None:
+    """Parses the flags, runs the command and ends the process.
+
+    Args:
+      main: the command; its flags are in `flags.FLAGS`.
+      doc: the command's module docstring, shown by `--help` above the flags.
+    """
+    if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
+        print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
+    logging.set_verbosity(logging.ERROR)
+    logging.set_stderrthreshold(logging.ERROR)
+
+    def guarded(argv: Sequence[str]) -> None:
+        if argv[1:]:
+            fail(f"what is {argv[1]!r}? Flags start with --; see --help", 2)
+        try:
+            main()
+        except UsageError as error:
+            fail(error, 2)
+        except RunError as error:
+            fail(error, 1)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses flags and the config; what cannot be parsed is told in one line, exit code 2."""
+    for arg in argv[1:]:
+        override = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
+        if override and override[1] not in config_lib.SCHEMA:
+            try:
+                config_lib.unknown([override[1]])
+            except UsageError as error:
+                fail(error, 2)
+    try:
+        return flags.FLAGS(list(argv))
+    except Exception as error:  # a config file is a program: it may raise anything
+        fail(str(error).strip().splitlines()[0] or type(error).__name__, 2)
+        raise
+
+
+def fail(message: object, code: int) -> None:
+    """Ends the process with one line on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,352 @@
+"""The schema of a run: every field, its default, its meaning and its bounds.
+
+A config file starts from `default()`, changes what it wants, and returns it from `get_config()`;
+the command line changes fields further with `--config.field=value`. Nothing heavy is imported
+here at the top, so that `--help` and a misspelt field answer at once.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from xception_jax.errors import UsageError, nearest
+
+_UNITS = {"step": "steps", "epoch": "epochs", "example": "examples"}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training in the unit that a person thinks in: `90 epochs`, `1000 steps`."""
+
+    amount: Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Duration":
+        """Reads `NUMBER UNIT`; the unit is steps, epochs or examples, singular or plural."""
+        number, _, unit = text.strip().partition(" ")
+        unit = _UNITS.get(unit.strip(), unit.strip())
+        try:
+            amount = Fraction(number)
+        except (ValueError, ZeroDivisionError):
+            amount = Fraction(-1)
+        if amount < 0 or unit not in _UNITS.values():
+            raise ValueError(f"{text!r} is no duration; write it as '90 epochs', '1000 steps' or "
+                             f"'3000000 examples'")  # fmt: skip
+        return cls(amount, unit)
+
+    def examples(self, *, batch_size: int, epoch: int) -> int:
+        """The duration in examples (rounded up), given the sizes of a batch and of an epoch."""
+        factor = {"steps": batch_size, "epochs": epoch, "examples": 1}[self.unit]
+        return -(-self.amount * factor // 1)
+
+    def steps(self, *, batch_size: int, epoch: int) -> int:
+        """The least number of steps that takes at least so many examples."""
+        return -(-self.examples(batch_size=batch_size, epoch=epoch) // batch_size)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the config.
+
+    Attributes:
+      default: its value unless a config says otherwise; None for a field that may be left unset.
+      help: what it means, with its unit.
+      kind: its type.
+      low, high: inclusive bounds of a number, or of every number of a tuple.
+      choices: the only values allowed.
+      duration: a string that `Duration.parse` reads.
+      harmless: may change in a run that has begun: it alters neither what is computed nor when.
+    """
+
+    default: Any
+    help: str
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    duration: bool = False
+    harmless: bool = False
+
+    def check(self, value: Any) -> str | None:
+        """Says what is wrong with a value, or None."""
+        if value is None and self.default is None:
+            return None
+        if self.kind is float and type(value) is int:
+            value = float(value)
+        if self.kind is tuple and isinstance(value, list):
+            value = tuple(value)
+        if type(value) is not self.kind:
+            return f"is {value!r}, a {type(value).__name__}; it takes a {self.kind.__name__}"
+        if self.choices and value not in self.choices:
+            return f"is {value!r}{nearest(value, self.choices)} It takes: {', '.join(self.choices)}"
+        if self.duration:
+            try:
+                Duration.parse(value)
+            except ValueError as error:
+                return f"is {error}"
+        if self.kind in (int, float, tuple):
+            return self._check_bounds(value)
+        return None
+
+    def _check_bounds(self, value: Any) -> str | None:
+        for number in value if self.kind is tuple else (value,):
+            if type(number) not in (int, float):
+                return f"is {value!r}; it takes numbers"
+            below = self.low is not None and not number >= self.low
+            above = self.high is not None and not number <= self.high
+            if below or above:
+                low = f"at least {self.low}" if self.low is not None else ""
+                high = f"at most {self.high}" if self.high is not None else ""
+                return f"is {value}; it takes {' and '.join(filter(None, (low, high)))}"
+        return None
+
+
+def _text(default: str, help: str, **more: Any) -> Field:
+    return Field(default, help, str, **more)
+
+
+def _int(default: int | None, help: str, low: int = 0, **more: Any) -> Field:
+    return Field(default, help, int, low=low, **more)
+
+
+def _float(default: float | None, help: str, low: float = 0.0, **more: Any) -> Field:
+    return Field(default, help, float, low=low, **more)
+
+
+def _flag(default: bool, help: str, **more: Any) -> Field:
+    return Field(default, help, bool, **more)
+
+
+def _tuple(default: tuple | None, help: str, **more: Any) -> Field:
+    return Field(default, help, tuple, **more)
+
+
+def _every(default: str, help: str) -> Field:
+    return Field(default, help, str, duration=True, harmless=True)
+
+
+_OWN = "None: the model's own default"
+
+SCHEMA: dict[str, Field] = {
+    "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
+    "duration": _text("90 epochs", "of the whole run", duration=True),
+    "model.name": _text("xception", "one of models.names()"),
+    "model.dtype": _text(
+        "auto",
+        "compute dtype; auto: bfloat16 on TPU and GPU, float32 on CPU",
+        choices=("auto", "float32", "bfloat16"),
+    ),
+    "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
+    "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
+    "model.stem_stride": _int(None, f"stride of the first convolution; {_OWN}", low=1, high=2),
+    "model.fc_units": _tuple(None, f"sizes of fully connected layers; {_OWN}", low=1),
+    "model.dropout": _float(None, f"share dropped before the classifier; {_OWN}", high=0.99),
+    "model.bn_epsilon": _float(None, f"added to the batch variance; {_OWN}"),
+    "model.bn_momentum": _float(None, f"of the running batch statistics; {_OWN}", high=1.0),
+    "model.bn_virtual_batch": _int(
+        None, "examples whose statistics normalize together; None: the whole batch", low=1
+    ),
+    "data.dataset": _text("optical_digits", "a TFDS data set of images with one label each"),
+    "data.data_dir": _text("", "where TFDS keeps its data; empty: TFDS' default", harmless=True),
+    "data.train_split": _text("train", "TFDS split to train on, also a part: train[:10%]"),
+    "data.eval_split": _text("test", "TFDS split to evaluate on"),
+    "data.batch_size": _int(64, "examples in a step over all devices", low=1),
+    "data.image_size": _int(299, "side of the square images, pixels", low=1),
+    "data.crop_area": _tuple((1.0, 1.0), "random crop: range of shares of the area", low=1e-3,
+                             high=1.0),
+    "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
+    "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept", low=0.01, high=1.0),
+    "data.threads": _int(4, "batches made at the same time by a host", low=1, harmless=True),
+    "augment.flip": _flag(False, "mirror half of the training images"),
+    "augment.shift": _int(0, "move training images by up to so many pixels"),
+    "optimizer.name": _text("sgd", "", choices=("sgd", "rmsprop", "adamw", "lamb")),
+    "optimizer.learning_rate": _float(0.045, "at its highest, for a batch of reference_batch"),
+    "optimizer.reference_batch": _int(
+        256, "the batch that learning_rate is for; the rate scales with data.batch_size / "
+        "reference_batch; 0: it does not scale"
+    ),
+    "optimizer.schedule": _text(
+        "staircase",
+        "after the warm-up: constant; cosine to 0 at the end; staircase: x decay_rate every "
+        "decay_every",
+        choices=("constant", "cosine", "staircase"),
+    ),
+    "optimizer.warmup": _text("0 steps", "linear from 0", duration=True),
+    "optimizer.decay_rate": _float(0.94, "of the staircase", high=1.0),
+    "optimizer.decay_every": _text("2 epochs", "of the staircase", duration=True),
+    "optimizer.momentum": _float(0.9, "of sgd and rmsprop", high=1.0),
+    "optimizer.nesterov": _flag(False, "sgd with Nesterov's momentum"),
+    "optimizer.beta1": _float(0.9, "of adamw and lamb", high=1.0),
+    "optimizer.beta2": _float(0.999, "decay of the squares: adamw, lamb and rmsprop", high=1.0),
+    "optimizer.epsilon": _float(1e-8, "of adamw, lamb and rmsprop"),
+    "optimizer.weight_decay": _float(0.0, "0: none"),
+    "optimizer.decay_mode": _text(
+        "auto",
+        "l2: a term weight_decay / 2 * |w|^2 of the loss, as in the paper; decoupled: subtracted "
+        "from the weights, times the learning rate; auto: l2 for sgd and rmsprop, else decoupled",
+        choices=("auto", "l2", "decoupled"),
+    ),
+    "optimizer.decay_all": _flag(False, "decay batch-norm parameters and biases too"),
+    "optimizer.clip_norm": _float(0.0, "largest norm of the whole gradient; 0: no clipping"),
+    "optimizer.accumulate": _int(1, "microbatches that a step's batch is cut into", low=1),
+    "loss.label_smoothing": _float(0.0, "share spread over all classes", high=1.0),
+    "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
+    "eval.every": _every("1 epoch", "between evaluations; each one saves a checkpoint too"),
+    "eval.batch_size": _int(0, "0: as data.batch_size", harmless=True),
+    "checkpoint.every": _every("1 epoch", "between checkpoints"),
+    "checkpoint.keep": _int(3, "newest checkpoints kept, besides the best", low=1, harmless=True),
+    "log.every": _every("50 steps", "between lines of the log"),
+    "log.tensorboard": _flag(True, "write TensorBoard events", harmless=True),
+    "mesh.data": _int(-1, "devices that share a batch; -1: all there are", low=-1, harmless=True),
+}  # fmt: skip
+
+
+def default() -> ConfigDict:
+    """A config with every field at its default, locked against misspelt names."""
+    nested: dict[str, Any] = {}
+    for path, field in SCHEMA.items():
+        *sections, name = path.split(".")
+        section = nested
+        for part in sections:
+            section = section.setdefault(part, {})
+        unset = field.default is None
+        section[name] = config_dict.placeholder(field.kind) if unset else field.default
+    return ConfigDict(nested).lock()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """The config as `{"data.batch_size": 64, ...}`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def from_flat(flat: dict[str, Any]) -> ConfigDict:
+    """The inverse of `flatten`, for a complete config such as `config.json` holds."""
+    config = default()
+    unknown(flat)
+    config.update_from_flattened_dict(flat)
+    return config
+
+
+def unknown(names: Any) -> None:
+    """Raises `UsageError` for the first name that is no field."""
+    for name in names:
+        if name not in SCHEMA:
+            raise UsageError(f"config has no field {name!r}{nearest(name, SCHEMA)}")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a config against the schema, the model, the devices and the data on disk.
+
+    Raises:
+      UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
+    """
+    flat = flatten(config)
+    unknown(flat)
+    for name, field in SCHEMA.items():
+        if name not in flat:
+            raise UsageError(f"config lacks {name}; start from xception_jax.config.default()")
+        complaint = field.check(flat[name])
+        if complaint:
+            raise UsageError(f"config.{name} {complaint}")
+    _check_ranges(config)
+    _check_batch(config)
+    _check_model(config)
+    _check_data(config)
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    for name in ("crop_area", "crop_aspect"):
+        value = config.data[name]
+        if len(value) != 2 or value[0] > value[1]:
+            raise UsageError(f"config.data.{name} is {value}; it takes (least, largest)")
+    for name in (
+        "eval.every",
+        "checkpoint.every",
+        "log.every",
+        "duration",
+        "optimizer.decay_every",
+    ):
+        if Duration.parse(flatten(config)[name]).amount == 0:
+            raise UsageError(f"config.{name} is {flatten(config)[name]!r}; it must be above 0")
+
+
+def _check_batch(config: ConfigDict) -> None:
+    import jax
+
+    devices = jax.device_count()
+    asked = config.mesh.data
+    if asked == 0 or asked > devices:
+        raise UsageError(f"config.mesh.data is {asked}; there are {devices} devices (-1: all)")
+    devices = devices if asked == -1 else asked
+    batch, parts = config.data.batch_size, config.optimizer.accumulate
+    virtual = config.model.bn_virtual_batch
+    if batch % devices:
+        below, above = batch // devices * devices, -(-batch // devices) * devices
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UsageError(
+            f"config.data.batch_size is {batch}, which {devices} devices do not divide; take {near}"
+        )
+    if parts > 1 and virtual is None:
+        raise UsageError(
+            f"config.optimizer.accumulate is {parts} but config.model.bn_virtual_batch is not set; "
+            f"set it (at most {batch // parts}), so that the batch statistics stay what they are "
+            f"without accumulation"
+        )
+    if virtual is not None and batch % (virtual * parts):
+        raise UsageError(
+            f"config.data.batch_size is {batch}, not a multiple of model.bn_virtual_batch x "
+            f"optimizer.accumulate = {virtual} x {parts}"
+        )
+
+
+def _check_model(config: ConfigDict) -> None:
+    from xception_jax import models
+
+    known = models.overrides(config.model.name)
+    for name in model_overrides(config):
+        if name not in known:
+            raise UsageError(f"config.model.{name}: {config.model.name} has no such override")
+
+
+def _check_data(config: ConfigDict) -> None:
+    from xception_jax.data import sources
+
+    names = config.data.dataset, config.data.data_dir
+    train = sources.open_split(names[0], config.data.train_split, names[1])
+    test = sources.open_split(names[0], config.data.eval_split, names[1])
+    if len(train.class_names) < 2 or train.class_names != test.class_names:
+        raise UsageError(f"config.data.dataset {names[0]!r} has fewer than two classes")
+
+
+def model_overrides(config: ConfigDict) -> dict[str, Any]:
+    """The fields of `config.model` that change the model from its own defaults."""
+    own = {k: v for k, v in config.model.items() if k not in ("name", "dtype") and v is not None}
+    return own
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Names of the fields in which two flat configs differ, in the schema's order."""
+    names = [*SCHEMA, *(name for name in {**old, **new} if name not in SCHEMA)]
+    return [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def describe() -> str:
+    """Every field with its default and meaning, for the terminal."""
+    lines = []
+    for name, field in SCHEMA.items():
+        choices = f" [{', '.join(field.choices)}]" if field.choices else ""
+        lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
+    return "\n".join(lines)

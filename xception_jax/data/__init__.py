@@ -1,0 +1,1 @@
+"""From a TFDS data set on disk to batches on the devices. Knows nothing of models."""

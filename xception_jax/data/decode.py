@@ -1,0 +1,74 @@
+"""What the host does to one image: decode, crop, resize. All uint8, RGB, with OpenCV."""
+
+import cv2
+import numpy as np
+
+# The pipeline's own threads each handle an image; OpenCV's would only compete with them.
+cv2.setNumThreads(0)
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """Decodes a JPEG or PNG to uint8 `[height, width, 3]`, RGB; grey is repeated.
+
+    Raises:
+      ValueError: the bytes are no image that OpenCV knows.
+    """
+    buffer = np.frombuffer(encoded, np.uint8)
+    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if buffer.size else None
+    if image is None:
+        raise ValueError(f"{len(encoded)} bytes that are no image")
+    return image
+
+
+def random_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box:
+    """Draws the part of an image that Inception's training sees (arXiv:1409.4842, section 6).
+
+    Args:
+      rng: the example's own.
+      height, width: of the image.
+      area: least and largest share of the image's area.
+      aspect: least and largest width / height; drawn evenly on a logarithmic scale.
+
+    Returns:
+      A box inside the image. Where ten draws do not fit: the largest centred box whose aspect is
+      nearest to the image's.
+    """
+    areas = rng.uniform(*area, size=10) * height * width
+    aspects = np.exp(rng.uniform(*np.log(aspect), size=10))
+    heights = np.round(np.sqrt(areas / aspects)).astype(int)
+    widths = np.round(np.sqrt(areas * aspects)).astype(int)
+    fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
+    corner = rng.random(2)
+    if not fits.any():
+        ratio = min(max(width / height, aspect[0]), aspect[1])
+        h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
+        h, w = max(h, 1), max(w, 1)
+        return (height - h) // 2, (width - w) // 2, h, w
+    first = int(np.argmax(fits))
+    h, w = int(heights[first]), int(widths[first])
+    return int(corner[0] * (height - h + 1)), int(corner[1] * (width - w + 1)), h, w
+
+
+def centre_box(height: int, width: int, fraction: float) -> Box:
+    """The centred square whose side is `fraction` of the image's shorter side."""
+    side = max(1, round(min(height, width) * fraction))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """The part of the image in the box as uint8 `[size, size, 3]`, averaged where it shrinks."""
+    top, left, height, width = box
+    part = image[top : top + height, left : left + width]
+    shrinks = size < height or size < width
+    resized = cv2.resize(
+        part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    return np.ascontiguousarray(resized)

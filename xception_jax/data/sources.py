@@ -1,0 +1,134 @@
+"""Random access to one split of a TFDS data set, without TensorFlow."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import tensorflow_datasets as tfds
+
+from xception_jax.errors import UsageError, nearest
+
+EMBEDDED = "optical_digits"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set. `source[i]` is `(encoded image, label)`, both as stored.
+
+    Attributes:
+      name: the data set, its version and split, as `optical_digits/1.0.0:train`.
+      class_names: what each label means; their number is the number of classes.
+      records: the split's examples as TFDS reads them, images still encoded.
+      image_key, label_key: the names of the two features.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    records: Sequence[Any]
+    image_key: str
+    label_key: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[bytes, int]:
+        record = self.records[index]
+        label = int(record[self.label_key])
+        if not 0 <= label < len(self.class_names):
+            # On the device it would train the wrong class, or give NaN with finite gradients.
+            raise ValueError(
+                f"example {index} of {self.name} has label {label}, outside 0..."
+                f"{len(self.class_names) - 1}"
+            )
+        return record[self.image_key], label
+
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}, {len(self)} examples)"
+
+
+def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
+    """Opens a split of a TFDS data set that was prepared as array_record.
+
+    Args:
+      dataset: a TFDS name, `name`, `name/config` or `name:version`. The embedded `optical_digits`
+        is prepared on first use (a second, under a megabyte).
+      split: a TFDS split, `train` or a part of one, `train[:10%]`.
+      data_dir: where TFDS keeps its data; None or empty for TFDS' own default.
+
+    Raises:
+      UsageError: the data set is unknown, not prepared, empty, or not one image and one label.
+    """
+    builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
+    image_key, label_key = _features(builder, dataset)
+    decoders = {image_key: tfds.decode.SkipDecoding()}
+    try:
+        records = builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError:
+        raise UsageError(
+            f"{dataset} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
+            f"which has no random access; prepare it again with: {_prepare_command(builder)}"
+        ) from None
+    except ValueError:
+        splits = ", ".join(builder.info.splits)
+        raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
+    if len(records) == 0:
+        raise UsageError(f"split {split!r} of {dataset} in {builder.data_dir} is empty")
+    return Source(
+        name=f"{builder.info.full_name}:{split}",
+        class_names=tuple(builder.info.features[label_key].names),
+        records=records,
+        image_key=image_key,
+        label_key=label_key,
+    )
+
+
+def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The data set's TFDS builder, its data known to be on disk."""
+    if dataset.split(":")[0] == EMBEDDED:
+        from xception_jax.data.optical_digits import OpticalDigits  # registers itself with TFDS
+
+        tfds.disable_progress_bar()
+        builder = OpticalDigits(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+        return builder
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = [EMBEDDED, *tfds.list_builders()]
+        where = data_dir or tfds.core.constants.DATA_DIR
+        raise UsageError(
+            f"no data set {dataset!r} in {where} or among TFDS' own{nearest(dataset, known)}"
+        ) from None
+    if not builder.info.splits:
+        raise UsageError(
+            f"{dataset} is not prepared in {builder.data_dir}; prepare it with: "
+            f"{_prepare_command(builder)}"
+        )
+    return builder
+
+
+def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
+    command = (
+        f"pip install 'xception_jax[prepare]' && tfds build {builder.name} "
+        f"--file_format=array_record --data_dir={builder._data_dir_root}"
+    )
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        command += " --manual_dir=DIR (DIR holds the archives, see tensorflow.org/datasets)"
+    return command
+
+
+def _features(builder: tfds.core.DatasetBuilder, dataset: str) -> tuple[str, str]:
+    """The names of the data set's one image and one label."""
+    features = builder.info.features
+    kinds = (("image", tfds.features.Image), ("class label", tfds.features.ClassLabel))
+    found = []
+    for kind, feature_class in kinds:
+        names = [name for name, feature in features.items() if isinstance(feature, feature_class)]
+        if len(names) != 1:
+            raise UsageError(
+                f"{dataset} has {len(names)} features of the kind {kind} ({', '.join(features)}); "
+                f"image classification takes data sets with one"
+            )
+        found += names
+    return found[0], found[1]

@@ -1,0 +1,149 @@
+"""The order of the examples, and their way to the devices.
+
+The training stream is one endless sequence: example i is a function of (seed, i) alone, epoch
+after epoch a new permutation. Step s takes the examples [s * B, (s + 1) * B), and process h of n
+the h-th n-th part of that range. So the step *is* the position: there is no iterator state to save,
+resuming costs the same at any step, and another number of processes or threads changes nothing.
+"""
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import grain
+import jax
+import numpy as np
+
+from xception_jax.data import decode
+from xception_jax.data.sources import Source
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Images:
+    """How the host makes an image of an example.
+
+    Attributes:
+      size: side of the square it ends as, pixels.
+      crop_area, crop_aspect: ranges of the random training crop, see `decode.random_box`.
+      eval_crop: share of the shorter side that evaluation keeps of the centre.
+    """
+
+    size: int
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    eval_crop: float = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch this process reads: part `index` of `count`."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> "Share":
+        return cls(jax.process_index(), jax.process_count())
+
+
+def training_batches(
+    source: Source,
+    images: Images,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    share: Share = Share(),
+    threads: int = 4,
+) -> Iterator[Batch]:
+    """This process' share of the training batches, from `first_step` on, without end.
+
+    Args:
+      source: the split.
+      images: crop and size.
+      batch_size: examples in a batch over all processes.
+      seed: of the order and the crops.
+      first_step: the step of the first batch.
+      share: this process' part.
+      threads: batches that are made at the same time; has no influence on what they hold.
+
+    Yields:
+      `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]`, `mask` float32 `[b]` (ones), with
+      `b = batch_size / share.count`.
+    """
+    order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
+
+    def prepare(example: tuple[bytes, int], rng: np.random.Generator) -> Batch:
+        encoded, label = example
+        image = decode.decode(encoded)
+        box = decode.random_box(rng, *image.shape[:2], images.crop_area, images.crop_aspect)
+        return _example(decode.crop_and_resize(image, box, images.size), label)
+
+    # Explicit seeds: those that Grain derives would change with a step added to the pipeline.
+    stream = grain.MapDataset.source(source).shuffle(seed=order_seed).repeat()
+    return _batches(
+        stream.random_map(prepare, seed=crop_seed), batch_size, share, first_step, threads
+    )
+
+
+def evaluation_batches(
+    source: Source,
+    images: Images,
+    *,
+    batch_size: int,
+    share: Share = Share(),
+    threads: int = 4,
+) -> Iterator[Batch]:
+    """This process' share of the split, in its own order, every example exactly once.
+
+    The last batch is filled up with black images whose `mask` is 0. See `training_batches`.
+    """
+
+    def prepare(index: int) -> Batch:
+        if index >= len(source):
+            return _example(np.zeros((images.size, images.size, 3), np.uint8), 0, mask=0.0)
+        encoded, label = source[index]
+        image = decode.decode(encoded)
+        box = decode.centre_box(*image.shape[:2], images.eval_crop)
+        return _example(decode.crop_and_resize(image, box, images.size), label)
+
+    padded = -(-len(source) // batch_size) * batch_size
+    return _batches(grain.MapDataset.range(padded).map(prepare), batch_size, share, 0, threads)
+
+
+def _example(image: np.ndarray, label: int, mask: float = 1.0) -> Batch:
+    return {"image": image, "label": np.int32(label), "mask": np.float32(mask)}
+
+
+def _batches(
+    examples: grain.MapDataset, batch_size: int, share: Share, first_step: int, threads: int
+) -> Iterator[Batch]:
+    """Cuts a sequence into batches and takes this process' contiguous part of each.
+
+    Contiguous, so that the rows of the global batch are in stream order whatever the number of
+    processes, and virtual batches of batch normalization hold the same examples.
+    """
+    parts = examples.batch(batch_size // share.count, drop_remainder=True)
+    mine = parts[first_step * share.count + share.index :: share.count]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(mine.to_iter_dataset(options))
+
+
+def to_devices(
+    batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Makes global arrays of the processes' shares, `ahead` of what the step consumes."""
+    placed = (
+        {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
+        for batch in batches
+    )
+    queue = collections.deque(itertools.islice(placed, ahead))
+    while queue:
+        yield queue.popleft()
+        queue.extend(itertools.islice(placed, 1))

@@ -1,0 +1,18 @@
+"""What a user can mend: reported as one line with exit code 2, never as a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Bad input. The message is one line: what is wrong, what was expected, how to mend it."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on. The message is one line, reported with exit code 1."""

@@ -1,0 +1,99 @@
+"""Evaluates a checkpoint of a run: exact top-1, top-5 and loss over a whole split.
+
+    python -m xception_jax.evaluate --workdir=runs/digits
+    python -m xception_jax.evaluate --workdir=runs/digits --step=best --weights=raw --split=train
+
+Reads only the weights it needs, and checks every one of them against its digest.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from xception_jax import cli
+from xception_jax.errors import UsageError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+_STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a number")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
+)
+_SPLIT = flags.DEFINE_string("split", None, "TFDS split; unless given, the run's data.eval_split")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps its data, if elsewhere now")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 0, "over all devices; 0: the run's. Has no influence on the result", lower_bound=0
+)
+_JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
+
+
+def evaluate(
+    workdir: pathlib.Path,
+    *,
+    step: str = "latest",
+    weights: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 0,
+) -> dict[str, object]:
+    """Evaluates a checkpoint; the arguments are the command's flags.
+
+    Returns:
+      `step`, `weights`, `split`, `top1`, `top5`, `loss`, `examples`.
+
+    Raises:
+      UsageError: there is no such run, checkpoint, split or kind of weights.
+      RunError: the checkpoint is damaged.
+    """
+    from xception_jax.data import sources
+    from xception_jax.training import sharding, state
+    from xception_jax.training.checkpoint import Checkpoints
+    from xception_jax.training.evaluation import Evaluator
+    from xception_jax.training.workdir import read_config
+
+    config = read_config(workdir)
+    weights = weights or ("ema" if config.ema.decay else "raw")
+    if weights == "ema" and not config.ema.decay:
+        raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
+    split = split or config.data.eval_split
+    source = sources.open_split(config.data.dataset, split, data_dir or config.data.data_dir)
+    mesh = sharding.make_mesh()
+    make_model = state.model_maker(config, len(source.class_names))
+    evaluator = Evaluator.create(config, state.structure_of(make_model), source, mesh, batch_size)
+    target = state.abstract(
+        lambda key: state.create_weights(make_model, key), sharding.replicated(mesh)
+    )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        found = checkpoints.find(step)
+        items, _ = checkpoints.restore(found, {"ema": target} if weights == "ema" else target)
+    metrics = evaluator(items["ema"] if weights == "ema" else items)
+    return {"step": found, "weights": weights, "split": split, **metrics}
+
+
+def main() -> None:
+    if _WORKDIR.value is None:
+        raise UsageError("--workdir is needed; --help shows an example")
+    result = evaluate(
+        pathlib.Path(_WORKDIR.value),
+        step=_STEP.value,
+        weights=_WEIGHTS.value,
+        split=_SPLIT.value,
+        data_dir=_DATA_DIR.value,
+        batch_size=_BATCH_SIZE.value,
+    )
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    from xception_jax.training import telemetry
+
+    shown = {
+        name: f"{value:.2%}" if name.startswith("top") else f"{value:.6f}"
+        for name, value in result.items()
+        if isinstance(value, float)
+    }
+    rows = [(name, shown.get(name, str(value))) for name, value in result.items()]
+    telemetry.make_console().print(telemetry.table(_WORKDIR.value, ("", ""), rows))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

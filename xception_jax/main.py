@@ -1,0 +1,55 @@
+"""Trains a model, or continues where the run in the folder was stopped.
+
+    python -m xception_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m xception_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \\
+        --config.data.batch_size=512 --config.duration="60 epochs"
+
+Every field of the config can be changed on the command line; --list_fields shows them all.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from xception_jax import cli, config
+from xception_jax.errors import UsageError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run's checkpoints and logs")
+_ALLOW = flags.DEFINE_bool(
+    "allow_config_changes",
+    False,
+    "continue a run with another config, where the fields that differ alter nothing it computes",
+)
+_JSON = flags.DEFINE_bool(
+    "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
+)
+_FIELDS = flags.DEFINE_bool("list_fields", False, "print every field of a config and exit")
+
+
+def main() -> None:
+    if _FIELDS.value:
+        print(config.describe())
+        return
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise UsageError("--config and --workdir are needed; --help shows an example")
+    # Imported late: --help and a misspelt flag need not wait for JAX.
+    from xception_jax.train import train
+    from xception_jax.training.telemetry import make_console
+
+    result = train(
+        _CONFIG.value,
+        pathlib.Path(_WORKDIR.value),
+        console=make_console(stderr=_JSON.value),
+        allow_config_changes=_ALLOW.value,
+    )
+    if _JSON.value:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

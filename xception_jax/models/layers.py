@@ -1,0 +1,162 @@
+"""The layers that the models are built of. Images are `[batch, height, width, channels]`.
+
+Parameters are float32; each layer computes in its `dtype` (float32, or bfloat16 on TPU and GPU).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xception_jax.models import ops
+
+# Keras' own Xception (keras/src/applications/xception.py) leaves its default; the paper is silent.
+_kernel_init = nnx.initializers.glorot_uniform()
+
+
+class Conv(nnx.Module):
+    """A dense convolution without bias: every one here is followed by batch normalization."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int,
+        *,
+        rngs: nnx.Rngs,
+        stride: int = 1,
+        padding: str = "SAME",
+        dtype: DTypeLike = jnp.float32,
+    ):
+        shape = (kernel_size, kernel_size, channels_in, channels_out)
+        self.kernel = nnx.Param(_kernel_init(rngs.params(), shape))
+        self.stride, self.padding, self.dtype = stride, padding, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            (self.stride, self.stride),
+            self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class Pointwise(nnx.Module):
+    """A 1x1 convolution without bias, kernel `[channels_in, channels_out]`; SAME when strided."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        rngs: nnx.Rngs,
+        stride: int = 1,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.kernel = nnx.Param(_kernel_init(rngs.params(), (channels_in, channels_out)))
+        self.stride, self.dtype = stride, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x[:, :: self.stride, :: self.stride]
+        return ops.pointwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+class Depthwise(nnx.Module):
+    """A 3x3 convolution of each channel with its own filter, stride 1, SAME, without bias.
+
+    The kernel is `[3, 3, 1, channels]`.
+    """
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.kernel = nnx.Param(_kernel_init(rngs.params(), (3, 3, 1, channels)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ops.depthwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+class SeparableConv(nnx.Module):
+    """A depthwise separable convolution: 3x3 over space, then 1x1 over channels.
+
+    Nothing comes between the two: the paper finds (section 4.7, figure 10) that an activation
+    there makes training slower and its end worse.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.depthwise = Depthwise(channels_in, rngs=rngs, dtype=dtype)
+        self.pointwise = Pointwise(channels_in, channels_out, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.pointwise(self.depthwise(x))
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization over virtual batches of a fixed number of examples.
+
+    In training the batch is cut into runs of `virtual_batch` examples, and each run is normalized
+    by its own mean and variance; the running statistics move towards the mean over the runs. So a
+    step computes the same thing on any number of devices, and where a device's share holds whole
+    virtual batches the statistics need no communication. `None`: one run, the whole global batch.
+
+    Statistics are float32 whatever the compute dtype; the variance is the biased one, as in Keras.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        epsilon: float = 1e-3,
+        momentum: float = 0.99,
+        virtual_batch: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.epsilon, self.momentum = epsilon, momentum
+        self.virtual_batch, self.dtype = virtual_batch, dtype
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        if not train:
+            return self._affine(x, self.mean[...], self.var[...])
+        runs = x.reshape(-1, self._run_length(x.shape[0]), *x.shape[1:])
+        mean, var = self._statistics(runs)
+        self.mean[...] = self._moved(self.mean[...], mean)
+        self.var[...] = self._moved(self.var[...], var)
+        return self._affine(runs, mean, var).reshape(x.shape)
+
+    def _run_length(self, batch: int) -> int:
+        length = self.virtual_batch or batch
+        if batch % length:
+            raise ValueError(f"a batch of {batch} does not divide into virtual batches of {length}")
+        return length
+
+    def _statistics(self, runs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Means and variances, each `[runs, 1, 1, 1, channels]`, in one pass over the data.
+
+        E[x^2] - E[x]^2 loses all precision where the mean is far above the deviation, so the
+        running mean, a good guess of the mean, is taken off first.
+        """
+        guess = jax.lax.stop_gradient(self.mean[...])
+        centred = runs.astype(jnp.float32) - guess
+        axes = tuple(range(1, runs.ndim - 1))
+        mean = centred.mean(axes, keepdims=True)
+        var = jnp.square(centred).mean(axes, keepdims=True) - jnp.square(mean)
+        return mean + guess, jnp.maximum(var, 0)
+
+    def _moved(self, running: jax.Array, runs: jax.Array) -> jax.Array:
+        average = runs.reshape(-1, runs.shape[-1]).mean(0)
+        return self.momentum * running + (1 - self.momentum) * average
+
+    def _affine(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return (x.astype(jnp.float32) * scale + (self.bias[...] - mean * scale)).astype(self.dtype)

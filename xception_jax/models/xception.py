@@ -1,0 +1,255 @@
+"""Xception (arXiv:1610.02357v3, figure 5): 36 convolutions in 14 modules.
+
+    entry flow    block1         two plain 3x3 convolutions, the first with stride 2
+                  block2..4      two separable convolutions, max pooling; projected skip
+    middle flow   block5..12     three separable convolutions; identity skip
+    exit flow     block13        two separable convolutions, max pooling; projected skip
+                  block14        two separable convolutions
+    head          global average pooling, optional fully connected layers, dropout, classifier
+
+The numbers of the blocks are the paper's and Keras' (keras/src/applications/xception.py).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xception_jax.models import ops
+from xception_jax.models.layers import BatchNorm, Conv, Pointwise, SeparableConv
+
+# A batch normalization but for its number of channels.
+Norm = Callable[[int], BatchNorm]
+
+
+class Stem(nnx.Module):
+    """Block 1: two plain 3x3 convolutions, VALID, each with batch normalization and ReLU."""
+
+    def __init__(self, channels: Sequence[int], stride: int, *, norm: Norm, rngs: nnx.Rngs, dtype):
+        first, second = channels
+        conv = partial(Conv, kernel_size=3, padding="VALID", rngs=rngs, dtype=dtype)
+        self.conv1, self.bn1 = conv(3, first, stride=stride), norm(first)
+        self.conv2, self.bn2 = conv(first, second), norm(second)
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nnx.relu(self.bn1(self.conv1(x), train=train))
+        return nnx.relu(self.bn2(self.conv2(x), train=train))
+
+
+class Unit(nnx.Module):
+    """A separable convolution and its batch normalization, after a ReLU where `relu` is set."""
+
+    def __init__(
+        self, channels_in: int, channels: int, *, relu: bool, norm: Norm, rngs: nnx.Rngs, dtype
+    ):
+        self.conv = SeparableConv(channels_in, channels, rngs=rngs, dtype=dtype)
+        self.bn = norm(channels)
+        self.relu = relu
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return self.bn(self.conv(nnx.relu(x) if self.relu else x), train=train)
+
+
+class Skip(nnx.Module):
+    """The projection around a block that halves the image: 1x1, stride 2, batch normalization."""
+
+    def __init__(self, channels_in: int, channels: int, *, norm: Norm, rngs: nnx.Rngs, dtype):
+        self.conv = Pointwise(channels_in, channels, stride=2, rngs=rngs, dtype=dtype)
+        self.bn = norm(channels)
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return self.bn(self.conv(x), train=train)
+
+
+class Block(nnx.Module):
+    """Separable convolutions with a residual connection around them.
+
+    Args:
+      channels_in: channels of the input.
+      channels: output channels of each separable convolution in turn.
+      downsample: end with a 3x3/2 max pooling, and project the skip; else the skip is the identity.
+      first_relu: a ReLU before the first convolution (block 2 alone has none).
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: Sequence[int],
+        *,
+        downsample: bool,
+        first_relu: bool = True,
+        norm: Norm,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+    ):
+        widths = [channels_in, *channels]
+        self.units = nnx.List(
+            Unit(before, after, relu=first_relu or i > 0, norm=norm, rngs=rngs, dtype=dtype)
+            for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False))
+        )
+        self.skip = (
+            Skip(channels_in, channels[-1], norm=norm, rngs=rngs, dtype=dtype)
+            if downsample
+            else None
+        )
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        y = x
+        for unit in self.units:
+            y = unit(y, train=train)
+        return y + x if self.skip is None else ops.max_pool(y) + self.skip(x, train=train)
+
+
+class Tail(nnx.Module):
+    """Block 14: separable convolutions, each with batch normalization and ReLU; no residual."""
+
+    def __init__(
+        self, channels_in: int, channels: Sequence[int], *, norm: Norm, rngs: nnx.Rngs, dtype
+    ):
+        widths = [channels_in, *channels]
+        self.units = nnx.List(
+            Unit(before, after, relu=False, norm=norm, rngs=rngs, dtype=dtype)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        for unit in self.units:
+            x = nnx.relu(unit(x, train=train))
+        return x
+
+
+class Head(nnx.Module):
+    """Pooled features to logits: fully connected layers with ReLU, dropout, logistic regression."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        num_classes: int,
+        *,
+        fc_units: Sequence[int],
+        dropout: float,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+    ):
+        widths = [channels_in, *fc_units]
+        self.fc = nnx.List(
+            nnx.Linear(before, after, rngs=rngs, dtype=dtype)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.dropout = nnx.Dropout(dropout)
+        self.classifier = nnx.Linear(widths[-1], num_classes, rngs=rngs, dtype=jnp.float32)
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        for layer in self.fc:
+            x = nnx.relu(layer(x))
+        return self.classifier(self.dropout(x, deterministic=not train, rngs=rngs))
+
+
+class Xception(nnx.Module):
+    """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.
+
+    Args:
+      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+        features `[batch, channels]`.
+      rngs: the stream `params` makes the initial weights.
+      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
+      width: factor on every number of channels; products are rounded to a multiple of 8.
+      middle_blocks: blocks of the middle flow.
+      stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
+      fc_units: sizes of fully connected layers before the classifier ((4096, 4096) on JFT).
+      dropout: share of the features dropped before the classifier (0.5 on ImageNet).
+      bn_epsilon, bn_momentum: Keras' values; the paper does not state them.
+      bn_virtual_batch: see `layers.BatchNorm`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike | None = None,
+        width: float = 1.0,
+        middle_blocks: int = 8,
+        stem_stride: int = 2,
+        fc_units: Sequence[int] = (),
+        dropout: float = 0.5,
+        bn_epsilon: float = 1e-3,
+        bn_momentum: float = 0.99,
+        bn_virtual_batch: int | None = None,
+    ):
+        dtype = dtype or jnp.float32
+
+        def wide(*channels: int) -> tuple[int, ...]:
+            return tuple(max(8, round(c * width / 8) * 8) for c in channels)
+
+        norm = partial(
+            BatchNorm,
+            epsilon=bn_epsilon,
+            momentum=bn_momentum,
+            virtual_batch=bn_virtual_batch,
+            dtype=dtype,
+        )
+        shared = {"norm": norm, "rngs": rngs, "dtype": dtype}
+        c64, c128, c256, c728, c1024, c1536, c2048 = wide(64, 128, 256, 728, 1024, 1536, 2048)
+
+        self.stem = Stem(wide(32, 64), stem_stride, **shared)
+        self.entry_flow = nnx.List(
+            [
+                Block(c64, (c128, c128), downsample=True, first_relu=False, **shared),
+                Block(c128, (c256, c256), downsample=True, **shared),
+                Block(c256, (c728, c728), downsample=True, **shared),
+            ]
+        )
+        self.middle_flow = nnx.List(
+            Block(c728, (c728, c728, c728), downsample=False, **shared)
+            for _ in range(middle_blocks)
+        )
+        self.exit_flow = nnx.List(
+            [
+                Block(c728, (c728, c1024), downsample=True, **shared),
+                Tail(c1024, (c1536, c2048), **shared),
+            ]
+        )
+        self.head = (
+            None
+            if num_classes is None
+            else Head(
+                c2048, num_classes, fc_units=fc_units, dropout=dropout, rngs=rngs, dtype=dtype
+            )
+        )
+        self.dtype = dtype
+        # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
+        self.min_image_size = 7 if stem_stride == 2 else 2 * stem_stride + 3
+
+    def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
+        """The paper's modules in order, as `("block1", module), ("block2", module), ...`."""
+        flow = [self.stem, *self.entry_flow, *self.middle_flow, *self.exit_flow]
+        yield from ((f"block{i}", block) for i, block in enumerate(flow, start=1))
+
+    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """The last feature map, `[batch, height / 32, width / 32, channels]` in `dtype`."""
+        if min(images.shape[1:3]) < self.min_image_size:
+            raise ValueError(
+                f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
+                f"least side of {self.min_image_size}"
+            )
+        x = images.astype(self.dtype)
+        for _, block in self.blocks():
+            x = block(x, train=train)
+        return x
+
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Logits, float32 `[batch, num_classes]`.
+
+        Args:
+          images: `[batch, height, width, 3]`, scaled to [-1, 1].
+          train: normalize by the statistics of the batch, move the running ones, and drop out.
+          rngs: the stream `dropout`, needed in training where `dropout` is above 0.
+        """
+        pooled = self.features(images, train=train).mean((1, 2), dtype=jnp.float32)
+        return pooled if self.head is None else self.head(pooled, train=train, rngs=rngs)

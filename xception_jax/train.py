@@ -1,0 +1,210 @@
+"""A run from its config to its last checkpoint, in the order in which it happens."""
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from xception_jax import config as config_lib
+from xception_jax.data import sources, stream
+from xception_jax.training import optimizer, sharding, signals, telemetry, workdir
+from xception_jax.training import state as state_lib
+from xception_jax.training import step as step_lib
+from xception_jax.training.checkpoint import Checkpoints, Meta
+from xception_jax.training.evaluation import Evaluator, images_of
+from xception_jax.training.state import TrainState
+
+
+def train(
+    config: ConfigDict,
+    folder: Path,
+    *,
+    console: Console | None = None,
+    allow_config_changes: bool = False,
+) -> dict[str, Any]:
+    """Trains in `folder`, from its newest checkpoint on if it has one.
+
+    Args:
+      config: see `xception_jax.config`.
+      folder: holds everything that the run writes; made if it is not there.
+      console: where progress goes; standard output unless given.
+      allow_config_changes: continue a run though harmless fields of its config have changed.
+
+    Returns:
+      `step` and the metrics of the last evaluation, `top1`, `top5`, `loss`, `examples`.
+
+    Raises:
+      UsageError: the config, the data or the folder will not do; nothing has been compiled.
+      RunError: the run cannot go on: its loss is not finite, or a checkpoint cannot be written.
+    """
+    config_lib.validate(config)
+    with workdir.claim(folder, config, allow_changes=allow_config_changes):
+        run = prepare(config)
+        with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+            state, notes = restore_or_initialize(run, checkpoints)
+            first = int(state.step)
+            with telemetry.Telemetry(
+                folder,
+                console or telemetry.make_console(),
+                start=first,
+                total=run.total_steps,
+                batch_size=config.data.batch_size,
+                epoch=len(run.train_source),
+                tensorboard=config.log.tensorboard,
+            ) as log:
+                introduce(run, state, notes, log)
+                last = loop(run, state, first, checkpoints, log)
+                conclude(run, checkpoints, folder, last, log)
+                return {"step": last, **(checkpoints.metrics(last) or {})}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of, once its config has met the devices and the data."""
+
+    config: ConfigDict
+    mesh: Mesh
+    train_source: sources.Source
+    total_steps: int
+    init: Callable[[jax.Array], TrainState]
+    train_step: Callable[..., Any]
+    evaluate: Evaluator
+
+    @property
+    def meta(self) -> Meta:
+        """What its checkpoints say of their data, at step 0."""
+        source = self.train_source
+        return Meta(0, source.name, len(source), source.class_names)
+
+    def batches(self, first_step: int) -> Iterator[step_lib.Batch]:
+        """The training batches on the devices, from `first_step` on."""
+        batches = stream.training_batches(
+            self.train_source,
+            images_of(self.config),
+            batch_size=self.config.data.batch_size,
+            seed=self.config.seed,
+            first_step=first_step,
+            share=stream.Share.of_this_process(),
+            threads=self.config.data.threads,
+        )
+        return stream.to_devices(batches, sharding.by_example(self.mesh))
+
+    def due(self, every: str, done: int) -> bool:
+        """Whether step `done` is the first to reach a multiple of the duration `every`."""
+        batch = self.config.data.batch_size
+        length = config_lib.Duration.parse(every).examples(
+            batch_size=batch, epoch=len(self.train_source)
+        )
+        return done * batch // length > (done - 1) * batch // length
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
+    data = config.data
+    mesh = sharding.make_mesh(config.mesh.data)
+    train_source = sources.open_split(data.dataset, data.train_split, data.data_dir)
+    eval_source = sources.open_split(data.dataset, data.eval_split, data.data_dir)
+    make_model = state_lib.model_maker(config, len(train_source.class_names))
+    structure = state_lib.structure_of(make_model)
+
+    def steps(duration: str) -> int:
+        return config_lib.Duration.parse(duration).steps(
+            batch_size=data.batch_size, epoch=len(train_source)
+        )
+
+    transformation, schedule = optimizer.from_config(config, steps)
+    recipe = step_lib.Recipe(
+        structure=structure,
+        optimizer=transformation,
+        schedule=schedule,
+        seed=config.seed,
+        flip=config.augment.flip,
+        shift=config.augment.shift,
+        label_smoothing=config.loss.label_smoothing,
+        accumulate=config.optimizer.accumulate,
+        virtual_batch=config.model.bn_virtual_batch,
+        ema_decay=config.ema.decay,
+    )
+    return Run(
+        config=config,
+        mesh=mesh,
+        train_source=train_source,
+        total_steps=steps(config.duration),
+        init=partial(state_lib.create, make_model, transformation, config.ema.decay > 0),
+        train_step=step_lib.jit_train_step(recipe, mesh),
+        evaluate=Evaluator.create(config, structure, eval_source, mesh),
+    )
+
+
+def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, list[str]]:
+    """The newest intact checkpoint's state, else a fresh one; and what is to be said of it."""
+    whole = sharding.replicated(run.mesh)
+    state, meta, damaged = checkpoints.restore_newest(state_lib.abstract(run.init, whole))
+    notes = [f"DAMAGED: {note}" for note in damaged]
+    if state is None or meta is None:
+        return state_lib.initialize(run.init, run.config.seed, whole), notes
+    meta.check_data(run.meta)
+    return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
+
+
+def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Telemetry) -> None:
+    """Says what is about to run, on what."""
+    parts = state_lib.parameter_table(state.params)
+    total = sum(count for _, count in parts)
+    rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in parts]
+    rows.append(("all", f"{total:,}", "100.0%"))
+    log.say(telemetry.table(run.config.model.name, ("part", "parameters", "share"), rows))
+    log.say(
+        f"{run.train_source.name}: {len(run.train_source):,} examples, "
+        f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
+        f"{run.config.data.batch_size} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    )
+    for note in notes:
+        log.say(note)
+
+
+def loop(
+    run: Run, state: TrainState, first: int, checkpoints: Checkpoints, log: telemetry.Telemetry
+) -> int:
+    """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
+    config, done = run.config, first
+    with signals.stop_requested() as stop_requested:
+        batches = run.batches(first)
+        for done in range(first + 1, run.total_steps + 1):
+            state, metrics = run.train_step(state, next(batches))
+            log.step_dispatched(done, metrics, log=run.due(config.log.every, done))
+            stop = stop_requested()
+            evaluate = done == run.total_steps or run.due(config.eval.every, done)
+            if evaluate or stop or run.due(config.checkpoint.every, done):
+                log.catch_up()
+                since, result = time.perf_counter(), None
+                if evaluate:
+                    result = run.evaluate(state.weights())
+                    log.evaluated(done, result)
+                checkpoints.save(state, run.meta.at(done), result)
+                log.resume_clock(since)
+            if stop:
+                break
+    checkpoints.wait()
+    return done
+
+
+def conclude(
+    run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: telemetry.Telemetry
+) -> None:
+    """Says where the run stands and what to do next."""
+    if last < run.total_steps:
+        log.say(f"stopped at step {last} and saved; the same command continues")
+        return
+    log.say(
+        f"done: {folder / 'checkpoints' / str(last)}  (best: {checkpoints.find('best')})\n"
+        f"evaluate it with: python -m xception_jax.evaluate --workdir={shlex.quote(str(folder))}"
+    )

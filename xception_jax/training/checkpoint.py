@@ -1,0 +1,230 @@
+"""Checkpoints: `workdir/checkpoints/<step>`, written by Orbax in the background.
+
+The parts of the state (`params`, `batch_stats`, `opt_state`, `ema`) are separate items, so that an
+evaluation reads only what it needs. The item `meta` is JSON and holds a digest of every array,
+since Orbax does not notice a flipped bit in array data. All of it is finalized together.
+"""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from xception_jax.errors import RunError, UsageError
+from xception_jax.training.digest import digests
+from xception_jax.training.state import Tree, TrainState
+
+ITEMS = ("params", "batch_stats", "opt_state", "ema")
+
+
+class DamagedCheckpoint(RunError):
+    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself.
+
+    Attributes:
+      step: steps done.
+      dataset: name, version and split of the training data.
+      train_examples: their number, on which the order of the examples rests.
+      class_names: what each label means.
+      digests: `{item: {path of the leaf: digest}}`, filled in by `save`.
+    """
+
+    step: int
+    dataset: str
+    train_examples: int
+    class_names: tuple[str, ...]
+    digests: dict[str, dict[str, int]] | None = None
+
+    def at(self, step: int) -> "Meta":
+        """The same, of another step."""
+        return replace(self, step=step)
+
+    def check_data(self, now: "Meta") -> None:
+        """Raises `UsageError` where a run would continue on other examples than it began with."""
+        then = (self.train_examples, self.class_names)
+        if then != (now.train_examples, now.class_names):
+            raise UsageError(
+                f"the run began on {self.train_examples} examples of {len(self.class_names)} "
+                f"classes, and {now.dataset} has {now.train_examples} of {len(now.class_names)}; "
+                f"give it the data back, or start in another --workdir"
+            )
+
+
+def _quality(metrics: dict[str, float]) -> tuple[float, float]:
+    """What `best` means: the highest top-1, and among equals the lowest loss."""
+    return metrics["top1"], -metrics["loss"]
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager that waits for the last write.
+
+    Args:
+      workdir: the run's folder.
+      keep: newest checkpoints that are kept, besides the best one.
+      read_only: open what is there and change nothing.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
+        self._folder = workdir / "checkpoints"
+        best = policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            save_decision_policy=None if read_only else policies.FixedIntervalPolicy(1),
+            best_fn=_quality,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            self._folder.absolute(), options=options, item_names=(*ITEMS, "meta")
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, in order."""
+        return sorted(self._manager.all_steps())
+
+    def find(self, step: str) -> int:
+        """The step that `latest`, `best` or a number names. Raises `UsageError` if there is none."""
+        steps = self.steps()
+        if not steps:
+            raise UsageError(f"no checkpoint in {self._folder}")
+        if step == "latest":
+            return steps[-1]
+        if step == "best":
+            best = self._manager.best_step()
+            if best is None:
+                raise UsageError(
+                    f"no checkpoint in {self._folder} was evaluated; take --step=latest"
+                )
+            return best
+        if not step.isdigit() or int(step) not in steps:
+            there = ", ".join(map(str, steps))
+            raise UsageError(f"no checkpoint {step!r} in {self._folder}; latest, best, or: {there}")
+        return int(step)
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """What the run's evaluation at this step found, if there was one."""
+        return self._manager.metrics(step)
+
+    def save(self, state: TrainState, meta: Meta, metrics: dict[str, float] | None = None) -> None:
+        """Copies the state off the devices and writes it in the background.
+
+        Raises:
+          RunError: the state is not finite, or an earlier write failed.
+        """
+        items = {name: getattr(state, name) for name in ITEMS if getattr(state, name) is not None}
+        found = {name: digests(tree) for name, tree in items.items()}
+        broken = [f"{name}.{leaf}" for name, (_, leaves) in found.items() for leaf in leaves]
+        if broken:
+            raise RunError(f"at step {meta.step} {broken[0]} is not finite; nothing was saved. "
+                           f"The last good checkpoint is {self._last()}")  # fmt: skip
+        meta = replace(meta, digests={name: sums for name, (sums, _) in found.items()})
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(asdict(meta)))
+        try:
+            saved = self._manager.save(meta.step, args=composite, metrics=metrics)
+        except Exception as error:
+            raise RunError(f"checkpoint {meta.step} could not be saved: {error}") from error
+        if not saved:
+            raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
+
+    def wait(self) -> None:
+        """Waits until everything is written. Raises `RunError` if a write failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise RunError(f"a checkpoint could not be written: {error}") from error
+
+    def _last(self) -> str:
+        steps = self.steps()
+        return str(self._folder / str(steps[-1])) if steps else "none"
+
+    def restore(self, step: int, targets: dict[str, Tree]) -> tuple[dict[str, Tree], Meta]:
+        """Reads items of a checkpoint onto the devices and checks every array's digest.
+
+        Args:
+          step: one of `steps()`.
+          targets: for each item wanted, its tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          DamagedCheckpoint: with the reason, naming the leaf where it is one.
+        """
+        args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        composite = ocp.args.Composite(**args, meta=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=composite)
+            meta = Meta(**restored.meta)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise DamagedCheckpoint(f"checkpoint {step} cannot be read: {reason[0]}") from error
+        for item in targets:
+            now, _ = digests(restored[item])
+            then = (meta.digests or {}).get(item, {})
+            wrong = [leaf for leaf, digest in now.items() if digest != then.get(leaf)]
+            if wrong:
+                raise DamagedCheckpoint(
+                    f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
+                )
+        items = {name: restored[name] for name in targets}
+        return items, replace(meta, class_names=tuple(meta.class_names))
+
+    def restore_newest(
+        self, target: TrainState
+    ) -> tuple[TrainState | None, Meta | None, list[str]]:
+        """Restores the newest intact checkpoint and moves newer, damaged ones aside.
+
+        Returns:
+          The state and its meta (None, None without any checkpoint), and a line on each checkpoint
+          that was moved to `workdir/damaged`.
+
+        Raises:
+          RunError: there are checkpoints, but not one that is intact; nothing has been moved.
+        """
+        targets = {
+            name: getattr(target, name) for name in ITEMS if getattr(target, name) is not None
+        }
+        complaints: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                items, meta = self.restore(step, targets)
+            except DamagedCheckpoint as damage:
+                complaints[step] = str(damage)
+                continue
+            state = TrainState(
+                step=jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding),
+                **{"ema": None, **items},
+            )
+            return state, meta, [self._move_aside(s, text) for s, text in complaints.items()]
+        if complaints:
+            raise RunError(
+                f"no checkpoint in {self._folder} can be restored; the newest: "
+                f"{next(iter(complaints.values()))}"
+            )
+        return None, None, []
+
+    def _move_aside(self, step: int, complaint: str) -> str:
+        aside = self._folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        place = aside / str(step)
+        number = 0
+        while place.exists():
+            number += 1
+            place = aside / f"{step}.{number}"
+        os.rename(self._folder / str(step), place)
+        self._manager.reload()
+        return f"{complaint}; moved to {place}"

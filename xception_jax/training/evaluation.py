@@ -1,0 +1,85 @@
+"""Exact metrics over a whole split, in a run and after it."""
+
+import collections
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from xception_jax.data import stream
+from xception_jax.data.sources import Source
+from xception_jax.training import sharding
+from xception_jax.training.state import Tree
+from xception_jax.training.step import Scalars, jit_evaluate_batch
+
+# Batches dispatched before the first one's sums are fetched.
+_BATCHES_AHEAD = 2
+
+
+def images_of(config: ConfigDict) -> stream.Images:
+    """How the host makes images, as the config says."""
+    data = config.data
+    return stream.Images(data.image_size, data.crop_area, data.crop_aspect, data.eval_crop)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates weights on a split: each example exactly once, whatever the batch and the mesh.
+
+    Attributes:
+      source: the split.
+      images: how the host makes images of it.
+      mesh: the devices.
+      evaluate_batch: the jitted step.
+      batch_size: over all devices, which divide it.
+      threads: of the host.
+    """
+
+    source: Source
+    images: stream.Images
+    mesh: Mesh
+    evaluate_batch: Any
+    batch_size: int
+    threads: int
+
+    @classmethod
+    def create(
+        cls, config: ConfigDict, structure: Any, source: Source, mesh: Mesh, batch_size: int = 0
+    ) -> "Evaluator":
+        """From a config; `batch_size` overrides the config's, and is rounded up to the devices."""
+        batch_size = batch_size or config.eval.batch_size or config.data.batch_size
+        return cls(
+            source=source,
+            images=images_of(config),
+            mesh=mesh,
+            evaluate_batch=jit_evaluate_batch(structure, mesh),
+            batch_size=-(-batch_size // mesh.size) * mesh.size,
+            threads=config.data.threads,
+        )
+
+    def __call__(self, weights: Tree) -> dict[str, Any]:
+        """Means `top1`, `top5` and `loss`, and the number of `examples`.
+
+        Sums run in double precision on the host; each batch's are fetched while the next ones are
+        computed.
+        """
+        batches = stream.evaluation_batches(
+            self.source,
+            self.images,
+            batch_size=self.batch_size,
+            share=stream.Share.of_this_process(),
+            threads=self.threads,
+        )
+        totals: collections.Counter[str] = collections.Counter()
+        waiting: collections.deque[Scalars] = collections.deque()
+        for batch in stream.to_devices(batches, sharding.by_example(self.mesh)):
+            waiting.append(self.evaluate_batch(weights, batch))
+            if len(waiting) > _BATCHES_AHEAD:
+                totals.update(jax.device_get(waiting.popleft()))
+        for sums in waiting:
+            totals.update(jax.device_get(sums))
+        examples = int(totals.pop("examples"))
+        means = {name: float(total) / examples for name, total in totals.items()}
+        return {**means, "examples": examples}

@@ -1,0 +1,105 @@
+"""Learning-rate schedules and optimizers, put together from Optax' parts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def make_schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    decay_rate: float = 0.94,
+    decay_steps: int = 1,
+) -> optax.Schedule:
+    """A linear warm-up from 0, then a schedule that counts its steps from the warm-up's end.
+
+    Args:
+      name: `constant`; `cosine`, reaching 0 at `total_steps`; or `staircase`, which multiplies by
+        `decay_rate` every `decay_steps` (the paper's, section 4.2).
+      learning_rate: at its highest.
+    """
+    after = {
+        "constant": lambda: optax.constant_schedule(learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(
+            learning_rate, max(total_steps - warmup_steps, 1)
+        ),
+        "staircase": lambda: optax.exponential_decay(
+            learning_rate, decay_steps, decay_rate, staircase=True
+        ),
+    }[name]()
+    if not warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def decayed(params: Any) -> Any:
+    """True for the leaves that weight decay acts on: kernels, not biases nor batch norm's."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay_mode: str = "auto",
+    decay_all: bool = False,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """`sgd`, `rmsprop`, `adamw` or `lamb`, each as Optax has it, with clipping and weight decay.
+
+    Args:
+      decay_mode: `l2` adds `weight_decay * w` to the gradient, so that it passes through momentum
+        and scaling: the gradient of the paper's term of the loss. `decoupled` adds it after them,
+        so that the step is `-learning_rate * weight_decay * w` (arXiv:1711.05101). `auto` is `l2`
+        for sgd and rmsprop, `decoupled` for adamw and lamb.
+      decay_all: decay batch-norm parameters and biases too.
+      clip_norm: the loss' gradient is scaled down to this norm, before any decay; 0: not at all.
+    """
+    by_rate = optax.scale_by_learning_rate(schedule)
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+    before, after = {
+        "sgd": ([optax.trace(momentum, nesterov)], [by_rate]),
+        "rmsprop": ([optax.scale_by_rms(beta2, epsilon)], [by_rate, optax.trace(momentum)]),
+        "adamw": ([adam], [by_rate]),
+        "lamb": ([adam], [optax.scale_by_trust_ratio(), by_rate]),
+    }[name]
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    mask = None if decay_all else decayed
+    decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
+    coupled = decay_mode == "l2" or (decay_mode == "auto" and name in ("sgd", "rmsprop"))
+    if coupled:
+        return optax.chain(*clip, *decay, *before, *after)
+    return optax.chain(*clip, *before, *decay, *after)
+
+
+def from_config(
+    config: ConfigDict, steps: Callable[[str], int]
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer and the schedule a config asks for; `steps` turns a duration into steps."""
+    opt = config.optimizer
+    scale = config.data.batch_size / opt.reference_batch if opt.reference_batch else 1.0
+    schedule = make_schedule(
+        opt.schedule,
+        learning_rate=opt.learning_rate * scale,
+        total_steps=steps(config.duration),
+        warmup_steps=steps(opt.warmup),
+        decay_rate=opt.decay_rate,
+        decay_steps=steps(opt.decay_every),
+    )
+    names = ("momentum", "nesterov", "beta1", "beta2", "epsilon")
+    decay = ("weight_decay", "decay_mode", "decay_all", "clip_norm")
+    fields = {name: opt[name] for name in (*names, *decay)}
+    return make_optimizer(opt.name, schedule, **fields), schedule

@@ -1,0 +1,176 @@
+"""One step of training, and one batch of evaluation: pure functions, jitted once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from xception_jax.data import augment
+from xception_jax.training import metrics, sharding
+from xception_jax.training.state import Tree, TrainState, apply
+
+Batch = dict[str, jax.Array]
+Scalars = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training step is made of besides its state and its batch.
+
+    Attributes:
+      structure: the model's, see `state.structure_of`.
+      optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
+      seed: of augmentation and dropout.
+      flip, shift: see `data.augment`.
+      label_smoothing: see `metrics.cross_entropy`.
+      accumulate: microbatches that a batch is cut into, one after the other through the model.
+      virtual_batch: of batch normalization; needed where `accumulate` is above 1.
+      ema_decay: of the averaged weights; 0 where the state has none.
+    """
+
+    structure: Any
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    seed: int = 0
+    flip: bool = False
+    shift: int = 0
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    virtual_batch: int | None = None
+    ema_decay: float = 0.0
+
+
+def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+    """One optimizer step.
+
+    Args:
+      recipe: static.
+      state: at step s.
+      batch: of step s, see `data.stream`.
+
+    Returns:
+      The state at step s + 1, and float32 scalars: `loss`, `top1`, `top5`, `grad_norm` over the
+      batch before the step, and `learning_rate`.
+    """
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    augment_key, dropout_key = jax.random.split(key)
+    images = augment.augment(augment_key, batch["image"], flip=recipe.flip, shift=recipe.shift)
+    gradients, batch_stats, sums = _gradients(
+        recipe, state, {**batch, "image": images}, dropout_key
+    )
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=_averaged(recipe, state, {"params": params, "batch_stats": batch_stats}),
+    )
+    grad_norm = optax.global_norm(gradients)
+    return new, {
+        **sums,
+        "grad_norm": grad_norm,
+        "learning_rate": jnp.asarray(recipe.schedule(state.step), jnp.float32),
+    }
+
+
+def _gradients(
+    recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[Tree, Tree, Scalars]:
+    """Gradients of the mean loss, the moved batch statistics, and the batch's metrics."""
+    examples = batch["mask"].sum()
+
+    def loss_of(params: Tree, part: Batch, key: jax.Array):
+        weights = {"params": params, "batch_stats": state.batch_stats}
+        images = augment.normalize(part["image"])
+        logits, batch_stats = apply(recipe.structure, weights, images, train=True, key=key)
+        losses = metrics.cross_entropy(logits, part["label"], recipe.label_smoothing)
+        loss = jnp.sum(losses * part["mask"]) / examples
+        found = {
+            f"top{k}": jnp.sum(metrics.in_top(k, logits, part["label"]) * part["mask"]) / examples
+            for k in (1, 5)
+        }
+        return loss, (batch_stats, {"loss": loss, **found})
+
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    if recipe.accumulate == 1:
+        gradients, (batch_stats, sums) = gradient_of(state.params, batch, key)
+        return gradients, batch_stats, sums
+
+    def add(total, part_and_key):
+        gradients, (batch_stats, sums) = gradient_of(state.params, *part_and_key)
+        # The running statistics move linearly: the mean over the parts is the whole batch's.
+        batch_stats = jax.tree.map(lambda leaf: leaf / recipe.accumulate, batch_stats)
+        return jax.tree.map(jnp.add, total, (gradients, batch_stats, sums)), None
+
+    parts = microbatches(batch, recipe.accumulate, recipe.virtual_batch)
+    keys = jax.random.split(key, recipe.accumulate)
+    nothing = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        (state.params, state.batch_stats, dict.fromkeys(("loss", "top1", "top5"), jnp.zeros(()))),
+    )
+    total, _ = jax.lax.scan(add, nothing, (parts, keys))
+    return total
+
+
+def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
+    """Cuts `[batch, ...]` arrays into `[parts, batch / parts, ...]`, virtual batches left whole.
+
+    Part p takes every parts-th virtual batch, so that each device cuts up its own share, and what
+    a part holds does not depend on the number of devices.
+    """
+    if virtual_batch is None:
+        raise ValueError("gradient accumulation needs virtual batches: the whole batch's statistics"
+                         " cannot be had from its parts")  # fmt: skip
+
+    def cut(array: jax.Array) -> jax.Array:
+        runs = array.reshape(-1, parts, virtual_batch, *array.shape[1:])
+        return runs.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
+
+    return jax.tree.map(cut, batch)
+
+
+def _averaged(recipe: Recipe, state: TrainState, weights: Tree) -> Tree | None:
+    """The averaged weights after the step; the first ones count less, as in TensorFlow's average."""
+    if state.ema is None:
+        return None
+    decay = jnp.minimum(recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    return optax.incremental_update(weights, state.ema, 1 - decay)
+
+
+def evaluate_batch(structure: Any, weights: Tree, batch: Batch) -> Scalars:
+    """Sums over the unmasked examples of a batch: `loss`, `top1`, `top5`, `examples`; float32."""
+    logits, _ = apply(structure, weights, augment.normalize(batch["image"]))
+    label, mask = batch["label"], batch["mask"]
+    per_example = {
+        "loss": metrics.cross_entropy(logits, label),
+        "top1": metrics.in_top(1, logits, label),
+        "top5": metrics.in_top(5, logits, label),
+        "examples": jnp.ones_like(mask),
+    }
+    return {name: jnp.sum(jnp.where(mask > 0, v, 0)) for name, v in per_example.items()}
+
+
+def jit_train_step(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, Batch], Any]:
+    """`train_step` on the mesh: the state whole on every device and donated, the batch cut."""
+    whole, cut = sharding.replicated(mesh), sharding.by_example(mesh)
+    return jax.jit(
+        partial(train_step, recipe),
+        in_shardings=(whole, cut),
+        out_shardings=whole,
+        donate_argnums=0,
+    )
+
+
+def jit_evaluate_batch(structure: Any, mesh: Mesh) -> Callable[[Tree, Batch], Scalars]:
+    """`evaluate_batch` on the mesh."""
+    whole, cut = sharding.replicated(mesh), sharding.by_example(mesh)
+    return jax.jit(
+        partial(evaluate_batch, structure), in_shardings=(whole, cut), out_shardings=whole
+    )

@@ -1,0 +1,213 @@
+"""What a run tells: lines or a progress bar, `metrics.jsonl`, TensorBoard events."""
+
+import collections
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from xception_jax.errors import RunError
+from xception_jax.training.workdir import write_atomically
+
+# Steps that the host may be ahead of the device: enough to keep it busy, few enough to bound the
+# memory of waiting batches.
+_STEPS_AHEAD = 2
+
+
+def make_console(stderr: bool = False) -> Console:
+    """Where people read; text is shown as it is, without markup."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class Telemetry:
+    """Collects the metrics of every step without stalling the device, and writes them out.
+
+    A step's metrics are fetched when the host is two steps ahead, so the device always has work.
+    A line is the mean over the steps since the last one.
+
+    Args:
+      workdir: for `metrics.jsonl` and the events.
+      console: where people read.
+      start: steps done before; what was logged of later ones, by a run that was killed, goes.
+      total: steps of the whole run.
+      batch_size: examples a step.
+      epoch: examples an epoch.
+      tensorboard: write events.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        console: Console,
+        *,
+        start: int,
+        total: int,
+        batch_size: int,
+        epoch: int,
+        tensorboard: bool = True,
+    ):
+        self._console, self._total = console, total
+        self._batch_size, self._epoch = batch_size, epoch
+        path = workdir / "metrics.jsonl"
+        _forget_after(path, start)
+        self._file = path.open("a")
+        self._events = (
+            SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+            if tensorboard
+            else None
+        )
+        self._waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._window: list[dict[str, float]] = []
+        self._first = True
+        self._timed = 0  # steps since the mark
+        self._mark = time.perf_counter()
+        self._bar = _Bar(console, start, total) if console.is_terminal else None
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+    def say(self, text: Any) -> None:
+        """Shows a line, or anything that rich can draw."""
+        self._console.print(text)
+
+    def step_dispatched(self, step: int, metrics: dict[str, jax.Array], *, log: bool) -> None:
+        """Takes the metrics, still being computed, of a step; `log` asks for a line after it.
+
+        Raises:
+          RunError: the loss or the gradient of an earlier step is not finite.
+        """
+        self._waiting.append((step, {**metrics, "_log": log}))
+        while len(self._waiting) > _STEPS_AHEAD:
+            self._fetch()
+
+    def catch_up(self) -> None:
+        """Waits for every step that was dispatched, and checks it."""
+        while self._waiting:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        step, waiting = self._waiting.popleft()
+        log = waiting.pop("_log")
+        metrics = {name: float(value) for name, value in jax.device_get(waiting).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise RunError(f"the {name} of step {step} is {metrics[name]}; the run stops here")
+        self._window.append(metrics)
+        self._timed += 1
+        if self._bar:
+            self._bar.move(step)
+        if self._first:
+            self._log_first(step, metrics)
+        elif log:
+            self._log_training(step)
+
+    def _log_first(self, step: int, metrics: dict[str, float]) -> None:
+        """A sign of life, and the clock set to zero: this step's time is that of compilation."""
+        now = time.perf_counter()
+        self.say(
+            f"step {step}/{self._total}  loss {metrics['loss']:.4f}  "
+            f"after {now - self._mark:.1f} s, compilation included"
+        )
+        self._first, self._timed, self._mark = False, 0, now
+
+    def _log_training(self, step: int) -> None:
+        now, steps = time.perf_counter(), len(self._window)
+        seconds = (now - self._mark) / self._timed
+        left = (self._total - step) * seconds
+        means = {name: sum(m[name] for m in self._window) / steps for name in self._window[0]}
+        means["learning_rate"] = self._window[-1]["learning_rate"]
+        speed = {
+            "images_per_second": self._batch_size / seconds,
+            "seconds_per_step": seconds,
+            "seconds_left": left,
+        }
+        self._write("train", step, {**means, **speed})
+        self.say(
+            f"step {step}/{self._total}  epoch {step * self._batch_size / self._epoch:.1f}  "
+            f"loss {means['loss']:.4f}  top-1 {means['top1']:.1%}  top-5 {means['top5']:.1%}  "
+            f"lr {means['learning_rate']:.2g}  {speed['images_per_second']:.0f} images/s  "
+            f"{seconds:.3g} s/step  {_clock(left)} left"
+        )
+        self._window, self._timed, self._mark = [], 0, now
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Logs the result of an evaluation."""
+        self._write("eval", step, metrics)
+        self.say(
+            f"evaluation at step {step}  top-1 {metrics['top1']:.2%}  top-5 {metrics['top5']:.2%}  "
+            f"loss {metrics['loss']:.4f}  {metrics['examples']} examples"
+        )
+
+    def resume_clock(self, since: float) -> None:
+        """Leaves the time since `since` (evaluation, checkpoint) out of the speed of steps."""
+        self._mark += time.perf_counter() - since
+
+    def _write(self, kind: str, step: int, metrics: dict[str, float]) -> None:
+        record = {"kind": kind, "step": step, "time": time.time(), **metrics}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._events:
+            for name, value in metrics.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._events.flush()
+
+
+class _Bar:
+    """The progress bar of a terminal."""
+
+    def __init__(self, console: Console, start: int, total: int):
+        self._progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"), BarColumn(), console=console
+        )
+        self._task = self._progress.add_task("", total=total, completed=start)
+        self._progress.start()
+
+    def move(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops the records of steps after `step`, and a last line that a killed run left half-written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    drawn = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        drawn.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        drawn.add_row(*row)
+    return drawn

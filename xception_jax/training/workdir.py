@@ -1,0 +1,76 @@
+"""The folder of a run: one writer at a time, and one config for its whole life."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xception_jax import config as config_lib
+from xception_jax.errors import UsageError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's text as a whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that the run in `workdir` was started with."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UsageError(f"no run in {workdir}: it holds no config.json")
+    try:
+        return config_lib.from_flat(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from None
+
+
+@contextmanager
+def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> Iterator[None]:
+    """Makes the folder this process' own while inside, and settles the run's config.
+
+    Args:
+      workdir: made if it is not there.
+      config: valid. Written to `config.json` at a run's start, compared with it ever after.
+      allow_changes: let fields change that alter nothing that is computed.
+
+    Raises:
+      UsageError: the folder is a file, is in use, or holds a run with another config.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file; name a folder")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            # The system drops the lock with the process, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is training in {workdir}") from None
+        _settle(workdir / "config.json", config_lib.flatten(config), allow_changes)
+        yield
+
+
+def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:
+    if path.exists():
+        old = config_lib.flatten(read_config(path.parent))
+        changed = config_lib.differences(old, new)
+        harmless = all(config_lib.SCHEMA[name].harmless for name in changed)
+        if changed and not (allow_changes and harmless):
+            listed = ", ".join(f"{name} was {old[name]!r}, is {new[name]!r}" for name in changed)
+            mend = (
+                "--allow_config_changes lets them change"
+                if harmless
+                else "take another --workdir, or the config of this one"
+            )
+            raise UsageError(f"{path.parent} holds a run with another config: {listed}; {mend}")
+    write_atomically(path, json.dumps(new, indent=1) + "\n")
