@@ -78,7 +78,7 @@ class Field:
             value = float(value)
         if self.kind is tuple and isinstance(value, list):
             value = tuple(value)
-        if type(value) is not self.kind:
+        if type(value).__name__ != self.kind.__name__:
             return f"is {value!r}, a {type(value).__name__}; it takes a {self.kind.__name__}"
         if self.choices and value not in self.choices:
             return f"is {value!r}{nearest(value, self.choices)} It takes: {', '.join(self.choices)}"
@@ -191,7 +191,10 @@ SCHEMA: dict[str, Field] = {
     ),
     "optimizer.decay_all": _flag(False, "decay batch-norm parameters and biases too"),
     "optimizer.clip_norm": _float(0.0, "largest norm of the whole gradient; 0: no clipping"),
-    "optimizer.accumulate": _int(1, "microbatches that a step's batch is cut into", low=1),
+    "optimizer.microbatch": _int(
+        0, "most examples that a device takes through the model at once; a larger share is cut, "
+        "and its gradients are accumulated; 0: no limit"
+    ),
     "loss.label_smoothing": _float(0.0, "share spread over all classes", high=1.0),
     "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
     "eval.every": _every("1 epoch", "between evaluations; each one saves a checkpoint too"),
@@ -287,25 +290,40 @@ def _check_batch(config: ConfigDict) -> None:
     if asked == 0 or asked > devices:
         raise UsageError(f"config.mesh.data is {asked}; there are {devices} devices (-1: all)")
     devices = devices if asked == -1 else asked
-    batch, parts = config.data.batch_size, config.optimizer.accumulate
-    virtual = config.model.bn_virtual_batch
+    batch, virtual = config.data.batch_size, config.model.bn_virtual_batch
     if batch % devices:
-        below, above = batch // devices * devices, -(-batch // devices) * devices
-        near = f"{below} or {above}" if below else f"{above}"
+        multiples = [m for m in (batch // devices * devices, -(-batch // devices) * devices) if m]
         raise UsageError(
-            f"config.data.batch_size is {batch}, which {devices} devices do not divide; take {near}"
+            f"config.data.batch_size is {batch}, which {devices} devices do not divide; take "
+            f"{' or '.join(map(str, multiples))}"
         )
-    if parts > 1 and virtual is None:
+    if virtual is not None and batch % virtual:
         raise UsageError(
-            f"config.optimizer.accumulate is {parts} but config.model.bn_virtual_batch is not set; "
-            f"set it (at most {batch // parts}), so that the batch statistics stay what they are "
-            f"without accumulation"
+            f"config.data.batch_size is {batch}, not a multiple of "
+            f"config.model.bn_virtual_batch, {virtual}"
         )
-    if virtual is not None and batch % (virtual * parts):
+    microbatches(config, devices)
+
+
+def microbatches(config: ConfigDict, devices: int) -> int:
+    """Into how many parts a step's batch is cut, for no device to take more than its limit."""
+    batch, limit = config.data.batch_size, config.optimizer.microbatch
+    if not limit or batch <= limit * devices:
+        return 1
+    virtual = config.model.bn_virtual_batch
+    if virtual is None:
         raise UsageError(
-            f"config.data.batch_size is {batch}, not a multiple of model.bn_virtual_batch x "
-            f"optimizer.accumulate = {virtual} x {parts}"
+            f"config.optimizer.microbatch is {limit} and a device's share of the batch is "
+            f"{batch // devices}; set config.model.bn_virtual_batch, so that the parts' batch "
+            f"statistics are the whole batch's"
         )
+    for parts in range(2, batch // virtual + 1):
+        if batch % (parts * virtual) == 0 and batch <= parts * limit * devices:
+            return parts
+    raise UsageError(
+        f"config.optimizer.microbatch is {limit}; it must allow a virtual batch of {virtual} on "
+        f"{devices} devices: at least {-(-virtual // devices)}"
+    )
 
 
 def _check_model(config: ConfigDict) -> None:
@@ -329,8 +347,7 @@ def _check_data(config: ConfigDict) -> None:
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
     """The fields of `config.model` that change the model from its own defaults."""
-    own = {k: v for k, v in config.model.items() if k not in ("name", "dtype") and v is not None}
-    return own
+    return {k: v for k, v in config.model.items() if k not in ("name", "dtype") and v is not None}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

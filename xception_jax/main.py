@@ -1,7 +1,7 @@
-"""Trains a model, or continues where the run in the folder was stopped.
+r"""Trains a model, or continues where the run in the folder was stopped.
 
     python -m xception_jax.main --config=configs/digits.py --workdir=runs/digits
-    python -m xception_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \\
+    python -m xception_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \
         --config.data.batch_size=512 --config.duration="60 epochs"
 
 Every field of the config can be changed on the command line; --list_fields shows them all.

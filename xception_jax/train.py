@@ -129,7 +129,7 @@ def prepare(config: ConfigDict) -> Run:
         flip=config.augment.flip,
         shift=config.augment.shift,
         label_smoothing=config.loss.label_smoothing,
-        accumulate=config.optimizer.accumulate,
+        accumulate=config_lib.microbatches(config, mesh.size),
         virtual_batch=config.model.bn_virtual_batch,
         ema_decay=config.ema.decay,
     )

@@ -42,7 +42,7 @@ def random_box(
       nearest to the image's.
     """
     areas = rng.uniform(*area, size=10) * height * width
-    aspects = np.exp(rng.uniform(*np.log(aspect), size=10))
+    aspects = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]), size=10))
     heights = np.round(np.sqrt(areas / aspects)).astype(int)
     widths = np.round(np.sqrt(areas * aspects)).astype(int)
     fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -32,7 +32,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: SupportsIndex) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
         record = self.records[index]
         label = int(record[self.label_key])
         if not 0 <= label < len(self.class_names):
@@ -69,11 +69,11 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
             f"{dataset} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
             f"which has no random access; prepare it again with: {_prepare_command(builder)}"
         ) from None
-    except ValueError:
-        splits = ", ".join(builder.info.splits)
+    except ValueError as error:
+        if "no data" in str(error):
+            raise UsageError(f"{split!r} of {dataset} in {builder.data_dir} is empty") from None
+        splits = ", ".join(sorted(builder.info.splits))
         raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
-    if len(records) == 0:
-        raise UsageError(f"split {split!r} of {dataset} in {builder.data_dir} is empty")
     return Source(
         name=f"{builder.info.full_name}:{split}",
         class_names=tuple(builder.info.features[label_key].names),
@@ -95,7 +95,7 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
-        known = [EMBEDDED, *tfds.list_builders()]
+        known = [EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         where = data_dir or tfds.core.constants.DATA_DIR
         raise UsageError(
             f"no data set {dataset!r} in {where} or among TFDS' own{nearest(dataset, known)}"

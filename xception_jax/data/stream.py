@@ -10,6 +10,7 @@ import collections
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from xception_jax.data import decode
 from xception_jax.data.sources import Source
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of numpy arrays
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def training_batches(
     def prepare(example: tuple[bytes, int], rng: np.random.Generator) -> Batch:
         encoded, label = example
         image = decode.decode(encoded)
-        box = decode.random_box(rng, *image.shape[:2], images.crop_area, images.crop_aspect)
+        height, width, _ = image.shape
+        box = decode.random_box(rng, height, width, images.crop_area, images.crop_aspect)
         return _example(decode.crop_and_resize(image, box, images.size), label)
 
     # Explicit seeds: those that Grain derives would change with a step added to the pipeline.
@@ -107,7 +109,8 @@ def evaluation_batches(
             return _example(np.zeros((images.size, images.size, 3), np.uint8), 0, mask=0.0)
         encoded, label = source[index]
         image = decode.decode(encoded)
-        box = decode.centre_box(*image.shape[:2], images.eval_crop)
+        height, width, _ = image.shape
+        box = decode.centre_box(height, width, images.eval_crop)
         return _example(decode.crop_and_resize(image, box, images.size), label)
 
     padded = -(-len(source) // batch_size) * batch_size

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.xception import Xception
 
-_MODELS: dict[str, type[nnx.Module]] = {"xception": Xception}
+_MODELS: dict[str, type[Any]] = {"xception": Xception}
 
 
 def names() -> list[str]:

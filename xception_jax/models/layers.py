@@ -3,6 +3,8 @@
 Parameters are float32; each layer computes in its `dtype` (float32, or bfloat16 on TPU and GPU).
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -160,3 +162,43 @@ class BatchNorm(nnx.Module):
     def _affine(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return (x.astype(jnp.float32) * scale + (self.bias[...] - mean * scale)).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Builds layers that share a stream of weights, a dtype and a kind of batch normalization."""
+
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+    bn_epsilon: float
+    bn_momentum: float
+    bn_virtual_batch: int | None
+
+    def conv(self, channels_in: int, channels: int, *, stride: int = 1) -> Conv:
+        """A dense 3x3 convolution, VALID."""
+        return Conv(
+            channels_in, channels, 3, stride=stride, padding="VALID", rngs=self.rngs,
+            dtype=self.dtype,
+        )  # fmt: skip
+
+    def separable(self, channels_in: int, channels: int) -> SeparableConv:
+        """A depthwise separable 3x3 convolution, SAME."""
+        return SeparableConv(channels_in, channels, rngs=self.rngs, dtype=self.dtype)
+
+    def projection(self, channels_in: int, channels: int) -> Pointwise:
+        """A 1x1 convolution with stride 2."""
+        return Pointwise(channels_in, channels, stride=2, rngs=self.rngs, dtype=self.dtype)
+
+    def linear(self, units_in: int, units: int) -> nnx.Linear:
+        """A fully connected layer with bias."""
+        return nnx.Linear(units_in, units, rngs=self.rngs, dtype=self.dtype)
+
+    def norm(self, channels: int) -> BatchNorm:
+        """Batch normalization."""
+        return BatchNorm(
+            channels,
+            epsilon=self.bn_epsilon,
+            momentum=self.bn_momentum,
+            virtual_batch=self.bn_virtual_batch,
+            dtype=self.dtype,
+        )

@@ -10,29 +10,26 @@
 The numbers of the blocks are the paper's and Keras' (keras/src/applications/xception.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xception_jax.errors import UsageError
 from xception_jax.models import ops
-from xception_jax.models.layers import BatchNorm, Conv, Pointwise, SeparableConv
-
-# A batch normalization but for its number of channels.
-Norm = Callable[[int], BatchNorm]
+from xception_jax.models.layers import Layers
 
 
 class Stem(nnx.Module):
     """Block 1: two plain 3x3 convolutions, VALID, each with batch normalization and ReLU."""
 
-    def __init__(self, channels: Sequence[int], stride: int, *, norm: Norm, rngs: nnx.Rngs, dtype):
+    def __init__(self, channels: Sequence[int], stride: int, layers: Layers):
         first, second = channels
-        conv = partial(Conv, kernel_size=3, padding="VALID", rngs=rngs, dtype=dtype)
-        self.conv1, self.bn1 = conv(3, first, stride=stride), norm(first)
-        self.conv2, self.bn2 = conv(first, second), norm(second)
+        self.conv1, self.bn1 = layers.conv(3, first, stride=stride), layers.norm(first)
+        self.conv2, self.bn2 = layers.conv(first, second), layers.norm(second)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = nnx.relu(self.bn1(self.conv1(x), train=train))
@@ -42,11 +39,9 @@ class Stem(nnx.Module):
 class Unit(nnx.Module):
     """A separable convolution and its batch normalization, after a ReLU where `relu` is set."""
 
-    def __init__(
-        self, channels_in: int, channels: int, *, relu: bool, norm: Norm, rngs: nnx.Rngs, dtype
-    ):
-        self.conv = SeparableConv(channels_in, channels, rngs=rngs, dtype=dtype)
-        self.bn = norm(channels)
+    def __init__(self, channels_in: int, channels: int, *, relu: bool, layers: Layers):
+        self.conv = layers.separable(channels_in, channels)
+        self.bn = layers.norm(channels)
         self.relu = relu
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -56,9 +51,9 @@ class Unit(nnx.Module):
 class Skip(nnx.Module):
     """The projection around a block that halves the image: 1x1, stride 2, batch normalization."""
 
-    def __init__(self, channels_in: int, channels: int, *, norm: Norm, rngs: nnx.Rngs, dtype):
-        self.conv = Pointwise(channels_in, channels, stride=2, rngs=rngs, dtype=dtype)
-        self.bn = norm(channels)
+    def __init__(self, channels_in: int, channels: int, layers: Layers):
+        self.conv = layers.projection(channels_in, channels)
+        self.bn = layers.norm(channels)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         return self.bn(self.conv(x), train=train)
@@ -72,6 +67,7 @@ class Block(nnx.Module):
       channels: output channels of each separable convolution in turn.
       downsample: end with a 3x3/2 max pooling, and project the skip; else the skip is the identity.
       first_relu: a ReLU before the first convolution (block 2 alone has none).
+      layers: builds them.
     """
 
     def __init__(
@@ -81,20 +77,13 @@ class Block(nnx.Module):
         *,
         downsample: bool,
         first_relu: bool = True,
-        norm: Norm,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike,
+        layers: Layers,
     ):
-        widths = [channels_in, *channels]
         self.units = nnx.List(
-            Unit(before, after, relu=first_relu or i > 0, norm=norm, rngs=rngs, dtype=dtype)
-            for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False))
+            Unit(before, after, relu=first_relu or i > 0, layers=layers)
+            for i, (before, after) in enumerate(pairwise([channels_in, *channels]))
         )
-        self.skip = (
-            Skip(channels_in, channels[-1], norm=norm, rngs=rngs, dtype=dtype)
-            if downsample
-            else None
-        )
+        self.skip = Skip(channels_in, channels[-1], layers) if downsample else None
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         y = x
@@ -106,13 +95,10 @@ class Block(nnx.Module):
 class Tail(nnx.Module):
     """Block 14: separable convolutions, each with batch normalization and ReLU; no residual."""
 
-    def __init__(
-        self, channels_in: int, channels: Sequence[int], *, norm: Norm, rngs: nnx.Rngs, dtype
-    ):
-        widths = [channels_in, *channels]
+    def __init__(self, channels_in: int, channels: Sequence[int], layers: Layers):
         self.units = nnx.List(
-            Unit(before, after, relu=False, norm=norm, rngs=rngs, dtype=dtype)
-            for before, after in zip(widths, widths[1:], strict=False)
+            Unit(before, after, relu=False, layers=layers)
+            for before, after in pairwise([channels_in, *channels])
         )
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -131,21 +117,19 @@ class Head(nnx.Module):
         *,
         fc_units: Sequence[int],
         dropout: float,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike,
+        layers: Layers,
     ):
         widths = [channels_in, *fc_units]
-        self.fc = nnx.List(
-            nnx.Linear(before, after, rngs=rngs, dtype=dtype)
-            for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.fc = nnx.List(layers.linear(before, after) for before, after in pairwise(widths))
         self.dropout = nnx.Dropout(dropout)
-        self.classifier = nnx.Linear(widths[-1], num_classes, rngs=rngs, dtype=jnp.float32)
+        # In float32 whatever the compute dtype, for the sake of the loss.
+        self.classifier = nnx.Linear(widths[-1], num_classes, rngs=layers.rngs)
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
         for layer in self.fc:
             x = nnx.relu(layer(x))
-        return self.classifier(self.dropout(x, deterministic=not train, rngs=rngs))
+        x = self.dropout(x.astype(jnp.float32), deterministic=not train, rngs=rngs)
+        return self.classifier(x)
 
 
 class Xception(nnx.Module):
@@ -181,48 +165,37 @@ class Xception(nnx.Module):
         bn_virtual_batch: int | None = None,
     ):
         dtype = dtype or jnp.float32
-
-        def wide(*channels: int) -> tuple[int, ...]:
-            return tuple(max(8, round(c * width / 8) * 8) for c in channels)
-
-        norm = partial(
-            BatchNorm,
-            epsilon=bn_epsilon,
-            momentum=bn_momentum,
-            virtual_batch=bn_virtual_batch,
-            dtype=dtype,
+        layers = Layers(rngs, dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
+        c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
+            max(8, round(channels * width / 8) * 8)
+            for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
         )
-        shared = {"norm": norm, "rngs": rngs, "dtype": dtype}
-        c64, c128, c256, c728, c1024, c1536, c2048 = wide(64, 128, 256, 728, 1024, 1536, 2048)
-
-        self.stem = Stem(wide(32, 64), stem_stride, **shared)
+        self.stem = Stem((c32, c64), stem_stride, layers)
         self.entry_flow = nnx.List(
             [
-                Block(c64, (c128, c128), downsample=True, first_relu=False, **shared),
-                Block(c128, (c256, c256), downsample=True, **shared),
-                Block(c256, (c728, c728), downsample=True, **shared),
+                Block(c64, (c128, c128), downsample=True, first_relu=False, layers=layers),
+                Block(c128, (c256, c256), downsample=True, layers=layers),
+                Block(c256, (c728, c728), downsample=True, layers=layers),
             ]
         )
         self.middle_flow = nnx.List(
-            Block(c728, (c728, c728, c728), downsample=False, **shared)
+            Block(c728, (c728, c728, c728), downsample=False, layers=layers)
             for _ in range(middle_blocks)
         )
         self.exit_flow = nnx.List(
             [
-                Block(c728, (c728, c1024), downsample=True, **shared),
-                Tail(c1024, (c1536, c2048), **shared),
+                Block(c728, (c728, c1024), downsample=True, layers=layers),
+                Tail(c1024, (c1536, c2048), layers),
             ]
         )
         self.head = (
-            None
-            if num_classes is None
-            else Head(
-                c2048, num_classes, fc_units=fc_units, dropout=dropout, rngs=rngs, dtype=dtype
-            )
+            Head(c2048, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
+            if num_classes is not None
+            else None
         )
         self.dtype = dtype
         # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
-        self.min_image_size = 7 if stem_stride == 2 else 2 * stem_stride + 3
+        self.min_image_size = 2 * stem_stride + 3
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The paper's modules in order, as `("block1", module), ("block2", module), ...`."""
@@ -232,7 +205,7 @@ class Xception(nnx.Module):
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The last feature map, `[batch, height / 32, width / 32, channels]` in `dtype`."""
         if min(images.shape[1:3]) < self.min_image_size:
-            raise ValueError(
+            raise UsageError(
                 f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
                 f"least side of {self.min_image_size}"
             )

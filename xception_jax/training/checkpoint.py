@@ -8,7 +8,6 @@ since Orbax does not notice a flipped bit in array data. All of it is finalized 
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training.digest import digests
-from xception_jax.training.state import Tree, TrainState
+from xception_jax.training.state import TrainState, Tree
 
 ITEMS = ("params", "batch_stats", "opt_state", "ema")
 
 
-class DamagedCheckpoint(RunError):
+class DamagedCheckpointError(RunError):
     """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
 
 
@@ -99,7 +98,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def find(self, step: str) -> int:
-        """The step that `latest`, `best` or a number names. Raises `UsageError` if there is none."""
+        """The step that `latest`, `best` or a number names; `UsageError` if there is none."""
         steps = self.steps()
         if not steps:
             raise UsageError(f"no checkpoint in {self._folder}")
@@ -162,7 +161,7 @@ class Checkpoints:
           targets: for each item wanted, its tree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
-          DamagedCheckpoint: with the reason, naming the leaf where it is one.
+          DamagedCheckpointError: with the reason, naming the leaf where it is one.
         """
         args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonRestore())
@@ -171,13 +170,15 @@ class Checkpoints:
             meta = Meta(**restored.meta)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise DamagedCheckpoint(f"checkpoint {step} cannot be read: {reason[0]}") from error
+            raise DamagedCheckpointError(
+                f"checkpoint {step} cannot be read: {reason[0]}"
+            ) from error
         for item in targets:
             now, _ = digests(restored[item])
             then = (meta.digests or {}).get(item, {})
             wrong = [leaf for leaf, digest in now.items() if digest != then.get(leaf)]
             if wrong:
-                raise DamagedCheckpoint(
+                raise DamagedCheckpointError(
                     f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
                 )
         items = {name: restored[name] for name in targets}
@@ -202,7 +203,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 items, meta = self.restore(step, targets)
-            except DamagedCheckpoint as damage:
+            except DamagedCheckpointError as damage:
                 complaints[step] = str(damage)
                 continue
             state = TrainState(

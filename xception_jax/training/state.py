@@ -61,7 +61,7 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
 
 def split(model: nnx.Module) -> tuple[Any, Tree, Tree]:
     """A model as its structure, weights and batch statistics; the latter two as plain dicts."""
-    structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 

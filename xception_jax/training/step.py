@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from xception_jax.data import augment
 from xception_jax.training import metrics, sharding
-from xception_jax.training.state import Tree, TrainState, apply
+from xception_jax.training.state import TrainState, Tree, apply
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
@@ -72,7 +72,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         opt_state=opt_state,
         ema=_averaged(recipe, state, {"params": params, "batch_stats": batch_stats}),
     )
-    grad_norm = optax.global_norm(gradients)
+    grad_norm = optax.tree.norm(gradients)
     return new, {
         **sums,
         "grad_norm": grad_norm,
@@ -137,7 +137,7 @@ def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
 
 
 def _averaged(recipe: Recipe, state: TrainState, weights: Tree) -> Tree | None:
-    """The averaged weights after the step; the first ones count less, as in TensorFlow's average."""
+    """The averaged weights after the step; early on they follow faster, as in TensorFlow's."""
     if state.ema is None:
         return None
     decay = jnp.minimum(recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))

@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ class Telemetry:
             if tensorboard
             else None
         )
-        self._waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, dict[str, jax.Array], bool]] = (
+            collections.deque()
+        )
         self._window: list[dict[str, float]] = []
         self._first = True
         self._timed = 0  # steps since the mark
@@ -90,7 +93,7 @@ class Telemetry:
         Raises:
           RunError: the loss or the gradient of an earlier step is not finite.
         """
-        self._waiting.append((step, {**metrics, "_log": log}))
+        self._waiting.append((step, metrics, log))
         while len(self._waiting) > _STEPS_AHEAD:
             self._fetch()
 
@@ -100,8 +103,7 @@ class Telemetry:
             self._fetch()
 
     def _fetch(self) -> None:
-        step, waiting = self._waiting.popleft()
-        log = waiting.pop("_log")
+        step, waiting, log = self._waiting.popleft()
         metrics = {name: float(value) for name, value in jax.device_get(waiting).items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
@@ -190,7 +192,7 @@ def _clock(seconds: float) -> str:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drops the records of steps after `step`, and a last line that a killed run left half-written."""
+    """Drops the records of steps after `step`, and a line that a killed run left half-written."""
     if not path.exists():
         return
     kept = []
@@ -203,7 +205,7 @@ def _forget_after(path: Path, step: int) -> None:
     write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
-def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     """A table whose first column is text and whose others are figures."""
     drawn = Table(title=title, title_justify="left")
     for i, name in enumerate(header):

@@ -1,0 +1,32 @@
+"""The embedded data set against scikit-learn's copy of it."""
+
+import cv2
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+
+def test_images_labels_and_split_are_scikit_learns(digits):
+    reference = load_digits()
+    train, test = train_test_split(
+        np.arange(1797), test_size=360, stratify=reference.target, random_state=0
+    )
+    for split, indices in (("train", train), ("test", test)):
+        source = digits[split]
+        assert len(source) == len(indices)
+        found = set()
+        for i in range(len(source)):
+            encoded, label = source[i]
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+            found.add((label, np.round(image / (255 / 16)).astype(np.uint8).tobytes()))
+        expected = {
+            (int(reference.target[i]), reference.images[i].astype(np.uint8).tobytes())
+            for i in indices
+        }
+        assert found == expected
+
+
+def test_the_split_is_stratified(digits):
+    labels = {name: [source[i][1] for i in range(len(source))] for name, source in digits.items()}
+    shares = {name: np.bincount(values) / len(values) for name, values in labels.items()}
+    np.testing.assert_allclose(shares["train"], shares["test"], atol=0.002)

@@ -1,0 +1,61 @@
+"""Data sets by name: what opens, and what is said of what does not."""
+
+import pytest
+
+from tests import tiny_datasets
+from xception_jax.data import decode, sources
+from xception_jax.errors import UsageError
+
+
+def test_any_prepared_data_set_opens_by_name(tmp_path):
+    tiny_datasets.prepare(tmp_path, "tiny_photos", examples={"train": 12, "validation": 5})
+    source = sources.open_split("tiny_photos", "train", str(tmp_path))
+    assert len(source) == 12
+    assert len(source.class_names) == 4
+    assert source.name == "tiny_photos/1.0.0:train"
+    encoded, label = source[3]
+    assert encoded[:2] == b"\xff\xd8", "the image is left encoded"
+    assert decode.decode(encoded).shape[2] == 3
+    assert 0 <= label < 4
+    assert len(sources.open_split("tiny_photos", "train[:25%]", str(tmp_path))) == 3
+
+
+def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
+    with pytest.raises(UsageError, match=r"no data set 'optical_digit'.*'optical_digits'"):
+        sources.open_split("optical_digit", "train", str(tmp_path))
+
+
+def test_a_data_set_that_is_not_prepared_names_the_command(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        sources.open_split("imagenet2012", "train", str(tmp_path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"imagenet2012 is not prepared in {tmp_path}" in message
+    assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in message
+    assert "--manual_dir" in message
+
+
+def test_an_unknown_split_names_those_there_are():
+    with pytest.raises(UsageError, match="no split 'validation'; it has: test, train"):
+        sources.open_split("optical_digits", "validation")
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(UsageError, match=r"'train\[:0\]' of optical_digits .* is empty"):
+        sources.open_split("optical_digits", "train[:0]")
+
+
+def test_two_images_an_example_are_refused(tmp_path):
+    tiny_datasets.prepare(tmp_path, "tiny_pairs", examples={"train": 2}, extra_image=True)
+    with pytest.raises(UsageError, match="tiny_pairs has 2 features of the kind image"):
+        sources.open_split("tiny_pairs", "train", str(tmp_path))
+
+
+def test_a_label_out_of_range_is_found_on_the_host(digits):
+    source = digits["train"]
+    bad = sources.Source(
+        source.name, source.class_names[:3], source.records, source.image_key, source.label_key
+    )
+    index = next(i for i in range(len(source)) if source[i][1] == 7)
+    with pytest.raises(ValueError, match=rf"example {index} .* has label 7, outside 0\.\.\.2"):
+        bad[index]

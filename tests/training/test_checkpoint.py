@@ -1,0 +1,185 @@
+"""Checkpoints: what is kept, what is found, and that damage is never restored."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xception_jax.errors import RunError, UsageError
+from xception_jax.training import sharding
+from xception_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Meta
+from xception_jax.training.state import TrainState
+
+META = Meta(0, "set/1.0.0:train", 100, ("a", "b"))
+
+
+def make_state(step: int, *, with_ema: bool = True, devices: int = 1) -> TrainState:
+    def make():
+        params = {"flow": {0: {"kernel": jnp.arange(4096.0) + step}, 1: {"bias": jnp.ones(3)}}}
+        stats = {"mean": jnp.full(5, step / 7)}
+        return TrainState(
+            jnp.asarray(step, jnp.int32),
+            params,
+            stats,
+            optax.adam(1e-3).init(params),
+            {"params": params, "batch_stats": stats} if with_ema else None,
+        )
+
+    return jax.jit(make, out_shardings=sharding.replicated(sharding.make_mesh(devices)))()
+
+
+def target(**kwargs):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        make_state(0, **kwargs),
+    )
+
+
+def save_all(folder, steps, *, keep=10, top1=None):
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step in steps:
+            found = {"top1": top1[step], "loss": step / 100} if top1 and step in top1 else None
+            checkpoints.save(make_state(step), META.at(step), found)
+        checkpoints.wait()
+        return checkpoints.steps()
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("with_ema", [True, False])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_restored_is_what_was_saved(tmp_path, with_ema, devices):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(3, with_ema=with_ema), META.at(3))
+    with Checkpoints(tmp_path) as checkpoints:
+        state, meta, notes = checkpoints.restore_newest(target(with_ema=with_ema, devices=devices))
+    assert_equal(state, make_state(3, with_ema=with_ema))
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {devices}
+    assert (meta.step, meta.train_examples, meta.class_names, notes) == (3, 100, ("a", "b"), [])
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    top1 = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.6, 6: 0.8}
+    assert save_all(tmp_path, range(1, 8), keep=2, top1=top1) == [2, 6, 7]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find("best") == 2, "the same top-1 as 3, and a lower loss"
+        assert checkpoints.find("latest") == 7
+        assert checkpoints.find("6") == 6
+        assert checkpoints.metrics(2) == {"top1": 0.9, "loss": 0.02}
+        assert checkpoints.metrics(7) is None
+        with pytest.raises(UsageError, match=r"no checkpoint '4' .* or: 2, 6, 7"):
+            checkpoints.find("4")
+
+
+def test_nothing_there(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_newest(target()) == (None, None, [])
+        with pytest.raises(UsageError, match="no checkpoint in"):
+            checkpoints.find("latest")
+        checkpoints.save(make_state(1), META.at(1))
+        checkpoints.wait()
+        with pytest.raises(UsageError, match="was evaluated"):
+            checkpoints.find("best")
+
+
+def test_evaluation_reads_only_its_items(tmp_path):
+    save_all(tmp_path, [1])
+    for item in ("opt_state", "params"):
+        for path in sorted((tmp_path / "checkpoints" / "1" / item).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        items, _ = checkpoints.restore(1, {"ema": target().ema})
+    assert_equal(items["ema"], make_state(1).ema)
+
+
+def largest_file(folder: Path) -> Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = largest_file(folder / "params")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    path = largest_file(folder / "params")
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def forge_digest(folder: Path) -> None:
+    path = folder / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta["digests"]["batch_stats"]["mean"] ^= 1
+    path.write_text(json.dumps(meta))
+
+
+DAMAGES = [flip_a_bit, truncate, empty, forge_digest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_moved_aside_and_the_one_before_restored(tmp_path, damage):
+    save_all(tmp_path, [1, 2, 3])
+    damage(tmp_path / "checkpoints" / "3")
+    with Checkpoints(tmp_path) as checkpoints:
+        state, meta, notes = checkpoints.restore_newest(target())
+        assert checkpoints.steps() == [1, 2]
+        checkpoints.save(make_state(3), META.at(3))
+    assert int(state.step) == meta.step == 2
+    assert_equal(state, make_state(2))
+    [note] = notes
+    assert "checkpoint 3" in note
+    assert str(tmp_path / "damaged" / "3") in note
+    assert (tmp_path / "damaged" / "3").is_dir()
+
+
+def test_nothing_is_moved_if_nothing_can_be_restored(tmp_path):
+    save_all(tmp_path, [1, 2])
+    for step in (1, 2):
+        truncate(tmp_path / "checkpoints" / str(step))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(RunError, match=r"no checkpoint in .* can be restored"):
+            checkpoints.restore_newest(target())
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_a_reader_says_which_array_is_damaged_and_moves_nothing(tmp_path):
+    save_all(tmp_path, [1])
+    forge_digest(tmp_path / "checkpoints" / "1")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(
+            DamagedCheckpointError, match=r"checkpoint 1 is damaged: batch_stats.mean"
+        ):
+            checkpoints.restore(1, {"batch_stats": target().batch_stats})
+        assert checkpoints.steps() == [1]
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    broken = make_state(2)
+    broken.batch_stats["mean"] = jnp.full(5, jnp.nan)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), META.at(1))
+        with pytest.raises(
+            RunError, match=r"at step 2 batch_stats.mean is not finite.*checkpoints/1"
+        ):
+            checkpoints.save(broken, META.at(2))
+        assert checkpoints.steps() == [1]
+
+
+def test_other_data_than_the_run_began_with_is_refused():
+    META.check_data(META.at(9))
+    with pytest.raises(UsageError, match="began on 100 examples of 2 classes"):
+        META.check_data(Meta(0, "set/1.0.0:train", 99, ("a", "b")))

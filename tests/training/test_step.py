@@ -1,0 +1,153 @@
+"""The step on real digits: what it computes, and that the layout of the devices does not matter."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xception_jax import train
+from xception_jax.data import stream
+from xception_jax.training import sharding, state, step
+from xception_jax.training.evaluation import images_of
+
+
+def start(config):
+    """A run, its first state and its first batches (on the host)."""
+    run = train.prepare(config)
+    first = state.initialize(run.init, config.seed, sharding.replicated(run.mesh))
+    batches = stream.training_batches(
+        run.train_source, images_of(config), batch_size=config.data.batch_size, seed=config.seed
+    )
+    return run, first, list(itertools.islice(batches, 4))
+
+
+def steps(config, count=1):
+    run, current, batches = start(config)
+    metrics = []
+    for batch in batches[:count]:
+        current, found = run.train_step(current, batch)
+        metrics.append(jax.device_get(found))
+    return jax.device_get(current), metrics
+
+
+def distance(a, b):
+    """Relative L2 distance of two trees."""
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    difference = sum(np.sum(np.square(np.float64(x) - y)) for x, y in pairs)
+    return np.sqrt(difference / sum(np.sum(np.square(np.float64(x))) for x, _ in pairs))
+
+
+@pytest.fixture
+def without_dropout(small_config):
+    small_config.model.dropout = 0.0
+    return small_config
+
+
+def test_eight_devices_compute_what_one_does(small_config):
+    one, found_by_one = steps(small_config, 3)
+    small_config.mesh.data = 8
+    eight, found_by_eight = steps(small_config, 3)
+    assert distance(one.params, eight.params) < 1e-4
+    assert distance(one.batch_stats, eight.batch_stats) < 1e-5
+    for a, b in zip(found_by_one, found_by_eight, strict=True):
+        assert {k: float(v) for k, v in a.items()} == pytest.approx(
+            {k: float(v) for k, v in b.items()}, rel=1e-3
+        )
+
+
+def test_virtual_batches_that_fit_a_device_need_no_communication(small_config):
+    """All-reduces: gradients and metrics at the end, none per batch normalization."""
+    small_config.mesh.data = 8
+
+    def reductions(virtual_batch):
+        small_config.model.bn_virtual_batch = virtual_batch
+        run, first, batches = start(small_config)
+        text = run.train_step.lower(first, batches[0]).compile().as_text()
+        return sum(" all-reduce(" in line or " all-reduce-start(" in line
+                   for line in text.splitlines()), text  # fmt: skip
+
+    (own, text), (whole, _) = reductions(8), reductions(None)
+    layers = text.count("batch_norm") or 13
+    assert own < whole
+    assert whole - own >= layers // 2
+    assert " all-gather(" not in text
+
+
+def test_accumulation_computes_what_the_whole_batch_does(without_dropout):
+    whole, found_by_whole = steps(without_dropout)
+    without_dropout.optimizer.microbatch = 16
+    parts, found_by_parts = steps(without_dropout)
+    assert distance(whole.params, parts.params) < 1e-5
+    assert distance(whole.batch_stats, parts.batch_stats) < 1e-6
+    for name, value in found_by_whole[0].items():
+        assert float(value) == pytest.approx(float(found_by_parts[0][name]), rel=1e-4), name
+
+
+def test_microbatches_hold_whole_virtual_batches():
+    batch = {"x": jnp.arange(24)}
+    parts = step.microbatches(batch, parts=3, virtual_batch=2)["x"]
+    runs = np.asarray(parts).reshape(3, 4, 2)
+    assert (runs[..., 0] % 2 == 0).all()
+    assert (runs[..., 1] == runs[..., 0] + 1).all()
+    assert sorted(np.asarray(parts).ravel()) == list(range(24))
+    with pytest.raises(ValueError, match="needs virtual batches"):
+        step.microbatches(batch, parts=3, virtual_batch=None)
+
+
+def test_the_average_follows_the_weights(small_config):
+    run, first, batches = start(small_config)
+    before = jax.device_get(first)
+    after, _ = run.train_step(first, batches[0])
+    after = jax.device_get(after)
+    decay = min(0.9, 1 / 10)
+    expected = jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new,
+        before.ema,
+        {"params": after.params, "batch_stats": after.batch_stats},
+    )
+    assert distance(expected, after.ema) < 1e-6
+    assert after.weights() is after.ema
+
+
+def test_nothing_random_without_the_step(small_config):
+    """Two equal states and batches give equal results; another step, other dropout and shifts."""
+    run, first, batches = start(small_config)
+    _, second, _ = start(small_config)
+    a, found_a = run.train_step(first, batches[0])
+    b, found_b = run.train_step(second, batches[0])
+    assert distance(jax.device_get(a.params), jax.device_get(b.params)) == 0
+    _, third, _ = start(small_config)
+    later = state.TrainState(
+        jnp.asarray(7, jnp.int32), third.params, third.batch_stats, third.opt_state, third.ema
+    )
+    _, found_later = run.train_step(later, batches[0])
+    assert float(found_a["loss"]) == float(found_b["loss"]) != float(found_later["loss"])
+
+
+def test_the_state_is_donated(small_config):
+    run, first, batches = start(small_config)
+    run.train_step(first, batches[0])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
+
+
+def test_masked_examples_do_not_count(without_dropout):
+    run, first, batches = start(without_dropout)
+    batch = dict(batches[0])
+    weights = first.weights()
+    whole = jax.device_get(run.evaluate.evaluate_batch(weights, batch))
+    assert whole["examples"] == 64
+    halves = []
+    for mask in (np.arange(64) < 32, np.arange(64) >= 32):
+        part = {**batch, "mask": mask.astype(np.float32)}
+        halves.append(jax.device_get(run.evaluate.evaluate_batch(weights, part)))
+    for name, value in whole.items():
+        assert halves[0][name] + halves[1][name] == pytest.approx(value, rel=1e-6)
+
+
+def test_parameter_table_counts_every_parameter(small_config):
+    _, first, _ = start(small_config)
+    table = state.parameter_table(first.params)
+    assert sum(count for _, count in table) == sum(x.size for x in jax.tree.leaves(first.params))
+    assert {"stem", "entry_flow.0", "middle_flow.0", "exit_flow.1", "head"} <= dict(table).keys()

@@ -1,0 +1,114 @@
+"""What a run writes, read back by those who read it: JSON lines and TensorBoard itself."""
+
+import io
+import json
+import math
+
+import jax.numpy as jnp
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from xception_jax.errors import RunError
+from xception_jax.training import telemetry
+
+
+def metrics(loss, grad_norm=1.0):
+    names = {"loss": loss, "top1": 0.5, "top5": 0.75, "grad_norm": grad_norm, "learning_rate": 0.1}
+    return {name: jnp.float32(value) for name, value in names.items()}
+
+
+def log_into(folder, *, start=0, total=100):
+    console = telemetry.Console(file=io.StringIO(), width=200)
+    log = telemetry.Telemetry(
+        folder, console, start=start, total=total, batch_size=10, epoch=100, tensorboard=True
+    )
+    return log, console.file
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_is_the_mean_over_its_steps(tmp_path):
+    log, screen = log_into(tmp_path)
+    with log:
+        for step, loss in enumerate((4.0, 2.0, 3.0, 1.0), start=1):
+            log.step_dispatched(step, metrics(loss), log=step % 2 == 0)
+        log.catch_up()
+        log.evaluated(4, {"top1": 0.25, "top5": 1.0, "loss": 2.5, "examples": 36})
+    train = [r for r in records(tmp_path) if r["kind"] == "train"]
+    assert [(r["step"], r["loss"], r["top1"]) for r in train] == [(2, 3.0, 0.5), (4, 2.0, 0.5)]
+    assert train[0]["images_per_second"] == pytest.approx(10 / train[0]["seconds_per_step"])
+    assert train[1]["seconds_left"] == pytest.approx(96 * train[1]["seconds_per_step"])
+    text = screen.getvalue()
+    assert "step 1/100  loss 4.0000  after" in text, "the first step is told at once"
+    assert "step 2/100  epoch 0.2  loss 3.0000  top-1 50.0%  top-5 75.0%" in text
+    assert "evaluation at step 4  top-1 25.00%" in text
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+    log, _ = log_into(tmp_path)
+    with log:
+        for step in (1, 2, 3, 4):
+            log.step_dispatched(step, metrics(float(step)), log=step % 2 == 0)
+        log.catch_up()
+        log.evaluated(4, {"top1": 0.25, "top5": 1.0, "loss": 2.5, "examples": 36})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 1.5), (4, 3.5)]
+    assert [(e.step, e.value) for e in events.Scalars("eval/top1")] == [(4, 0.25)]
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
+    log, _ = log_into(tmp_path)
+    with log:
+        for step in range(1, 7):
+            log.step_dispatched(step, metrics(step), log=True)
+        log.catch_up()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # killed while it wrote
+    log, _ = log_into(tmp_path, start=4)
+    with log:
+        for step in (5, 6):
+            log.step_dispatched(step, metrics(10 * step), log=True)
+        log.catch_up()
+    found = [(r["step"], r["loss"]) for r in records(tmp_path)]
+    assert found == [(2, 1.5), (3, 3.0), (4, 4.0), (6, 55.0)]
+    losses = [
+        (e.step, e.value) for e in EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    ]
+    assert losses == [(2, 1.5), (3, 3.0), (4, 4.0), (6, 55.0)]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"loss": math.nan}, {"loss": math.inf}, {"loss": 1.0, "grad_norm": math.inf}]
+)
+def test_what_is_not_finite_stops_the_run_and_names_the_step(tmp_path, bad):
+    log, _ = log_into(tmp_path)
+    with log:
+        log.step_dispatched(1, metrics(1.0), log=False)
+        log.step_dispatched(2, metrics(**bad), log=False)
+        with pytest.raises(RunError, match=r"of step 2 is (nan|inf)"):
+            log.catch_up()
+
+
+def test_the_host_is_never_more_than_two_steps_ahead(tmp_path):
+    log, screen = log_into(tmp_path)
+    with log:
+        log.step_dispatched(1, metrics(1.0), log=True)
+        log.step_dispatched(2, metrics(1.0), log=True)
+        assert "step 1/" not in screen.getvalue()
+        log.step_dispatched(3, metrics(1.0), log=True)
+        assert "step 1/" in screen.getvalue()
+        assert "step 2/" not in screen.getvalue()
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    console = telemetry.Console(file=io.StringIO(), force_terminal=True, width=120)
+    with telemetry.Telemetry(
+        tmp_path, console, start=0, total=3, batch_size=1, epoch=3, tensorboard=False
+    ) as log:
+        for step in (1, 2, 3):
+            log.step_dispatched(step, metrics(1.0), log=False)
+        log.catch_up()
+    assert "step 3/3" in console.file.getvalue()
+    assert not list(tmp_path.glob("events*"))
