@@ -5,12 +5,14 @@ Exit codes: 0 done; 2 bad usage, told in one line; 1 anything else.
 
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from xception_jax import config as config_lib
-from xception_jax.errors import RunError, UsageError
+from xception_jax.errors import RunError, UsageError, nearest
 
 
 def run(main: Callable[[], None], doc: str) -> None:
@@ -45,18 +47,29 @@ def _parse(argv: Sequence[str]) -> list[str]:
     for arg in argv[1:]:
         override = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
         if override and override[1] not in config_lib.SCHEMA:
-            try:
-                config_lib.unknown([override[1]])
-            except UsageError as error:
-                fail(error, 2)
+            fail(f"config has no field {override[1]!r}{nearest(override[1], config_lib.SCHEMA)}", 2)
     try:
-        return flags.FLAGS(list(argv))
-    except Exception as error:  # a config file is a program: it may raise anything
-        fail(str(error).strip().splitlines()[0] or type(error).__name__, 2)
-        raise
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        fail(str(error).splitlines()[0], 2)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        fail(_where(error) + (str(error).strip().splitlines() or [type(error).__name__])[0], 2)
+    if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+        try:
+            flags.FLAGS["config"].value.items()  # a file that is not there is only missed here
+        except OSError as error:
+            fail(f"the config file cannot be read: {str(error).splitlines()[-1].strip()}", 2)
+    return rest
 
 
-def fail(message: object, code: int) -> None:
+def _where(error: Exception) -> str:
+    """The line of the config file that raised, as `configs/mine.py:12: `."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.name == "get_config"]
+    return lines[-1] if lines else ""
+
+
+def fail(message: object, code: int) -> NoReturn:
     """Ends the process with one line on standard error."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

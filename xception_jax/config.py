@@ -162,7 +162,7 @@ SCHEMA: dict[str, Field] = {
     "data.threads": _int(4, "batches made at the same time by a host", low=1, harmless=True),
     "augment.flip": _flag(False, "mirror half of the training images"),
     "augment.shift": _int(0, "move training images by up to so many pixels"),
-    "optimizer.name": _text("sgd", "", choices=("sgd", "rmsprop", "adamw", "lamb")),
+    "optimizer.name": _text("sgd", "Optax' algorithm", choices=("sgd", "rmsprop", "adamw", "lamb")),
     "optimizer.learning_rate": _float(0.045, "at its highest, for a batch of reference_batch"),
     "optimizer.reference_batch": _int(
         256, "the batch that learning_rate is for; the rate scales with data.batch_size / "

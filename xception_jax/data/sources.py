@@ -1,5 +1,7 @@
 """Random access to one split of a TFDS data set, without TensorFlow."""
 
+import contextlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +63,13 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
     """
     builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     image_key, label_key = _features(builder, dataset)
+    try:
+        examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        splits = ", ".join(sorted(builder.info.splits))
+        raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
+    if not examples:
+        raise UsageError(f"{split!r} of {dataset} in {builder.data_dir} is empty")
     decoders = {image_key: tfds.decode.SkipDecoding()}
     try:
         records = builder.as_data_source(split=split, decoders=decoders)
@@ -69,11 +78,6 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
             f"{dataset} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
             f"which has no random access; prepare it again with: {_prepare_command(builder)}"
         ) from None
-    except ValueError as error:
-        if "no data" in str(error):
-            raise UsageError(f"{split!r} of {dataset} in {builder.data_dir} is empty") from None
-        splits = ", ".join(sorted(builder.info.splits))
-        raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
     return Source(
         name=f"{builder.info.full_name}:{split}",
         class_names=tuple(builder.info.features[label_key].names),
@@ -90,7 +94,8 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
         tfds.disable_progress_bar()
         builder = OpticalDigits(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
+            builder.download_and_prepare()
         return builder
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)

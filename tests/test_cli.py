@@ -1,0 +1,115 @@
+"""The commands from outside: help, bad input, and what they import."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ROOT, finish
+from xception_jax import config as config_lib
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize("module", ["main", "evaluate"])
+def test_help_shows_an_example(module):
+    process = finish(module, "--help")
+    assert process.returncode == 0
+    assert f"python -m xception_jax.{module} --" in process.stdout
+    assert "--workdir" in process.stdout
+
+
+def test_help_waits_for_no_heavy_import():
+    code = (
+        "import sys; sys.argv = ['main', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_module('xception_jax.main', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', {'jax', 'flax', 'grain', 'tensorflow_datasets'} & set(sys.modules))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.splitlines()[-1] == "heavy: set()"
+
+
+def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):
+    code = (
+        "import json, pathlib, sys\n"
+        "from xception_jax import config, evaluate, train\n"
+        "flat, folder = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
+        "train.train(config.from_flat(flat), folder)\n"
+        "evaluate.evaluate(folder)\n"
+        "print('tensorflow' in sys.modules)\n"
+    )
+    small_config.duration = "1 step"
+    flat = json.dumps(config_lib.flatten(small_config))
+    out = subprocess.run(
+        [sys.executable, "-c", code, flat, str(tmp_path / "run")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.splitlines()[-1] == "False"
+
+
+def test_all_fields_are_listed():
+    process = finish("main", "--list_fields")
+    assert process.returncode == 0
+    assert all(f"  {name} = " in process.stdout for name in config_lib.SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--config and --workdir are needed"),
+        ([DIGITS, "--workdir={folder}", "--config.data.batchsize=3"],
+         "config has no field 'data.batchsize'; did you mean 'data.batch_size'?"),
+        ([DIGITS, "--workdir={folder}", "--config.data.batch_size=many"], "data.batch_size"),
+        ([DIGITS, "--workdir={folder}", "--config.data.batch_size=63"],
+         "config.data.batch_size is 63, which 8 devices do not divide; take 56 or 64"),
+        ([DIGITS, "--workdir={folder}", "--config.data.dataset=optical_digit"],
+         "no data set 'optical_digit'"),
+        ([DIGITS, "--workdir={folder}/file"], "/file is a file; name a folder"),
+        ([DIGITS, "--workdir={folder}/file/run"], "/file/run cannot be made: Not a directory"),
+        ([DIGITS, "--workdri={folder}"], "Unknown command line flag 'workdri'"),
+        ([DIGITS, "--workdir={folder}", "leftover"], "what is 'leftover'?"),
+        (["--config=nowhere.py", "--workdir={folder}"], "nowhere.py"),
+        (["--config={folder}/broken.py", "--workdir={folder}"], "learning_rte"),
+        (["--config=configs/imagenet.py", "--workdir={folder}"],
+         "imagenet2012 is not prepared in"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, flags, message):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "broken.py").write_text(
+        "from xception_jax import config\n"
+        "def get_config():\n"
+        "    c = config.default()\n"
+        "    c.optimizer.learning_rte = 0.1\n"
+        "    return c\n"
+    )
+    before = sorted(tmp_path.iterdir())
+    process = finish("main", *(flag.format(folder=tmp_path) for flag in flags))
+    assert process.returncode == 2
+    assert process.stdout == ""
+    [line] = process.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert sorted(tmp_path.iterdir()) == before, "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--workdir is needed"),
+        (["--workdir={folder}"], "no run in"),
+        (["--workdir={folder}", "--weights=best"], "weights"),
+        (["--workdir={folder}", "--batch_size=-1"], "batch_size"),
+    ],
+)
+def test_bad_input_of_evaluate(tmp_path, flags, message):
+    process = finish("evaluate", *(flag.format(folder=tmp_path) for flag in flags))
+    assert process.returncode == 2
+    [line] = process.stderr.splitlines()
+    assert message in line

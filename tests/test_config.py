@@ -1,0 +1,164 @@
+"""The schema: what is let through, what is refused, and what the refusal says."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from tests import tiny_datasets
+from xception_jax import config as config_lib
+from xception_jax.config import Duration
+from xception_jax.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "examples", "steps"),
+    [
+        ("90 epochs", 90 * 1000, 2813),
+        ("1 epoch", 1000, 32),
+        ("0.5 epochs", 500, 16),
+        ("7 steps", 7 * 32, 7),
+        ("3000000 examples", 3_000_000, 93_750),
+        ("33 examples", 33, 2),
+        ("0 steps", 0, 0),
+    ],
+)
+def test_durations(text, examples, steps):
+    duration = Duration.parse(text)
+    assert duration.examples(batch_size=32, epoch=1000) == examples
+    assert duration.steps(batch_size=32, epoch=1000) == steps
+
+
+@pytest.mark.parametrize(
+    "text", ["90", "epochs", "90 days", "-1 steps", "many steps", "1/0 steps", ""]
+)
+def test_what_is_no_duration(text):
+    with pytest.raises(ValueError, match="is no duration; write it as '90 epochs'"):
+        Duration.parse(text)
+
+
+def test_the_default_is_valid():
+    config_lib.validate(config_lib.default())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
+def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
+    config = runpy.run_path(str(path))["get_config"]()
+    if config.data.dataset == "imagenet2012":
+        # The very config on data that can be had here: 1000 classes of any pictures.
+        splits = {"train": 1000, "validation": 1000}
+        tiny_datasets.prepare(tmp_path, "many_classes", examples=splits, classes=1000)
+        config.data.dataset, config.data.data_dir = "many_classes", str(tmp_path)
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("duration", "90 days", "is '90 days' is no duration"),
+        ("duration", "0 steps", "is '0 steps'; it must be above 0"),
+        ("log.every", "0 steps", "is '0 steps'; it must be above 0"),
+        ("seed", -1, "is -1; it takes at least 0 and at most 4294967295"),
+        ("model.dropout", 1.5, "is 1.5; it takes at least 0.0 and at most 0.99"),
+        ("model.dtype", "float16", "is 'float16'; did you mean 'bfloat16'? It takes: auto, "),
+        ("model.fc_units", ("a",), "is ('a',); it takes numbers"),
+        ("optimizer.name", "sdg", "is 'sdg'; did you mean 'sgd'? It takes: sgd, "),
+        ("optimizer.learning_rate", float("nan"), "is nan; it takes at least 0.0"),
+        ("data.crop_area", (0.5,), "is (0.5,); it takes (least, largest)"),
+        ("data.crop_area", (0.5, 0.2), "is (0.5, 0.2); it takes (least, largest)"),
+        ("data.batch_size", 60, "is 60, which 8 devices do not divide; take 56 or 64"),
+        ("data.batch_size", 4, "is 4, which 8 devices do not divide; take 8"),
+        ("optimizer.microbatch", 4, "is 4 and a device's share of the batch is 8; set config."),
+        ("mesh.data", 9, "is 9; there are 8 devices"),
+        ("mesh.data", 0, "is 0; there are 8 devices"),
+    ],
+)
+def test_values_that_are_refused(field, value, message):
+    complaint = refusal(**{field: value})
+    assert complaint.startswith(f"config.{field} {message}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.bn_virtual_batch", 24, "config.data.batch_size is 64, not a multiple of config."),
+        ("model.name", "xceptoin", "no model 'xceptoin'; did you mean 'xception'?"),
+        ("data.dataset", "optical_digit", "no data set 'optical_digit'"),
+        ("data.dataset", "imagenet2012", "imagenet2012 is not prepared in"),
+        ("data.train_split", "trian", "optical_digits has no split 'trian'; it has: test, train"),
+        ("data.eval_split", "test[:0]", "'test[:0]' of optical_digits in"),
+    ],
+)
+def test_what_does_not_fit_together_or_is_not_there(field, value, message):
+    assert refusal(**{field: value}).startswith(message)
+
+
+def refusal(**changes) -> str:
+    """The one line that refuses the default config with some fields changed."""
+    config = config_lib.default()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UsageError) as caught:
+        config_lib.validate(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_fields_of_the_wrong_type_unknown_or_missing():
+    nested = config_lib.default().to_dict()
+    nested["data"]["batch_size"] = "64"
+    with pytest.raises(UsageError, match="batch_size is '64', a str; it takes a int"):
+        config_lib.validate(ConfigDict(nested))
+    nested = config_lib.default().to_dict()
+    nested["optimizer"]["learning_rte"] = 0.1
+    with pytest.raises(
+        UsageError, match=r"'optimizer.learning_rte'; did you mean 'optimizer.learning_rate'"
+    ):
+        config_lib.validate(ConfigDict(nested))
+    nested = config_lib.default().to_dict()
+    del nested["ema"]["decay"]
+    with pytest.raises(UsageError, match=r"config lacks ema\.decay; start from"):
+        config_lib.validate(ConfigDict(nested))
+
+
+@pytest.mark.parametrize(
+    ("batch", "limit", "virtual", "devices", "parts"),
+    [
+        (256, 0, None, 1, 1),
+        (256, 64, 32, 8, 1),
+        (256, 64, 32, 4, 1),
+        (256, 64, 32, 1, 4),
+        (96, 30, 4, 1, 4),  # 3 parts of 32 are too large
+    ],
+)
+def test_microbatches(batch, limit, virtual, devices, parts):
+    config = config_lib.default()
+    config.data.batch_size, config.optimizer.microbatch = batch, limit
+    config.model.bn_virtual_batch = virtual
+    assert config_lib.microbatches(config, devices) == parts
+
+
+def test_a_microbatch_smaller_than_a_virtual_batch_is_refused():
+    config = config_lib.default()
+    config.optimizer.microbatch, config.model.bn_virtual_batch = 16, 32
+    with pytest.raises(UsageError, match=r"must allow a virtual batch of 32 .*: at least 32"):
+        config_lib.microbatches(config, 1)
+
+
+def test_a_config_survives_json_and_differences_are_named():
+    config = config_lib.default()
+    flat = config_lib.flatten(config)
+    assert list(flat) == list(config_lib.SCHEMA) or set(flat) == set(config_lib.SCHEMA)
+    again = config_lib.flatten(config_lib.from_flat(flat))
+    assert config_lib.differences(flat, again) == []
+    again["seed"], again["data.crop_area"] = 3, [0.5, 1.0]
+    assert config_lib.differences(flat, again) == ["seed", "data.crop_area"]
+
+
+def test_every_field_is_described():
+    text = config_lib.describe()
+    for name, field in config_lib.SCHEMA.items():
+        assert f"  {name} = " in text
+        assert field.help
