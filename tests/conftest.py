@@ -1,7 +1,10 @@
 """What the tests share. They run on eight virtual CPU devices, most of them on the first alone."""
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 # Before JAX and TFDS are imported, here and in the processes that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,7 +15,9 @@ os.environ.setdefault(
 )
 
 import pytest
+from ml_collections import ConfigDict
 
+from tests.processes import finish, result
 from xception_jax import config as config_lib
 from xception_jax.data import sources
 
@@ -24,12 +29,16 @@ def digits() -> dict[str, sources.Source]:
 
 
 @pytest.fixture
-def small_config():
-    """A run of seconds: the digits at 8x8 through the narrowest Xception there is."""
+def small_config() -> ConfigDict:
+    """A run of seconds: the digits at 8x8 through a narrow Xception."""
+    return make_small_config()
+
+
+def make_small_config() -> ConfigDict:
     config = config_lib.default()
     config.duration = "12 steps"
-    config.model.width = 0.02
-    config.model.middle_blocks = 1
+    config.model.width = 0.1
+    config.model.middle_blocks = 0
     config.model.stem_stride = 1
     config.model.dropout = 0.2
     config.model.bn_virtual_batch = 8
@@ -45,3 +54,28 @@ def small_config():
     config.checkpoint.every = "2 steps"
     config.log.every = "1 step"
     return config
+
+
+@pytest.fixture(scope="session")
+def flags() -> Callable[..., list[str]]:
+    """A function of a workdir that gives the flags of a small run there, with some changes."""
+
+    def make(workdir: Path, **changes: object) -> list[str]:
+        small = config_lib.flatten(make_small_config())
+        defaults = config_lib.flatten(config_lib.default())
+        given = {name: small[name] for name in config_lib.differences(defaults, small)}
+        given |= {name.replace("__", "."): value for name, value in changes.items()}
+        overrides = [f"--config.{name}={value}" for name, value in given.items()]
+        return ["--config=tests/default_config.py", f"--workdir={workdir}", *overrides]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, flags) -> Path:
+    """A run of twelve steps that nothing happened to, with its result and what it said beside."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = finish("main", *flags(workdir), "--json")
+    (workdir / "result.json").write_text(json.dumps(result(process)))
+    (workdir / "said.txt").write_text(process.stderr)
+    return workdir

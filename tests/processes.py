@@ -58,3 +58,15 @@ def signal_at(step: int, number: signal.Signals, module: str, *flags: str) -> tu
             if line.startswith(f"step {step}/"):
                 process.send_signal(number)
     return process.returncode, "".join(said)
+
+
+def digests(workdir: Path, step: int) -> dict[str, dict[str, int]]:
+    """The digests of all arrays of a checkpoint: equal where every bit is."""
+    path = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+    return json.loads(path.read_text())["digests"]
+
+
+def records(workdir: Path) -> list[tuple[str, int, float]]:
+    """`(train or eval, step, loss)` of each line of a run's metrics."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(r["kind"], r["step"], r["loss"]) for r in map(json.loads, lines)]

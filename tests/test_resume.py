@@ -1,0 +1,82 @@
+"""Runs that something happens to: killed, stopped, moved to other devices, damaged."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from tests.processes import digests, finish, records, result, signal_at
+from xception_jax.training.checkpoint import Checkpoints
+
+
+@pytest.mark.parametrize(
+    "step",
+    [5, 6, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3, 4, 7, 8, 9, 10, 11))],
+)
+def test_killed_at_any_step_and_started_again_ends_bit_identical(
+    undisturbed, flags, tmp_path, step
+):
+    code, _ = signal_at(step, signal.SIGKILL, "main", *flags(tmp_path / "run"))
+    assert code == -signal.SIGKILL
+    again = result(finish("main", *flags(tmp_path / "run"), "--json"))
+    assert again["step"] == 12
+    assert digests(tmp_path / "run", 12) == digests(undisturbed, 12)
+    # The first step of a process is told with its compilation, not logged: compare evaluations.
+    evaluations = [r for r in records(undisturbed) if r[0] == "eval"]
+    assert [r for r in records(tmp_path / "run") if r[0] == "eval"] == evaluations
+
+
+def test_sigterm_saves_and_the_same_command_continues(undisturbed, flags, tmp_path):
+    workdir = tmp_path / "run"
+    code, said = signal_at(3, signal.SIGTERM, "main", *flags(workdir))
+    assert code == 0
+    assert "and saved; the same command continues" in said
+    stopped = int(said.split("stopped at step ")[1].split()[0])
+    assert 3 <= stopped <= 8
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.find("latest") == stopped
+    process = finish("main", *flags(workdir), "--json")
+    assert f"continues from the checkpoint of step {stopped}" in process.stderr
+    assert result(process)["step"] == 12
+    assert digests(workdir, 12) == digests(undisturbed, 12)
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(undisturbed, flags):
+    found = json.loads((undisturbed / "result.json").read_text())
+    before = records(undisturbed)
+    assert result(finish("main", *flags(undisturbed), "--json")) == found
+    assert records(undisturbed) == before
+
+
+def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path):
+    workdir = tmp_path / "run"
+    signal_at(4, signal.SIGTERM, "main", *flags(workdir))
+    process = finish("main", *flags(workdir, mesh__data=8))
+    assert process.returncode == 2
+    assert "mesh.data was 1, is 8; --allow_config_changes lets" in process.stderr
+    moved = flags(workdir, mesh__data=8)
+    assert result(finish("main", *moved, "--allow_config_changes", "--json"))["step"] == 12
+    losses = [np.array([loss for kind, _, loss in records(f) if kind == "eval"])
+              for f in (workdir, undisturbed)]  # fmt: skip
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed, flags, tmp_path):
+    workdir = tmp_path / "run"
+    assert finish("main", *flags(workdir)).returncode == 0
+    newest = workdir / "checkpoints" / "12"
+    path = max(
+        (p for p in (newest / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    refused = finish("evaluate", f"--workdir={workdir}", "--weights=raw")
+    assert refused.returncode == 1
+    assert "checkpoint 12" in refused.stderr
+    process = finish("main", *flags(workdir), "--json")
+    assert "DAMAGED: checkpoint 12" in process.stderr
+    assert "continues from the checkpoint of step 10" in process.stderr
+    assert result(process)["step"] == 12
+    assert digests(workdir, 12) == digests(undisturbed, 12)
