@@ -1,7 +1,9 @@
 """What the tests share. They run on eight virtual CPU devices, most of them on the first alone."""
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "xception_jax-compiled")
-)
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/compiled")
 
 import pytest
 from ml_collections import ConfigDict
@@ -46,6 +47,8 @@ def make_small_config() -> ConfigDict:
     config.data.batch_size = 64
     config.augment.shift = 1
     config.augment.flip = True
+    # At a higher rate a ReLU or a pooling soon flips somewhere, and what was rounding is no more.
+    config.optimizer.learning_rate = 0.01
     config.optimizer.reference_batch = 0
     config.optimizer.weight_decay = 1e-4
     config.ema.decay = 0.9

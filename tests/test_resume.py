@@ -59,7 +59,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
     assert result(finish("main", *moved, "--allow_config_changes", "--json"))["step"] == 12
     losses = [np.array([loss for kind, _, loss in records(f) if kind == "eval"])
               for f in (workdir, undisturbed)]  # fmt: skip
-    np.testing.assert_allclose(*losses, rtol=1e-3)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed, flags, tmp_path):

@@ -60,7 +60,11 @@ class Telemetry:
         _forget_after(path, start)
         self._file = path.open("a")
         self._events = (
-            SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+            SummaryWriter(
+                str(workdir),
+                purge_step=start + 1 if start else None,
+                filename_suffix=f".{start:012}",  # files of one second are read in this order
+            )
             if tensorboard
             else None
         )
