@@ -50,8 +50,8 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-5  # paper
     config.optimizer.decay_mode = "l2"  # paper: a term of the loss
     config.optimizer.decay_all = False  # chosen: batch norm's parameters and biases are left alone
-    # chosen: 64 images of 299 pixels train in 6 GB in bfloat16, 12 GB in float32.
-    config.optimizer.microbatch = 64
+    # chosen: for a small machine. XLA plans 9.9 GB for 32 images in float32 on CPU, 19.6 for 64.
+    config.optimizer.microbatch = 32
     config.ema.decay = 0.9999  # paper: averaged weights at inference; chosen: how slowly
 
     config.eval.every = "1 epoch"

@@ -55,6 +55,7 @@ def make_small_config() -> ConfigDict:
     config.mesh.data = 1
     config.eval.every = "6 steps"
     config.checkpoint.every = "2 steps"
+    config.checkpoint.keep = 10
     config.log.every = "1 step"
     return config
 

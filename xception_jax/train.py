@@ -97,13 +97,13 @@ class Run:
         )
         return stream.to_devices(batches, sharding.by_example(self.mesh))
 
-    def due(self, every: str, done: int) -> bool:
-        """Whether step `done` is the first to reach a multiple of the duration `every`."""
+    def every(self, duration: str) -> Callable[[int], bool]:
+        """Says of a step whether it is the first to reach another multiple of the duration."""
         batch = self.config.data.batch_size
-        length = config_lib.Duration.parse(every).examples(
+        length = config_lib.Duration.parse(duration).examples(
             batch_size=batch, epoch=len(self.train_source)
         )
-        return done * batch // length > (done - 1) * batch // length
+        return lambda done: done * batch // length > (done - 1) * batch // length
 
 
 def prepare(config: ConfigDict) -> Run:
@@ -175,15 +175,18 @@ def loop(
     run: Run, state: TrainState, first: int, checkpoints: Checkpoints, log: telemetry.Telemetry
 ) -> int:
     """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
-    config, done = run.config, first
+    done, total = first, run.total_steps
+    config = run.config
+    log_due, save_due = run.every(config.log.every), run.every(config.checkpoint.every)
+    evaluation_due = run.every(config.eval.every)
     with signals.stop_requested() as stop_requested:
         batches = run.batches(first)
-        for done in range(first + 1, run.total_steps + 1):
+        for done in range(first + 1, total + 1):
             state, metrics = run.train_step(state, next(batches))
-            log.step_dispatched(done, metrics, log=run.due(config.log.every, done))
+            log.step_dispatched(done, metrics, log=log_due(done))
             stop = stop_requested()
-            evaluate = done == run.total_steps or run.due(config.eval.every, done)
-            if evaluate or stop or run.due(config.checkpoint.every, done):
+            evaluate = evaluation_due(done) or done == total
+            if evaluate or stop or save_due(done):
                 log.catch_up()
                 since, result = time.perf_counter(), None
                 if evaluate:

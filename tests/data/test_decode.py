@@ -7,6 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from xception_jax.data import decode
+from xception_jax.errors import RunError
 
 sides = st.integers(1, 400)
 
@@ -22,8 +23,8 @@ def test_decode_gives_rgb_and_repeats_grey():
 
 @pytest.mark.parametrize("bad", [b"", b"no image at all"])
 def test_decode_refuses_what_is_no_image(bad):
-    with pytest.raises(ValueError, match="no image"):
-        decode.decode(bad)
+    with pytest.raises(RunError, match=r"example 3 cannot be decoded: its \d+ bytes are no image"):
+        decode.decode(bad, "example 3")
 
 
 @hypothesis.given(height=sides, width=sides, seed=st.integers(0, 1000))

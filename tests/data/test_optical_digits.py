@@ -16,7 +16,7 @@ def test_images_labels_and_split_are_scikit_learns(digits):
         assert len(source) == len(indices)
         found = set()
         for i in range(len(source)):
-            encoded, label = source[i]
+            encoded, label, _ = source[i]
             image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
             found.add((label, np.round(image / (255 / 16)).astype(np.uint8).tobytes()))
         expected = {
@@ -27,6 +27,8 @@ def test_images_labels_and_split_are_scikit_learns(digits):
 
 
 def test_the_split_is_stratified(digits):
-    labels = {name: [source[i][1] for i in range(len(source))] for name, source in digits.items()}
+    labels = {
+        name: [source[i].label for i in range(len(source))] for name, source in digits.items()
+    }
     shares = {name: np.bincount(values) / len(values) for name, values in labels.items()}
     np.testing.assert_allclose(shares["train"], shares["test"], atol=0.002)

@@ -4,7 +4,7 @@ import pytest
 
 from tests import tiny_datasets
 from xception_jax.data import decode, sources
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
 
 
 def test_any_prepared_data_set_opens_by_name(tmp_path):
@@ -13,7 +13,8 @@ def test_any_prepared_data_set_opens_by_name(tmp_path):
     assert len(source) == 12
     assert len(source.class_names) == 4
     assert source.name == "tiny_photos/1.0.0:train"
-    encoded, label = source[3]
+    encoded, label, name = source[3]
+    assert name == "example 3 of tiny_photos/1.0.0:train"
     assert encoded[:2] == b"\xff\xd8", "the image is left encoded"
     assert decode.decode(encoded).shape[2] == 3
     assert 0 <= label < 4
@@ -56,6 +57,6 @@ def test_a_label_out_of_range_is_found_on_the_host(digits):
     bad = sources.Source(
         source.name, source.class_names[:3], source.records, source.image_key, source.label_key
     )
-    index = next(i for i in range(len(source)) if source[i][1] == 7)
-    with pytest.raises(ValueError, match=rf"example {index} .* has label 7, outside 0\.\.\.2"):
+    index = next(i for i in range(len(source)) if source[i].label == 7)
+    with pytest.raises(RunError, match=rf"example {index} .* has label 7, outside 0\.\.\.2"):
         bad[index]

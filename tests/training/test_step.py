@@ -123,6 +123,17 @@ def test_nothing_random_without_the_step(small_config):
     assert float(found_a["loss"]) == float(found_b["loss"]) != float(found_later["loss"])
 
 
+def test_mixed_precision_keeps_weights_and_statistics_in_float32(without_dropout):
+    exact, found_by_exact = steps(without_dropout)
+    without_dropout.model.dtype = "bfloat16"
+    mixed, found_by_mixed = steps(without_dropout)
+    assert {leaf.dtype for leaf in jax.tree.leaves(mixed.params)} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(mixed.batch_stats)} == {np.dtype("float32")}
+    assert 0 < distance(exact.batch_stats, mixed.batch_stats) < 1e-2
+    loss, mixed_loss = (float(found[0]["loss"]) for found in (found_by_exact, found_by_mixed))
+    assert mixed_loss == pytest.approx(loss, rel=0.05)
+
+
 def test_the_state_is_donated(small_config):
     run, first, batches = start(small_config)
     run.train_step(first, batches[0])

@@ -3,22 +3,24 @@
 import cv2
 import numpy as np
 
+from xception_jax.errors import RunError
+
 # The pipeline's own threads each handle an image; OpenCV's would only compete with them.
 cv2.setNumThreads(0)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-def decode(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes, name: str = "it") -> np.ndarray:
     """Decodes a JPEG or PNG to uint8 `[height, width, 3]`, RGB; grey is repeated.
 
     Raises:
-      ValueError: the bytes are no image that OpenCV knows.
+      RunError: the bytes are no image that OpenCV knows; `name` is what the complaint calls them.
     """
     buffer = np.frombuffer(encoded, np.uint8)
     image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if buffer.size else None
     if image is None:
-        raise ValueError(f"{len(encoded)} bytes that are no image")
+        raise RunError(f"{name} cannot be decoded: its {len(encoded)} bytes are no image")
     return image
 
 

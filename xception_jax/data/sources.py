@@ -5,18 +5,26 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from xception_jax.errors import UsageError, nearest
+from xception_jax.errors import RunError, UsageError, nearest
 
 EMBEDDED = "optical_digits"
 
 
+class Example(NamedTuple):
+    """An image as it is stored, what it shows, and how to name it in a complaint."""
+
+    encoded: bytes
+    label: int
+    name: str
+
+
 @dataclass(frozen=True)
 class Source:
-    """One split of a data set. `source[i]` is `(encoded image, label)`, both as stored.
+    """One split of a data set. `source[i]` is an `Example`.
 
     Attributes:
       name: the data set, its version and split, as `optical_digits/1.0.0:train`.
@@ -34,16 +42,16 @@ class Source:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
+    def __getitem__(self, index: int) -> Example:
         record = self.records[index]
         label = int(record[self.label_key])
         if not 0 <= label < len(self.class_names):
             # On the device it would train the wrong class, or give NaN with finite gradients.
-            raise ValueError(
+            raise RunError(
                 f"example {index} of {self.name} has label {label}, outside 0..."
                 f"{len(self.class_names) - 1}"
             )
-        return record[self.image_key], label
+        return Example(record[self.image_key], label, f"example {index} of {self.name}")
 
     def __repr__(self) -> str:
         return f"Source({self.name!r}, {len(self)} examples)"

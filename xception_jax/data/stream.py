@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from xception_jax.data import decode
-from xception_jax.data.sources import Source
+from xception_jax.data.sources import Example, Source
 
 Batch = dict[str, Any]  # of numpy arrays
 
@@ -77,12 +77,11 @@ def training_batches(
     """
     order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
 
-    def prepare(example: tuple[bytes, int], rng: np.random.Generator) -> Batch:
-        encoded, label = example
-        image = decode.decode(encoded)
+    def prepare(example: Example, rng: np.random.Generator) -> Batch:
+        image = decode.decode(example.encoded, example.name)
         height, width, _ = image.shape
         box = decode.random_box(rng, height, width, images.crop_area, images.crop_aspect)
-        return _example(decode.crop_and_resize(image, box, images.size), label)
+        return _example(decode.crop_and_resize(image, box, images.size), example.label)
 
     # Explicit seeds: those that Grain derives would change with a step added to the pipeline.
     stream = grain.MapDataset.source(source).shuffle(seed=order_seed).repeat()
@@ -107,11 +106,11 @@ def evaluation_batches(
     def prepare(index: int) -> Batch:
         if index >= len(source):
             return _example(np.zeros((images.size, images.size, 3), np.uint8), 0, mask=0.0)
-        encoded, label = source[index]
-        image = decode.decode(encoded)
+        example = source[index]
+        image = decode.decode(example.encoded, example.name)
         height, width, _ = image.shape
         box = decode.centre_box(height, width, images.eval_crop)
-        return _example(decode.crop_and_resize(image, box, images.size), label)
+        return _example(decode.crop_and_resize(image, box, images.size), example.label)
 
     padded = -(-len(source) // batch_size) * batch_size
     return _batches(grain.MapDataset.range(padded).map(prepare), batch_size, share, 0, threads)

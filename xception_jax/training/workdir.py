@@ -56,6 +56,8 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is training in {workdir}") from None
+        except OSError as error:
+            raise UsageError(f"--workdir={workdir} cannot be locked: {error.strerror}") from None
         _settle(workdir / "config.json", config_lib.flatten(config), allow_changes)
         yield
 
