@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
@@ -111,7 +111,10 @@ class Telemetry:
         metrics = {name: float(value) for name, value in jax.device_get(waiting).items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
-                raise RunError(f"the {name} of step {step} is {metrics[name]}; the run stops here")
+                raise RunError(
+                    f"the {name} of step {step} is {metrics[name]}; the run stops here, and its "
+                    f"checkpoints are from before"
+                )
         self._window.append(metrics)
         self._timed += 1
         if self._bar:
@@ -177,7 +180,12 @@ class _Bar:
 
     def __init__(self, console: Console, start: int, total: int):
         self._progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"), BarColumn(), console=console
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
         )
         self._task = self._progress.add_task("", total=total, completed=start)
         self._progress.start()
