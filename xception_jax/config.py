@@ -58,7 +58,7 @@ class Field:
       low, high: inclusive bounds of a number, or of every number of a tuple.
       choices: the only values allowed.
       duration: a string that `Duration.parse` reads.
-      harmless: may change in a run that has begun: it alters neither what is computed nor when.
+      harmless: may change in a run that has begun, see `may_change`.
     """
 
     default: Any
@@ -193,7 +193,7 @@ SCHEMA: dict[str, Field] = {
     "optimizer.clip_norm": _float(0.0, "largest norm of the whole gradient; 0: no clipping"),
     "optimizer.microbatch": _int(
         0, "most examples that a device takes through the model at once; a larger share is cut, "
-        "and its gradients are accumulated; 0: no limit"
+        "and its gradients are accumulated; 0: no limit", harmless=True
     ),
     "loss.label_smoothing": _float(0.0, "share spread over all classes", high=1.0),
     "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
@@ -354,6 +354,20 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Names of the fields in which two flat configs differ, in the schema's order."""
     names = [*SCHEMA, *(name for name in {**old, **new} if name not in SCHEMA)]
     return [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
+
+
+def may_change(name: str, config: dict[str, Any]) -> bool:
+    """Whether a field may differ in a run that has begun: no step's result depends on it.
+
+    (But for the rounding of sums and, with `optimizer.microbatch`, the dropout's draws.)
+
+    Args:
+      name: of the field.
+      config: flat. The duration may change where the learning rate does not depend on it.
+    """
+    if name == "duration":
+        return config["optimizer.schedule"] != "cosine"
+    return name in SCHEMA and SCHEMA[name].harmless
 
 
 def _plain(value: Any) -> Any:

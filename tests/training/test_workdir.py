@@ -56,6 +56,25 @@ def test_harmless_fields_may_change_with_the_flag(tmp_path, small_config):
     assert workdir.read_config(tmp_path).log.every == "9 steps"
 
 
+@pytest.mark.parametrize(("schedule", "allowed"), [("staircase", True), ("cosine", False)])
+def test_a_run_may_grow_longer_where_its_rate_does_not_know(
+    tmp_path, small_config, schedule, allowed
+):
+    small_config.optimizer.schedule = schedule
+    with workdir.claim(tmp_path, small_config):
+        pass
+    small_config.duration = "24 steps"
+    if allowed:
+        with workdir.claim(tmp_path, small_config, allow_changes=True):
+            pass
+    else:
+        with (
+            pytest.raises(UsageError, match="duration was '12 steps', is '24 steps'"),
+            workdir.claim(tmp_path, small_config, allow_changes=True),
+        ):
+            pass
+
+
 def test_a_folder_that_is_a_file(tmp_path, small_config):
     path = tmp_path / "file"
     path.write_text("mine")

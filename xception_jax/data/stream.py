@@ -130,7 +130,7 @@ def _batches(
     """
     parts = examples.batch(batch_size // share.count, drop_remainder=True)
     mine = parts[first_step * share.count + share.index :: share.count]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     return iter(mine.to_iter_dataset(options))
 
 

@@ -66,7 +66,7 @@ def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:
     if path.exists():
         old = config_lib.flatten(read_config(path.parent))
         changed = config_lib.differences(old, new)
-        harmless = all(config_lib.SCHEMA[name].harmless for name in changed)
+        harmless = all(config_lib.may_change(name, new) for name in changed)
         if changed and not (allow_changes and harmless):
             listed = ", ".join(f"{name} was {old[name]!r}, is {new[name]!r}" for name in changed)
             mend = (
