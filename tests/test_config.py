@@ -64,7 +64,9 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("seed", -1, "is -1; it takes at least 0 and at most 4294967295"),
         ("model.dropout", 1.5, "is 1.5; it takes at least 0.0 and at most 0.99"),
         ("model.dtype", "float16", "is 'float16'; did you mean 'bfloat16'? It takes: auto, "),
-        ("model.fc_units", ("a",), "is ('a',); it takes numbers"),
+        ("model.fc_units", ("a",), "is ('a',); it takes whole numbers"),
+        ("model.fc_units", (16.5,), "is (16.5,); it takes whole numbers"),
+        ("data.crop_area", ("a", 1), "is ('a', 1); it takes numbers"),
         ("optimizer.name", "sdg", "is 'sdg'; did you mean 'sgd'? It takes: sgd, "),
         ("optimizer.learning_rate", float("nan"), "is nan; it takes at least 0.0"),
         ("data.crop_area", (0.5,), "is (0.5,); it takes (least, largest)"),
@@ -88,6 +90,12 @@ def test_values_that_are_refused(field, value, message):
         ("model.name", "xceptoin", "no model 'xceptoin'; did you mean 'xception'?"),
         ("data.dataset", "optical_digit", "no data set 'optical_digit'"),
         ("data.dataset", "imagenet2012", "imagenet2012 is not prepared in"),
+        ("data.dataset", "", "data set '' cannot be opened: "),
+        ("data.dataset", "mnist:9.9.9", "data set 'mnist:9.9.9' cannot be opened: "),
+        ("data.dataset", "mnist/foo", "data set 'mnist/foo' cannot be opened: "),
+        ("data.dataset", "optical_digits:9.9.9", "no data set 'optical_digits:9.9.9'; there is"),
+        ("data.data_dir", "/etc/passwd", "optical_digits cannot be prepared in /etc/passwd"),
+        ("data.train_split", "train[5:2]", "'train[5:2]' of optical_digits in"),
         ("data.train_split", "trian", "optical_digits has no split 'trian'; it has: test, train"),
         ("data.eval_split", "test[:0]", "'test[:0]' of optical_digits in"),
     ],
@@ -131,6 +139,7 @@ def test_fields_of_the_wrong_type_unknown_or_missing():
         (256, 64, 32, 4, 1),
         (256, 64, 32, 1, 4),
         (96, 30, 4, 1, 4),  # 3 parts of 32 are too large
+        (512, 32, 32, 8, 2),
     ],
 )
 def test_microbatches(batch, limit, virtual, devices, parts):
@@ -140,11 +149,15 @@ def test_microbatches(batch, limit, virtual, devices, parts):
     assert config_lib.microbatches(config, devices) == parts
 
 
-def test_a_microbatch_smaller_than_a_virtual_batch_is_refused():
+@pytest.mark.parametrize(("limit", "devices"), [(16, 1), (16, 8)])
+def test_a_part_holds_whole_virtual_batches_on_every_device(limit, devices):
     config = config_lib.default()
-    config.optimizer.microbatch, config.model.bn_virtual_batch = 16, 32
-    with pytest.raises(UsageError, match=r"must allow a virtual batch of 32 .*: at least 32"):
-        config_lib.microbatches(config, 1)
+    config.data.batch_size, config.optimizer.microbatch = 256, limit
+    config.model.bn_virtual_batch = 32
+    with pytest.raises(
+        UsageError, match=rf"microbatch is {limit}; .* on each of {devices} devices"
+    ):
+        config_lib.microbatches(config, devices)
 
 
 def test_a_config_survives_json_and_differences_are_named():
@@ -155,6 +168,24 @@ def test_a_config_survives_json_and_differences_are_named():
     assert config_lib.differences(flat, again) == []
     again["seed"], again["data.crop_area"] = 3, [0.5, 1.0]
     assert config_lib.differences(flat, again) == ["seed", "data.crop_area"]
+
+
+def test_what_is_left_to_the_hardware_is_settled():
+    config = config_lib.default()
+    assert config_lib.resolve(config).model.dtype == "float32", "on CPU"
+    assert config.model.dtype == "auto"
+    config.model.dtype = "bfloat16"
+    assert config_lib.resolve(config).model.dtype == "bfloat16"
+
+
+def test_files_that_are_gone_are_missed_at_once(tmp_path):
+    tiny_datasets.prepare(tmp_path, "tiny_gone", examples={"train": 4, "test": 4})
+    for path in tmp_path.rglob("*train*.array_record*"):
+        path.unlink()
+    config = config_lib.default()
+    config.data.dataset, config.data.data_dir = "tiny_gone", str(tmp_path)
+    with pytest.raises(UsageError, match=r"tiny_gone/1\.0\.0:train cannot be read: "):
+        config_lib.validate(config)
 
 
 def test_every_field_is_described():

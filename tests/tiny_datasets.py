@@ -21,6 +21,7 @@ def prepare(
     examples: dict[str, int],
     classes: int = 4,
     extra_image: bool = False,
+    keys: tuple[str, str] | None = None,
 ) -> None:
     """Writes `name` with JPEG images of many sizes as array_record under `data_dir`.
 
@@ -36,7 +37,10 @@ def prepare(
 
     def info(self):
         return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), description="test"
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            description="test",
+            supervised_keys=keys,
         )
 
     def generate(split):

@@ -52,7 +52,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         fail(str(error).splitlines()[0], 2)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a config file is a program and may raise anything
         fail(_where(error) + (str(error).strip().splitlines() or [type(error).__name__])[0], 2)
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
         try:

@@ -57,6 +57,7 @@ class Field:
       kind: its type.
       low, high: inclusive bounds of a number, or of every number of a tuple.
       choices: the only values allowed.
+      fractions: numbers need not be whole.
       duration: a string that `Duration.parse` reads.
       harmless: may change in a run that has begun, see `may_change`.
     """
@@ -67,6 +68,7 @@ class Field:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    fractions: bool = True
     duration: bool = False
     harmless: bool = False
 
@@ -93,8 +95,9 @@ class Field:
 
     def _check_bounds(self, value: Any) -> str | None:
         for number in value if self.kind is tuple else (value,):
-            if type(number) not in (int, float):
-                return f"is {value!r}; it takes numbers"
+            allowed = (int, float) if self.fractions else (int,)
+            if type(number) not in allowed:
+                return f"is {value!r}; it takes {'' if self.fractions else 'whole '}numbers"
             below = self.low is not None and not number >= self.low
             above = self.high is not None and not number <= self.high
             if below or above:
@@ -142,7 +145,9 @@ SCHEMA: dict[str, Field] = {
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
     "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
     "model.stem_stride": _int(None, f"stride of the first convolution; {_OWN}", low=1, high=2),
-    "model.fc_units": _tuple(None, f"sizes of fully connected layers; {_OWN}", low=1),
+    "model.fc_units": _tuple(
+        None, f"sizes of fully connected layers; {_OWN}", low=1, fractions=False
+    ),
     "model.dropout": _float(None, f"share dropped before the classifier; {_OWN}", high=0.99),
     "model.bn_epsilon": _float(None, f"added to the batch variance; {_OWN}"),
     "model.bn_momentum": _float(None, f"of the running batch statistics; {_OWN}", high=1.0),
@@ -198,7 +203,7 @@ SCHEMA: dict[str, Field] = {
     "loss.label_smoothing": _float(0.0, "share spread over all classes", high=1.0),
     "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
     "eval.every": _every("1 epoch", "between evaluations; each one saves a checkpoint too"),
-    "eval.batch_size": _int(0, "0: as data.batch_size", harmless=True),
+    "eval.batch_size": _int(0, "0: as in training, in view of microbatch", harmless=True),
     "checkpoint.every": _every("1 epoch", "between checkpoints"),
     "checkpoint.keep": _int(3, "newest checkpoints kept, besides the best", low=1, harmless=True),
     "log.every": _every("50 steps", "between lines of the log"),
@@ -317,12 +322,15 @@ def microbatches(config: ConfigDict, devices: int) -> int:
             f"{batch // devices}; set config.model.bn_virtual_batch, so that the parts' batch "
             f"statistics are the whole batch's"
         )
-    for parts in range(2, batch // virtual + 1):
-        if batch % (parts * virtual) == 0 and batch <= parts * limit * devices:
+    # Each part must hold whole virtual batches on every device: XLA would replicate the rows of a
+    # part that the devices cannot share evenly.
+    for parts in range(2, batch // (virtual * devices) + 1):
+        if batch % (parts * virtual * devices) == 0 and batch <= parts * limit * devices:
             return parts
     raise UsageError(
-        f"config.optimizer.microbatch is {limit}; it must allow a virtual batch of {virtual} on "
-        f"{devices} devices: at least {-(-virtual // devices)}"
+        f"config.optimizer.microbatch is {limit}; the batch of {batch} has no parts that small of "
+        f"whole virtual batches (config.model.bn_virtual_batch, {virtual}) on each of {devices} "
+        f"devices; raise it, or lower the virtual batch"
     )
 
 
@@ -336,13 +344,38 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_data(config: ConfigDict) -> None:
-    from xception_jax.data import sources
+    from xception_jax.data import decode, sources
 
     names = config.data.dataset, config.data.data_dir
     train = sources.open_split(names[0], config.data.train_split, names[1])
     test = sources.open_split(names[0], config.data.eval_split, names[1])
-    if len(train.class_names) < 2 or train.class_names != test.class_names:
+    if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {names[0]!r} has fewer than two classes")
+    if train.class_names != test.class_names:
+        raise UsageError(f"{train.name} and {test.name} have different classes")
+    for source in (train, test):
+        for index in (0, len(source) - 1):
+            try:
+                decode.decode(source[index].encoded, source[index].name)
+            except Exception as error:  # files may be missing, cut short, or not what they say
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UsageError(f"{source.name} cannot be read: {reason}") from None
+
+
+def compute_dtype(name: str) -> str:
+    """The dtype that `model.dtype` names; `auto` is bfloat16 where the hardware is made for it."""
+    import jax
+
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy in which nothing is left to the hardware, so that a run stays what it began as."""
+    resolved = ConfigDict(config).copy_and_resolve_references()
+    resolved.model.dtype = compute_dtype(config.model.dtype)
+    return resolved
 
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:

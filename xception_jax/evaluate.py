@@ -59,12 +59,15 @@ def evaluate(
     source = sources.open_split(config.data.dataset, split, data_dir or config.data.data_dir)
     mesh = sharding.make_mesh()
     make_model = state.model_maker(config, len(source.class_names))
-    evaluator = Evaluator.create(config, state.structure_of(make_model), source, mesh, batch_size)
+    evaluator = Evaluator.create(
+        config, state.structure_of(make_model, config.data.image_size), source, mesh, batch_size
+    )
     target = state.abstract(
         lambda key: state.create_weights(make_model, key), sharding.replicated(mesh)
     )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         found = checkpoints.find(step)
+        checkpoints.restore(found, {})[1].check_classes(source.name, source.class_names)
         items, _ = checkpoints.restore(found, {"ema": target} if weights == "ema" else target)
     metrics = evaluator(items["ema"] if weights == "ema" else items)
     return {"step": found, "weights": weights, "split": split, **metrics}

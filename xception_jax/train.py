@@ -46,24 +46,27 @@ def train(
       RunError: the run cannot go on: its loss is not finite, or a checkpoint cannot be written.
     """
     config_lib.validate(config)
-    with workdir.claim(folder, config, allow_changes=allow_config_changes):
-        run = prepare(config)
-        with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
-            state, notes = restore_or_initialize(run, checkpoints)
-            first = int(state.step)
-            with telemetry.Telemetry(
-                folder,
-                console or telemetry.make_console(),
-                start=first,
-                total=run.total_steps,
-                batch_size=config.data.batch_size,
-                epoch=len(run.train_source),
-                tensorboard=config.log.tensorboard,
-            ) as log:
-                introduce(run, state, notes, log)
-                last = loop(run, state, first, checkpoints, log)
-                conclude(run, checkpoints, folder, last, log)
-                return {"step": last, **(checkpoints.metrics(last) or {})}
+    config = config_lib.resolve(config)
+    run = prepare(config)
+    with (
+        workdir.claim(folder, config, allow_changes=allow_config_changes),
+        Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints,
+    ):
+        state, notes = restore_or_initialize(run, checkpoints)
+        first = int(state.step)
+        with telemetry.Telemetry(
+            folder,
+            console or telemetry.make_console(),
+            start=first,
+            total=run.total_steps,
+            batch_size=config.data.batch_size,
+            epoch=len(run.train_source),
+            tensorboard=config.log.tensorboard,
+        ) as log:
+            introduce(run, state, notes, log)
+            last = loop(run, state, first, checkpoints, log)
+            conclude(run, checkpoints, folder, last, log)
+            return {"step": last, **(checkpoints.metrics(last) or {})}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def prepare(config: ConfigDict) -> Run:
     train_source = sources.open_split(data.dataset, data.train_split, data.data_dir)
     eval_source = sources.open_split(data.dataset, data.eval_split, data.data_dir)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
-    structure = state_lib.structure_of(make_model)
+    structure = state_lib.structure_of(make_model, data.image_size)
 
     def steps(duration: str) -> int:
         return config_lib.Duration.parse(duration).steps(
@@ -183,7 +186,7 @@ def loop(
         batches = run.batches(first)
         for done in range(first + 1, total + 1):
             state, metrics = run.train_step(state, next(batches))
-            log.step_dispatched(done, metrics, log=log_due(done))
+            log.step_dispatched(done, metrics, log=log_due(done) or done == total)
             stop = stop_requested()
             evaluate = evaluation_due(done) or done == total
             if evaluate or stop or save_due(done):
@@ -196,7 +199,7 @@ def loop(
                 log.resume_clock(since)
             if stop:
                 break
-    checkpoints.wait()
+        checkpoints.wait()
     return done
 
 

@@ -52,6 +52,14 @@ def test_two_images_an_example_are_refused(tmp_path):
         sources.open_split("tiny_pairs", "train", str(tmp_path))
 
 
+def test_the_pair_for_supervised_learning_is_taken_where_there_are_more(tmp_path):
+    tiny_datasets.prepare(
+        tmp_path, "tiny_keyed", examples={"train": 2}, extra_image=True, keys=("photo", "kind")
+    )
+    source = sources.open_split("tiny_keyed", "train", str(tmp_path))
+    assert (source.image_key, source.label_key) == ("photo", "kind")
+
+
 def test_a_label_out_of_range_is_found_on_the_host(digits):
     source = digits["train"]
     bad = sources.Source(

@@ -80,7 +80,7 @@ def small(**overrides) -> tuple:
     make = state.model_maker(config, num_classes=5)
     weights = state.initialize(partial(state.create_weights, make), 0, None)
     images = np.random.default_rng(0).standard_normal((4, 16, 16, 3), np.float32)
-    return state.structure_of(make), weights, images
+    return state.structure_of(make, 16), weights, images
 
 
 run = jax.jit(state.apply, static_argnums=0, static_argnames="train")

@@ -72,11 +72,11 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
             log.step_dispatched(step, metrics(10 * step), log=True)
         log.catch_up()
     found = [(r["step"], r["loss"]) for r in records(tmp_path)]
-    assert found == [(2, 1.5), (3, 3.0), (4, 4.0), (6, 55.0)]
+    assert found == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 50.0), (6, 60.0)]
     losses = [
         (e.step, e.value) for e in EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
     ]
-    assert losses == [(2, 1.5), (3, 3.0), (4, 4.0), (6, 55.0)]
+    assert losses == found
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,13 @@ def test_what_is_not_finite_stops_the_run_and_names_the_step(tmp_path, bad):
         log.step_dispatched(2, metrics(**bad), log=False)
         with pytest.raises(RunError, match=r"of step 2 is (nan|inf)"):
             log.catch_up()
+
+
+def test_an_evaluation_that_is_not_finite_is_not_logged(tmp_path):
+    log, _ = log_into(tmp_path)
+    with log, pytest.raises(RunError, match="evaluation at step 4 is nan"):
+        log.evaluated(4, {"top1": 0.25, "top5": 1.0, "loss": math.nan, "examples": 36})
+    assert records(tmp_path) == []
 
 
 def test_the_host_is_never_more_than_two_steps_ahead(tmp_path):

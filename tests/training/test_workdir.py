@@ -7,6 +7,12 @@ from xception_jax.errors import UsageError
 from xception_jax.training import workdir
 
 
+def begin(folder, config):
+    """A run that has saved something."""
+    with workdir.claim(folder, config):
+        (folder / "checkpoints" / "2").mkdir(parents=True)
+
+
 def test_the_config_is_written_and_read_back(tmp_path, small_config):
     small_config.model.fc_units = (3, 4)
     with workdir.claim(tmp_path / "deep" / "run", small_config):
@@ -27,8 +33,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path, small_conf
 
 
 def test_another_config_is_refused_and_the_fields_named(tmp_path, small_config):
-    with workdir.claim(tmp_path, small_config):
-        pass
+    begin(tmp_path, small_config)
     small_config.optimizer.learning_rate = 0.5
     small_config.log.every = "9 steps"
     for allow in (False, True):
@@ -42,9 +47,17 @@ def test_another_config_is_refused_and_the_fields_named(tmp_path, small_config):
         assert "another --workdir" in str(caught.value)
 
 
-def test_harmless_fields_may_change_with_the_flag(tmp_path, small_config):
+def test_a_run_that_has_saved_nothing_takes_another_config(tmp_path, small_config):
+    with workdir.claim(tmp_path, small_config):
+        (tmp_path / "checkpoints").mkdir()
+    small_config.seed = 5
     with workdir.claim(tmp_path, small_config):
         pass
+    assert workdir.read_config(tmp_path).seed == 5
+
+
+def test_harmless_fields_may_change_with_the_flag(tmp_path, small_config):
+    begin(tmp_path, small_config)
     small_config.log.every = "9 steps"
     with (
         pytest.raises(UsageError, match="--allow_config_changes lets them"),
@@ -61,8 +74,7 @@ def test_a_run_may_grow_longer_where_its_rate_does_not_know(
     tmp_path, small_config, schedule, allowed
 ):
     small_config.optimizer.schedule = schedule
-    with workdir.claim(tmp_path, small_config):
-        pass
+    begin(tmp_path, small_config)
     small_config.duration = "24 steps"
     if allowed:
         with workdir.claim(tmp_path, small_config, allow_changes=True):
@@ -90,5 +102,5 @@ def test_no_run_there(tmp_path):
     with pytest.raises(UsageError, match=r"no run in .* no config\.json"):
         workdir.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UsageError, match="is no JSON"):
+    with pytest.raises(UsageError, match="is no config"):
         workdir.read_config(tmp_path)

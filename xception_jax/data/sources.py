@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,7 +78,7 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
     except (KeyError, ValueError):
         splits = ", ".join(sorted(builder.info.splits))
         raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
-    if not examples:
+    if examples <= 0:
         raise UsageError(f"{split!r} of {dataset} in {builder.data_dir} is empty")
     decoders = {image_key: tfds.decode.SkipDecoding()}
     try:
@@ -97,13 +99,20 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
 
 def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The data set's TFDS builder, its data known to be on disk."""
-    if dataset.split(":")[0] == EMBEDDED:
+    if re.split("[:/]", dataset)[0] == EMBEDDED:
         from xception_jax.data.optical_digits import OpticalDigits  # registers itself with TFDS
 
+        if dataset not in (EMBEDDED, f"{EMBEDDED}:{OpticalDigits.VERSION}"):
+            raise UsageError(
+                f"no data set {dataset!r}; there is {EMBEDDED}:{OpticalDigits.VERSION}"
+            )
         tfds.disable_progress_bar()
         builder = OpticalDigits(data_dir=data_dir, file_format="array_record")
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
-            builder.download_and_prepare()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
+                builder.download_and_prepare()
+        except OSError as error:
+            raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
         return builder
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
@@ -113,6 +122,9 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise UsageError(
             f"no data set {dataset!r} in {where} or among TFDS' own{nearest(dataset, known)}"
         ) from None
+    except (ValueError, AssertionError, ImportError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"data set {dataset!r} cannot be opened: {reason}") from None
     if not builder.info.splits:
         raise UsageError(
             f"{dataset} is not prepared in {builder.data_dir}; prepare it with: "
@@ -122,12 +134,13 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
+    folder = shlex.quote(str(builder._data_dir_root))
     command = (
         f"pip install 'xception_jax[prepare]' && tfds build {builder.name} "
-        f"--file_format=array_record --data_dir={builder._data_dir_root}"
+        f"--file_format=array_record --data_dir={folder}"
     )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        command += " --manual_dir=DIR (DIR holds the archives, see tensorflow.org/datasets)"
+        command += " --manual_dir=FOLDER_OF_ITS_ARCHIVES"
     return command
 
 
@@ -138,10 +151,12 @@ def _features(builder: tfds.core.DatasetBuilder, dataset: str) -> tuple[str, str
     found = []
     for kind, feature_class in kinds:
         names = [name for name, feature in features.items() if isinstance(feature, feature_class)]
-        if len(names) != 1:
+        # Of several, the one that TFDS itself would give to a supervised learner.
+        chosen = names if len(names) == 1 else set(names) & set(builder.info.supervised_keys or ())
+        if len(chosen) != 1:
             raise UsageError(
-                f"{dataset} has {len(names)} features of the kind {kind} ({', '.join(features)}); "
-                f"image classification takes data sets with one"
+                f"{dataset} has {len(names)} features of the kind {kind} (of: "
+                f"{', '.join(features)}); image classification takes data sets with one"
             )
-        found += names
+        found += chosen
     return found[0], found[1]

@@ -49,12 +49,21 @@ class Meta:
 
     def check_data(self, now: "Meta") -> None:
         """Raises `UsageError` where a run would continue on other examples than it began with."""
-        then = (self.train_examples, self.class_names)
-        if then != (now.train_examples, now.class_names):
+        then = (self.dataset, self.train_examples)
+        if then != (now.dataset, now.train_examples):
             raise UsageError(
-                f"the run began on {self.train_examples} examples of {len(self.class_names)} "
-                f"classes, and {now.dataset} has {now.train_examples} of {len(now.class_names)}; "
-                f"give it the data back, or start in another --workdir"
+                f"the run began on {self.train_examples} examples of {self.dataset}, and there are "
+                f"{now.train_examples} of {now.dataset}; give it the data back, or start in "
+                f"another --workdir"
+            )
+        self.check_classes(now.dataset, now.class_names)
+
+    def check_classes(self, dataset: str, class_names: tuple[str, ...]) -> None:
+        """Raises `UsageError` where the data's classes are not those that were learnt."""
+        if self.class_names != class_names:
+            raise UsageError(
+                f"the classes of {dataset} are not the {len(self.class_names)} that the run learnt "
+                f"from {self.dataset}"
             )
 
 
@@ -168,7 +177,12 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=composite)
             meta = Meta(**restored.meta)
+            meta = replace(meta, class_names=tuple(meta.class_names))
+        except (MemoryError, PermissionError) as error:
+            raise RunError(f"checkpoint {step} cannot be read: {error!r}") from error
         except Exception as error:  # Orbax and TensorStore raise many kinds
+            if "RESOURCE_EXHAUSTED" in str(error) or "Too many open files" in str(error):
+                raise RunError(f"checkpoint {step} cannot be read: {error}") from error
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise DamagedCheckpointError(
                 f"checkpoint {step} cannot be read: {reason[0]}"
@@ -182,7 +196,7 @@ class Checkpoints:
                     f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
                 )
         items = {name: restored[name] for name in targets}
-        return items, replace(meta, class_names=tuple(meta.class_names))
+        return items, meta
 
     def restore_newest(
         self, target: TrainState

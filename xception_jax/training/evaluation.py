@@ -49,7 +49,9 @@ class Evaluator:
         cls, config: ConfigDict, structure: Any, source: Source, mesh: Mesh, batch_size: int = 0
     ) -> "Evaluator":
         """From a config; `batch_size` overrides the config's, and is rounded up to the devices."""
-        batch_size = batch_size or config.eval.batch_size or config.data.batch_size
+        limit = config.optimizer.microbatch * mesh.size or config.data.batch_size
+        default = config.eval.batch_size or min(config.data.batch_size, limit)
+        batch_size = batch_size or default
         return cls(
             source=source,
             images=images_of(config),

@@ -82,6 +82,8 @@ def make_optimizer(
     coupled = decay_mode == "l2" or (decay_mode == "auto" and name in ("sgd", "rmsprop"))
     if coupled:
         return optax.chain(*clip, *decay, *before, *after)
+    if name == "rmsprop":  # the decay must not pass through the momentum
+        before, after = [*before, optax.trace(momentum)], [by_rate]
     return optax.chain(*clip, *before, *decay, *after)
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax import models
+from xception_jax.errors import UsageError
 
 Tree = Any  # a pytree of arrays
 
@@ -42,9 +43,7 @@ class TrainState:
 
 def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nnx.Module]:
     """A function of the initial weights' `nnx.Rngs` that builds the model a config asks for."""
-    name = config.model.dtype
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(config_lib.compute_dtype(config.model.dtype))
     overrides = config_lib.model_overrides(config)
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
@@ -52,7 +51,7 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
             config.model.name,
             num_classes=num_classes,
             rngs=rngs,
-            dtype=jnp.dtype(name),
+            dtype=dtype,
             **overrides,
         )
 
@@ -65,9 +64,19 @@ def split(model: nnx.Module) -> tuple[Any, Tree, Tree]:
     return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module]) -> Any:
-    """The model's structure (its NNX graph definition) without making its weights."""
-    return split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))[0]
+def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -> Any:
+    """The model's structure (its NNX graph definition) without making its weights.
+
+    Raises:
+      UsageError: the model does not take images that small.
+    """
+    model: Any = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    if image_size < model.min_image_size:
+        raise UsageError(
+            f"config.data.image_size is {image_size}; the model takes at least "
+            f"{model.min_image_size}"
+        )
+    return split(model)[0]
 
 
 def apply(

@@ -62,7 +62,7 @@ class Telemetry:
         self._events = (
             SummaryWriter(
                 str(workdir),
-                purge_step=start + 1 if start else None,
+                purge_step=start + 1,
                 filename_suffix=f".{start:012}",  # files of one second are read in this order
             )
             if tensorboard
@@ -120,13 +120,16 @@ class Telemetry:
         if self._bar:
             self._bar.move(step)
         if self._first:
-            self._log_first(step, metrics)
+            self._log_first(step, metrics, log)
         elif log:
             self._log_training(step)
 
-    def _log_first(self, step: int, metrics: dict[str, float]) -> None:
+    def _log_first(self, step: int, metrics: dict[str, float], log: bool) -> None:
         """A sign of life, and the clock set to zero: this step's time is that of compilation."""
         now = time.perf_counter()
+        if log:
+            self._write("train", step, metrics)
+            self._window = []
         self.say(
             f"step {step}/{self._total}  loss {metrics['loss']:.4f}  "
             f"after {now - self._mark:.1f} s, compilation included"
@@ -154,7 +157,12 @@ class Telemetry:
         self._window, self._timed, self._mark = [], 0, now
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Logs the result of an evaluation."""
+        """Logs the result of an evaluation. Raises `RunError` where its loss is not finite."""
+        if not math.isfinite(metrics["loss"]):
+            raise RunError(
+                f"the loss of the evaluation at step {step} is {metrics['loss']}; the run stops "
+                f"here, and its checkpoints are from before"
+            )
         self._write("eval", step, metrics)
         self.say(
             f"evaluation at step {step}  top-1 {metrics['top1']:.2%}  top-5 {metrics['top5']:.2%}  "

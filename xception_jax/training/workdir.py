@@ -1,5 +1,6 @@
 """The folder of a run: one writer at a time, and one config for its whole life."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -28,8 +29,9 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UsageError(f"no run in {workdir}: it holds no config.json")
     try:
         return config_lib.from_flat(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is no JSON: {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path} is no config: {reason}") from None
 
 
 @contextmanager
@@ -50,8 +52,9 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    with (workdir / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
+            lock = stack.enter_context((workdir / ".lock").open("w"))
             # The system drops the lock with the process, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -63,7 +66,9 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
 
 
 def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:
-    if path.exists():
+    checkpoints = path.parent / "checkpoints"
+    begun = checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+    if path.exists() and begun:
         old = config_lib.flatten(read_config(path.parent))
         changed = config_lib.differences(old, new)
         harmless = all(config_lib.may_change(name, new) for name in changed)
