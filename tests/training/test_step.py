@@ -72,6 +72,17 @@ def test_virtual_batches_that_fit_a_device_need_no_communication(small_config):
     assert len(collectives(None)) > 20, "as many as there are normalizations, and more"
 
 
+def test_microbatches_stay_where_they_are(small_config):
+    """Each device cuts up its own share: no example is moved or computed twice."""
+    small_config.mesh.data, small_config.model.bn_virtual_batch = 8, 4
+    small_config.optimizer.microbatch = 4
+    run, first, batches = start(small_config)
+    text = run.train_step.lower(first, batches[0]).compile().as_text()
+    assert not re.findall(r" (all-gather|all-to-all|collective-permute)\(", text)
+    assert "[4,6,6,8]" in text, "the stem's output for the four examples of a device"
+    assert "[32,6,6,8]" not in text
+
+
 def test_accumulation_computes_what_the_whole_batch_does(without_dropout):
     whole, found_by_whole = steps(without_dropout)
     without_dropout.optimizer.microbatch = 16

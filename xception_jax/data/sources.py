@@ -148,7 +148,7 @@ def _features(builder: tfds.core.DatasetBuilder, dataset: str) -> tuple[str, str
     """The names of the data set's one image and one label."""
     features = builder.info.features
     kinds = (("image", tfds.features.Image), ("class label", tfds.features.ClassLabel))
-    found = []
+    found: list[str] = []
     for kind, feature_class in kinds:
         names = [name for name, feature in features.items() if isinstance(feature, feature_class)]
         # Of several, the one that TFDS itself would give to a supervised learner.
