@@ -5,6 +5,9 @@
 1,437 images to train on and 360 to test on, 8x8 pixels each, enlarged to 16x16. A quarter of the
 paper's channels, two of its eight middle blocks and a stem that does not halve the image leave
 730 thousand parameters.
+
+On two CPU cores it compiles for 20 seconds and trains for a minute or two. Expect 98.6 % top-1 or
+more on the test images: every seed tried (0 to 3, with 15 epochs instead of 24) reached that.
 """
 
 from ml_collections import ConfigDict

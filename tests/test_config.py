@@ -174,8 +174,16 @@ def test_what_is_left_to_the_hardware_is_settled():
     config = config_lib.default()
     assert config_lib.resolve(config).model.dtype == "float32", "on CPU"
     assert config.model.dtype == "auto"
-    config.model.dtype = "bfloat16"
-    assert config_lib.resolve(config).model.dtype == "bfloat16"
+    begun = config_lib.default()
+    begun.model.dtype = "bfloat16"
+    assert config_lib.resolve(config, begun).model.dtype == "bfloat16", "begun on a GPU"
+    assert config_lib.resolve(begun).model.dtype == "bfloat16"
+
+
+def test_a_virtual_batch_and_a_share_that_do_not_fit():
+    complaint = refusal(**{"data.batch_size": 96, "model.bn_virtual_batch": 32})
+    assert complaint.startswith("config.model.bn_virtual_batch is 32 and a device's share of the")
+    assert "12" in complaint
 
 
 def test_files_that_are_gone_are_missed_at_once(tmp_path):

@@ -257,6 +257,15 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
+    check_fields(config)
+    _check_ranges(config)
+    _check_batch(config)
+    _check_model(config)
+    _check_data(config)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Checks every field by itself; raises `UsageError`."""
     flat = flatten(config)
     unknown(flat)
     for name, field in SCHEMA.items():
@@ -265,10 +274,6 @@ def validate(config: ConfigDict) -> None:
         complaint = field.check(flat[name])
         if complaint:
             raise UsageError(f"config.{name} {complaint}")
-    _check_ranges(config)
-    _check_batch(config)
-    _check_model(config)
-    _check_data(config)
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -306,6 +311,12 @@ def _check_batch(config: ConfigDict) -> None:
         raise UsageError(
             f"config.data.batch_size is {batch}, not a multiple of "
             f"config.model.bn_virtual_batch, {virtual}"
+        )
+    share = batch // devices
+    if virtual is not None and share % virtual and virtual % share:
+        raise UsageError(
+            f"config.model.bn_virtual_batch is {virtual} and a device's share of the batch "
+            f"{share}; one must be a multiple of the other, or every device computes it all"
         )
     microbatches(config, devices)
 
@@ -371,10 +382,17 @@ def compute_dtype(name: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which nothing is left to the hardware, so that a run stays what it began as."""
+def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
+    """A copy in which nothing is left to the hardware, so that a run stays what it began as.
+
+    Args:
+      config: valid.
+      begun: the resolved config of the run that is to go on, if there is one.
+    """
     resolved = ConfigDict(config).copy_and_resolve_references()
-    resolved.model.dtype = compute_dtype(config.model.dtype)
+    if begun is not None and config.model.dtype == "auto":
+        resolved.model.dtype = begun.model.dtype
+    resolved.model.dtype = compute_dtype(resolved.model.dtype)
     return resolved
 
 

@@ -74,7 +74,7 @@ def evaluate(
 
 
 def main() -> None:
-    if _WORKDIR.value is None:
+    if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
     result = evaluate(
         pathlib.Path(_WORKDIR.value),

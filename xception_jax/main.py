@@ -35,8 +35,10 @@ def main() -> None:
     if _FIELDS.value:
         print(config.describe())
         return
-    if _CONFIG.value is None or _WORKDIR.value is None:
+    if not flags.FLAGS["config"].present or not _WORKDIR.value:
         raise UsageError("--config and --workdir are needed; --help shows an example")
+    if _CONFIG.value is None:
+        raise UsageError("get_config() of the config file returned None")
     # Imported late: --help and a misspelt flag need not wait for JAX.
     from xception_jax.train import train
     from xception_jax.training.telemetry import make_console

@@ -39,14 +39,14 @@ def train(
       allow_config_changes: continue a run though harmless fields of its config have changed.
 
     Returns:
-      `step` and the metrics of the last evaluation, `top1`, `top5`, `loss`, `examples`.
+      `step`, the last one done, and where it was evaluated `top1`, `top5`, `loss`, `examples`.
 
     Raises:
       UsageError: the config, the data or the folder will not do; nothing has been compiled.
       RunError: the run cannot go on: its loss is not finite, or a checkpoint cannot be written.
     """
     config_lib.validate(config)
-    config = config_lib.resolve(config)
+    config = config_lib.resolve(config, workdir.begun_config(folder))
     run = prepare(config)
     with (
         workdir.claim(folder, config, allow_changes=allow_config_changes),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -127,12 +128,23 @@ def forge_digest(folder: Path) -> None:
     path.write_text(json.dumps(meta))
 
 
-DAMAGES = [flip_a_bit, truncate, empty, forge_digest]
+def rename(folder: Path) -> None:
+    older = folder.with_name("2")
+    empty(folder)
+    folder.rmdir()
+    shutil.copytree(older, folder)
+
+
+def cut_metrics_short(folder: Path) -> None:
+    (folder / "metrics" / "metrics").write_text('{"top1":')
+
+
+DAMAGES = [flip_a_bit, truncate, empty, forge_digest, rename, cut_metrics_short]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_moved_aside_and_the_one_before_restored(tmp_path, damage):
-    save_all(tmp_path, [1, 2, 3])
+    save_all(tmp_path, [1, 2, 3], top1={3: 0.5})
     damage(tmp_path / "checkpoints" / "3")
     with Checkpoints(tmp_path) as checkpoints:
         state, meta, notes = checkpoints.restore_newest(target())
@@ -165,6 +177,14 @@ def test_a_reader_says_which_array_is_damaged_and_moves_nothing(tmp_path):
         ):
             checkpoints.restore(1, {"batch_stats": target().batch_stats})
         assert checkpoints.steps() == [1]
+
+
+def test_a_reader_names_metrics_that_are_damaged(tmp_path):
+    save_all(tmp_path, [1], top1={1: 0.5})
+    cut_metrics_short(tmp_path / "checkpoints" / "1")
+    with pytest.raises(DamagedCheckpointError, match="checkpoint 1 is damaged: its metrics"):
+        Checkpoints(tmp_path, read_only=True)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):

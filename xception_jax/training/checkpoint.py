@@ -5,6 +5,7 @@ evaluation reads only what it needs. The item `meta` is JSON and holds a digest 
 since Orbax does not notice a flipped bit in array data. All of it is finalized together.
 """
 
+import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,6 +84,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
         self._folder = workdir / "checkpoints"
+        self._complaints = _unreadable_metrics(self._folder, read_only)
         best = policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
@@ -120,7 +122,7 @@ class Checkpoints:
                     f"no checkpoint in {self._folder} was evaluated; take --step=latest"
                 )
             return best
-        if not step.isdigit() or int(step) not in steps:
+        if not step.isdecimal() or int(step) not in steps:
             there = ", ".join(map(str, steps))
             raise UsageError(f"no checkpoint {step!r} in {self._folder}; latest, best, or: {there}")
         return int(step)
@@ -178,6 +180,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=composite)
             meta = Meta(**restored.meta)
             meta = replace(meta, class_names=tuple(meta.class_names))
+            if meta.step != step:
+                raise ValueError(f"it says of itself that it is of step {meta.step}")
         except (MemoryError, PermissionError) as error:
             raise RunError(f"checkpoint {step} cannot be read: {error!r}") from error
         except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -224,22 +228,46 @@ class Checkpoints:
                 step=jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding),
                 **{"ema": None, **items},
             )
-            return state, meta, [self._move_aside(s, text) for s, text in complaints.items()]
+            moved = [self._move_aside(s, text) for s, text in complaints.items()]
+            return state, meta, self._complaints + moved
         if complaints:
             raise RunError(
                 f"no checkpoint in {self._folder} can be restored; the newest: "
                 f"{next(iter(complaints.values()))}"
             )
-        return None, None, []
+        return None, None, self._complaints
 
     def _move_aside(self, step: int, complaint: str) -> str:
-        aside = self._folder.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        place = aside / str(step)
-        number = 0
-        while place.exists():
-            number += 1
-            place = aside / f"{step}.{number}"
-        os.rename(self._folder / str(step), place)
+        note = _move_aside(self._folder / str(step), complaint)
         self._manager.reload()
-        return f"{complaint}; moved to {place}"
+        return note
+
+
+def _move_aside(checkpoint: Path, complaint: str) -> str:
+    """Moves a checkpoint to `workdir/damaged`; returns the complaint with its new place."""
+    aside = checkpoint.parents[1] / "damaged"
+    aside.mkdir(exist_ok=True)
+    place, number = aside / checkpoint.name, 0
+    while place.exists():
+        number += 1
+        place = aside / f"{checkpoint.name}.{number}"
+    os.rename(checkpoint, place)
+    return f"{complaint}; moved to {place}"
+
+
+def _unreadable_metrics(folder: Path, read_only: bool) -> list[str]:
+    """Moves checkpoints aside whose metrics are no JSON: Orbax could not even list them.
+
+    Raises:
+      DamagedCheckpointError: there is one, and `read_only` forbids to move it.
+    """
+    notes = []
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_text())
+        except ValueError as error:
+            complaint = f"checkpoint {path.parents[1].name} is damaged: its metrics: {error}"
+            if read_only:
+                raise DamagedCheckpointError(complaint) from None
+            notes.append(_move_aside(path.parents[1], complaint))
+    return notes

@@ -74,14 +74,19 @@ class Evaluator:
             share=stream.Share.of_this_process(),
             threads=self.threads,
         )
-        totals: collections.Counter[str] = collections.Counter()
+        totals: collections.Counter = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
         for batch in stream.to_devices(batches, sharding.by_example(self.mesh)):
             waiting.append(self.evaluate_batch(weights, batch))
             if len(waiting) > _BATCHES_AHEAD:
-                totals.update(jax.device_get(waiting.popleft()))
+                totals.update(_floats(waiting.popleft()))
         for sums in waiting:
-            totals.update(jax.device_get(sums))
+            totals.update(_floats(sums))
         examples = int(totals.pop("examples"))
-        means = {name: float(total) / examples for name, total in totals.items()}
+        means = {name: total / examples for name, total in totals.items()}
         return {**means, "examples": examples}
+
+
+def _floats(sums: Scalars) -> dict[str, float]:
+    """Fetched as Python's floats: numpy's float32 would go on adding in single precision."""
+    return {name: float(value) for name, value in jax.device_get(sums).items()}

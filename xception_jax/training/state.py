@@ -16,6 +16,9 @@ from xception_jax.errors import UsageError
 
 Tree = Any  # a pytree of arrays
 
+# Sets the key of the initial weights apart from those of the steps, which count from 0.
+_INITIAL = 2**32 - 1
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def initialize(init: Callable[[jax.Array], TrainState], seed: int, sharding: Any
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     jitted = jax.jit(init, out_shardings=sharding, compiler_options=options)
-    return jitted(jax.random.key(seed))
+    return jitted(jax.random.fold_in(jax.random.key(seed), _INITIAL))
 
 
 def parameter_table(params: Tree) -> list[tuple[str, int]]:

@@ -28,10 +28,21 @@ def read_config(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise UsageError(f"no run in {workdir}: it holds no config.json")
     try:
-        return config_lib.from_flat(json.loads(path.read_text()))
+        config = config_lib.from_flat(json.loads(path.read_text()))
+    except UsageError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is no config: {reason}") from None
+    config_lib.check_fields(config)
+    return config
+
+
+def begun_config(workdir: Path) -> ConfigDict | None:
+    """The config of the run in `workdir`, if one has saved anything there."""
+    checkpoints = workdir / "checkpoints"
+    begun = checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+    return read_config(workdir) if begun and (workdir / "config.json").is_file() else None
 
 
 @contextmanager
@@ -66,10 +77,9 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
 
 
 def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:
-    checkpoints = path.parent / "checkpoints"
-    begun = checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
-    if path.exists() and begun:
-        old = config_lib.flatten(read_config(path.parent))
+    begun = begun_config(path.parent)
+    if begun is not None:
+        old = config_lib.flatten(begun)
         changed = config_lib.differences(old, new)
         harmless = all(config_lib.may_change(name, new) for name in changed)
         if changed and not (allow_changes and harmless):
