@@ -48,7 +48,7 @@ def make_small_config() -> ConfigDict:
     config.augment.shift = 1
     config.augment.flip = True
     # At a higher rate a ReLU or a pooling soon flips somewhere, and what was rounding is no more.
-    config.optimizer.learning_rate = 0.01
+    config.optimizer.learning_rate = 0.001
     config.optimizer.reference_batch = 0
     config.optimizer.weight_decay = 1e-4
     config.ema.decay = 0.9

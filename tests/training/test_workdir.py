@@ -42,7 +42,7 @@ def test_another_config_is_refused_and_the_fields_named(tmp_path, small_config):
             workdir.claim(tmp_path, small_config, allow_changes=allow),
         ):
             pass
-        assert "optimizer.learning_rate was 0.01, is 0.5" in str(caught.value)
+        assert "optimizer.learning_rate was 0.001, is 0.5" in str(caught.value)
         assert "log.every was '1 step', is '9 steps'" in str(caught.value)
         assert "another --workdir" in str(caught.value)
 
