@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from tests import tiny_datasets
 from xception_jax import config as config_lib
-from xception_jax.config import Duration
 from xception_jax.errors import UsageError
+from xception_jax.fields import Duration
 
 ROOT = Path(__file__).parents[1]
 

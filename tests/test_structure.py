@@ -16,6 +16,7 @@ LEVELS = [
     {"training"},
     {"config"},
     {"data", "models"},
+    {"fields"},
     {"errors"},
 ]
 

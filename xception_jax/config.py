@@ -5,106 +5,12 @@ the command line changes fields further with `--config.field=value`. Nothing hea
 here at the top, so that `--help` and a misspelt field answer at once.
 """
 
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
-
-_UNITS = {"step": "steps", "epoch": "epochs", "example": "examples"}
-
-
-@dataclass(frozen=True)
-class Duration:
-    """A length of training in the unit that a person thinks in: `90 epochs`, `1000 steps`."""
-
-    amount: Fraction
-    unit: str
-
-    @classmethod
-    def parse(cls, text: str) -> "Duration":
-        """Reads `NUMBER UNIT`; the unit is steps, epochs or examples, singular or plural."""
-        number, _, unit = text.strip().partition(" ")
-        unit = _UNITS.get(unit.strip(), unit.strip())
-        try:
-            amount = Fraction(number)
-        except (ValueError, ZeroDivisionError):
-            amount = Fraction(-1)
-        if amount < 0 or unit not in _UNITS.values():
-            raise ValueError(f"{text!r} is no duration; write it as '90 epochs', '1000 steps' or "
-                             f"'3000000 examples'")  # fmt: skip
-        return cls(amount, unit)
-
-    def examples(self, *, batch_size: int, epoch: int) -> int:
-        """The duration in examples (rounded up), given the sizes of a batch and of an epoch."""
-        factor = {"steps": batch_size, "epochs": epoch, "examples": 1}[self.unit]
-        return -(-self.amount * factor // 1)
-
-    def steps(self, *, batch_size: int, epoch: int) -> int:
-        """The least number of steps that takes at least so many examples."""
-        return -(-self.examples(batch_size=batch_size, epoch=epoch) // batch_size)
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of the config.
-
-    Attributes:
-      default: its value unless a config says otherwise; None for a field that may be left unset.
-      help: what it means, with its unit.
-      kind: its type.
-      low, high: inclusive bounds of a number, or of every number of a tuple.
-      choices: the only values allowed.
-      fractions: numbers need not be whole.
-      duration: a string that `Duration.parse` reads.
-      harmless: may change in a run that has begun, see `may_change`.
-    """
-
-    default: Any
-    help: str
-    kind: type
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    fractions: bool = True
-    duration: bool = False
-    harmless: bool = False
-
-    def check(self, value: Any) -> str | None:
-        """Says what is wrong with a value, or None."""
-        if value is None and self.default is None:
-            return None
-        if self.kind is float and type(value) is int:
-            value = float(value)
-        if self.kind is tuple and isinstance(value, list):
-            value = tuple(value)
-        if type(value).__name__ != self.kind.__name__:
-            return f"is {value!r}, a {type(value).__name__}; it takes a {self.kind.__name__}"
-        if self.choices and value not in self.choices:
-            return f"is {value!r}{nearest(value, self.choices)} It takes: {', '.join(self.choices)}"
-        if self.duration:
-            try:
-                Duration.parse(value)
-            except ValueError as error:
-                return f"is {error}"
-        if self.kind in (int, float, tuple):
-            return self._check_bounds(value)
-        return None
-
-    def _check_bounds(self, value: Any) -> str | None:
-        for number in value if self.kind is tuple else (value,):
-            allowed = (int, float) if self.fractions else (int,)
-            if type(number) not in allowed:
-                return f"is {value!r}; it takes {'' if self.fractions else 'whole '}numbers"
-            below = self.low is not None and not number >= self.low
-            above = self.high is not None and not number <= self.high
-            if below or above:
-                low = f"at least {self.low}" if self.low is not None else ""
-                high = f"at most {self.high}" if self.high is not None else ""
-                return f"is {value}; it takes {' and '.join(filter(None, (low, high)))}"
-        return None
+from xception_jax.fields import Duration, Field
 
 
 def _text(default: str, help: str, **more: Any) -> Field:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from xception_jax import config as config_lib
 from xception_jax.data import sources, stream
+from xception_jax.fields import Duration
 from xception_jax.training import optimizer, sharding, signals, telemetry, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
@@ -103,9 +104,7 @@ class Run:
     def every(self, duration: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of the duration."""
         batch = self.config.data.batch_size
-        length = config_lib.Duration.parse(duration).examples(
-            batch_size=batch, epoch=len(self.train_source)
-        )
+        length = Duration.parse(duration).examples(batch_size=batch, epoch=len(self.train_source))
         return lambda done: done * batch // length > (done - 1) * batch // length
 
 
@@ -119,9 +118,7 @@ def prepare(config: ConfigDict) -> Run:
     structure = state_lib.structure_of(make_model, data.image_size)
 
     def steps(duration: str) -> int:
-        return config_lib.Duration.parse(duration).steps(
-            batch_size=data.batch_size, epoch=len(train_source)
-        )
+        return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
 
     transformation, schedule = optimizer.from_config(config, steps)
     recipe = step_lib.Recipe(

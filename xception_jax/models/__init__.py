@@ -21,7 +21,7 @@ def overrides(name: str) -> dict[str, Any]:
     """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
     if name not in _MODELS:
         raise UsageError(
-            f"no model {name!r}{nearest(name, _MODELS)} There are: {', '.join(names())}"
+            f"no model {name!r}{nearest(name, _MODELS) or ';'} There are: {', '.join(names())}"
         )
     parameters = inspect.signature(_MODELS[name].__init__).parameters.values()
     return {
@@ -55,7 +55,7 @@ def create(
     for change in changes:
         if change not in known:
             raise UsageError(
-                f"{name} has no override {change!r}{nearest(change, known)} "
+                f"{name} has no override {change!r}{nearest(change, known) or ';'} "
                 f"It takes: {', '.join(known)}"
             )
     return _MODELS[name](num_classes=num_classes, rngs=rngs, dtype=dtype, **changes)
