@@ -76,7 +76,8 @@ class Field:
         if type(value).__name__ != self.kind.__name__:
             return f"is {value!r}, a {type(value).__name__}; it takes a {self.kind.__name__}"
         if self.choices and value not in self.choices:
-            return f"is {value!r}{nearest(value, self.choices) or ';'} It takes: {', '.join(self.choices)}"
+            hint = nearest(value, self.choices) or ";"
+            return f"is {value!r}{hint} It takes: {', '.join(self.choices)}"
         if self.duration:
             try:
                 Duration.parse(value)
