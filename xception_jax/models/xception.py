@@ -210,8 +210,9 @@ class Xception(nnx.Module):
                 f"least side of {self.min_image_size}"
             )
         x = images.astype(self.dtype)
-        for _, block in self.blocks():
-            x = block(x, train=train)
+        for name, block in self.blocks():
+            with jax.named_scope(name):  # traces and compiled programs name the paper's modules
+                x = block(x, train=train)
         return x
 
     def __call__(
