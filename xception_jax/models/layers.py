@@ -35,13 +35,8 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        return ops.conv(x, kernel, stride=self.stride, padding=self.padding)
 
 
 class Pointwise(nnx.Module):
@@ -74,8 +69,8 @@ class Depthwise(nnx.Module):
         self.kernel = nnx.Param(_kernel_init(rngs.params(), (3, 3, 1, channels)))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return ops.depthwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
+        return ops.depthwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype), relu=relu)
 
 
 class SeparableConv(nnx.Module):
@@ -96,8 +91,9 @@ class SeparableConv(nnx.Module):
         self.depthwise = Depthwise(channels_in, rngs=rngs, dtype=dtype)
         self.pointwise = Pointwise(channels_in, channels_out, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.pointwise(self.depthwise(x))
+    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
+        """The convolution of `x`, or of `relu(x)`."""
+        return self.pointwise(self.depthwise(x, relu=relu))
 
 
 class BatchNorm(nnx.Module):
@@ -129,12 +125,16 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if not train:
-            return self._affine(x, self.mean[...], self.var[...])
+            factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            return ops.affine(x, factor, self.bias[...] - self.mean[...] * factor)
         runs = x.reshape(-1, self._run_length(x.shape[0]), *x.shape[1:])
-        mean, var = self._statistics(runs)
+        # The running mean is a good guess of the mean.
+        y, mean, var = ops.batch_norm(
+            runs, self.scale[...], self.bias[...], self.mean[...], epsilon=self.epsilon
+        )
         self.mean[...] = self._moved(self.mean[...], mean)
         self.var[...] = self._moved(self.var[...], var)
-        return self._affine(runs, mean, var).reshape(x.shape)
+        return y.reshape(x.shape)
 
     def _run_length(self, batch: int) -> int:
         length = self.virtual_batch or batch
@@ -142,26 +142,8 @@ class BatchNorm(nnx.Module):
             raise ValueError(f"a batch of {batch} does not divide into virtual batches of {length}")
         return length
 
-    def _statistics(self, runs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Means and variances, each `[runs, 1, 1, 1, channels]`, in one pass over the data.
-
-        E[x^2] - E[x]^2 loses all precision where the mean is far above the deviation, so the
-        running mean, a good guess of the mean, is taken off first.
-        """
-        guess = jax.lax.stop_gradient(self.mean[...])
-        centred = runs.astype(jnp.float32) - guess
-        axes = tuple(range(1, runs.ndim - 1))
-        mean = centred.mean(axes, keepdims=True)
-        var = jnp.square(centred).mean(axes, keepdims=True) - jnp.square(mean)
-        return mean + guess, jnp.maximum(var, 0)
-
     def _moved(self, running: jax.Array, runs: jax.Array) -> jax.Array:
-        average = runs.reshape(-1, runs.shape[-1]).mean(0)
-        return self.momentum * running + (1 - self.momentum) * average
-
-    def _affine(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        return (x.astype(jnp.float32) * scale + (self.bias[...] - mean * scale)).astype(self.dtype)
+        return self.momentum * running + (1 - self.momentum) * runs.mean(0)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Unit(nnx.Module):
         self.relu = relu
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        return self.bn(self.conv(nnx.relu(x) if self.relu else x), train=train)
+        return self.bn(self.conv(x, relu=self.relu), train=train)
 
 
 class Skip(nnx.Module):
