@@ -1,9 +1,8 @@
 """The package's own model and training step."""
 
+import math
 from collections.abc import Callable
 from functools import partial
-
-import math
 
 import jax
 import jax.numpy as jnp

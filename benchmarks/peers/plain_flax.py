@@ -92,9 +92,7 @@ class Block(nnx.Module):
             for before, after in pairwise([channels_in, *channels])
         )
         self.first_relu = first_relu
-        self.skip = (
-            Skip(channels_in, channels[-1], dtype=dtype, rngs=rngs) if downsample else None
-        )
+        self.skip = Skip(channels_in, channels[-1], dtype=dtype, rngs=rngs) if downsample else None
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = x
