@@ -41,11 +41,14 @@ def write(path: Path, rows: list[Mapping[str, object]], notes: Mapping[str, str]
     command = shlex.join(["python", *sys.argv])
     head = {"command": command, "date": datetime.date.today().isoformat(), **notes}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    # Whole or not at all: a run that is interrupted leaves the results that it had.
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", newline="") as file:
         file.writelines(f"# {name}: {text}\n" for name, text in head.items())
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    unfinished.replace(path)
 
 
 def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:

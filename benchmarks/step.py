@@ -265,7 +265,14 @@ def summary(
     ready: Mapping[str, Mapping[str, Any]],
     peak: Peak,
 ) -> list[Row]:
-    """A row for each contender; the columns are described in docs/speed.md."""
+    """A row for each contender.
+
+    Columns: CPU time is that of all threads; `ratio_*` is the median over the rounds of the
+    contender's time to ours in the same round, with the least and the greatest; `share_of_peak`
+    is the work's multiply-adds (times two) over the time and over `Peak.flops`;
+    `compile_seconds` is what the first step took more than the second; `peak_memory_mib` is the
+    process' on the host.
+    """
     clock = _clock(arena.options)
     flops = ready.get("ours", {}).get("flops_per_image")
     rows = []

@@ -1,12 +1,14 @@
 """The package's own model and training step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import Jaxpr
 from worker import Work
 
 from xception_jax import models
@@ -76,7 +78,7 @@ def facts(work: Work) -> dict[str, object]:
     return {"device": jax.devices()[0].device_kind, "flops_per_image": flops}
 
 
-def multiply_adds(jaxpr: jax.extend.core.Jaxpr) -> int:
+def multiply_adds(jaxpr: Jaxpr) -> int:
     """Multiply-adds of a program's products of matrices and convolutions.
 
     Where it has a form for each platform the largest number counts: that of the form which is
@@ -84,15 +86,29 @@ def multiply_adds(jaxpr: jax.extend.core.Jaxpr) -> int:
     """
     total = 0
     for equation in jaxpr.eqns:
-        parameters, output = equation.params, equation.outvars[0].aval
-        if equation.primitive.name == "dot_general":
+        name, parameters, output = (
+            equation.primitive.name,
+            equation.params,
+            equation.outvars[0].aval,
+        )
+        if name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += output.size * math.prod(left[axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
+        elif name == "conv_general_dilated":
             kernel = equation.invars[1].aval
             out_axis = parameters["dimension_numbers"].rhs_spec[0]
             total += output.size * kernel.size // kernel.shape[out_axis]
-        inner = [multiply_adds(part) for part in jax.core.jaxprs_in_params(parameters)]
-        total += max(inner, default=0) if "branches" in parameters else sum(inner)
+        inner = [multiply_adds(part) for part in _inner(parameters)]
+        combined = max(inner, default=0) if name == "cond" else sum(inner)
+        total += combined * (parameters["length"] if name == "scan" else 1)
     return total
+
+
+def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs among an operation's parameters."""
+    for value in parameters.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            program = getattr(part, "jaxpr", part)
+            if isinstance(program, Jaxpr):
+                yield program
