@@ -152,6 +152,9 @@ def _environment(platform: str) -> dict[str, str]:
     common = {
         "PYTHONPATH": str(ROOT),  # this checkout, wherever the package is installed from
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes that outlives the compilation
+        # Compilation is measured, too.
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     if platform == "cpu":
         return {**common, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from worker import Work
 
-_SIDE = {"cpu": 3072, "gpu": 8192}
+_SIDE = {"cpu": 2048, "gpu": 8192}
 _COPIED = {"cpu": 2**28, "gpu": 2**32}  # bytes
 
 
