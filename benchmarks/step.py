@@ -251,6 +251,9 @@ def measure(
                 except ContenderError as error:
                     lost.append(_say(error))
                     del rounds[name], ready[name]
+            lively = {name for name, took in rounds.items() if _lively(took[-1])}
+            if lively:
+                print(f"  busy while they should wait: {', '.join(sorted(lively))}")
             clock = _clock(arena.options)
             times = (f"{name} {1e3 * took[-1][clock]:.1f}" for name, took in rounds.items())
             print(f"  round {number}, {clock} ms an image: {', '.join(times)}", flush=True)
@@ -343,6 +346,11 @@ def _model(options: argparse.Namespace) -> str:
 def _clock(options: argparse.Namespace) -> str:
     """Which seconds count: on CPU those of all threads, which other processes lengthen least."""
     return "wall" if options.platform == "gpu" else "cpu"
+
+
+def _lively(turn: Mapping[str, float]) -> bool:
+    """Whether a worker took processor time from the others before its turn."""
+    return turn["waited_cpu"] > max(0.05, 0.02 * turn["waited_wall"])
 
 
 def _override(text: str) -> tuple[str, Any]:

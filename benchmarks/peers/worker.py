@@ -6,7 +6,7 @@ The parent writes lines of JSON on the standard input and reads answers on the s
     <- {"kind": "training", "side": 96, ...}   the fields of `Work`, once
     -> {"compile_seconds": ..., ...}           built, compiled and warm
     <- {}                                      one round, as often as the parent likes
-    -> {"wall": ..., "cpu": ..., ...}          seconds an image
+    -> {"wall": ..., "cpu": ..., ...}          seconds an image, and what it spent while waiting
 
 A peer's module has `build(work)`, which makes the model and its input and returns `run(steps)`:
 that many steps, and not before the last of them is done does it return. A module may also have
@@ -117,27 +117,37 @@ def serve(name: str) -> None:
             **(peer.facts(work) if hasattr(peer, "facts") else {}),
         }
     )
-    idle_since, idle_cpu = time.perf_counter(), time.process_time()
+    since = _clocks()
     for _ in sys.stdin:
-        idle = (time.process_time() - idle_cpu) / (time.perf_counter() - idle_since)
+        waited = _since(since)
         spent = _seconds(run, steps)
         images = steps * work.batch
         answer(
             {
                 "wall": spent["wall"] / images,
                 "cpu": spent["cpu"] / images,
-                "idle": idle,
+                "waited_wall": waited["wall"],
+                "waited_cpu": waited["cpu"],
                 "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
         )
-        idle_since, idle_cpu = time.perf_counter(), time.process_time()
+        since = _clocks()
+
+
+def _clocks() -> dict[str, float]:
+    """The time, and what all threads have spent of the processor's."""
+    return {"wall": time.perf_counter(), "cpu": time.process_time()}
+
+
+def _since(then: dict[str, float]) -> dict[str, float]:
+    return {name: now - then[name] for name, now in _clocks().items()}
 
 
 def _seconds(run: Callable[[int], None], steps: int) -> dict[str, float]:
-    """What `run(steps)` takes, on the clock and of all threads together."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    """What `run(steps)` takes."""
+    begin = _clocks()
     run(steps)
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    return _since(begin)
 
 
 if __name__ == "__main__":
