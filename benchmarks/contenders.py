@@ -1,0 +1,172 @@
+"""The peers that a benchmark knows, the virtual environments they run in, and their processes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+WORKER = Path(__file__).parent / "peers" / "worker.py"
+VENVS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "xception_jax", "benchmarks")
+
+
+class ContenderError(Exception):
+    """A contender cannot be measured; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Whom we measure.
+
+    Attributes:
+      module: in `benchmarks/peers`.
+      variant: one of the module's.
+      venv: its virtual environment, see `requirements`.
+      environment: more variables of its process.
+      platforms: where it takes part without being asked for.
+      any_model: it knows every model of ours, not `xception` alone.
+      overrides: it knows our models' overrides.
+    """
+
+    module: str
+    variant: str = ""
+    venv: str = "ours"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    platforms: tuple[str, ...] = ("cpu", "gpu")
+    any_model: bool = False
+    overrides: bool = False
+
+
+_ON_TENSORFLOW = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"}
+PEERS = {
+    "ours": Peer("ours", any_model=True, overrides=True),
+    "ours_plain": Peer("ours_plain", overrides=True),
+    "keras_jax": Peer("keras_jax", "", "keras_jax", {"KERAS_BACKEND": "jax"}),
+    # On CPU the graph without XLA is the faster: 233 against 826 CPU-ms an image (training at 96).
+    "keras_tf": Peer("keras_tf", "graph", "keras_tf", _ON_TENSORFLOW),
+    "keras_tf_xla": Peer("keras_tf", "xla", "keras_tf", _ON_TENSORFLOW, ("gpu",)),
+    "torch": Peer("timm_torch", "channels_last", "torch"),
+    "torch_contiguous": Peer("timm_torch", "contiguous", "torch"),
+    "torch_compiled": Peer("timm_torch", "compiled", "torch"),
+}
+
+
+def requirements(venv: str, platform: str) -> tuple[str, ...]:
+    """What pip is to install in a virtual environment; nothing in `ours`, which runs this."""
+    gpu = platform == "gpu"
+    return {
+        "ours": (),
+        "keras_jax": ("keras==3.15.1", f"jax{'[cuda12]' * gpu}=={metadata.version('jax')}"),
+        "keras_tf": (
+            "keras==3.15.1",
+            "tensorflow[and-cuda]==2.21.0" if gpu else "tensorflow-cpu==2.21.0",
+        ),
+        "torch": ("torch==2.13.0", "torchvision==0.28.0", "timm==1.0.31"),
+    }[venv]
+
+
+def packages(venv: str, platform: str) -> tuple[str, ...]:
+    """The packages that matter in a virtual environment, by name."""
+    names = [re.split(r"[\[=]", text)[0] for text in requirements(venv, platform)]
+    return tuple(names) or ("jax", "jaxlib", "flax", "optax")
+
+
+def interpreter(venv: str, platform: str, folder: Path) -> Path:
+    """Python in a virtual environment under `folder`, which is made if it is not there as wanted.
+
+    Raises:
+      ContenderError: pip could not install what it needs.
+    """
+    wanted = requirements(venv, platform)
+    if not wanted:
+        return Path(sys.executable)
+    path = folder / f"{venv}_{platform}"
+    python, stamp = path / "bin" / "python", path / "stamp.txt"
+    text = "\n".join([f"python {sys.version}", *wanted])
+    if stamp.exists() and stamp.read_text() == text:
+        return python
+    print(f"making {path} of {' '.join(wanted)}; this takes minutes", flush=True)
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", path], check=True, capture_output=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", *wanted], check=True, capture_output=True
+        )
+    except subprocess.CalledProcessError as error:
+        raise ContenderError(f"{venv}: not installed: {_last_line(error.stderr)}") from None
+    stamp.write_text(text)
+    return python
+
+
+class Worker:
+    """A contender's process: see `peers/worker.py` for what is said."""
+
+    def __init__(self, name: str, peer: Peer, python: Path, platform: str):
+        self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        self._process = subprocess.Popen(
+            [python, WORKER, peer.module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, **_environment(platform), **peer.environment},
+        )
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Sends a message and waits for the answer.
+
+        Raises:
+          ContenderError: the process is gone; with the last thing that it said.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if answer:
+            return json.loads(answer)
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = _last_line(self._errors.read())
+        raise ContenderError(f"{self.name}: stopped with exit code {code}: {last}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+def _environment(platform: str) -> dict[str, str]:
+    common = {
+        "PYTHONPATH": str(ROOT),  # this checkout, wherever the package is installed from
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes that outlives the compilation
+        # Compilation is measured, too.
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
+    if platform == "cpu":
+        return {**common, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # The contenders share the device's memory.
+    return {
+        **common,
+        "JAX_PLATFORMS": "cuda",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
+
+
+def _last_line(said: bytes) -> str:
+    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Measures forward pass and training step beside the peers on a machine with an NVIDIA GPU, into
+# benchmarks/results/step_gpu.csv. Takes no arguments of its own; what is given goes to step.py:
+#   benchmarks/gpu.sh
+#   benchmarks/gpu.sh --peers ours torch_compiled --rounds 3
+# Needs Python 3.11 or later, the driver, and about 25 GB for the virtual environments, which are
+# kept in the cache folder (XDG_CACHE_HOME) for the next time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+venvs="${XDG_CACHE_HOME:-$HOME/.cache}/xception_jax/benchmarks"
+ours="$venvs/ours_gpu"
+[ -x "$ours/bin/python" ] || python3 -m venv "$ours"
+"$ours/bin/pip" install --quiet -e '.[cuda]'
+
+measure() {
+  "$ours/bin/python" benchmarks/step.py --platform gpu --dtype bfloat16 --venvs "$venvs" \
+    --output benchmarks/results/step_gpu.csv "$@"
+}
+
+if [ "$#" -gt 0 ]; then
+  measure "$@"
+  exit
+fi
+# All contenders of a work hold their memory at the same time: at a batch of 128 not all of them
+# find room in 80 GB. A contender that is missing has been named; the others' rows are written.
+measure --work forward:299:128 training:299:64 || missing=1
+measure --append --work training:299:128 --peers ours keras_tf_xla torch torch_compiled || missing=1
+exit "${missing:-0}"

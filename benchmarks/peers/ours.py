@@ -1,0 +1,114 @@
+"""The package's own model and training step."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import Jaxpr
+from worker import Work
+
+from xception_jax import models
+from xception_jax.training import optimizer as optimizer_lib
+from xception_jax.training import sharding, step
+from xception_jax.training import state as state_lib
+
+
+def _make(work: Work, rngs: nnx.Rngs) -> nnx.Module:
+    dtype = jnp.dtype(work.dtype)
+    return models.create(work.model, num_classes=1000, rngs=rngs, dtype=dtype, **work.overrides)
+
+
+def build(work: Work) -> Callable[[int], None]:
+    """See `worker`."""
+    make = partial(_make, work)
+    structure = state_lib.structure_of(make, work.side)
+    schedule = optimizer_lib.make_schedule("constant", learning_rate=1e-3, total_steps=1)
+    optimizer = optimizer_lib.make_optimizer("sgd", schedule, momentum=0.9)
+    mesh = sharding.make_mesh(1)
+    init = partial(state_lib.create, make, optimizer, False)
+    state = state_lib.initialize(init, 0, sharding.replicated(mesh))
+    key = jax.random.key(0)
+    shape = (work.batch, work.side, work.side, 3)
+
+    if work.kind == "forward":
+        images = jax.random.uniform(key, shape, minval=-1, maxval=1)
+        weights = state.weights()
+        forward = jax.jit(lambda weights, x: state_lib.apply(structure, weights, x)[0])
+
+        def run_forward(steps: int) -> None:
+            for _ in range(steps):
+                logits = forward(weights, images)
+            jax.block_until_ready(logits)
+
+        return run_forward
+
+    train = step.jit_train_step(step.Recipe(structure, optimizer, schedule), mesh)
+    batch = {
+        "image": jax.random.randint(key, shape, 0, 256).astype(jnp.uint8),
+        "label": jax.random.randint(key, (work.batch,), 0, 1000),
+        "mask": jnp.ones(work.batch),
+    }
+    batch = jax.device_put(batch, sharding.by_example(mesh))
+
+    def run_training(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, _ = train(state, batch)
+        jax.block_until_ready(state)
+
+    return run_training
+
+
+def facts(work: Work) -> dict[str, object]:
+    """The device's name, and the floating-point operations an image in products and convolutions.
+
+    A training step counts as three times the forward pass.
+    """
+    structure = state_lib.structure_of(partial(_make, work), work.side)
+    weights = jax.eval_shape(
+        partial(state_lib.create_weights, partial(_make, work)), jax.random.key(0)
+    )
+    image = jax.ShapeDtypeStruct((1, work.side, work.side, 3), jnp.float32)
+    traced = jax.make_jaxpr(partial(state_lib.apply, structure))(weights, image)
+    flops = 2 * multiply_adds(traced.jaxpr) * (3 if work.kind == "training" else 1)
+    return {"device": jax.devices()[0].device_kind, "flops_per_image": flops}
+
+
+def multiply_adds(jaxpr: Jaxpr) -> int:
+    """Multiply-adds of a program's products of matrices and convolutions.
+
+    Where it has a form for each platform the largest number counts: that of the form which is
+    written as a convolution.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, parameters, output = (
+            equation.primitive.name,
+            equation.params,
+            equation.outvars[0].aval,
+        )
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += output.size * math.prod(left[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            out_axis = parameters["dimension_numbers"].rhs_spec[0]
+            total += output.size * kernel.size // kernel.shape[out_axis]
+        inner = [multiply_adds(part) for part in _inner(parameters)]
+        combined = max(inner, default=0) if name == "cond" else sum(inner)
+        total += combined * (parameters["length"] if name == "scan" else 1)
+    return total
+
+
+def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs among an operation's parameters."""
+    for value in parameters.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            program = getattr(part, "jaxpr", part)
+            if isinstance(program, Jaxpr):
+                yield program

@@ -1,0 +1,58 @@
+"""Result files: a CSV table under lines of comment that say how to make it again."""
+
+import csv
+import datetime
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """The processor's name, the number of cores that this process may use, and the memory."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        name = next((v.strip() for k, v in lines if k.strip() == "model name"), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {platform.system()}"
+
+
+def versions(packages: Iterable[str]) -> str:
+    """`name version` of each installed package, and Python's."""
+    found = {name: metadata.version(name) for name in packages}
+    return ", ".join(f"{k} {v}" for k, v in {"python": platform.python_version(), **found}.items())
+
+
+def write(path: Path, rows: list[Mapping[str, object]], notes: Mapping[str, str]) -> None:
+    """Writes rows of the same keys, under the command line, the date and the notes.
+
+    Args:
+      path: of the CSV file.
+      rows: at least one; the keys of the first are the columns.
+      notes: such as `machine` and `versions`; each becomes a line `# name: text`.
+    """
+    command = shlex.join(["python", *sys.argv])
+    head = {"command": command, "date": datetime.date.today().isoformat(), **notes}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: a run that is interrupted leaves the results that it had.
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", newline="") as file:
+        file.writelines(f"# {name}: {text}\n" for name, text in head.items())
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
+
+
+def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The notes and the rows of a file that `write` made."""
+    lines = path.read_text().splitlines()
+    notes = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    return notes, list(csv.DictReader(line for line in lines if not line.startswith("# ")))

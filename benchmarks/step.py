@@ -1,0 +1,371 @@
+"""Measures a forward pass and a training step of our model and its peers, side by side.
+
+Each contender is a process of its own, in a virtual environment of its own, that stays on the same
+cores. All contenders of a work are built first; then come the rounds, and in each of them every
+contender has its turn, in an order drawn anew, while the others wait. What is reported are
+medians over the rounds, and the ratios to ours within a round: so what else the machine does
+meets all alike.
+"""
+
+import argparse
+import ast
+import contextlib
+import os
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import record
+from contenders import PEERS, VENVS, ContenderError, Peer, Worker, interpreter, packages
+
+_EXAMPLE = """examples:
+  python benchmarks/step.py --work training:96:8 --peers ours torch --rounds 5
+  python benchmarks/step.py --work forward:75:1 --override width=0.1 middle_blocks=1 --rounds 2
+"""
+# What tells a row from the others.
+_KEY = ("model", "work", "side", "batch", "dtype", "allocator", "contender")
+
+Rounds = dict[str, list[dict[str, float]]]  # by contender
+Row = dict[str, Any]
+
+
+class Work(NamedTuple):
+    """`forward` or `training`, the images' side in pixels, and images a step."""
+
+    kind: str
+    side: int
+    batch: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Work":
+        """Of the form `training:96:8`."""
+        kind, side, batch = text.split(":")
+        if kind not in ("forward", "training"):
+            raise ValueError(kind)
+        return cls(kind, int(side), int(batch))
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What the machine can do, on a second of one core's time or a GPU's.
+
+    Attributes:
+      flops: floating-point operations of a product of matrices.
+      bandwidth: bytes read and written by a copy.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What all works of a command have in common."""
+
+    options: argparse.Namespace
+    peers: Mapping[str, Peer]
+    pythons: Mapping[str, Path]
+    cores: tuple[int, ...]
+
+    def start(
+        self, name: str, peer: Peer, work: Work, allocator: str
+    ) -> tuple[Worker, dict[str, Any]]:
+        """A worker that is ready, and what it said; raises `ContenderError`."""
+        options = self.options
+        worker = Worker(name, peer, self.pythons[peer.venv], options.platform)
+        try:
+            ready = worker.ask(
+                {
+                    **work._asdict(),
+                    "dtype": options.dtype,
+                    "model": options.model,
+                    "overrides": dict(options.override),
+                    "variant": peer.variant,
+                    "platform": options.platform,
+                    "cores": self.cores,
+                    "keep_memory": allocator == "kept",
+                    "seconds": options.seconds,
+                    "packages": packages(peer.venv, options.platform),
+                }
+            )
+        except BaseException:
+            worker.close()
+            raise
+        return worker, ready
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints and writes; 1 where a contender is missing."""
+    options = parse(arguments)
+    peers = {name: PEERS[name] for name in options.peers}
+    pythons, missing = {}, []
+    for venv in dict.fromkeys(["ours", *(peer.venv for peer in peers.values())]):
+        try:
+            pythons[venv] = interpreter(venv, options.platform, options.venvs)
+        except ContenderError as error:
+            missing.append(_say(error))
+    peers = {name: peer for name, peer in peers.items() if peer.venv in pythons}
+    arena = Arena(options, peers, pythons, cores_to_use(options))
+    peak = measure_peak(arena)
+    notes = {
+        "machine": record.machine(),
+        "platform": options.platform,
+        "cores": str(len(arena.cores) or "all"),
+        "load average at the start": f"{os.getloadavg()[0]:.2f}",
+        "peak": f"{peak.flops / 1e9:.1f} GFLOP/s, copy {peak.bandwidth / 1e9:.1f} GB/s",
+    }
+    print(f"{notes['machine']}; {notes['peak']}", flush=True)
+    rows = _kept_rows(options)
+    for work in options.work:
+        for allocator in options.allocator:
+            rounds, ready, lost = measure(arena, work, allocator)
+            missing += lost
+            for name, said in ready.items():
+                versions = {**said["versions"], **_only(said, "device")}
+                notes[f"{name} ran"] = ", ".join(f"{k} {v}" for k, v in versions.items())
+            new = summary(arena, work, allocator, rounds, ready, peak)
+            keys = {_key(row) for row in new}
+            rows = [row for row in rows if _key(row) not in keys] + new
+            if rows:
+                record.write(options.output, rows, notes)
+    print_table(rows)
+    for line in missing:
+        print(f"missing: {line}")
+    return 1 if missing else 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with what depends on other arguments filled in."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default="xception", help="a name of xception_jax.models (%(default)s)")
+    add(
+        "--override", nargs="*", default=[], type=_override, metavar="NAME=VALUE",
+        help="of the model's arguments",
+    )  # fmt: skip
+    add(
+        "--work", nargs="+", type=Work.parse, metavar="KIND:SIDE:BATCH",
+        default=[Work("forward", 299, 8), Work("training", 96, 8), Work("training", 299, 4)],
+        help="kind (forward or training), side of the images and images a step "
+        "(forward:299:8 training:96:8 training:299:4)",
+    )  # fmt: skip
+    add(
+        "--peers", nargs="+", choices=PEERS, metavar="NAME",
+        help=f"of {', '.join(PEERS)} (all that suit platform and model)",
+    )  # fmt: skip
+    add("--rounds", type=int, default=7, help="(%(default)s)")
+    add("--seconds", type=float, default=1.0, help="least length of a turn (%(default)s)")
+    add("--platform", choices=("cpu", "gpu"), help="(gpu where there is an NVIDIA driver)")
+    add("--cores", type=int, default=1, help="on CPU: that every worker stays on (%(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
+    add(
+        "--allocator", nargs="+", choices=("default", "kept"),
+        help="kept: freed memory stays in the process, in huge pages (on CPU both, else default)",
+    )  # fmt: skip
+    add("--output", type=Path, help="CSV file (benchmarks/results/step_PLATFORM.csv)")
+    add("--append", action="store_true", help="keep other rows of a file that is there")
+    add("--venvs", type=Path, default=VENVS, help="of the peers' environments (%(default)s)")
+    options = parser.parse_args(arguments)
+    if options.platform is None:
+        options.platform = "gpu" if Path("/proc/driver/nvidia").exists() else "cpu"
+    options.output = options.output or record.RESULTS / f"step_{options.platform}.csv"
+    both = ["default", "kept"] if options.platform == "cpu" else ["default"]
+    options.allocator = options.allocator or both
+    able = {
+        name
+        for name, peer in PEERS.items()
+        if (peer.any_model or options.model == "xception")
+        and (peer.overrides or not options.override)
+    }
+    for name in options.peers or []:
+        if name not in able:
+            parser.error(f"{name} does not know {options.model} with these overrides")
+    suit = [name for name in PEERS if name in able and options.platform in PEERS[name].platforms]
+    options.peers = options.peers or suit
+    return options
+
+
+def cores_to_use(options: argparse.Namespace) -> tuple[int, ...]:
+    """The last ones of those that this process may use; none on a GPU, where all are used."""
+    if options.platform == "gpu":
+        return ()
+    allowed = sorted(os.sched_getaffinity(0))
+    if not 0 < options.cores <= len(allowed):
+        raise SystemExit(f"--cores is {options.cores}; it takes 1 to {len(allowed)} here")
+    return tuple(allowed[-options.cores :])
+
+
+def measure_peak(arena: Arena) -> Peak:
+    """The best of some rounds of a large product and of a large copy."""
+    best = {}
+    clock = _clock(arena.options)
+    for variant, unit in (("product", "flops"), ("copy", "bytes")):
+        peer = Peer("machine", variant)
+        worker, ready = arena.start(variant, peer, Work("forward", 0, 1), "default")
+        with contextlib.closing(worker):
+            seconds = min(worker.ask({})[clock] for _ in range(3))
+        best[variant] = ready[f"{unit}_per_image"] / seconds
+    return Peak(best["product"], best["copy"])
+
+
+def measure(
+    arena: Arena, work: Work, allocator: str
+) -> tuple[Rounds, dict[str, dict[str, Any]], list[str]]:
+    """Runs all contenders at one work.
+
+    Returns:
+      The rounds and what was said before them, of each contender that came through, and a line
+      for each that did not.
+    """
+    rounds: Rounds = {}
+    ready: dict[str, dict[str, Any]] = {}
+    lost: list[str] = []
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        print(f"\n{':'.join(map(str, work))}, {arena.options.dtype}, allocator {allocator}")
+        for name, peer in arena.peers.items():
+            try:
+                workers[name], ready[name] = arena.start(name, peer, work, allocator)
+            except ContenderError as error:
+                lost.append(_say(error))
+                continue
+            stack.callback(workers[name].close)
+            rounds[name] = []
+            said = ready[name]
+            print(
+                f"  {name} compiled in {said['compile_seconds']:.1f} s; steps a turn: "
+                f"{said['steps']}",
+                flush=True,
+            )
+        for number in range(1, arena.options.rounds + 1):
+            for name in random.sample(list(rounds), len(rounds)):
+                try:
+                    rounds[name].append(workers[name].ask({}))
+                except ContenderError as error:
+                    lost.append(_say(error))
+                    del rounds[name], ready[name]
+            lively = {name for name, took in rounds.items() if _lively(took[-1])}
+            if lively:
+                print(f"  busy while they should wait: {', '.join(sorted(lively))}")
+            clock = _clock(arena.options)
+            times = (f"{name} {1e3 * took[-1][clock]:.1f}" for name, took in rounds.items())
+            print(f"  round {number}, {clock} ms an image: {', '.join(times)}", flush=True)
+    return rounds, ready, lost
+
+
+def summary(
+    arena: Arena,
+    work: Work,
+    allocator: str,
+    rounds: Rounds,
+    ready: Mapping[str, Mapping[str, Any]],
+    peak: Peak,
+) -> list[Row]:
+    """A row for each contender.
+
+    Columns: CPU time is that of all threads; `ratio_*` is the median over the rounds of the
+    contender's time to ours in the same round, with the least and the greatest; `share_of_peak`
+    is the work's multiply-adds (times two) over the time and over `Peak.flops`;
+    `compile_seconds` is what the first step took more than the second; `peak_memory_mib` is the
+    process' on the host.
+    """
+    clock = _clock(arena.options)
+    flops = ready.get("ours", {}).get("flops_per_image")
+    rows = []
+    for name, took in rounds.items():
+        cpu, wall = ([1e3 * turn[kind] for turn in took] for kind in ("cpu", "wall"))
+        ours = rounds.get("ours")
+        ratios = {
+            kind: [a[kind] / b[kind] for a, b in zip(took, ours, strict=True)] if ours else []
+            for kind in ("cpu", "wall")
+        }
+        seconds = statistics.median(turn[clock] for turn in took)
+        row = {
+            "model": _model(arena.options),
+            "work": work.kind,
+            "side": work.side,
+            "batch": work.batch,
+            "dtype": arena.options.dtype,
+            "allocator": allocator,
+            "contender": name,
+            "cpu_ms_per_image_median": statistics.median(cpu),
+            "cpu_ms_per_image_min": min(cpu),
+            "cpu_ms_per_image_max": max(cpu),
+            "wall_ms_per_image_median": statistics.median(wall),
+            "images_per_second": 1e3 / statistics.median(wall),
+            "ratio_cpu": statistics.median(ratios["cpu"]) if ours else "",
+            "ratio_cpu_min": min(ratios["cpu"], default=""),
+            "ratio_cpu_max": max(ratios["cpu"], default=""),
+            "ratio_wall": statistics.median(ratios["wall"]) if ours else "",
+            "share_of_peak": flops / seconds / peak.flops if flops else "",
+            "compile_seconds": ready[name]["compile_seconds"],
+            "rounds": len(took),
+            "peak_memory_mib": max(turn["memory_mib"] for turn in took),
+        }
+        rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+    return rows
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """The columns that tell most, aligned."""
+    names = {
+        "work": "work", "side": "side", "batch": "batch", "allocator": "allocator",
+        "contender": "contender", "cpu_ms_per_image_median": "cpu ms", "ratio_cpu": "ratio",
+        "wall_ms_per_image_median": "wall ms", "ratio_wall": "ratio",
+        "share_of_peak": "of peak", "compile_seconds": "compile s",
+        "peak_memory_mib": "MiB",
+    }  # fmt: skip
+    lines = [list(names.values()), *([str(row[name]) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print()
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def _kept_rows(options: argparse.Namespace) -> list[Row]:
+    if options.append and options.output.exists():
+        return [dict(row) for row in record.read(options.output)[1]]
+    return []
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in _KEY)
+
+
+def _model(options: argparse.Namespace) -> str:
+    return " ".join([options.model, *(f"{name}={value}" for name, value in options.override)])
+
+
+def _clock(options: argparse.Namespace) -> str:
+    """Which seconds count: on CPU those of all threads, which other processes lengthen least."""
+    return "wall" if options.platform == "gpu" else "cpu"
+
+
+def _lively(turn: Mapping[str, float]) -> bool:
+    """Whether a worker took processor time from the others before its turn."""
+    return turn["waited_cpu"] > max(0.05, 0.02 * turn["waited_wall"])
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, value = text.split("=", 1)
+    return name, ast.literal_eval(value)
+
+
+def _only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
+def _say(error: ContenderError) -> str:
+    print(f"  {error}", flush=True)
+    return str(error)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""Rewrites the tables of docs/speed.md from the result files.
+
+What stands between `<!-- table: NAME -->` and `<!-- end -->` is made of results/NAME.csv.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import record
+
+_DOCUMENT = Path(__file__).parents[1] / "docs" / "speed.md"
+_MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# What tells one work of benchmarks/step.py from another.
+_WORK = ("model", "work", "side", "batch", "dtype", "allocator")
+
+Rows = Sequence[Mapping[str, str]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrites the document, or with `--check` says 1 if that would change it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
+    parser.add_argument("--document", type=Path, default=_DOCUMENT, help="(docs/speed.md)")
+    parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSVs")
+    options = parser.parse_args(arguments)
+    old = options.document.read_text()
+    new = rewritten(old, options.results)
+    if options.check:
+        if old != new:
+            print(f"{options.document} is out of date; run: python benchmarks/tables.py")
+        return int(old != new)
+    options.document.write_text(new)
+    return 0
+
+
+def rewritten(text: str, results: Path) -> str:
+    """A document's text with its tables made anew from the CSV files in a folder."""
+
+    def table(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        path = results / f"{name}.csv"
+        if not path.exists():
+            raise SystemExit(f"the document has a table {name!r}, and there is no {path}")
+        return f"{begin}{of_file(path)}\n{end}"
+
+    return _MARKED.sub(table, text)
+
+
+def of_file(path: Path) -> str:
+    """A result file as a Markdown table over a line that says where it comes from."""
+    notes, rows = record.read(path)
+    if rows and {*_WORK, "contender"} <= set(rows[0]):
+        lines = of_works(rows, "wall" if notes.get("platform") == "gpu" else "cpu")
+    else:
+        lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    origin = ", ".join(notes[name] for name in ("machine", "date") if name in notes)
+    return f"{markdown(lines)}\n\n{origin}: `{notes['command']}`"
+
+
+def of_works(rows: Rows, clock: str) -> list[list[str]]:
+    """Contenders by works: milliseconds an image, and their ratio to ours.
+
+    Args:
+      rows: of benchmarks/step.py.
+      clock: `cpu` or `wall`, whose milliseconds.
+    """
+    works = list(dict.fromkeys(tuple(row[name] for name in _WORK) for row in rows))
+    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    # Model, dtype and allocator stand in the heading only where they tell works apart.
+    told = [i for i, values in enumerate(zip(*works, strict=True)) if len(set(values)) > 1]
+    headings = []
+    for work in works:
+        _, kind, side, batch, *_ = work
+        others = [work[i] for i in told if _WORK[i] in ("model", "dtype", "allocator")]
+        headings.append(", ".join([f"{kind} {side}, batch {batch}", *others]))
+    cells = {
+        (row["contender"], tuple(row[name] for name in _WORK)): _cell(row, clock) for row in rows
+    }
+    body = [[name, *(cells.get((name, work), "") for work in works)] for name in contenders]
+    return [[f"{clock} ms an image (ratio)", *headings], *body]
+
+
+def _cell(row: Mapping[str, str], clock: str) -> str:
+    ratio = row[f"ratio_{clock}"]
+    return row[f"{clock}_ms_per_image_median"] + (f" ({float(ratio):.2f})" if ratio else "")
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a table, the first of them its heading."""
+    head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

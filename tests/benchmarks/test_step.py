@@ -1,0 +1,149 @@
+"""The command that measures, on next to nothing; what it measures is nobody's business here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from benchmarks import record
+from benchmarks.peers import plain_flax
+from xception_jax import models
+from xception_jax.training import state as state_lib
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def tiny(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(
+        "step.py", "--platform", "cpu", "--output", output, "--override", "width=0.1",
+        "middle_blocks=0", "--rounds", 2, "--seconds", 0, *arguments,
+    )  # fmt: skip
+
+
+def test_a_table_of_two_contenders(tmp_path):
+    output = tmp_path / "step.csv"
+    done = tiny(output, "--work", "forward:75:2", "--allocator", "default")
+    assert done.returncode == 0, done.stderr
+    notes, rows = record.read(output)
+    assert notes["cores"] == "1"
+    assert [row["contender"] for row in rows] == ["ours", "ours_plain"]
+    for row in rows:
+        assert row["model"] == "xception width=0.1 middle_blocks=0"
+        assert (row["work"], row["side"], row["batch"]) == ("forward", "75", "2")
+        assert (row["dtype"], row["allocator"], row["rounds"]) == ("float32", "default", "2")
+        least, median, most = (
+            float(row[f"cpu_ms_per_image_{name}"]) for name in ("min", "median", "max")
+        )
+        assert 0 < least <= median <= most
+        assert float(row["wall_ms_per_image_median"]) > 0
+        assert float(row["images_per_second"]) > 0
+        assert float(row["ratio_cpu_min"]) <= float(row["ratio_cpu"])
+        assert float(row["share_of_peak"]) > 0
+        assert float(row["peak_memory_mib"]) > 100
+    assert float(rows[0]["ratio_cpu"]) == float(rows[0]["ratio_wall"]) == 1
+
+
+def test_training_and_a_contender_that_dies(tmp_path):
+    output = tmp_path / "step.csv"
+    works = ("training:5:2", "training:33:2")  # the first is too small for the model
+    done = tiny(output, "--peers", "ours", "--allocator", "kept", "--work", *works)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "ours: stopped with exit code 1: xception_jax.errors.UsageError" in done.stdout
+    assert [row["side"] for row in record.read(output)[1]] == ["33"]
+
+
+def test_a_peer_that_does_not_know_the_model():
+    done = run("step.py", "--peers", "torch", "--override", "width=0.5")
+    assert done.returncode == 2
+    assert "torch does not know xception with these overrides" in done.stderr
+
+
+def test_record_writes_what_it_reads(tmp_path):
+    path = tmp_path / "results" / "a.csv"
+    rows = [{"name": "a, b", "ms": 1.5}, {"name": "#c", "ms": ""}]
+    record.write(path, rows, {"machine": "one: two"})
+    notes, read = record.read(path)
+    assert notes["machine"] == "one: two"
+    assert {"command", "date"} < set(notes)
+    assert read == [{"name": "a, b", "ms": "1.5"}, {"name": "#c", "ms": ""}]
+
+
+@pytest.fixture
+def document(tmp_path) -> Path:
+    """A document with two tables, and the result files for them in its folder."""
+    work = {"model": "xception", "work": "training", "side": 96, "batch": 8, "dtype": "float32"}
+    took = {"cpu_ms_per_image_median": 80, "ratio_cpu": 1}
+    rows = [
+        {**work, "allocator": "default", "contender": "ours", **took},
+        {**work, "allocator": "kept", "contender": "ours", **took},
+        {**work, "allocator": "kept", "contender": "torch", **took, "ratio_cpu": 1.257},
+    ]
+    record.write(tmp_path / "step_cpu.csv", rows, {"platform": "cpu"})
+    record.write(tmp_path / "other.csv", [{"a": 1, "b": 2}], {})
+    path = tmp_path / "speed.md"
+    path.write_text(
+        "# Speed\n<!-- table: step_cpu -->\nold\n<!-- end -->\ntext\n"
+        "<!-- table: other -->\n<!-- end -->\n"
+    )
+    return path
+
+
+def test_tables_of_a_document(document):
+    where = ("--document", document, "--results", document.parent)
+    assert run("tables.py", "--check", *where).returncode == 1
+    assert run("tables.py", *where).returncode == 0
+    text = document.read_text()
+    heading = "training 96, batch 8"
+    assert f"| cpu ms an image (ratio) | {heading}, default | {heading}, kept |\n" in text
+    assert "| ours | 80 (1.00) | 80 (1.00) |\n| torch |  | 80 (1.26) |\n" in text
+    assert "| a | b |\n|---|---|\n| 1 | 2 |\n" in text
+    assert "old" not in text
+    assert "\ntext\n" in text
+    assert run("tables.py", "--check", *where).returncode == 0
+
+
+def test_the_plain_form_is_our_model():
+    changes = {"width": 0.1, "middle_blocks": 1, "stem_stride": 1, "dropout": 0.0}
+    ours = models.create("xception", num_classes=10, rngs=nnx.Rngs(0), **changes)
+    structure, params, batch_stats = state_lib.split(ours)
+    rng = np.random.default_rng(0)
+    # Fresh ones are 0 and 1, which would hide their being mixed up.
+    params, batch_stats = jax.tree.map(
+        lambda a: a + rng.uniform(0, 0.3, a.shape).astype(np.float32) if a.ndim == 1 else a,
+        (params, batch_stats),
+    )
+    plain = plain_flax.copy_weights(params, batch_stats, **changes)
+    images = rng.uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    weights = {"params": params, "batch_stats": batch_stats}
+    logits, _ = jax.jit(state_lib.apply, static_argnums=0)(structure, weights, images)
+    np.testing.assert_allclose(logits, nnx.jit(lambda m, x: m(x))(plain, images), rtol=1e-5)
+
+    def loss_of(logits):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(4)).mean()
+
+    @jax.jit
+    @jax.grad
+    def our_gradients(params):
+        weights = {"params": params, "batch_stats": batch_stats}
+        return loss_of(state_lib.apply(structure, weights, images, train=True)[0])
+
+    @nnx.jit
+    def plain_gradients(model):
+        return nnx.grad(lambda model: loss_of(model(images, train=True)))(model)
+
+    expected = nnx.to_pure_dict(plain_gradients(plain))
+    found = plain_flax.from_ours(our_gradients(params), expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert float(jnp.abs(a - b).max()) <= 1e-4 * float(jnp.abs(b).max())
