@@ -55,8 +55,8 @@ class Pointwise(nnx.Module):
         self.stride, self.dtype = stride, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x[:, :: self.stride, :: self.stride]
-        return ops.pointwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        return ops.pointwise(x, kernel, stride=self.stride)
 
 
 class Depthwise(nnx.Module):
