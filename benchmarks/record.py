@@ -38,7 +38,8 @@ def write(path: Path, rows: list[Mapping[str, object]], notes: Mapping[str, str]
       rows: at least one; the keys of the first are the columns.
       notes: such as `machine` and `versions`; each becomes a line `# name: text`.
     """
-    command = shlex.join(["python", *sys.argv])
+    script = Path(sys.argv[0])  # absolute under `python -m`
+    command = shlex.join(["python", "-m", f"{script.parent.name}.{script.stem}", *sys.argv[1:]])
     head = {"command": command, "date": datetime.date.today().isoformat(), **notes}
     path.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: a run that is interrupted leaves the results that it had.

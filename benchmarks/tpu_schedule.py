@@ -1,0 +1,407 @@
+"""What the TPU compiler says of a program: cycles of each operation's schedule, bytes it moves.
+
+Two texts are read. The *bundles* of an operation, `*-NAME-NN-packed-bundles-post-ra.txt`, which
+libtpu writes while it compiles: one line a bundle, one bundle a cycle, loops and branches given by
+their targets. And the scheduled HLO: operands and results with their layouts, which say what lies
+in HBM and how far it is padded. Nothing here needs libtpu.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+_BUNDLE = re.compile(r"^ *(?:0x)?([0-9a-f]+) +(?:[A-Z]{2})?:")
+_BRANCH = re.compile(r"sbr\.rel \((!?)(%p\w+)\) target bundleno = (\d+)")
+_COMPARISON = re.compile(
+    r"(%p\w+) = scmp\.(ge|lt|eq|ne|gt|le)\.[su]32(?:\.totalorder)? (%s\w+), (\d+)"
+)
+_LOGIC = re.compile(r"(%p\w+) = (pnand|pand|por) (!?%p\w+), (!?%p\w+)")
+_NEGATION = re.compile(r"(%p\w+) = pneg (%p\w+)")
+_INCREMENT = re.compile(r"(%s\w+) = sadd\.s32 1, (%s\w+)")
+_BUNDLE_FILE = re.compile(r"^\d+-(.+)-\d+-packed-bundles-post-ra\.txt$")
+
+_COMPARE = {
+    "ge": lambda a, b: a >= b,
+    "gt": lambda a, b: a > b,
+    "le": lambda a, b: a <= b,
+    "lt": lambda a, b: a < b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+}
+
+
+class _Predicates:
+    """The scalar predicates of one operation's bundles, as functions of a loop's counter."""
+
+    def __init__(self, text: str):
+        self.comparisons = {
+            name: (how, counter, int(bound))
+            for name, how, counter, bound in _COMPARISON.findall(text)
+        }
+        self.logic = {name: (how, a, b) for name, how, a, b in _LOGIC.findall(text)}
+        self.negations = dict(_NEGATION.findall(text))
+        self.increments = dict(_INCREMENT.findall(text))
+
+    def trips(self, name: str) -> tuple[int, str | None]:
+        """Rounds of the loop that ends at this predicate, and its counter; (1, None): unknown."""
+        how, after, bound = self.comparisons.get(name, ("", "", 0))
+        return (max(bound, 1), self.increments.get(after)) if how == "ge" else (1, None)
+
+    def holds(self, name: str, counter: str, value: int) -> bool | None:
+        """The predicate in round `value` of the loop; None where it depends on something else."""
+        if name.startswith("!"):
+            inner = self.holds(name[1:], counter, value)
+            return None if inner is None else not inner
+        if name in self.comparisons:
+            how, of, bound = self.comparisons[name]
+            return _COMPARE[how](value, bound) if of == counter else None
+        if name in self.negations:
+            return self.holds("!" + self.negations[name], counter, value)
+        if name not in self.logic:
+            return None
+        how, *names = self.logic[name]
+        sides = [self.holds(side, counter, value) for side in names]
+        decides = how == "por"  # the value of one side that settles the whole
+        if decides in sides:
+            result = decides
+        elif None in sides:
+            return None
+        else:
+            result = not decides
+        return not result if how == "pnand" else result
+
+
+def schedule_cycles(text: str) -> int:
+    """Cycles of one operation: its bundles, each as often as it is executed.
+
+    A branch backwards is a loop; its rounds are read from the test at its end. A branch forwards
+    guards what it jumps over: where it depends on the loop's counter alone (the filling and the
+    draining of a pipeline) the rounds are counted in which it is not taken; else it never is.
+    """
+    counts: dict[int, float] = {}
+    branches: list[tuple[int, int, str]] = []
+    for line in text.splitlines():
+        found = _BUNDLE.match(line)
+        if found is None:
+            continue
+        at = int(found[1], 16)
+        counts[at] = 1.0
+        branches += [(at, int(to), sign + name) for sign, name, to in _BRANCH.findall(line)]
+    predicates = _Predicates(text)
+    loops = []
+    for at, to, name in branches:
+        if to <= at:
+            trips, counter = predicates.trips(name.removeprefix("!"))
+            loops.append((to, at, trips, counter))
+            for bundle in range(to, at + 1):
+                counts[bundle] = counts.get(bundle, 0.0) * trips
+    for at, to, name in branches:
+        inside = [loop for loop in loops if loop[0] <= at <= loop[1]]
+        if to <= at or not inside:
+            continue
+        _, _, trips, counter = max(inside)  # the innermost
+        taken = sum(counter is not None and predicates.holds(name, counter, i) is True
+                    for i in range(trips))  # fmt: skip
+        for bundle in range(at + 5, to):  # a branch takes effect after four more bundles
+            counts[bundle] = counts.get(bundle, 0.0) * (trips - taken) / trips
+    return round(sum(counts.values()))
+
+
+def schedules(folder: Path) -> dict[str, int]:
+    """`schedule_cycles` of every operation of a dump, by the operation's name."""
+    files = ((_BUNDLE_FILE.match(path.name), path) for path in sorted(folder.iterdir()))
+    return {name[1]: schedule_cycles(path.read_text()) for name, path in files if name}
+
+
+# ---- the scheduled HLO
+
+_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "token": 0}
+_ARRAY = re.compile(
+    r"\b(pred|token|bf16|[suf]\d+(?:e\w+)?)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?"
+)
+_LINE = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r" ([a-z][\w\-]*)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+_HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
+_FREE = frozenset(
+    (
+        *("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all"),
+        *("partition-id", "replica-id", "copy-done", "slice-done", "all-reduce-done"),
+        *("async-done", "async-update", "while", "call", "conditional", "opt-barrier"),
+        "add-dependency",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a shape: its bytes in memory, tiles and their padding included."""
+
+    bytes: int
+    in_hbm: bool
+
+
+def arrays(shape: str) -> list[Array]:
+    """The arrays of an HLO shape with layouts, such as `(f32[8]{0:T(128)}, bf16[2,3]{1,0})`."""
+    return [_array(*groups) for groups in _ARRAY.findall(shape)]
+
+
+def _array(kind: str, sizes: str, order: str, layout: str) -> Array:
+    bits = _BITS.get(kind) or int(re.sub(r"\D.*", "", kind[1:]) or 0)
+    dims = [int(size) for size in sizes.split(",") if size]
+    minor_first = [dims[int(i)] for i in order.split(",") if i]
+    tile = re.match(r"T\(([\d,]+)\)", layout)
+    tile_dims = [int(size) for size in tile[1].split(",")][::-1] if tile else []
+    for i, size in enumerate(tile_dims[: len(minor_first)]):
+        minor_first[i] = -(-minor_first[i] // size) * size
+    return Array(prod(minor_first or dims) * bits // 8, not re.search(r"S\([1-9]", layout))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    shape: str
+    operands: tuple[str, ...]
+    rest: str  # attributes, as text
+
+    def attribute(self, pattern: str) -> str:
+        """The first group of a pattern in the attributes, or an empty text."""
+        found = re.search(pattern, self.rest)
+        return found[1] if found else ""
+
+    @cached_property
+    def op_name(self) -> str:
+        """JAX' name of what this came from, such as `jit(f)/transpose(jvp(block1))/mul`."""
+        return self.attribute(r'op_name="([^"]*)"')
+
+    @cached_property
+    def classic_cycles(self) -> int:
+        """The compiler's own `estimated_cycles`; 0 where it gives none."""
+        return int(self.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+
+
+@dataclass
+class Computation:
+    """Operations by name, in their order."""
+
+    operations: dict[str, Operation] = field(default_factory=dict)
+    root: Operation | None = None
+
+
+def parse_hlo(text: str) -> tuple[dict[str, Computation], str]:
+    """The computations of a module's text by name, and the name of its entry."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", Computation()
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            current = computations.setdefault(head[2], Computation())
+            entry = head[2] if head[1] else entry
+            continue
+        found = _LINE.match(line)
+        opcode = _OPCODE.search(" " + found[2]) if found else None
+        if found is None or opcode is None:
+            continue
+        shape, after = found[2][: opcode.start()], found[2][opcode.end() - 1 :]
+        inside, rest = _balanced(after)
+        operands = (
+            tuple(_NAME.findall(inside)) if opcode[1] not in ("parameter", "constant") else ()
+        )
+        operation = Operation(found[1], opcode[1], shape, operands, inside + rest)
+        current.operations[found[1]] = operation
+        if line.lstrip().startswith("ROOT "):
+            current.root = operation
+    return computations, entry
+
+
+def _balanced(text: str) -> tuple[str, str]:
+    """Splits `a(b), c), rest` at the parenthesis that closes what came before."""
+    depth = 1
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[:i], text[i + 1 :]
+    return text, ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one operation costs in the whole program, its loop's rounds included."""
+
+    operation: Operation
+    kind: str
+    stage: str
+    backward: bool
+    rounds: int
+    cycles: int
+    bytes: int
+
+
+class Program:
+    """A compiled program and what each of its operations costs."""
+
+    def __init__(self, hlo: str, cycles: Mapping[str, int]):
+        self.computations, self.entry = parse_hlo(hlo)
+        self.cycles = dict(cycles)
+        self._share_schedules()
+
+    def costs(self) -> Iterator[Cost]:
+        """Of every operation that is not free, those of loops' bodies as often as they run."""
+        yield from self._costs(self.entry, 1)
+
+    def _costs(self, computation: str, rounds: int) -> Iterator[Cost]:
+        operations = self.computations[computation].operations
+        for operation in operations.values():
+            body = operation.attribute(r"(?:body|to_apply)=%([\w.\-]+)")
+            if operation.opcode in ("while", "call") and body:
+                trips = int(operation.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
+                yield from self._costs(body, rounds * trips)
+            if operation.opcode in _FREE:
+                continue
+            inside = self._inside(operation)
+            op_name = _named(operation, operations)
+            yield Cost(
+                operation,
+                kind=_kind(operation, inside),
+                stage=stage(op_name),
+                backward="transpose(jvp" in op_name,
+                rounds=rounds,
+                cycles=rounds * self.cycles.get(operation.name, 0),
+                bytes=rounds * self._bytes(operation, operations),
+            )
+
+    def _share_schedules(self) -> None:
+        """The schedule is written down for one of several equal operations; all get it."""
+        by_form: dict[str, int] = {}
+        forms: dict[str, str] = {}
+        for computation in self.computations.values():
+            for name, operation in computation.operations.items():
+                if operation.opcode in _FREE or operation.opcode.endswith("-start"):
+                    continue
+                forms[name] = self._form(operation, computation.operations)
+                if name in self.cycles:
+                    by_form[forms[name]] = self.cycles[name]
+        for name, form in forms.items():
+            if name not in self.cycles and form in by_form:
+                self.cycles[name] = by_form[form]
+
+    def _form(self, operation: Operation, around: Mapping[str, Operation]) -> str:
+        """A text that equal operations share: shapes, and what they compute, without names."""
+        shapes = [around[name].shape.strip() for name in operation.operands if name in around]
+        numbers: dict[str, int] = {}
+        inside = self._inside(operation)
+        lines = [f"{operation.opcode} {operation.shape.strip()} {shapes}"]
+        for held in inside.operations.values() if inside else ():
+            numbers[held.name] = len(numbers)
+            of = [numbers.get(name, -1) for name in held.operands]
+            nested = self._form(held, inside.operations) if self._inside(held) and inside else ""
+            lines.append(f"{held.opcode} {held.shape.strip()} {of} {_plain(held)} {nested}")
+        return "\n".join(lines)
+
+    def _inside(self, operation: Operation) -> Computation | None:
+        return self.computations.get(operation.attribute(r"calls=%([\w.\-]+)"))
+
+    def _bytes(self, operation: Operation, around: Mapping[str, Operation]) -> int:
+        """Bytes that an operation reads from HBM and writes to it."""
+        shapes = [around[name].shape if name in around else "" for name in operation.operands]
+        if operation.opcode in ("copy-start", "slice-start"):
+            moved = arrays(operation.shape)[:2]
+            least = min(array.bytes for array in moved)
+            return sum(least for array in moved if array.in_hbm)
+        inside = self._inside(operation)
+        if inside is None or inside.root is None:
+            return sum(_hbm(shape) for shape in [*shapes, operation.shape])
+        read = sum(_read(inside, i, shape) for i, shape in enumerate(shapes))
+        return read + _written(inside, inside.root, operation.shape)
+
+
+def _plain(operation: Operation) -> str:
+    """The attributes that change what is computed."""
+    names = "window|dim_labels|feature_group_count|batch_group_count|dimensions|slice|padding"
+    kept = rf"({names})=\{{?[^}}]*?(?:\}}|,|$)"
+    index = operation.rest.split(",")[0] if operation.opcode in ("parameter", "constant") else ""
+    return index + " ".join(found[0] for found in re.finditer(kept, operation.rest))
+
+
+def _hbm(shape: str) -> int:
+    return sum(array.bytes for array in arrays(shape) if array.in_hbm)
+
+
+def _read(inside: Computation, index: int, shape: str) -> int:
+    """Bytes that a fusion reads of its operand: a slice's, where it only takes slices of it."""
+    whole = _hbm(shape)
+    parameters = (o for o in inside.operations.values() if o.opcode == "parameter")
+    name = next((o.name for o in parameters if o.rest.split(",")[0] == str(index)), None)
+    users = [o for o in inside.operations.values() if name in o.operands]
+    partial = 0
+    for user in users:
+        if user.opcode in ("dynamic-slice", "slice"):
+            partial += sum(array.bytes for array in arrays(user.shape))
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            continue  # updated in place
+        else:
+            return whole
+    return min(whole, partial) if users else 0
+
+
+def _written(inside: Computation, root: Operation, shape: str) -> int:
+    """Bytes that a fusion writes: the update's, where it updates a slice in place."""
+    while root.opcode == "bitcast" and root.operands[0] in inside.operations:
+        root = inside.operations[root.operands[0]]
+    if root.opcode == "dynamic-update-slice" and root.operands[1] in inside.operations:
+        return min(
+            _hbm(shape), sum(a.bytes for a in arrays(inside.operations[root.operands[1]].shape))
+        )
+    return _hbm(shape)
+
+
+def _named(operation: Operation, around: Mapping[str, Operation]) -> str:
+    """The `op_name` of an operation, or of the nearest that its first operands come from."""
+    for _ in range(8):
+        if operation.op_name or not operation.operands or operation.operands[0] not in around:
+            break
+        operation = around[operation.operands[0]]
+    return operation.op_name
+
+
+def stage(op_name: str) -> str:
+    """`block1` ... `block14` by the model's named scopes, `head`, or `update` for all else."""
+    blocks = re.findall(r"\bblock\d+\b", op_name)
+    if blocks:
+        return blocks[-1]
+    return "head" if "jvp" in op_name else "update"
+
+
+def _kind(operation: Operation, inside: Computation | None) -> str:
+    """The class of an operation, by the heaviest thing that it holds."""
+    held = [operation, *(inside.operations.values() if inside else ())]
+    opcodes = {o.opcode for o in held}
+    products = [o for o in held if o.opcode in ("convolution", "dot")]
+    if any(re.search(r"(feature|batch)_group_count=(?!1\b)\d", o.rest) for o in products):
+        return "depthwise"
+    if products:
+        # A 1x1 convolution's gradients have windows of other sizes; the stem alone is dense.
+        return "convolution" if stage(operation.op_name) == "block1" else "pointwise"
+    if opcodes & {"select-and-scatter", "reduce-window"}:
+        return "pool"
+    if operation.opcode.startswith("all-reduce"):
+        return "all-reduce"
+    if operation.opcode in ("copy-start", "slice-start"):
+        return "prefetch"
+    if is_copy(operation, inside):
+        return "copy"
+    return "elementwise"
+
+
+def is_copy(operation: Operation, inside: Computation | None = None) -> bool:
+    """Whether an operation only brings an array into another layout."""
+    movers = {"copy", "transpose", "reshape"}
+    if inside is not None:
+        return {o.opcode for o in inside.operations.values()} <= movers | {"parameter", "bitcast"}
+    return operation.opcode in movers
