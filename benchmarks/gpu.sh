@@ -15,7 +15,7 @@ ours="$venvs/ours_gpu"
 "$ours/bin/pip" install --quiet -e '.[cuda]'
 
 measure() {
-  "$ours/bin/python" benchmarks/step.py --platform gpu --dtype bfloat16 --venvs "$venvs" \
+  "$ours/bin/python" -m benchmarks.step --platform gpu --dtype bfloat16 --venvs "$venvs" \
     --output benchmarks/results/step_gpu.csv "$@"
 }
 

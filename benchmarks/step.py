@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import record
-from contenders import PEERS, VENVS, ContenderError, Peer, Worker, interpreter, packages
+from benchmarks import record
+from benchmarks.contenders import PEERS, VENVS, ContenderError, Peer, Worker, interpreter, packages
 
 _EXAMPLE = """examples:
-  python benchmarks/step.py --work training:96:8 --peers ours torch --rounds 5
-  python benchmarks/step.py --work forward:75:1 --override width=0.1 middle_blocks=1 --rounds 2
+  python -m benchmarks.step --work training:96:8 --peers ours torch --rounds 5
+  python -m benchmarks.step --work forward:75:1 --override width=0.1 middle_blocks=1 --rounds 2
 """
 # What tells a row from the others.
 _KEY = ("model", "work", "side", "batch", "dtype", "allocator", "contender")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import record
+from benchmarks import record
 
 _DOCUMENT = Path(__file__).parents[1] / "docs" / "speed.md"
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     new = rewritten(old, options.results)
     if options.check:
         if old != new:
-            print(f"{options.document} is out of date; run: python benchmarks/tables.py")
+            print(f"{options.document} is out of date; run: python -m benchmarks.tables")
         return int(old != new)
     options.document.write_text(new)
     return 0

@@ -19,14 +19,14 @@ from xception_jax.training import state as state_lib
 ROOT = Path(__file__).parents[2]
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def tiny(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(
-        "step.py", "--platform", "cpu", "--output", output, "--override", "width=0.1",
+        "step", "--platform", "cpu", "--output", output, "--override", "width=0.1",
         "middle_blocks=0", "--rounds", 2, "--seconds", 0, *arguments,
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ def test_training_and_a_contender_that_dies(tmp_path):
 
 
 def test_a_peer_that_does_not_know_the_model():
-    done = run("step.py", "--peers", "torch", "--override", "width=0.5")
+    done = run("step", "--peers", "torch", "--override", "width=0.5")
     assert done.returncode == 2
     assert "torch does not know xception with these overrides" in done.stderr
 
@@ -102,8 +102,8 @@ def document(tmp_path) -> Path:
 
 def test_tables_of_a_document(document):
     where = ("--document", document, "--results", document.parent)
-    assert run("tables.py", "--check", *where).returncode == 1
-    assert run("tables.py", *where).returncode == 0
+    assert run("tables", "--check", *where).returncode == 1
+    assert run("tables", *where).returncode == 0
     text = document.read_text()
     heading = "training 96, batch 8"
     assert f"| cpu ms an image (ratio) | {heading}, default | {heading}, kept |\n" in text
@@ -111,7 +111,7 @@ def test_tables_of_a_document(document):
     assert "| a | b |\n|---|---|\n| 1 | 2 |\n" in text
     assert "old" not in text
     assert "\ntext\n" in text
-    assert run("tables.py", "--check", *where).returncode == 0
+    assert run("tables", "--check", *where).returncode == 0
 
 
 def test_the_plain_form_is_our_model():
