@@ -310,7 +310,7 @@ def summary(
             "rounds": len(took),
             "peak_memory_mib": max(turn["memory_mib"] for turn in took),
         }
-        rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+        rows.append({k: _digits(v) if isinstance(v, float) else v for k, v in row.items()})
     return rows
 
 
@@ -338,6 +338,11 @@ def _earlier(options: argparse.Namespace) -> tuple[dict[str, str], list[Row]]:
     made = [notes[name] for name in ("earlier", "command") if name in notes]
     ran = {name: text for name, text in notes.items() if name.endswith(" ran")}
     return {"earlier": "; ".join(made), **ran}, [dict(row) for row in rows]
+
+
+def _digits(value: float) -> str:
+    """Four digits that count, and no exponent in what is large."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _key(row: Row) -> tuple[str, ...]:
