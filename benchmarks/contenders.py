@@ -152,6 +152,7 @@ def _environment(platform: str) -> dict[str, str]:
     common = {
         "PYTHONPATH": str(ROOT),  # this checkout, wherever the package is installed from
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes that outlives the compilation
+        "JAX_TRACEBACK_FILTERING": "off",  # the last line is then the error, not a hint
         # Compilation is measured, too.
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
         "JAX_ENABLE_COMPILATION_CACHE": "false",

@@ -118,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "peak": f"{peak.flops / 1e9:.1f} GFLOP/s, copy {peak.bandwidth / 1e9:.1f} GB/s",
     }
     print(f"{notes['machine']}; {notes['peak']}", flush=True)
-    rows = _kept_rows(options)
+    earlier, rows = _earlier(options)
+    notes |= earlier
     for work in options.work:
         for allocator in options.allocator:
             rounds, ready, lost = measure(arena, work, allocator)
@@ -309,7 +310,7 @@ def summary(
             "rounds": len(took),
             "peak_memory_mib": max(turn["memory_mib"] for turn in took),
         }
-        rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+        rows.append({k: _digits(v) if isinstance(v, float) else v for k, v in row.items()})
     return rows
 
 
@@ -329,10 +330,19 @@ def print_table(rows: Sequence[Row]) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
 
 
-def _kept_rows(options: argparse.Namespace) -> list[Row]:
-    if options.append and options.output.exists():
-        return [dict(row) for row in record.read(options.output)[1]]
-    return []
+def _earlier(options: argparse.Namespace) -> tuple[dict[str, str], list[Row]]:
+    """What to keep of the file that is appended to: how it was made, and its rows."""
+    if not options.append or not options.output.exists():
+        return {}, []
+    notes, rows = record.read(options.output)
+    made = [notes[name] for name in ("earlier", "command") if name in notes]
+    ran = {name: text for name, text in notes.items() if name.endswith(" ran")}
+    return {"earlier": "; ".join(made), **ran}, [dict(row) for row in rows]
+
+
+def _digits(value: float) -> str:
+    """Four digits that count, and no exponent in what is large."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _key(row: Row) -> tuple[str, ...]:
@@ -368,4 +378,7 @@ def _say(error: ContenderError) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except ContenderError as error:  # not even the machine itself could be measured
+        raise SystemExit(str(error)) from None

@@ -56,7 +56,8 @@ def of_file(path: Path) -> str:
     else:
         lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     origin = ", ".join(notes[name] for name in ("machine", "date") if name in notes)
-    return f"{markdown(lines)}\n\n{origin}: `{notes['command']}`"
+    made = "; ".join(notes[name] for name in ("earlier", "command") if name in notes)
+    return f"{markdown(lines)}\n\n{origin}: `{made}`"
 
 
 def of_works(rows: Rows, clock: str) -> list[list[str]]:
