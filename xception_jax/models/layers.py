@@ -124,23 +124,48 @@ class BatchNorm(nnx.Module):
         self.virtual_batch, self.dtype = virtual_batch, dtype
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        if not train:
-            factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
-            return ops.affine(x, factor, self.bias[...] - self.mean[...] * factor)
-        runs = x.reshape(-1, self._run_length(x.shape[0]), *x.shape[1:])
-        # The running mean is a good guess of the mean.
-        y, mean, var = ops.batch_norm(
-            runs, self.scale[...], self.bias[...], self.mean[...], epsilon=self.epsilon
-        )
-        self.mean[...] = self._moved(self.mean[...], mean)
-        self.var[...] = self._moved(self.var[...], var)
-        return y.reshape(x.shape)
+        runs = self._runs(x, train)
+        return ops.affine(runs, *self._normalizer(runs, train)).reshape(x.shape)
 
-    def _run_length(self, batch: int) -> int:
-        length = self.virtual_batch or batch
-        if batch % length:
-            raise ValueError(f"a batch of {batch} does not divide into virtual batches of {length}")
-        return length
+    def max_pooled(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """`ops.max_pool(self(x))`, but normalizes only the quarter that pooling leaves.
+
+        Normalization grows with `x` where the scale is positive, and then commutes with the
+        maximum; where it is negative, it grows with `-x`.
+        """
+        sign = jnp.where(self.scale[...] < 0, -1.0, 1.0)
+        x = x * sign.astype(x.dtype)
+        factor, offset = self._normalizer(self._runs(x, train), train, sign)
+        pooled = ops.max_pool(x)
+        return ops.affine(self._runs(pooled, train), factor, offset).reshape(pooled.shape)
+
+    def _runs(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[runs, examples, ..., channels]`; inference has one run."""
+        length = self.virtual_batch if train and self.virtual_batch else x.shape[0]
+        if x.shape[0] % length:
+            raise ValueError(
+                f"a batch of {x.shape[0]} does not divide into virtual batches of {length}"
+            )
+        return x.reshape(-1, length, *x.shape[1:])
+
+    def _normalizer(
+        self, runs: jax.Array, train: bool, sign: jax.Array | float = 1.0
+    ) -> tuple[jax.Array, jax.Array]:
+        """Factor and offset `[runs, channels]` that normalize; training moves the statistics.
+
+        Args:
+          runs: `sign * x`.
+          train: by the statistics of each run, else by the running ones.
+          sign: -1 or 1, for all or `[channels]`.
+        """
+        mean, var = sign * self.mean[...][None], self.var[...][None]
+        if train:
+            # The running mean is a good guess of the mean.
+            mean, var = ops.moments(runs, jax.lax.stop_gradient(mean[0]))
+            self.mean[...] = self._moved(self.mean[...], sign * mean)
+            self.var[...] = self._moved(self.var[...], var)
+        factor = sign * self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return factor, self.bias[...] - mean * factor
 
     def _moved(self, running: jax.Array, runs: jax.Array) -> jax.Array:
         return self.momentum * running + (1 - self.momentum) * runs.mean(0)

@@ -357,7 +357,7 @@ def _moments_two_passes(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.
     axes = tuple(range(1, x.ndim - 1))
     x = x.astype(jnp.float32)
     mean = x.mean(axes)
-    return mean, jnp.square(x - _over(mean, x)).mean(axes)
+    return mean, jnp.square(x - over(mean, x)).mean(axes)
 
 
 def _moments_one_pass(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -373,62 +373,50 @@ def _moments_one_pass(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Ar
     return mean + guess, jnp.maximum(var, 0)
 
 
-def _over(of_runs: jax.Array, x: jax.Array) -> jax.Array:
+@jax.custom_vjp
+def moments(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean and the (biased) variance of each run of examples, in float32.
+
+    Their gradient is one multiply-add over `x`, which XLA fuses with that of `affine`.
+
+    Args:
+      x: `[runs, examples, ..., channels]`.
+      guess: float32 `[channels]`, near the mean, for precision's sake; it has no gradient.
+
+    Returns:
+      Two arrays `[runs, channels]`.
+    """
+    return lax.platform_dependent(x, guess, cpu=_moments_two_passes, default=_moments_one_pass)
+
+
+def _moments_forward(x, guess):
+    mean, var = moments(x, guess)
+    return (mean, var), (x, mean)
+
+
+def _moments_backward(residuals, cotangents):
+    x, mean = residuals
+    of_mean, of_var = cotangents
+    count = x.size // mean.size
+    slope = 2 * of_var / count
+    offset = of_mean / count - slope * mean
+    gradient = x.astype(jnp.float32) * over(slope, x) + over(offset, x)
+    return gradient.astype(x.dtype), jnp.zeros_like(mean[0])
+
+
+moments.defvjp(_moments_forward, _moments_backward)
+
+
+def over(of_runs: jax.Array, x: jax.Array) -> jax.Array:
     """`[runs, channels]` with axes of 1 in between, to be broadcast over `x`."""
     return of_runs.reshape(of_runs.shape[0], *(1,) * (x.ndim - 2), of_runs.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _batch_norm(epsilon, x, scale, bias, guess):
-    mean, var = lax.platform_dependent(x, guess, cpu=_moments_two_passes, default=_moments_one_pass)
-    factor = scale * lax.rsqrt(var + epsilon)
-    return affine(x, _over(factor, x), _over(bias - mean * factor, x)), mean, var
-
-
-def _batch_norm_forward(epsilon, x, scale, bias, guess):
-    y, mean, var = _batch_norm(epsilon, x, scale, bias, guess)
-    return (y, mean, var), (x, mean, lax.rsqrt(var + epsilon), scale)
-
-
-def _batch_norm_backward(epsilon, residuals, cotangents):
-    """Each pass over the data is one sum or one multiply-add."""
-    x, mean, inverse, scale = residuals
-    axes = tuple(range(1, x.ndim - 1))
-    low, x, g = x.dtype, x.astype(jnp.float32), cotangents[0].astype(jnp.float32)
-    g_sum = g.sum(axes)
-    g_dot = ((g * x).sum(axes) - mean * g_sum) * inverse
-    count = x.size // mean.size
-    of_x = scale * jnp.square(inverse) * g_dot / count
-    rest = of_x * mean - scale * inverse * g_sum / count
-    of_g, of_x, rest = (_over(t, x) for t in (scale * inverse, of_x, rest))
-    return (
-        (of_g * g - of_x * x + rest).astype(low),
-        g_dot.sum(0),
-        g_sum.sum(0),
-        jnp.zeros_like(mean[0]),
-    )
-
-
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, guess: jax.Array, *, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes each run of examples by its own mean and variance.
+def affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
+    """`x * factor + offset` in float32, returned in the dtype of `x`.
 
     Args:
       x: `[runs, examples, ..., channels]`.
-      scale, bias, guess: float32 `[channels]`; `guess` is near the mean, for precision's sake.
-      epsilon: added to the variance.
-
-    Returns:
-      The normalized `x` in its dtype, and float32 means and (biased) variances `[runs, channels]`,
-      through which no gradient flows.
+      factor, offset: float32 `[runs, channels]`, or 1 for `runs`.
     """
-    return _batch_norm(epsilon, x, scale, bias, guess)
-
-
-def affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
-    """`x * factor + offset` in float32, returned in the dtype of `x`."""
-    return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
+    return (x.astype(jnp.float32) * over(factor, x) + over(offset, x)).astype(x.dtype)

@@ -19,7 +19,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from xception_jax.errors import UsageError
-from xception_jax.models import ops
 from xception_jax.models.layers import Layers
 
 
@@ -37,15 +36,21 @@ class Stem(nnx.Module):
 
 
 class Unit(nnx.Module):
-    """A separable convolution and its batch normalization, after a ReLU where `relu` is set."""
+    """A separable convolution and its batch normalization.
 
-    def __init__(self, channels_in: int, channels: int, *, relu: bool, layers: Layers):
+    A ReLU comes before them where `relu` is set, max pooling after them where `pool` is.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, *, relu: bool, pool: bool = False, layers: Layers
+    ):
         self.conv = layers.separable(channels_in, channels)
         self.bn = layers.norm(channels)
-        self.relu = relu
+        self.relu, self.pool = relu, pool
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        return self.bn(self.conv(x, relu=self.relu), train=train)
+        x = self.conv(x, relu=self.relu)
+        return self.bn.max_pooled(x, train=train) if self.pool else self.bn(x, train=train)
 
 
 class Skip(nnx.Module):
@@ -80,7 +85,13 @@ class Block(nnx.Module):
         layers: Layers,
     ):
         self.units = nnx.List(
-            Unit(before, after, relu=first_relu or i > 0, layers=layers)
+            Unit(
+                before,
+                after,
+                relu=first_relu or i > 0,
+                pool=downsample and i == len(channels) - 1,
+                layers=layers,
+            )
             for i, (before, after) in enumerate(pairwise([channels_in, *channels]))
         )
         self.skip = Skip(channels_in, channels[-1], layers) if downsample else None
@@ -89,7 +100,7 @@ class Block(nnx.Module):
         y = x
         for unit in self.units:
             y = unit(y, train=train)
-        return y + x if self.skip is None else ops.max_pool(y) + self.skip(x, train=train)
+        return y + (x if self.skip is None else self.skip(x, train=train))
 
 
 class Tail(nnx.Module):
