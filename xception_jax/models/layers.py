@@ -69,8 +69,8 @@ class Depthwise(nnx.Module):
         self.kernel = nnx.Param(_kernel_init(rngs.params(), (3, 3, 1, channels)))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
-        return ops.depthwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype), relu=relu)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ops.depthwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 
 class SeparableConv(nnx.Module):
@@ -90,10 +90,12 @@ class SeparableConv(nnx.Module):
     ):
         self.depthwise = Depthwise(channels_in, rngs=rngs, dtype=dtype)
         self.pointwise = Pointwise(channels_in, channels_out, rngs=rngs, dtype=dtype)
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
         """The convolution of `x`, or of `relu(x)`."""
-        return self.pointwise(self.depthwise(x, relu=relu))
+        kernels = self.depthwise.kernel[...], self.pointwise.kernel[...]
+        return ops.separable(x.astype(self.dtype), *kernels, relu=relu)
 
 
 class BatchNorm(nnx.Module):

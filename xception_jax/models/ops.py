@@ -274,6 +274,41 @@ def pointwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
     return _pointwise(stride, x, kernel)
 
 
+# Separable convolution ------------------------------------------------------------------------
+
+# A TPU moves tensors in lanes of 128 channels: fewer cost as much.
+_LANES = 128
+
+
+def separable(
+    x: jax.Array, depthwise_kernel: jax.Array, pointwise_kernel: jax.Array, *, relu: bool = False
+) -> jax.Array:
+    """A depthwise and a pointwise convolution, SAME.
+
+    Where at most half of a TPU's lanes are in use, it is one dense convolution there: what the
+    depthwise one would write and read half empty costs more than the multiplications
+    (3.2 M of the 34.4 M cycles that the stem and block 2 take at 64 images a v5e chip).
+
+    Args:
+      x: `[batch, height, width, channels_in]`; the result has its dtype.
+      depthwise_kernel: float32 `[rows, columns, 1, channels_in]`.
+      pointwise_kernel: float32 `[channels_in, channels_out]`.
+      relu: take the convolution of `relu(x)`.
+    """
+
+    def two(x, depthwise_kernel, pointwise_kernel):
+        x = depthwise(x, depthwise_kernel.astype(x.dtype), relu=relu)
+        return pointwise(x, pointwise_kernel.astype(x.dtype))
+
+    def dense(x, depthwise_kernel, pointwise_kernel):
+        kernel = jnp.swapaxes(depthwise_kernel, 2, 3) * pointwise_kernel
+        return _dense(1, "SAME", _relu_if(relu, x), kernel.astype(x.dtype))
+
+    if 2 * x.shape[-1] > _LANES:
+        return two(x, depthwise_kernel, pointwise_kernel)
+    return lax.platform_dependent(x, depthwise_kernel, pointwise_kernel, tpu=dense, default=two)
+
+
 # Max pooling ----------------------------------------------------------------------------------
 
 _WINDOW, _STRIDE = (3, 3), 2
