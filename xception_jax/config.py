@@ -25,7 +25,7 @@ def _float(default: float | None, help: str, low: float = 0.0, **more: Any) -> F
     return Field(default, help, float, low=low, **more)
 
 
-def _flag(default: bool, help: str, **more: Any) -> Field:
+def _flag(default: bool | None, help: str, **more: Any) -> Field:
     return Field(default, help, bool, **more)
 
 
@@ -59,6 +59,12 @@ SCHEMA: dict[str, Field] = {
     "model.bn_momentum": _float(None, f"of the running batch statistics; {_OWN}", high=1.0),
     "model.bn_virtual_batch": _int(
         None, "examples whose statistics normalize together; None: the whole batch", low=1
+    ),
+    "model.remat": _flag(
+        None, f"compute blocks again for their gradients, to save memory; {_OWN}", harmless=True
+    ),
+    "model.scan_middle": _flag(
+        None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
     "data.dataset": _text("optical_digits", "a TFDS data set of images with one label each"),
     "data.data_dir": _text("", "where TFDS keeps its data; empty: TFDS' default", harmless=True),

@@ -137,3 +137,42 @@ def test_unknown_names_suggest_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'middle_blocks'"):
         models.create("xception", num_classes=5, rngs=nnx.Rngs(0), middle_block=3)
     assert models.names() == ["xception"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"remat": True}, {"scan_middle": True}, {"remat": True, "scan_middle": True}],
+    ids=str,
+)
+def test_remat_and_scan_change_the_program_not_the_function(fields):
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+
+    def gradients(**fields):
+        small = {**SMALL, "middle_blocks": 3, "dropout": 0.0, **fields}
+
+        def make(rngs):
+            return models.create("xception", num_classes=4, rngs=rngs, **small)
+
+        structure = state.structure_of(make, 16)
+        weights = state.create_weights(make, jax.random.key(0))
+
+        def loss(params):
+            logits, batch_stats = state.apply(
+                structure, {**weights, "params": params}, images, train=True
+            )
+            return jnp.square(logits).mean(), batch_stats
+
+        traced = jax.jit(jax.grad(loss, has_aux=True)).trace(weights["params"])
+        return str(traced.jaxpr), traced.lower().compile()(weights["params"])
+
+    plain_program, expected = gradients()
+    program, found = gradients(**fields)
+    assert ("prevent_cse" in program, "length=3" in program) == (
+        "remat" in fields,
+        "scan_middle" in fields,
+    )
+    assert "prevent_cse" not in plain_program
+    assert "length=3" not in plain_program
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )

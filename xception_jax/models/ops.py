@@ -295,18 +295,23 @@ def separable(
       pointwise_kernel: float32 `[channels_in, channels_out]`.
       relu: take the convolution of `relu(x)`.
     """
-
-    def two(x, depthwise_kernel, pointwise_kernel):
-        x = depthwise(x, depthwise_kernel.astype(x.dtype), relu=relu)
-        return pointwise(x, pointwise_kernel.astype(x.dtype))
-
-    def dense(x, depthwise_kernel, pointwise_kernel):
-        kernel = jnp.swapaxes(depthwise_kernel, 2, 3) * pointwise_kernel
-        return _dense(1, "SAME", _relu_if(relu, x), kernel.astype(x.dtype))
-
     if 2 * x.shape[-1] > _LANES:
-        return two(x, depthwise_kernel, pointwise_kernel)
-    return lax.platform_dependent(x, depthwise_kernel, pointwise_kernel, tpu=dense, default=two)
+        return _separable_two(relu, x, depthwise_kernel, pointwise_kernel)
+    return lax.platform_dependent(
+        x, depthwise_kernel, pointwise_kernel,
+        tpu=partial(_separable_dense, relu),
+        default=partial(_separable_two, relu),
+    )  # fmt: skip
+
+
+def _separable_two(relu, x, depthwise_kernel, pointwise_kernel):
+    x = depthwise(x, depthwise_kernel.astype(x.dtype), relu=relu)
+    return pointwise(x, pointwise_kernel.astype(x.dtype))
+
+
+def _separable_dense(relu, x, depthwise_kernel, pointwise_kernel):
+    kernel = jnp.swapaxes(depthwise_kernel, 2, 3) * pointwise_kernel
+    return _dense(1, "SAME", _relu_if(relu, x), kernel.astype(x.dtype))
 
 
 # Max pooling ----------------------------------------------------------------------------------

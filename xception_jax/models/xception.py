@@ -10,7 +10,8 @@
 The numbers of the blocks are the paper's and Keras' (keras/src/applications/xception.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import jax
@@ -143,6 +144,29 @@ class Head(nnx.Module):
         return self.classifier(x)
 
 
+def _apply(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    return block(x, train=train)
+
+
+def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    return nnx.remat(lambda block, x: _apply(block, x, train=train))(block, x)
+
+
+def _scan(apply: Callable, blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
+    """Applies blocks of one structure in turn, by a loop over their stacked weights."""
+    structure = nnx.graphdef(blocks[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
+
+    def body(x: jax.Array, weights: nnx.State):
+        block = nnx.merge(structure, weights)
+        return apply(block, x), nnx.state(block, nnx.BatchStat)
+
+    x, batch_stats = jax.lax.scan(body, x, stacked)
+    for i, block in enumerate(blocks):
+        nnx.update(block, jax.tree.map(lambda leaf, i=i: leaf[i], batch_stats))
+    return x
+
+
 class Xception(nnx.Module):
     """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.
 
@@ -158,6 +182,10 @@ class Xception(nnx.Module):
       dropout: share of the features dropped before the classifier (0.5 on ImageNet).
       bn_epsilon, bn_momentum: Keras' values; the paper does not state them.
       bn_virtual_batch: see `layers.BatchNorm`.
+      remat: compute the inside of each block again for its gradient instead of keeping it: less
+        memory, more time.
+      scan_middle: compile one block of the middle flow and loop over it: compiles faster, takes
+        more memory.
     """
 
     def __init__(
@@ -174,6 +202,8 @@ class Xception(nnx.Module):
         bn_epsilon: float = 1e-3,
         bn_momentum: float = 0.99,
         bn_virtual_batch: int | None = None,
+        remat: bool = False,
+        scan_middle: bool = False,
     ):
         dtype = dtype or jnp.float32
         layers = Layers(rngs, dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
@@ -204,7 +234,7 @@ class Xception(nnx.Module):
             if num_classes is not None
             else None
         )
-        self.dtype = dtype
+        self.dtype, self.remat, self.scan_middle = dtype, remat, scan_middle
         # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
         self.min_image_size = 2 * stem_stride + 3
 
@@ -221,9 +251,16 @@ class Xception(nnx.Module):
                 f"least side of {self.min_image_size}"
             )
         x = images.astype(self.dtype)
+        apply = partial(_remat if self.remat else _apply, train=train)
+        middle = list(self.middle_flow) if self.scan_middle else []
         for name, block in self.blocks():
-            with jax.named_scope(name):  # traces and compiled programs name the paper's modules
-                x = block(x, train=train)
+            # Traces and compiled programs name the paper's modules.
+            if middle and block is middle[0]:
+                with jax.named_scope("middle_flow"):
+                    x = _scan(apply, middle, x)
+            elif block not in middle:
+                with jax.named_scope(name):
+                    x = apply(block, x)
         return x
 
     def __call__(
