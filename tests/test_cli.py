@@ -18,6 +18,7 @@ def test_help_shows_an_example(module):
     assert process.returncode == 0
     assert f"python -m xception_jax.{module} --" in process.stdout
     assert "--workdir" in process.stdout
+    assert "--[no]keep_freed_memory" in process.stdout
 
 
 def test_help_waits_for_no_heavy_import():

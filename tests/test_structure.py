@@ -17,7 +17,7 @@ LEVELS = [
     {"config"},
     {"data", "models"},
     {"fields"},
-    {"errors"},
+    {"allocator", "errors"},
 ]
 
 

@@ -11,8 +11,16 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from xception_jax import allocator
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError, nearest
+
+_KEEP_MEMORY = flags.DEFINE_bool(
+    "keep_freed_memory",
+    False,
+    "on CPU: keep freed memory in the process, in huge pages; a step takes up to a fifth less "
+    "time, and the process as much memory as it ever used",
+)
 
 
 def run(main: Callable[[], None], doc: str) -> None:
@@ -32,6 +40,8 @@ def run(main: Callable[[], None], doc: str) -> None:
     def guarded(argv: Sequence[str]) -> None:
         if argv[1:]:
             fail(f"what is {argv[1]!r}? Flags start with --; see --help", 2)
+        if _KEEP_MEMORY.value and not allocator.keep_freed_memory():
+            fail("--keep_freed_memory needs glibc, which this system does not have", 2)
         try:
             main()
         except UsageError as error:

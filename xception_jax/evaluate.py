@@ -25,6 +25,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 0, "over all devices; 0: the run's. Has no influence on the result", lower_bound=0
 )
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
+flags.declare_key_flag("keep_freed_memory")
 
 
 def evaluate(

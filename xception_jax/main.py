@@ -29,6 +29,7 @@ _JSON = flags.DEFINE_bool(
     "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
 )
 _FIELDS = flags.DEFINE_bool("list_fields", False, "print every field of a config and exit")
+flags.declare_key_flag("keep_freed_memory")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The worker's end of a measurement: `python worker.py NAME` serves the peer in `NAME.py`.
 
-Runs in every peer's virtual environment, so nothing but the standard library is imported here.
+Runs in every peer's virtual environment, so nothing but the standard library is imported here,
+and of our package what needs no more than that.
 The parent writes lines of JSON on the standard input and reads answers on the standard output:
 
     <- {"kind": "training", "side": 96, ...}   the fields of `Work`, once
@@ -14,7 +15,6 @@ that many steps, and not before the last of them is done does it return. A modul
 bound to its cores, since XLA, torch and TensorFlow size their thread pools when they start.
 """
 
-import ctypes
 import importlib
 import json
 import math
@@ -25,7 +25,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from xception_jax.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Work:
       variant: of the peer, see its module.
       platform: `cpu` or `gpu`.
       cores: numbers of the cores to stay on; none: all that there are.
-      keep_memory: see `keep_freed_memory`.
+      keep_memory: see `xception_jax.allocator`.
       seconds: that a round should take at least.
       packages: whose versions to report.
     """
@@ -59,34 +63,6 @@ class Work:
     keep_memory: bool = False
     seconds: float = 1.0
     packages: tuple[str, ...] = ()
-
-
-def keep_freed_memory(gib: float = 2.0) -> bool:
-    """Has glibc keep freed memory in the process, the first `gib` of it in huge pages.
-
-    Otherwise each large temporary array is mapped afresh, and a fifth of a training step is page
-    faults. To be called before the first large allocation. False where there is no `mallopt`.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return False
-    # From malloc.h and mman.h.
-    trim_threshold, mmap_max, arena_max, madv_hugepage = -1, -4, -8, 14
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    done = [
-        libc.mallopt(arena_max, 1),
-        libc.mallopt(mmap_max, 0),
-        libc.mallopt(trim_threshold, -1),  # never
-    ]
-    size, page = int(gib * 2**30), 2**21
-    start = libc.malloc(size)
-    if start:
-        first = -(-start // page) * page
-        libc.madvise(first, (start + size) // page * page - first, madv_hugepage)
-        libc.free(start)
-    return all(done)
 
 
 def serve(name: str) -> None:
