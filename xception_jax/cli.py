@@ -3,10 +3,13 @@
 Exit codes: 0 done; 2 bad usage, told in one line; 1 anything else.
 """
 
+import os
+import platform
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -33,6 +36,7 @@ def run(main: Callable[[], None], doc: str) -> None:
     if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
         print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
     # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
@@ -50,6 +54,15 @@ def run(main: Callable[[], None], doc: str) -> None:
             fail(error, 1)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def compilation_cache() -> Path:
+    """Where compiled programs are kept, so that a run that continues need not compile again.
+
+    A folder for each host, since what is compiled for one CPU may not run on another.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "xception_jax" / "compiled" / platform.node()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -1,0 +1,169 @@
+"""What the training loop costs around the step: images/s of whole runs against the bare step.
+
+    python -m benchmarks.loop
+    python -m benchmarks.loop --config configs/digits.py --change data.image_size=48 --steps 40
+
+In each round the bare step takes so many steps on a batch that lies on the device, and then
+`train.loop` takes as many: with its input, metrics, log, and checkpoints twice in between. Also
+measured: the time that Python needs to call a step, with a pass-through function on the whole
+state of the paper's model.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from benchmarks import record
+from xception_jax import config as config_lib
+from xception_jax import train
+from xception_jax.training import checkpoint, sharding, telemetry
+from xception_jax.training import state as state_lib
+
+
+def config_from(path: str, changes: list[str], steps: int) -> ConfigDict:
+    """The config of a file, changed by `FIELD=VALUE`, of so many steps with two checkpoints."""
+    spec = util.spec_from_file_location("config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    flat = config_lib.flatten(module.get_config())
+    flat |= {
+        "duration": f"{steps} steps",
+        "optimizer.warmup": "0 steps",
+        "checkpoint.every": f"{max(1, steps // 2)} steps",
+        "eval.every": f"{steps} steps",
+        "log.every": f"{max(1, steps // 4)} steps",
+    }
+    for change in changes:
+        name, _, value = change.partition("=")
+        config_lib.unknown([name])
+        kind = config_lib.SCHEMA[name].kind
+        flat[name] = kind(value) if kind in (int, float, str) else value == "True"
+    config = config_lib.from_flat(flat)
+    config_lib.validate(config)
+    return config_lib.resolve(config)
+
+
+def bare(run: train.Run, state: Any, steps: int) -> float:
+    """Seconds a step on a batch that lies on the device."""
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)  # the step takes its argument's memory
+    batch = next(run.batches(0))
+    begin = time.perf_counter()
+    for _ in range(steps):
+        state, metrics = run.train_step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return (time.perf_counter() - begin) / steps
+
+
+def looped(run: train.Run, state: Any, steps: int) -> float:
+    """Seconds a step of `train.loop`, its one evaluation at the end left out."""
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)
+    spent: list[float] = []
+
+    def timed_evaluation(weights: Any) -> dict[str, float]:
+        begin = time.perf_counter()
+        result = run.evaluate(weights)
+        spent.append(time.perf_counter() - begin)
+        return result
+
+    observed: Any = dataclasses.replace(run, evaluate=timed_evaluation)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        checkpoint.Checkpoints(Path(folder), keep=1) as checkpoints,
+        telemetry.Telemetry(
+            Path(folder), Console(quiet=True), start=0, total=steps,
+            batch_size=run.config.data.batch_size, epoch=len(run.train_source), tensorboard=True,
+        ) as log,
+    ):  # fmt: skip
+        begin = time.perf_counter()
+        train.loop(observed, state, 0, checkpoints, log)
+        return (time.perf_counter() - begin - sum(spent)) / steps
+
+
+def python_overhead(calls: int = 200) -> float:
+    """Seconds that Python takes to call a jitted function of the paper's model's whole state."""
+    config = config_lib.default()
+    config.ema.decay = 0.99
+    make_model = state_lib.model_maker(config, 1000)
+    run_optimizer = train.optimizer.from_config(config, lambda duration: 100)[0]
+    mesh = sharding.make_mesh(1)
+    whole = sharding.replicated(mesh)
+    shapes = state_lib.abstract(partial(state_lib.create, make_model, run_optimizer, True), whole)
+    # The arrays' sizes do not matter, their number does.
+    state = jax.tree.map(lambda leaf: jax.device_put(np.zeros(1, leaf.dtype), whole), shapes)
+    through = jax.jit(lambda state: state, in_shardings=(whole,), out_shardings=whole,
+                      donate_argnums=0)  # fmt: skip
+    return per_call(through, state, calls)
+
+
+def per_call(function: Callable[[Any], Any], state: Any, calls: int) -> float:
+    """The median of single calls."""
+    times = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        state = function(state)
+        times.append(time.perf_counter() - begin)
+        jax.block_until_ready(state)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/digits.py", help="(%(default)s)")
+    parser.add_argument("--change", nargs="*", default=[], metavar="FIELD=VALUE", help="of it")
+    parser.add_argument("--steps", type=int, default=100, help="in each round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--output", type=Path, help="CSV file to write")
+    options = parser.parse_args()
+
+    logging.set_verbosity(logging.ERROR)
+    config = config_from(options.config, options.change, options.steps)
+    run = train.prepare(config)
+    whole = sharding.replicated(run.mesh)
+    state = state_lib.initialize(run.init, config.seed, whole)
+    looped(run, state, options.steps)  # compiles all
+    pairs = []
+    for _ in range(options.rounds):
+        pairs.append((bare(run, state, options.steps), looped(run, state, options.steps)))
+        print("bare {:.4f} s a step, loop {:.4f}: {:.1%}".format(
+            *pairs[-1], pairs[-1][0] / pairs[-1][1]), flush=True)  # fmt: skip
+    shares = [step / loop for step, loop in pairs]
+    row = {
+        "config": options.config,
+        "changes": " ".join(options.change),
+        "bare_s_per_step": round(statistics.median(p[0] for p in pairs), 5),
+        "loop_s_per_step": round(statistics.median(p[1] for p in pairs), 5),
+        "share_median": round(statistics.median(shares), 4),
+        "share_min": round(min(shares), 4),
+        "share_max": round(max(shares), 4),
+        "rounds": options.rounds,
+        "python_ms_per_call": round(1e3 * python_overhead(), 3),
+    }
+    print("\n".join(f"{name:20} {value}" for name, value in row.items()))
+    if options.output:
+        notes = {
+            "machine": record.machine(),
+            "versions": record.versions(["jax", "flax", "grain", "orbax-checkpoint"]),
+        }
+        record.write(options.output, [row], notes)
+
+
+if __name__ == "__main__":
+    main()
