@@ -57,3 +57,12 @@ def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
     lines = path.read_text().splitlines()
     notes = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     return notes, list(csv.DictReader(line for line in lines if not line.startswith("# ")))
+
+
+def earlier(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """What a file that is to be added to keeps: notes on how it was made, and its rows."""
+    if not path.exists():
+        return {}, []
+    notes, rows = read(path)
+    made = "; ".join(notes[name] for name in ("earlier", "command") if name in notes)
+    return {"earlier": made, **{k: v for k, v in notes.items() if k.endswith(" ran")}}, rows

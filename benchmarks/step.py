@@ -118,8 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "peak": f"{peak.flops / 1e9:.1f} GFLOP/s, copy {peak.bandwidth / 1e9:.1f} GB/s",
     }
     print(f"{notes['machine']}; {notes['peak']}", flush=True)
-    earlier, rows = _earlier(options)
+    earlier, kept = record.earlier(options.output) if options.append else ({}, [])
     notes |= earlier
+    rows: list[Row] = [dict(row) for row in kept]
     for work in options.work:
         for allocator in options.allocator:
             rounds, ready, lost = measure(arena, work, allocator)
@@ -328,16 +329,6 @@ def print_table(rows: Sequence[Row]) -> None:
     print()
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
-
-
-def _earlier(options: argparse.Namespace) -> tuple[dict[str, str], list[Row]]:
-    """What to keep of the file that is appended to: how it was made, and its rows."""
-    if not options.append or not options.output.exists():
-        return {}, []
-    notes, rows = record.read(options.output)
-    made = [notes[name] for name in ("earlier", "command") if name in notes]
-    ran = {name: text for name, text in notes.items() if name.endswith(" ran")}
-    return {"earlier": "; ".join(made), **ran}, [dict(row) for row in rows]
 
 
 def _digits(value: float) -> str:

@@ -234,6 +234,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--check", action="store_true", help="exit 1 where a figure is worse than the committed one"
     )
     add("--output", type=Path, help="CSV file to write")
+    add("--append", action="store_true", help="keep other rows of a file that is there")
     return parser.parse_args(argv)  # fmt: skip
 
 
@@ -249,6 +250,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--chips {chips}: takes KIND:SHAPE such as v5e:2x2; kinds: {', '.join(CHIPS)}", 2
             )
     short = args.blocks == "short"
+    earlier, kept = record.earlier(args.output) if args.append else ({}, [])
     rows: list[Row] = []
     for chips in args.chips:
         request = {
@@ -266,8 +268,11 @@ def run(args: argparse.Namespace) -> None:
         notes = {
             "machine": record.machine(),
             "versions": record.versions(["jax", "libtpu", "flax"]),
+            **earlier,
         }
-        record.write(args.output, rows, notes)
+        made = {tuple(str(row[k]) for k in _KEYS) for row in rows}
+        rest = [row for row in kept if tuple(row[k] for k in _KEYS) not in made]
+        record.write(args.output, [*rest, *rows], notes)
     if args.check:
         committed = record.RESULTS / ("tpu_short.csv" if short else "tpu_compile.csv")
         before = record.read(committed)[1] if committed.exists() else []
