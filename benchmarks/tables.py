@@ -54,6 +54,9 @@ def of_file(path: Path) -> str:
     if rows and {*_WORK, "contender"} <= set(rows[0]):
         lines = of_works(rows, "wall" if notes.get("platform") == "gpu" else "cpu")
     else:
+        # A file with parts of a whole is shown by its wholes.
+        rows = [{k: v for k, v in row.items() if k != "part"} for row in rows
+                if row.get("part", "all") == "all"]  # fmt: skip
         lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     origin = ", ".join(notes[name] for name in ("machine", "date") if name in notes)
     made = "; ".join(notes[name] for name in ("earlier", "command") if name in notes)

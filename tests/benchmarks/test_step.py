@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,10 @@ from flax import nnx
 from benchmarks import record
 from benchmarks.peers import plain_flax
 from xception_jax import models
+from xception_jax.data import augment
+from xception_jax.training import sharding
 from xception_jax.training import state as state_lib
+from xception_jax.training import step as step_lib
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,3 +151,40 @@ def test_the_plain_form_is_our_model():
     found = plain_flax.from_ours(our_gradients(params), expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert float(jnp.abs(a - b).max()) <= 1e-4 * float(jnp.abs(b).max())
+
+
+def test_ten_training_steps_equal_those_of_the_plain_form():
+    changes = {"width": 0.1, "middle_blocks": 1, "stem_stride": 1, "dropout": 0.0}
+
+    def make(rngs):
+        return models.create("xception", num_classes=10, rngs=rngs, **changes)
+
+    sgd = optax.sgd(1e-3, momentum=0.9)
+    state = state_lib.initialize(partial(state_lib.create, make, sgd, False), 0, None)
+    plain = plain_flax.copy_weights(state.params, state.batch_stats, **changes)
+    recipe = step_lib.Recipe(state_lib.structure_of(make, 32), sgd, lambda step: 1e-3)
+    train_step = step_lib.jit_train_step(recipe, sharding.make_mesh(1))
+    optimizer = nnx.Optimizer(plain, sgd, wrt=nnx.Param)
+
+    @nnx.jit
+    def plain_step(model, optimizer, images, labels):
+        def loss_of(model):
+            logits = model(images, train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        loss, gradients = nnx.value_and_grad(loss_of)(model)
+        optimizer.update(model, gradients)
+        return loss
+
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
+        labels = rng.integers(0, 10, 8, np.int32)
+        batch = {"image": images, "label": labels, "mask": np.ones(8, np.float32)}
+        expected = plain_step(plain, optimizer, augment.normalize(images), labels)
+        state, metrics = train_step(state, batch)
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+    for kind, ours in ((nnx.Param, state.params), (nnx.BatchStat, state.batch_stats)):
+        plain_tree = nnx.to_pure_dict(nnx.state(plain, kind))
+        difference = jax.tree.map(jnp.subtract, plain_flax.from_ours(ours, plain_tree), plain_tree)
+        assert optax.tree.norm(difference) <= 1e-4 * optax.tree.norm(plain_tree)
