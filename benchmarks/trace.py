@@ -1,0 +1,126 @@
+"""Where a training step spends its time: a trace, summed up by stage and by kind of operation.
+
+    python -m benchmarks.trace --side 299 --batch 4
+    python -m benchmarks.trace --side 96 --batch 8 --override width=0.5 --folder traces
+
+The folder then holds the trace itself, for xprof or https://ui.perfetto.dev. Times are sums over
+the device's (on CPU: the threads') operations. See docs/speed.md for what to expect.
+"""
+
+import argparse
+import ast
+import re
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xception_jax import models
+from xception_jax.training import optimizer, sharding, step
+from xception_jax.training import state as state_lib
+
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = .*op_name=\"([^\"]*)\"")
+
+
+def compiled_step(
+    side: int, batch: int, dtype: str, overrides: dict[str, Any]
+) -> tuple[Any, state_lib.TrainState, step.Batch]:
+    """The training step, compiled, a state and a batch for it."""
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return models.create(
+            "xception", num_classes=1000, rngs=rngs, dtype=jnp.dtype(dtype), **overrides
+        )
+
+    schedule = optimizer.make_schedule("constant", learning_rate=1e-3, total_steps=1)
+    sgd = optimizer.make_optimizer("sgd", schedule, momentum=0.9)
+    mesh = sharding.make_mesh(1)
+    init = partial(state_lib.create, make, sgd, False)
+    state = state_lib.initialize(init, 0, sharding.replicated(mesh))
+    data = {
+        "image": jax.random.randint(jax.random.key(0), (batch, side, side, 3), 0, 256, jnp.uint8),
+        "label": jnp.arange(batch) % 1000,
+        "mask": jnp.ones(batch),
+    }
+    data = jax.device_put(data, sharding.by_example(mesh))
+    recipe = step.Recipe(state_lib.structure_of(make, side), sgd, schedule)
+    return step.jit_train_step(recipe, mesh).lower(state, data).compile(), state, data
+
+
+def operations(folder: Path) -> Counter[str]:
+    """Nanoseconds of each operation of the compiled program in the trace in a folder."""
+    spent: Counter[str] = Counter()
+    for path in folder.rglob("*.xplane.pb"):
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    name = dict(event.stats).get("hlo_op")
+                    if name:
+                        spent[str(name)] += int(event.duration_ns)
+    return spent
+
+
+def stage(op_name: str) -> str:
+    """The module of the network, and whether forward or backward, that an operation is of."""
+    block = re.search(r"block\d+|middle_flow", op_name)
+    direction = "backward" if "transpose(" in op_name else "forward"
+    return f"{block[0] if block else 'head and update'} {direction}"
+
+
+def kind(instruction: str, op_name: str) -> str:
+    """What an operation does, coarsely."""
+    last = op_name.rsplit("/", 1)[-1]
+    if "dot_general" in op_name or instruction.startswith("dot"):
+        return "product of matrices"
+    if "conv_general_dilated" in last:
+        return "convolution"
+    if last.startswith("reduce"):
+        return "sum"
+    return f"pass: {last or 'unnamed'}"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--side", type=int, default=96, help="of the images (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="(%(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--override", nargs="*", default=[], metavar="NAME=VALUE", help="of the model"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="that are traced (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="where the trace is left")
+    options = parser.parse_args()
+    overrides = {k: ast.literal_eval(v) for k, v in (o.split("=") for o in options.override)}
+
+    compiled, state, batch = compiled_step(options.side, options.batch, options.dtype, overrides)
+    names = dict(m.groups() for m in map(_INSTRUCTION.match, compiled.as_text().splitlines()) if m)
+    state, _ = jax.block_until_ready(compiled(state, batch))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        with jax.profiler.trace(str(folder)):
+            for _ in range(options.steps):
+                state, metrics = compiled(state, batch)
+            jax.block_until_ready((state, metrics))
+        spent = operations(folder)
+    images = options.steps * options.batch
+    total = sum(spent.values())
+    for title, key in (("stage", lambda i: stage(names.get(i, ""))),
+                       ("kind", lambda i: kind(i, names.get(i, "")))):  # fmt: skip
+        groups: Counter[str] = Counter()
+        for instruction, nanoseconds in spent.items():
+            groups[key(instruction)] += nanoseconds
+        print(f"\n{title:32}ms an image   share")
+        for name, nanoseconds in groups.most_common(20):
+            print(f"{name:32}{nanoseconds / images / 1e6:11.3f}{nanoseconds / total:8.1%}")
+
+
+if __name__ == "__main__":
+    main()
