@@ -77,6 +77,7 @@ def evaluate(
 def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
+    cli.settle_memory()
     result = evaluate(
         pathlib.Path(_WORKDIR.value),
         step=_STEP.value,

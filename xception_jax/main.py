@@ -44,6 +44,7 @@ def main() -> None:
     from xception_jax.train import train
     from xception_jax.training.telemetry import make_console
 
+    cli.settle_memory()
     result = train(
         _CONFIG.value,
         pathlib.Path(_WORKDIR.value),
