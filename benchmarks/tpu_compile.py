@@ -81,8 +81,9 @@ def compile_step(request: Mapping[str, object], folder: Path) -> tuple[str, dict
         env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "rror" in line), "no message")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        killed = f"ended by signal {-done.returncode}"
+        reason = killed if done.returncode < 0 else lines[-1]  # the last line of the traceback
         raise FailureError(f"{request['chips']} does not compile: {reason[:300]}", 1)
     hlo = (folder / "program.hlo").read_text()
     return hlo, json.loads((folder / "program.json").read_text())
