@@ -1,11 +1,14 @@
 """Batch normalization against numpy by hand and Flax' own; the convolutions' paddings."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from xception_jax.models import ops
 from xception_jax.models.layers import BatchNorm, Conv, Depthwise, Pointwise, SeparableConv
 
 
@@ -56,11 +59,37 @@ def test_variance_keeps_its_precision_far_from_zero():
 
 def test_statistics_are_float32_in_bfloat16():
     x = jnp.asarray(images(8, 4, 4, 3, mean=5.0), jnp.bfloat16)
-    layer = BatchNorm(3, dtype=jnp.bfloat16)
+    layer = BatchNorm(3)
     assert layer(x, train=True).dtype == jnp.bfloat16
     assert layer.mean[...].dtype == layer.var[...].dtype == jnp.float32
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(layer.mean[...], 0.01 * exact.mean((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("virtual_batch", [None, 2])
+@pytest.mark.parametrize("train", [True, False])
+def test_max_pooled_equals_pooling_afterwards_whatever_the_scales_sign(virtual_batch, train):
+    x, cotangent = images(4, 7, 6, 3, mean=1.0), images(4, 4, 3, 3)
+
+    def run(x, scale, *, pooled_first):
+        layer = BatchNorm(3, virtual_batch=virtual_batch)
+        layer.scale[...], layer.bias[...] = scale, jnp.array([0.5, -1.0, 2.0])
+        layer.mean[...], layer.var[...] = jnp.array([0.9, -2.0, 0.0]), jnp.array([1.0, 2.0, 0.5])
+        y = (
+            layer.max_pooled(x, train=train)
+            if pooled_first
+            else ops.max_pool(layer(x, train=train))
+        )
+        return (y * cotangent).sum(), (y, layer.mean[...], layer.var[...])
+
+    found, expected = (
+        jax.jit(jax.grad(partial(run, pooled_first=first), argnums=(0, 1), has_aux=True))(
+            x, jnp.array([-1.0, 2.0, -0.5])
+        )
+        for first in (True, False)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_batch_norm_gradient_equals_flax():

@@ -106,7 +106,8 @@ class BatchNorm(nnx.Module):
     step computes the same thing on any number of devices, and where a device's share holds whole
     virtual batches the statistics need no communication. `None`: one run, the whole global batch.
 
-    Statistics are float32 whatever the compute dtype; the variance is the biased one, as in Keras.
+    The result has the dtype of `x`; statistics are float32. The variance is the biased one, as in
+    Keras.
     """
 
     def __init__(
@@ -116,14 +117,13 @@ class BatchNorm(nnx.Module):
         epsilon: float = 1e-3,
         momentum: float = 0.99,
         virtual_batch: int | None = None,
-        dtype: DTypeLike = jnp.float32,
     ):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
         self.epsilon, self.momentum = epsilon, momentum
-        self.virtual_batch, self.dtype = virtual_batch, dtype
+        self.virtual_batch = virtual_batch
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         runs = self._runs(x, train)
@@ -133,7 +133,8 @@ class BatchNorm(nnx.Module):
         """`ops.max_pool(self(x))`, but normalizes only the quarter that pooling leaves.
 
         Normalization grows with `x` where the scale is positive, and then commutes with the
-        maximum; where it is negative, it grows with `-x`.
+        maximum; where it is negative, it grows with `-x`. (Where the scale is 0 all of a window
+        ties after normalization; here the gradient still goes to the maximum of `x`.)
         """
         sign = jnp.where(self.scale[...] < 0, -1.0, 1.0)
         x = x * sign.astype(x.dtype)
@@ -209,5 +210,4 @@ class Layers:
             epsilon=self.bn_epsilon,
             momentum=self.bn_momentum,
             virtual_batch=self.bn_virtual_batch,
-            dtype=self.dtype,
         )

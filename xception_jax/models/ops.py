@@ -4,11 +4,11 @@ TPU and GPU get XLA's own operations. On CPU some of those are slower by an orde
 forms made of what XLA compiles well there take their place: passes over plain slices, which it
 vectorizes, and products of matrices. All forms have the semantics and the gradients of the plain
 operation, and keep the batch axis, so that a step on many devices stays free of communication.
-docs/speed.md has the measurements, also of what was tried and lost.
+docs/speed.md has the measurements, also of what was tried and lost. Reverse-mode derivatives only.
 """
 
-from collections.abc import Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Sequence
+from functools import cache, partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,32 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SPATIAL = (1, 2)
 
 Pads = Sequence[tuple[int, int]]
+
+
+def _by_platform(
+    default: Callable, cpu: Callable, cpu_gradient: Callable | None = None
+) -> Callable[..., jax.Array]:
+    """One operation of two forms, each with its own gradient.
+
+    Args:
+      default, cpu: functions of the same arrays.
+      cpu_gradient: of these arrays and the result's cotangent; theirs in turn. None: JAX' own.
+    """
+
+    def gradient_of(form):
+        return lambda *args_and_g: jax.vjp(form, *args_and_g[:-1])[1](args_and_g[-1])
+
+    @jax.custom_vjp
+    def operation(*args):
+        return lax.platform_dependent(*args, cpu=cpu, default=default)
+
+    def backward(args, g):
+        return lax.platform_dependent(
+            *args, g, cpu=cpu_gradient or gradient_of(cpu), default=gradient_of(default)
+        )
+
+    operation.defvjp(lambda *args: (operation(*args), args), backward)
+    return operation
 
 
 def _pads(image: Sequence[int], window: Sequence[int], stride: int, padding: str) -> Pads:
@@ -40,7 +66,10 @@ def _padded(x: jax.Array, pads: Pads, fill: float = 0.0) -> jax.Array:
 def _taps(
     padded: jax.Array, window: Sequence[int], stride: int
 ) -> dict[tuple[int, int], jax.Array]:
-    """For each position in the window, what it sees of the padded image in all its places."""
+    """For each position in the window, what it sees of the padded image in all its places.
+
+    Arrays `[batch, height_out, width_out, channels]`.
+    """
     height, width = ((padded.shape[1 + k] - window[k]) // stride * stride + 1 for k in (0, 1))
     return {
         (i, j): padded[:, i : i + height : stride, j : j + width : stride]
@@ -77,36 +106,20 @@ def _weighted(padded: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
     return sum((tap * weights[position] for position, tap in taps.items()), start=jnp.float32(0))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _depthwise(stride: int, relu: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.platform_dependent(
-        x, kernel,
-        cpu=partial(_depthwise_taps, stride, relu),
-        default=partial(_depthwise_grouped, stride, relu),
-    )  # fmt: skip
+def _depthwise_gradient(stride, relu, x, kernel, g):
+    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, "SAME")
+    of_x = _depthwise_input_gradient(g, kernel, stride, pads, x.shape)
+    if relu:
+        of_x = jnp.where(x > 0, of_x, 0)
+    padded = _padded(_relu_if(relu, x), pads)
+    of_kernel = _depthwise_kernel_gradient(padded, g, kernel.shape[:2], stride)
+    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 
-def _depthwise_forward(stride, relu, x, kernel):
-    return _depthwise(stride, relu, x, kernel), (x, kernel)
-
-
-def _depthwise_backward(stride, relu, residuals, g):
-    def default(x, kernel, g):
-        return jax.vjp(partial(_depthwise_grouped, stride, relu), x, kernel)[1](g)
-
-    def on_cpu(x, kernel, g):
-        pads = _pads(x.shape[1:3], kernel.shape[:2], stride, "SAME")
-        input_gradient = _depthwise_input_gradient(g, kernel, stride, pads, x.shape)
-        if relu:
-            input_gradient = jnp.where(x > 0, input_gradient, 0)
-        padded = _padded(_relu_if(relu, x), pads)
-        kernel_gradient = _depthwise_kernel_gradient(padded, g, kernel.shape[:2], stride)
-        return input_gradient.astype(x.dtype), kernel_gradient.astype(kernel.dtype)
-
-    return lax.platform_dependent(*residuals, g, cpu=on_cpu, default=default)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+@cache
+def _depthwise(stride: int, relu: bool) -> Callable[..., jax.Array]:
+    forms = _depthwise_grouped, _depthwise_taps, _depthwise_gradient
+    return _by_platform(*(partial(form, stride, relu) for form in forms))
 
 
 def _depthwise_input_gradient(g, kernel, stride: int, pads: Pads, shape) -> jax.Array:
@@ -129,7 +142,7 @@ def _depthwise_kernel_gradient(padded, g, window, stride: int) -> jax.Array:
         of_g = lax.dynamic_index_in_dim(g, row, axis=1, keepdims=False)
         rows = lax.dynamic_slice_in_dim(padded, row * stride, window[0], axis=1)
         taps = _taps(rows, window, stride).values()
-        return [(tap[:, 0] * of_g).astype(jnp.float32) for tap in taps]
+        return [tap[:, 0].astype(jnp.float32) * of_g for tap in taps]
 
     def add_row(totals, row):
         return jax.tree.map(jnp.add, totals, products(row)), None
@@ -146,12 +159,13 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1, relu: bool = 
       x: `[batch, height, width, channels]`.
       kernel: `[rows, columns, 1, channels]` of the dtype of `x`.
       stride: of rows and columns.
-      relu: take the convolution of `relu(x)`.
+      relu: take the convolution of `relu(x)`, which costs nothing here: on CPU the image is
+        stored anew in any case.
 
     Returns:
       `[batch, ceil(height / stride), ceil(width / stride), channels]` of the dtype of `x`.
     """
-    return _depthwise(stride, relu, x, kernel)
+    return _depthwise(stride, relu)(x, kernel)
 
 
 # Dense convolution ----------------------------------------------------------------------------
@@ -163,29 +177,17 @@ def _dense(stride: int, padding: str, x: jax.Array, kernel: jax.Array) -> jax.Ar
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv(stride: int, padding: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _dense(stride, padding, x, kernel)
+def _conv_gradient(stride, padding, x, kernel, g):
+    (of_x,) = jax.vjp(lambda x: _dense(stride, padding, x, kernel), x)[1](g)
+    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
+    padded = _padded(x, pads) if any(map(any, pads)) else x
+    return of_x, _conv_kernel_gradient(padded, g, kernel, stride)
 
 
-def _conv_forward(stride, padding, x, kernel):
-    return _conv(stride, padding, x, kernel), (x, kernel)
-
-
-def _conv_backward(stride, padding, residuals, g):
-    def default(x, kernel, g):
-        return jax.vjp(partial(_dense, stride, padding), x, kernel)[1](g)
-
-    def on_cpu(x, kernel, g):
-        (input_gradient,) = jax.vjp(lambda x: _dense(stride, padding, x, kernel), x)[1](g)
-        pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
-        padded = _padded(x, pads) if any(map(any, pads)) else x
-        return input_gradient, _conv_kernel_gradient(padded, g, kernel, stride)
-
-    return lax.platform_dependent(*residuals, g, cpu=on_cpu, default=default)
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
+@cache
+def _conv(stride: int, padding: str) -> Callable[..., jax.Array]:
+    form = partial(_dense, stride, padding)
+    return _by_platform(form, form, partial(_conv_gradient, stride, padding))
 
 
 def _conv_kernel_gradient(padded, g, kernel, stride: int) -> jax.Array:
@@ -214,8 +216,11 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SA
       kernel: `[rows, columns, channels_in, channels_out]` of the dtype of `x`.
       stride: of rows and columns.
       padding: SAME or VALID.
+
+    Returns:
+      `[batch, height_out, width_out, channels_out]` of the dtype of `x`.
     """
-    return _conv(stride, padding, x, kernel)
+    return _conv(stride, padding)(x, kernel)
 
 
 # Pointwise convolution ------------------------------------------------------------------------
@@ -238,29 +243,9 @@ def _pointwise_conv(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _dense(stride, "VALID", x, kernel[None, None])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pointwise(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.platform_dependent(
-        x, kernel,
-        cpu=partial(_pointwise_product, stride),
-        default=partial(_pointwise_conv, stride),
-    )  # fmt: skip
-
-
-def _pointwise_forward(stride, x, kernel):
-    return _pointwise(stride, x, kernel), (x, kernel)
-
-
-def _pointwise_backward(stride, residuals, g):
-    def gradient_of(form):
-        return lambda x, kernel, g: jax.vjp(partial(form, stride), x, kernel)[1](g)
-
-    return lax.platform_dependent(
-        *residuals, g, cpu=gradient_of(_pointwise_product), default=gradient_of(_pointwise_conv)
-    )
-
-
-_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+@cache
+def _pointwise(stride: int) -> Callable[..., jax.Array]:
+    return _by_platform(partial(_pointwise_conv, stride), partial(_pointwise_product, stride))
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -270,8 +255,11 @@ def pointwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
       x: `[batch, height, width, channels_in]`.
       kernel: `[channels_in, channels_out]` of the dtype of `x`.
       stride: of rows and columns.
+
+    Returns:
+      `[batch, ceil(height / stride), ceil(width / stride), channels_out]` of the dtype of `x`.
     """
-    return _pointwise(stride, x, kernel)
+    return _pointwise(stride)(x, kernel)
 
 
 # Separable convolution ------------------------------------------------------------------------
@@ -310,8 +298,9 @@ def _separable_two(relu, x, depthwise_kernel, pointwise_kernel):
 
 
 def _separable_dense(relu, x, depthwise_kernel, pointwise_kernel):
-    kernel = jnp.swapaxes(depthwise_kernel, 2, 3) * pointwise_kernel
-    return _dense(1, "SAME", _relu_if(relu, x), kernel.astype(x.dtype))
+    with jax.named_scope("dense"):
+        kernel = jnp.swapaxes(depthwise_kernel, 2, 3) * pointwise_kernel
+        return _dense(1, "SAME", _relu_if(relu, x), kernel.astype(x.dtype))
 
 
 # Max pooling ----------------------------------------------------------------------------------
@@ -397,7 +386,7 @@ def _moments_two_passes(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.
     axes = tuple(range(1, x.ndim - 1))
     x = x.astype(jnp.float32)
     mean = x.mean(axes)
-    return mean, jnp.square(x - over(mean, x)).mean(axes)
+    return mean, jnp.square(x - _over(mean, x)).mean(axes)
 
 
 def _moments_one_pass(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -440,14 +429,14 @@ def _moments_backward(residuals, cotangents):
     count = x.size // mean.size
     slope = 2 * of_var / count
     offset = of_mean / count - slope * mean
-    gradient = x.astype(jnp.float32) * over(slope, x) + over(offset, x)
+    gradient = x.astype(jnp.float32) * _over(slope, x) + _over(offset, x)
     return gradient.astype(x.dtype), jnp.zeros_like(mean[0])
 
 
 moments.defvjp(_moments_forward, _moments_backward)
 
 
-def over(of_runs: jax.Array, x: jax.Array) -> jax.Array:
+def _over(of_runs: jax.Array, x: jax.Array) -> jax.Array:
     """`[runs, channels]` with axes of 1 in between, to be broadcast over `x`."""
     return of_runs.reshape(of_runs.shape[0], *(1,) * (x.ndim - 2), of_runs.shape[-1])
 
@@ -459,4 +448,4 @@ def affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
       x: `[runs, examples, ..., channels]`.
       factor, offset: float32 `[runs, channels]`, or 1 for `runs`.
     """
-    return (x.astype(jnp.float32) * over(factor, x) + over(offset, x)).astype(x.dtype)
+    return (x.astype(jnp.float32) * _over(factor, x) + _over(offset, x)).astype(x.dtype)
