@@ -18,7 +18,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import util
 from pathlib import Path
@@ -30,15 +30,21 @@ from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from benchmarks import record
+from benchmarks import arguments, record
+from benchmarks.arguments import assignment, count
 from xception_jax import config as config_lib
 from xception_jax import train
+from xception_jax.errors import UsageError
 from xception_jax.training import checkpoint, sharding, telemetry
 from xception_jax.training import state as state_lib
 
 
-def config_from(path: str, changes: list[str], steps: int) -> ConfigDict:
-    """The config of a file, changed by `FIELD=VALUE`, of so many steps with two checkpoints."""
+def config_from(path: str, changes: Mapping[str, object], steps: int) -> ConfigDict:
+    """The config of a file, changed, of so many steps with two checkpoints.
+
+    Raises:
+      UsageError: a change is not possible. OSError: the file cannot be read.
+    """
     spec = util.spec_from_file_location("config", path)
     assert spec is not None
     assert spec.loader is not None
@@ -52,12 +58,13 @@ def config_from(path: str, changes: list[str], steps: int) -> ConfigDict:
         "eval.every": f"{steps} steps",
         "log.every": f"{max(1, steps // 4)} steps",
     }
-    for change in changes:
-        name, _, value = change.partition("=")
-        config_lib.unknown([name])
-        kind = config_lib.SCHEMA[name].kind
-        flat[name] = kind(value) if kind in (int, float, str) else value == "True"
-    config = config_lib.from_flat(flat)
+    config_lib.unknown(changes)
+    config = config_lib.default()
+    for name, value in {**flat, **changes}.items():
+        complaint = config_lib.SCHEMA[name].check(value)
+        if complaint:
+            raise UsageError(f"config.{name} {complaint}")
+    config.update_from_flattened_dict({**flat, **changes})
     config_lib.validate(config)
     return config_lib.resolve(config)
 
@@ -95,9 +102,10 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
     observed: Any = dataclasses.replace(run, evaluate=timed_evaluation)
     with (
         tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w") as nowhere,
         checkpoint.Checkpoints(Path(folder), keep=1) as checkpoints,
         telemetry.Telemetry(
-            Path(folder), Console(quiet=True), start=0, total=steps,
+            Path(folder), Console(file=nowhere, force_terminal=True), start=0, total=steps,
             batch_size=run.config.data.batch_size, epoch=len(run.train_source), tensorboard=True,
         ) as log,
     ):  # fmt: skip
@@ -139,15 +147,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/digits.py", help="(%(default)s)")
-    parser.add_argument("--change", nargs="*", default=[], metavar="FIELD=VALUE", help="of it")
-    parser.add_argument("--steps", type=int, default=100, help="in each round (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--change", nargs="*", default=[], type=assignment, metavar="FIELD=VALUE",
+                        help="of it")  # fmt: skip
+    parser.add_argument("--steps", type=count, default=100, help="in each round (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="(%(default)s)")
     parser.add_argument("--output", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
     logging.set_verbosity(logging.ERROR)
     give_the_device_its_own_core()
-    config = config_from(options.config, options.change, options.steps)
+    config = config_from(options.config, dict(options.change), options.steps)
     run = train.prepare(config)
     whole = sharding.replicated(run.mesh)
     state = state_lib.initialize(run.init, config.seed, whole)
@@ -160,7 +169,7 @@ def main() -> None:
     shares = [step / loop for step, loop in pairs]
     row = {
         "config": options.config,
-        "changes": " ".join(options.change),
+        "changes": " ".join(f"{k}={v}" for k, v in options.change),
         "bare_s_per_step": round(statistics.median(p[0] for p in pairs), 5),
         "loop_s_per_step": round(statistics.median(p[1] for p in pairs), 5),
         "share_median": round(statistics.median(shares), 4),
@@ -179,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

@@ -14,14 +14,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> str:
-    """The processor's name, the number of cores that this process may use, and the memory."""
+    """The processor's name, the number of its cores, and the memory."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
         name = next((v.strip() for k, v in lines if k.strip() == "model name"), name)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {platform.system()}"
+    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
 
 
 def versions(packages: Iterable[str]) -> str:

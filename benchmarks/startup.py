@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import record
+from benchmarks import arguments, record
+from benchmarks.arguments import count
 
 ROOT = Path(__file__).parents[1]
 _FIRST_LINE = "compilation included"
@@ -60,7 +61,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/digits.py", help="of the run (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--rounds", type=count, default=3, help="(%(default)s)")
     parser.add_argument("--output", type=Path, help="CSV file to write")
     options = parser.parse_args()
     times: dict[str, list[float]] = {}
@@ -97,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

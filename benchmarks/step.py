@@ -8,7 +8,6 @@ meets all alike.
 """
 
 import argparse
-import ast
 import contextlib
 import os
 import random
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import record
+from benchmarks import arguments, record
+from benchmarks.arguments import assignment, count
 from benchmarks.contenders import PEERS, VENVS, ContenderError, Peer, Worker, interpreter, packages
 
 _EXAMPLE = """examples:
@@ -97,9 +97,9 @@ class Arena:
         return worker, ready
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Measures, prints and writes; 1 where a contender is missing."""
-    options = parse(arguments)
+    options = parse()
     peers = {name: PEERS[name] for name in options.peers}
     pythons, missing = {}, []
     for venv in dict.fromkeys(["ours", *(peer.venv for peer in peers.values())]):
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if missing else 0
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     """The command line, with what depends on other arguments filled in."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
@@ -149,7 +149,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="xception", help="a name of xception_jax.models (%(default)s)")
     add(
-        "--override", nargs="*", default=[], type=_override, metavar="NAME=VALUE",
+        "--override", nargs="*", default=[], type=assignment, metavar="NAME=VALUE",
         help="of the model's arguments",
     )  # fmt: skip
     add(
@@ -162,7 +162,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--peers", nargs="+", choices=PEERS, metavar="NAME",
         help=f"of {', '.join(PEERS)} (all that suit platform and model)",
     )  # fmt: skip
-    add("--rounds", type=int, default=7, help="(%(default)s)")
+    add("--rounds", type=count, default=7, help="(%(default)s)")
     add("--seconds", type=float, default=1.0, help="least length of a turn (%(default)s)")
     add("--platform", choices=("cpu", "gpu"), help="(gpu where there is an NVIDIA driver)")
     add("--cores", type=int, default=1, help="on CPU: that every worker stays on (%(default)s)")
@@ -174,7 +174,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, help="CSV file (benchmarks/results/step_PLATFORM.csv)")
     add("--append", action="store_true", help="keep other rows of a file that is there")
     add("--venvs", type=Path, default=VENVS, help="of the peers' environments (%(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if options.platform is None:
         options.platform = "gpu" if Path("/proc/driver/nvidia").exists() else "cpu"
     options.output = options.output or record.RESULTS / f"step_{options.platform}.csv"
@@ -301,6 +301,8 @@ def summary(
             "cpu_ms_per_image_min": min(cpu),
             "cpu_ms_per_image_max": max(cpu),
             "wall_ms_per_image_median": statistics.median(wall),
+            "wall_ms_per_image_min": min(wall),
+            "wall_ms_per_image_max": max(wall),
             "images_per_second": 1e3 / statistics.median(wall),
             "ratio_cpu": statistics.median(ratios["cpu"]) if ours else "",
             "ratio_cpu_min": min(ratios["cpu"], default=""),
@@ -354,11 +356,6 @@ def _lively(turn: Mapping[str, float]) -> bool:
     return turn["waited_cpu"] > max(0.05, 0.02 * turn["waited_wall"])
 
 
-def _override(text: str) -> tuple[str, Any]:
-    name, value = text.split("=", 1)
-    return name, ast.literal_eval(value)
-
-
 def _only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
@@ -370,6 +367,6 @@ def _say(error: ContenderError) -> str:
 
 if __name__ == "__main__":
     try:
-        raise SystemExit(main())
+        arguments.run(main)
     except ContenderError as error:  # not even the machine itself could be measured
         raise SystemExit(str(error)) from None

@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/speed.md from the result files.
+"""Rewrites the tables of docs/speed.md from the result files: python -m benchmarks.tables [--check]
 
 What stands between `<!-- table: NAME -->` and `<!-- end -->` is made of results/NAME.csv.
 """
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import record
+from benchmarks import arguments, record
 
 _DOCUMENT = Path(__file__).parents[1] / "docs" / "speed.md"
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -18,13 +18,13 @@ _WORK = ("model", "work", "side", "batch", "dtype", "allocator")
 Rows = Sequence[Mapping[str, str]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Rewrites the document, or with `--check` says 1 if that would change it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     parser.add_argument("--document", type=Path, default=_DOCUMENT, help="(docs/speed.md)")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSVs")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     old = options.document.read_text()
     new = rewritten(old, options.results)
     if options.check:
@@ -98,4 +98,4 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    arguments.run(main)

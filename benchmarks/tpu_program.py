@@ -44,7 +44,7 @@ def config_of(request: dict[str, Any], devices: int) -> ConfigDict:
 
 
 def short_maker(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
-    """A network of the stem, block 2, and two blocks like the middle flow's of 128 channels."""
+    """The stem, block 2, and two blocks built like the middle flow's, but of 128 channels."""
     whole = state_lib.model_maker(config, NUM_CLASSES)
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
@@ -91,18 +91,8 @@ def lower(config: ConfigDict, mesh: Mesh, *, short: bool) -> Any:
     """The training step as `train.prepare` builds it, but for the data's part; lowered."""
     make_model = short_maker(config) if short else state_lib.model_maker(config, NUM_CLASSES)
     transformation, schedule = optimizer.from_config(config, lambda duration: 1000)
-    recipe = step_lib.Recipe(
-        structure=state_lib.structure_of(make_model, config.data.image_size),
-        optimizer=transformation,
-        schedule=schedule,
-        seed=config.seed,
-        flip=config.augment.flip,
-        shift=config.augment.shift,
-        label_smoothing=config.loss.label_smoothing,
-        accumulate=config_lib.microbatches(config, mesh.size),
-        virtual_batch=config.model.bn_virtual_batch,
-        ema_decay=config.ema.decay,
-    )
+    structure = state_lib.structure_of(make_model, config.data.image_size)
+    recipe = step_lib.Recipe.from_config(config, structure, transformation, schedule, mesh.size)
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     state = state_lib.abstract(init, sharding.replicated(mesh))
     return step_lib.jit_train_step(recipe, mesh).lower(state, abstract_batch(config, mesh))

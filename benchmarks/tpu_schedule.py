@@ -371,8 +371,8 @@ def _named(operation: Operation, around: Mapping[str, Operation]) -> str:
 
 
 def stage(op_name: str) -> str:
-    """`block1` ... `block14` by the model's named scopes, `head`, or `update` for all else."""
-    blocks = re.findall(r"\bblock\d+\b", op_name)
+    """A module of the network by the model's named scopes, `head`, or `update` for all else."""
+    blocks = re.findall(r"\b(?:block\d+|middle_flow)\b", op_name)
     if blocks:
         return blocks[-1]
     return "head" if "jvp" in op_name else "update"
@@ -386,8 +386,9 @@ def _kind(operation: Operation, inside: Computation | None) -> str:
     if any(re.search(r"(feature|batch)_group_count=(?!1\b)\d", o.rest) for o in products):
         return "depthwise"
     if products:
-        # A 1x1 convolution's gradients have windows of other sizes; the stem alone is dense.
-        return "convolution" if stage(operation.op_name) == "block1" else "pointwise"
+        # By name: a 1x1 convolution's gradients have windows of other sizes.
+        dense = stage(operation.op_name) == "block1" or re.search(r"\bdense\b", operation.op_name)
+        return "convolution" if dense else "pointwise"
     if opcodes & {"select-and-scatter", "reduce-window"}:
         return "pool"
     if operation.opcode.startswith("all-reduce"):

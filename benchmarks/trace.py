@@ -8,7 +8,6 @@ the device's (on CPU: the threads') operations. See docs/speed.md for what to ex
 """
 
 import argparse
-import ast
 import re
 import tempfile
 from collections import Counter
@@ -20,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks import arguments
+from benchmarks.arguments import assignment, count
 from xception_jax import models
 from xception_jax.training import optimizer, sharding, step
 from xception_jax.training import state as state_lib
@@ -89,16 +90,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--side", type=int, default=96, help="of the images (%(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="(%(default)s)")
+    parser.add_argument("--side", type=count, default=96, help="of the images (%(default)s)")
+    parser.add_argument("--batch", type=count, default=8, help="(%(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
-        "--override", nargs="*", default=[], metavar="NAME=VALUE", help="of the model"
+        "--override",
+        nargs="*",
+        default=[],
+        type=assignment,
+        metavar="NAME=VALUE",
+        help="of the model",
     )
-    parser.add_argument("--steps", type=int, default=3, help="that are traced (%(default)s)")
+    parser.add_argument("--steps", type=count, default=3, help="that are traced (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where the trace is left")
     options = parser.parse_args()
-    overrides = {k: ast.literal_eval(v) for k, v in (o.split("=") for o in options.override)}
+    overrides = dict(options.override)
 
     compiled, state, batch = compiled_step(options.side, options.batch, options.dtype, overrides)
     names = dict(m.groups() for m in map(_INSTRUCTION.match, compiled.as_text().splitlines()) if m)
@@ -123,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

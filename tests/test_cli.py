@@ -1,12 +1,17 @@
 """The commands from outside: help, bad input, and what they import."""
 
 import json
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from tests.processes import ROOT, finish
+from xception_jax import allocator, cli
 from xception_jax import config as config_lib
 
 DIGITS = "--config=configs/digits.py"
@@ -117,3 +122,21 @@ def test_bad_input_of_evaluate(tmp_path, flags, message):
     assert process.returncode == 2
     [line] = process.stderr.splitlines()
     assert message in line
+
+
+def test_compiled_programs_are_kept_for_each_host(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(platform, "node", lambda: "host-7")
+    assert cli.compilation_cache() == tmp_path / "xception_jax" / "compiled" / "host-7"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cli.compilation_cache() == Path.home() / ".cache/xception_jax/compiled/host-7"
+
+
+@pytest.mark.parametrize(("flag", "calls"), [("", 1), ("--nokeep_freed_memory", 0)])
+def test_freed_memory_is_kept_on_cpu_unless_told_otherwise(flag, calls, monkeypatch):
+    kept = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: kept.append(True))
+    with flagsaver.flagsaver():
+        flags.FLAGS(["main", *filter(None, [flag])])
+        cli.settle_memory()
+    assert len(kept) == calls

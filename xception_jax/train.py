@@ -121,18 +121,7 @@ def prepare(config: ConfigDict) -> Run:
         return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
 
     transformation, schedule = optimizer.from_config(config, steps)
-    recipe = step_lib.Recipe(
-        structure=structure,
-        optimizer=transformation,
-        schedule=schedule,
-        seed=config.seed,
-        flip=config.augment.flip,
-        shift=config.augment.shift,
-        label_smoothing=config.loss.label_smoothing,
-        accumulate=config_lib.microbatches(config, mesh.size),
-        virtual_batch=config.model.bn_virtual_batch,
-        ema_decay=config.ema.decay,
-    )
+    recipe = step_lib.Recipe.from_config(config, structure, transformation, schedule, mesh.size)
     return Run(
         config=config,
         mesh=mesh,

@@ -1,14 +1,12 @@
 """The package's own model and training step."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import Jaxpr
+from flops import multiply_adds
 from worker import Work
 
 from xception_jax import models
@@ -76,39 +74,3 @@ def facts(work: Work) -> dict[str, object]:
     traced = jax.make_jaxpr(partial(state_lib.apply, structure))(weights, image)
     flops = 2 * multiply_adds(traced.jaxpr) * (3 if work.kind == "training" else 1)
     return {"device": jax.devices()[0].device_kind, "flops_per_image": flops}
-
-
-def multiply_adds(jaxpr: Jaxpr) -> int:
-    """Multiply-adds of a program's products of matrices and convolutions.
-
-    Where it has a form for each platform the largest number counts: that of the form which is
-    written as a convolution.
-    """
-    total = 0
-    for equation in jaxpr.eqns:
-        name, parameters, output = (
-            equation.primitive.name,
-            equation.params,
-            equation.outvars[0].aval,
-        )
-        if name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += output.size * math.prod(left[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            out_axis = parameters["dimension_numbers"].rhs_spec[0]
-            total += output.size * kernel.size // kernel.shape[out_axis]
-        inner = [multiply_adds(part) for part in _inner(parameters)]
-        combined = max(inner, default=0) if name == "cond" else sum(inner)
-        total += combined * (parameters["length"] if name == "scan" else 1)
-    return total
-
-
-def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The programs among an operation's parameters."""
-    for value in parameters.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            program = getattr(part, "jaxpr", part)
-            if isinstance(program, Jaxpr):
-                yield program

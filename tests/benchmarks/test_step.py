@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import record
-from benchmarks.peers import plain_flax
+from benchmarks.peers import flops, plain_flax
 from xception_jax import models
 from xception_jax.data import augment
 from xception_jax.training import sharding
@@ -116,6 +116,26 @@ def test_tables_of_a_document(document):
     assert "old" not in text
     assert "\ntext\n" in text
     assert run("tables", "--check", *where).returncode == 0
+
+
+def test_multiply_adds_of_the_papers_network():
+    structure_and_weights = partial(models.create, "xception", num_classes=1000)
+    model = nnx.eval_shape(lambda: structure_and_weights(rngs=nnx.Rngs(0)))
+    structure, params, batch_stats = state_lib.split(model)
+    weights = {"params": params, "batch_stats": batch_stats}
+    image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
+    traced = jax.make_jaxpr(partial(state_lib.apply, structure))(weights, image)
+    assert flops.multiply_adds(traced.jaxpr) == pytest.approx(8.357e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["step", "startup", "loop", "trace", "tables", "tpu_compile"])
+def test_every_command_has_help_and_refuses_in_one_line(name):
+    done = run(name, "--help")
+    assert done.returncode == 0
+    assert f"python -m benchmarks.{name}" in done.stdout + done.stderr
+    done = run(name, "--nonsense")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_the_plain_form_is_our_model():

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import augment
 from xception_jax.training import metrics, sharding
 from xception_jax.training.state import TrainState, Tree, apply
@@ -43,6 +45,29 @@ class Recipe:
     accumulate: int = 1
     virtual_batch: int | None = None
     ema_decay: float = 0.0
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ConfigDict,
+        structure: Any,
+        optimizer: optax.GradientTransformation,
+        schedule: optax.Schedule,
+        devices: int,
+    ) -> "Recipe":
+        """What a config says of the step, on so many devices."""
+        return cls(
+            structure=structure,
+            optimizer=optimizer,
+            schedule=schedule,
+            seed=config.seed,
+            flip=config.augment.flip,
+            shift=config.augment.shift,
+            label_smoothing=config.loss.label_smoothing,
+            accumulate=config_lib.microbatches(config, devices),
+            virtual_batch=config.model.bn_virtual_batch,
+            ema_decay=config.ema.decay,
+        )
 
 
 def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
