@@ -80,7 +80,7 @@ def main() -> None:
     rows = [
         {
             "what": what,
-            "median_s": statistics.median(found),
+            "median_s": round(statistics.median(found), 2),
             "min_s": min(found),
             "max_s": max(found),
             "rounds": len(found),
