@@ -20,7 +20,11 @@ Rows = Sequence[Mapping[str, str]]
 
 def main() -> int:
     """Rewrites the document, or with `--check` says 1 if that would change it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables",
+        description="Rewrites the tables of docs/speed.md from the result files.",
+        epilog="example: python -m benchmarks.tables --check",
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     parser.add_argument("--document", type=Path, default=_DOCUMENT, help="(docs/speed.md)")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSVs")

@@ -114,6 +114,7 @@ ROW = {
     "temporary_gb": 1.0,
     "all_reduces": 3,
     "real_copies": 0,
+    "without_schedule": 10,
 }
 COMMITTED = [{name: str(value) for name, value in ROW.items()}]
 
@@ -128,6 +129,7 @@ COMMITTED = [{name: str(value) for name, value in ROW.items()}]
         ({"temporary_gb": 1.06}, "temporary_gb is 1.06"),
         ({"all_reduces": 4}, "all_reduces is 4; 3 is committed"),
         ({"real_copies": 1}, "real_copies is 1; 0 is committed"),
+        ({"without_schedule": 12}, "without_schedule is 12"),
         ({"batch": 128}, "no committed figures"),
     ],
 )
