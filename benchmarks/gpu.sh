@@ -6,6 +6,17 @@
 # Needs Python 3.11 or later, the driver, and about 25 GB for the virtual environments, which are
 # kept in the cache folder (XDG_CACHE_HOME) for the next time.
 set -euo pipefail
+
+case "${1:-}" in
+  -h | --help)
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
+    exit
+    ;;
+esac
+if ! command -v nvidia-smi > /dev/null; then
+  echo "no nvidia-smi here; benchmarks/gpu.sh measures on a machine with an NVIDIA GPU" >&2
+  exit 2
+fi
 cd "$(dirname "$0")/.."
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader

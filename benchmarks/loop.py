@@ -8,17 +8,19 @@ In each round the bare step takes so many steps on a batch that lies on the devi
 one core stands for the accelerator: XLA is bound to it, and Python and the input's threads to the
 others, so that as elsewhere the host's work can hide behind the device's.
 
-Also measured: the time that Python needs to call a step, with a pass-through function on the
-whole state of the paper's model.
+Also measured, in a process of its own: the time that Python needs to call a step, with a
+pass-through function on the whole state of the paper's model, without and with averaged weights.
 """
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import util
 from pathlib import Path
@@ -114,20 +116,21 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
         return (time.perf_counter() - begin - sum(spent)) / steps
 
 
-def python_overhead(calls: int = 200) -> float:
-    """Seconds that Python takes to call a jitted function of the paper's model's whole state."""
+def python_overhead(with_ema: bool, calls: int = 300) -> tuple[int, float]:
+    """Arrays in the paper's model's whole state, and seconds to call a jitted function of it."""
     config = config_lib.default()
-    config.ema.decay = 0.99
     make_model = state_lib.model_maker(config, 1000)
     run_optimizer = train.optimizer.from_config(config, lambda duration: 100)[0]
     mesh = sharding.make_mesh(1)
     whole = sharding.replicated(mesh)
-    shapes = state_lib.abstract(partial(state_lib.create, make_model, run_optimizer, True), whole)
+    shapes = state_lib.abstract(
+        partial(state_lib.create, make_model, run_optimizer, with_ema), whole
+    )
     # The arrays' sizes do not matter, their number does.
     state = jax.tree.map(lambda leaf: jax.device_put(np.zeros(1, leaf.dtype), whole), shapes)
     through = jax.jit(lambda state: state, in_shardings=(whole,), out_shardings=whole,
                       donate_argnums=0)  # fmt: skip
-    return per_call(through, state, calls)
+    return len(jax.tree.leaves(state)), per_call(through, state, calls)
 
 
 def per_call(function: Callable[[Any], Any], state: Any, calls: int) -> float:
@@ -155,6 +158,11 @@ def main() -> None:
     options = parser.parse_args()
 
     logging.set_verbosity(logging.ERROR)
+    overhead = {}
+    for with_ema in (False, True):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            leaves, seconds = process.submit(python_overhead, with_ema).result()
+        overhead[f"python_ms_{leaves}_arrays"] = round(1e3 * seconds, 3)
     give_the_device_its_own_core()
     config = config_from(options.config, dict(options.change), options.steps)
     run = train.prepare(config)
@@ -176,7 +184,7 @@ def main() -> None:
         "share_min": round(min(shares), 4),
         "share_max": round(max(shares), 4),
         "rounds": options.rounds,
-        "python_ms_per_call": round(1e3 * python_overhead(), 3),
+        **overhead,
     }
     print("\n".join(f"{name:20} {value}" for name, value in row.items()))
     if options.output:

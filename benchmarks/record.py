@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from xception_jax.errors import UsageError
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -60,9 +62,17 @@ def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 def earlier(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What a file that is to be added to keeps: notes on how it was made, and its rows."""
+    """What a file that is to be added to keeps: notes on how it was made, and its rows.
+
+    Raises:
+      UsageError: it was made on another machine, and one line on the machine heads all its rows.
+    """
     if not path.exists():
         return {}, []
     notes, rows = read(path)
+    if notes.get("machine") != machine():
+        raise UsageError(
+            f"{path} is of another machine ({notes.get('machine')}); give another file"
+        )
     made = "; ".join(notes[name] for name in ("earlier", "command") if name in notes)
     return {"earlier": made, **{k: v for k, v in notes.items() if k.endswith(" ran")}}, rows

@@ -100,6 +100,7 @@ class Arena:
 def main() -> int:
     """Measures, prints and writes; 1 where a contender is missing."""
     options = parse()
+    earlier, kept = record.earlier(options.output) if options.append else ({}, [])
     peers = {name: PEERS[name] for name in options.peers}
     pythons, missing = {}, []
     for venv in dict.fromkeys(["ours", *(peer.venv for peer in peers.values())]):
@@ -118,7 +119,6 @@ def main() -> int:
         "peak": f"{peak.flops / 1e9:.1f} GFLOP/s, copy {peak.bandwidth / 1e9:.1f} GB/s",
     }
     print(f"{notes['machine']}; {notes['peak']}", flush=True)
-    earlier, kept = record.earlier(options.output) if options.append else ({}, [])
     notes |= earlier
     rows: list[Row] = [dict(row) for row in kept]
     for work in options.work:
@@ -274,12 +274,14 @@ def summary(
 
     Columns: CPU time is that of all threads; `ratio_*` is the median over the rounds of the
     contender's time to ours in the same round, with the least and the greatest; `share_of_peak`
-    is the work's multiply-adds (times two) over the time and over `Peak.flops`;
+    is the work's multiply-adds (times two) over the time and over `Peak.flops`, and
+    `share_of_bandwidth` the bytes that it moves at least over the time and `Peak.bandwidth`, both
+    as `peers/counts.py` counts them in our model, whoever the contender is;
     `compile_seconds` is what the first step took more than the second; `peak_memory_mib` is the
     process' on the host.
     """
     clock = _clock(arena.options)
-    flops = ready.get("ours", {}).get("flops_per_image")
+    needs = _only(ready.get("ours", {}), "flops_per_image", "bytes_per_image")
     rows = []
     for name, took in rounds.items():
         cpu, wall = ([1e3 * turn[kind] for turn in took] for kind in ("cpu", "wall"))
@@ -308,7 +310,12 @@ def summary(
             "ratio_cpu_min": min(ratios["cpu"], default=""),
             "ratio_cpu_max": max(ratios["cpu"], default=""),
             "ratio_wall": statistics.median(ratios["wall"]) if ours else "",
-            "share_of_peak": flops / seconds / peak.flops if flops else "",
+            "ratio_wall_min": min(ratios["wall"], default=""),
+            "ratio_wall_max": max(ratios["wall"], default=""),
+            "share_of_peak": needs["flops_per_image"] / seconds / peak.flops if needs else "",
+            "share_of_bandwidth": (
+                needs["bytes_per_image"] / seconds / peak.bandwidth if needs else ""
+            ),
             "compile_seconds": ready[name]["compile_seconds"],
             "rounds": len(took),
             "peak_memory_mib": max(turn["memory_mib"] for turn in took),
@@ -323,8 +330,8 @@ def print_table(rows: Sequence[Row]) -> None:
         "work": "work", "side": "side", "batch": "batch", "allocator": "allocator",
         "contender": "contender", "cpu_ms_per_image_median": "cpu ms", "ratio_cpu": "ratio",
         "wall_ms_per_image_median": "wall ms", "ratio_wall": "ratio",
-        "share_of_peak": "of peak", "compile_seconds": "compile s",
-        "peak_memory_mib": "MiB",
+        "share_of_peak": "of peak", "share_of_bandwidth": "of bandwidth",
+        "compile_seconds": "compile s", "peak_memory_mib": "MiB",
     }  # fmt: skip
     lines = [list(names.values()), *([str(row[name]) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -68,7 +68,9 @@ def of_file(path: Path) -> str:
 
 
 def of_works(rows: Rows, clock: str) -> list[list[str]]:
-    """Contenders by works: milliseconds an image, and their ratio to ours.
+    """Contenders by works: milliseconds an image, their ratio to ours and its spread.
+
+    Under them, what ours makes of the machine.
 
     Args:
       rows: of benchmarks/step.py.
@@ -87,12 +89,21 @@ def of_works(rows: Rows, clock: str) -> list[list[str]]:
         (row["contender"], tuple(row[name] for name in _WORK)): _cell(row, clock) for row in rows
     }
     body = [[name, *(cells.get((name, work), "") for work in works)] for name in contenders]
-    return [[f"{clock} ms an image (ratio)", *headings], *body]
+    ours = {tuple(row[name] for name in _WORK): row for row in rows if row["contender"] == "ours"}
+    for share in ("share_of_peak", "share_of_bandwidth"):
+        values = (ours[work][share] if work in ours else "" for work in works)
+        body.append(
+            [f"ours: {share.replace('_', ' ')}", *(f"{float(v):.0%}" if v else "" for v in values)]
+        )
+    return [[f"{clock} ms an image (ratio, spread)", *headings], *body]
 
 
 def _cell(row: Mapping[str, str], clock: str) -> str:
-    ratio = row[f"ratio_{clock}"]
-    return row[f"{clock}_ms_per_image_median"] + (f" ({float(ratio):.2f})" if ratio else "")
+    median = row[f"{clock}_ms_per_image_median"]
+    if row["contender"] == "ours" or not row[f"ratio_{clock}"]:
+        return median
+    ratio, least, most = (float(row[f"ratio_{clock}{end}"]) for end in ("", "_min", "_max"))
+    return f"{median} ({ratio:.2f}, {least:.2f} to {most:.2f})"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

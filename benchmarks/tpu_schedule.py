@@ -7,8 +7,9 @@ in HBM and how far it is padded. Nothing here needs libtpu.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -232,7 +233,11 @@ def _balanced(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operation costs in the whole program, its loop's rounds included."""
+    """What one operation costs in the whole program, its loop's rounds included.
+
+    An asynchronous copy goes on from line `at` of the entry computation to line `until`; all else
+    has both at its own line, or at that of the loop which it stands in.
+    """
 
     operation: Operation
     kind: str
@@ -241,6 +246,33 @@ class Cost:
     rounds: int
     cycles: int
     bytes: int
+    at: int = 0
+    until: int = 0
+
+
+def exposed_cycles(costs: Iterable[Cost], memory_cycles: Callable[[int], float]) -> float:
+    """Cycles of asynchronous copies that do not fit beside what computes while they go on.
+
+    An operation whose schedule is longer than its bytes take leaves the memory idle for the
+    difference. Each copy takes of that between its start and its end, the most urgent one first.
+
+    Args:
+      costs: of a program.
+      memory_cycles: cycles in which the memory moves so many bytes.
+    """
+    costs = list(costs)
+    idle: dict[int, float] = defaultdict(float)
+    for cost in costs:
+        idle[cost.at] += max(0.0, cost.cycles - memory_cycles(cost.bytes))
+    exposed = 0.0
+    for copy in sorted((c for c in costs if c.kind == "prefetch"), key=lambda c: c.until):
+        left = memory_cycles(copy.bytes)
+        for at in range(copy.at, copy.until):
+            taken = min(left, idle[at])
+            idle[at] -= taken
+            left -= taken
+        exposed += left
+    return exposed
 
 
 class Program:
@@ -253,19 +285,22 @@ class Program:
 
     def costs(self) -> Iterator[Cost]:
         """Of every operation that is not free, those of loops' bodies as often as they run."""
-        yield from self._costs(self.entry, 1)
+        operations = self.computations[self.entry].operations.values()
+        ends = {o.operands[0]: i for i, o in enumerate(operations) if o.opcode.endswith("-done")}
+        for at, operation in enumerate(operations):
+            for cost in self._costs(operation, self.entry, 1):
+                yield replace(cost, at=at, until=ends.get(operation.name, at))
 
-    def _costs(self, computation: str, rounds: int) -> Iterator[Cost]:
-        operations = self.computations[computation].operations
-        for operation in operations.values():
-            body = operation.attribute(r"(?:body|to_apply)=%([\w.\-]+)")
-            if operation.opcode in ("while", "call") and body:
-                trips = int(operation.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
-                yield from self._costs(body, rounds * trips)
-            if operation.opcode in _FREE:
-                continue
+    def _costs(self, operation: Operation, computation: str, rounds: int) -> Iterator[Cost]:
+        around = self.computations[computation].operations
+        body = operation.attribute(r"(?:body|to_apply)=%([\w.\-]+)")
+        if operation.opcode in ("while", "call") and body:
+            trips = int(operation.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
+            for held in self.computations[body].operations.values():
+                yield from self._costs(held, body, rounds * trips)
+        if operation.opcode not in _FREE:
             inside = self._inside(operation)
-            op_name = _named(operation, operations)
+            op_name = _named(operation, around)
             yield Cost(
                 operation,
                 kind=_kind(operation, inside),
@@ -273,7 +308,7 @@ class Program:
                 backward="transpose(jvp" in op_name,
                 rounds=rounds,
                 cycles=rounds * self.cycles.get(operation.name, 0),
-                bytes=rounds * self._bytes(operation, operations),
+                bytes=rounds * self._bytes(operation, around),
             )
 
     def _share_schedules(self) -> None:

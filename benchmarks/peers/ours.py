@@ -5,8 +5,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from counts import bytes_moved, multiply_adds
 from flax import nnx
-from flops import multiply_adds
 from worker import Work
 
 from xception_jax import models
@@ -62,7 +62,7 @@ def build(work: Work) -> Callable[[int], None]:
 
 
 def facts(work: Work) -> dict[str, object]:
-    """The device's name, and the floating-point operations an image in products and convolutions.
+    """The device's name, and what an image needs at least, see `counts`: `flops`, `bytes`.
 
     A training step counts as three times the forward pass.
     """
@@ -70,7 +70,11 @@ def facts(work: Work) -> dict[str, object]:
     weights = jax.eval_shape(
         partial(state_lib.create_weights, partial(_make, work)), jax.random.key(0)
     )
-    image = jax.ShapeDtypeStruct((1, work.side, work.side, 3), jnp.float32)
-    traced = jax.make_jaxpr(partial(state_lib.apply, structure))(weights, image)
-    flops = 2 * multiply_adds(traced.jaxpr) * (3 if work.kind == "training" else 1)
-    return {"device": jax.devices()[0].device_kind, "flops_per_image": flops}
+    images = jax.ShapeDtypeStruct((work.batch, work.side, work.side, 3), jnp.float32)
+    program = jax.make_jaxpr(partial(state_lib.apply, structure))(weights, images).jaxpr
+    passes = (3 if work.kind == "training" else 1) / work.batch
+    return {
+        "device": jax.devices()[0].device_kind,
+        "flops_per_image": 2 * multiply_adds(program) * passes,
+        "bytes_per_image": bytes_moved(program) * passes,
+    }

@@ -1,5 +1,6 @@
 """The command that measures, on next to nothing; what it measures is nobody's business here."""
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import record
-from benchmarks.peers import flops, plain_flax
+from benchmarks.peers import counts, plain_flax
 from xception_jax import models
 from xception_jax.data import augment
 from xception_jax.training import sharding
@@ -54,6 +55,7 @@ def test_a_table_of_two_contenders(tmp_path):
         assert float(row["images_per_second"]) > 0
         assert float(row["ratio_cpu_min"]) <= float(row["ratio_cpu"])
         assert float(row["share_of_peak"]) > 0
+        assert float(row["share_of_bandwidth"]) > 0
         assert float(row["peak_memory_mib"]) > 100
     assert float(rows[0]["ratio_cpu"]) == float(rows[0]["ratio_wall"]) == 1
 
@@ -84,15 +86,26 @@ def test_record_writes_what_it_reads(tmp_path):
     assert read == [{"name": "a, b", "ms": "1.5"}, {"name": "#c", "ms": ""}]
 
 
+def test_rows_of_another_machine_are_not_added_to(tmp_path):
+    path = tmp_path / "a.csv"
+    record.write(path, [{"name": 1}], {"machine": "another"})
+    done = run("step", "--append", "--output", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {path} is of another machine (another); give another file\n"
+
+
 @pytest.fixture
 def document(tmp_path) -> Path:
     """A document with two tables, and the result files for them in its folder."""
     work = {"model": "xception", "work": "training", "side": 96, "batch": 8, "dtype": "float32"}
-    took = {"cpu_ms_per_image_median": 80, "ratio_cpu": 1}
+    took = {
+        "cpu_ms_per_image_median": 80, "ratio_cpu": 1.257, "ratio_cpu_min": 1.2,
+        "ratio_cpu_max": 1.3, "share_of_peak": 0.84, "share_of_bandwidth": "",
+    }  # fmt: skip
     rows = [
         {**work, "allocator": "default", "contender": "ours", **took},
         {**work, "allocator": "kept", "contender": "ours", **took},
-        {**work, "allocator": "kept", "contender": "torch", **took, "ratio_cpu": 1.257},
+        {**work, "allocator": "kept", "contender": "torch", **took},
     ]
     record.write(tmp_path / "step_cpu.csv", rows, {"platform": "cpu"})
     record.write(tmp_path / "other.csv", [{"a": 1, "b": 2}], {})
@@ -110,8 +123,9 @@ def test_tables_of_a_document(document):
     assert run("tables", *where).returncode == 0
     text = document.read_text()
     heading = "training 96, batch 8"
-    assert f"| cpu ms an image (ratio) | {heading}, default | {heading}, kept |\n" in text
-    assert "| ours | 80 (1.00) | 80 (1.00) |\n| torch |  | 80 (1.26) |\n" in text
+    assert f"| cpu ms an image (ratio, spread) | {heading}, default | {heading}, kept |\n" in text
+    assert "| ours | 80 | 80 |\n| torch |  | 80 (1.26, 1.20 to 1.30) |\n" in text
+    assert "| ours: share of peak | 84% | 84% |\n| ours: share of bandwidth |  |  |\n" in text
     assert "| a | b |\n|---|---|\n| 1 | 2 |\n" in text
     assert "old" not in text
     assert "\ntext\n" in text
@@ -125,7 +139,22 @@ def test_multiply_adds_of_the_papers_network():
     weights = {"params": params, "batch_stats": batch_stats}
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     traced = jax.make_jaxpr(partial(state_lib.apply, structure))(weights, image)
-    assert flops.multiply_adds(traced.jaxpr) == pytest.approx(8.357e9, rel=1e-3)
+    assert counts.multiply_adds(traced.jaxpr) == pytest.approx(8.357e9, rel=1e-3)
+
+
+def test_counts_of_products_convolutions_and_loops():
+    def program(image, kernel, matrix):
+        convolved = jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.lax.scan(lambda x, _: (x @ matrix, None), convolved, length=5)[0]
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 6, 6, 3), (3, 3, 3, 7), (7, 7))]
+    traced = jax.make_jaxpr(program)(*shapes).jaxpr
+    pixels = 2 * 4 * 4
+    assert counts.multiply_adds(traced) == pixels * 7 * 27 + 5 * pixels * 7 * 7
+    convolution = 2 * 6 * 6 * 3 + 27 * 7 + pixels * 7
+    assert counts.bytes_moved(traced) == 4 * (convolution + 5 * (2 * pixels * 7 + 49))
 
 
 @pytest.mark.parametrize("name", ["step", "startup", "loop", "trace", "tables", "tpu_compile"])
@@ -136,6 +165,28 @@ def test_every_command_has_help_and_refuses_in_one_line(name):
     done = run(name, "--nonsense")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_loop_beside_the_bare_step(tmp_path):
+    output = tmp_path / "loop.csv"
+    small = ("model.width=0.1", "data.batch_size=16", "data.image_size=32")
+    done = run("loop", "--change", *small, "--steps", 4, "--rounds", 1, "--output", output)
+    assert done.returncode == 0, done.stderr
+    (row,) = record.read(output)[1]
+    assert float(row["bare_s_per_step"]) > 0
+    assert float(row["loop_s_per_step"]) > 0
+    assert float(row["python_ms_394_arrays"]) < float(row["python_ms_630_arrays"])
+
+
+@pytest.mark.slow
+def test_a_trace_names_stages_and_kinds(tmp_path):
+    done = run("trace", "--side", 75, "--batch", 2, "--override", "width=0.1",
+               "--steps", 1, "--folder", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("block2 forward", "block14 backward", "product of matrices", "convolution"):
+        assert re.search(rf"^{name} +\d+\.\d{{3}} +\d+\.\d%$", done.stdout, re.MULTILINE)
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 def test_the_plain_form_is_our_model():

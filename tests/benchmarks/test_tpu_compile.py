@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import tpu_compile
-from benchmarks.tpu_schedule import Program, arrays, schedule_cycles, stage
+from benchmarks.tpu_schedule import Program, arrays, exposed_cycles, schedule_cycles, stage
 
 # A pipelined loop of 29 rounds; its body, bundles 0x8 to 0xa, runs in rounds 5 to 23 only.
 BUNDLES = """\
@@ -87,6 +87,35 @@ def test_a_program_is_summed_by_operation():
     assert (copy.rounds, copy.cycles, copy.bytes) == (4, 40, 4 * (4096 + 16 * 4096))
     assert found["all-reduce.1"].kind == "all-reduce"
     assert set(found) == {"fusion.1", "fusion.2", "copy.7", "all-reduce.1"}
+
+
+ASYNCHRONOUS = """\
+ENTRY %main (a: f32[1024]) -> f32[1024] {
+  %a = f32[1024]{0:T(1024)} parameter(0)
+  %copy-start.1 = (f32[1024]{0:T(1024)}, f32[1024]{0:T(1024)S(1)}, u32[]{:S(2)}) copy-start(%a)
+  %copy-start.2 = (f32[1024]{0:T(1024)}, f32[1024]{0:T(1024)S(1)}, u32[]{:S(2)}) copy-start(%a)
+  %negate.1 = f32[1024]{0:T(1024)} negate(%a)
+  %copy-done.2 = f32[1024]{0:T(1024)S(1)} copy-done(%copy-start.2)
+  %exponential.1 = f32[1024]{0:T(1024)} exponential(%a)
+  %copy-done.1 = f32[1024]{0:T(1024)S(1)} copy-done(%copy-start.1)
+  ROOT %sine.1 = f32[1024]{0:T(1024)} sine(%copy-done.1)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("negate", "exponential", "exposed"),
+    [
+        (8192, 8192, 8192),  # as long as their own bytes take: nothing is idle
+        (8192 + 4096, 8192 + 4096, 0),  # one copy beside each
+        (8192 + 5000, 8192 + 4000, 0),  # the urgent one first, and what is left for the other
+        (8192 + 1000, 8192 + 9999, 3096),  # the urgent one must be done before there is time
+        (8192 + 9999, 8192, 0),
+    ],
+)
+def test_asynchronous_copies_cost_what_does_not_fit_beside_computing(negate, exponential, exposed):
+    cycles = {"negate.1": negate, "exponential.1": exponential, "sine.1": 99999}
+    assert exposed_cycles(Program(ASYNCHRONOUS, cycles).costs(), float) == exposed
 
 
 @pytest.mark.parametrize(
