@@ -10,16 +10,28 @@ meets all alike.
 import argparse
 import contextlib
 import os
-import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import arguments, record
 from benchmarks.arguments import assignment, count
-from benchmarks.contenders import PEERS, VENVS, ContenderError, Peer, Worker, interpreter, packages
+from benchmarks.contenders import (
+    PEERS,
+    VENVS,
+    ContenderError,
+    Peer,
+    Rounds,
+    Worker,
+    digits,
+    interpreters,
+    start_worker,
+    take_turns,
+    times,
+)
 
 _EXAMPLE = """examples:
   python -m benchmarks.step --work training:96:8 --peers ours torch --rounds 5
@@ -28,7 +40,6 @@ _EXAMPLE = """examples:
 # What tells a row from the others.
 _KEY = ("model", "work", "side", "batch", "dtype", "allocator", "contender")
 
-Rounds = dict[str, list[dict[str, float]]]  # by contender
 Row = dict[str, Any]
 
 
@@ -75,26 +86,16 @@ class Arena:
     ) -> tuple[Worker, dict[str, Any]]:
         """A worker that is ready, and what it said; raises `ContenderError`."""
         options = self.options
-        worker = Worker(name, peer, self.pythons[peer.venv], options.platform)
-        try:
-            ready = worker.ask(
-                {
-                    **work._asdict(),
-                    "dtype": options.dtype,
-                    "model": options.model,
-                    "overrides": dict(options.override),
-                    "variant": peer.variant,
-                    "platform": options.platform,
-                    "cores": self.cores,
-                    "keep_memory": allocator == "kept",
-                    "seconds": options.seconds,
-                    "packages": packages(peer.venv, options.platform),
-                }
-            )
-        except BaseException:
-            worker.close()
-            raise
-        return worker, ready
+        request = {
+            **work._asdict(),
+            "dtype": options.dtype,
+            "model": options.model,
+            "overrides": dict(options.override),
+            "cores": self.cores,
+            "keep_memory": allocator == "kept",
+            "seconds": options.seconds,
+        }
+        return start_worker(name, peer, self.pythons[peer.venv], options.platform, request)
 
 
 def main() -> int:
@@ -102,12 +103,8 @@ def main() -> int:
     options = parse()
     earlier, kept = record.earlier(options.output) if options.append else ({}, [])
     peers = {name: PEERS[name] for name in options.peers}
-    pythons, missing = {}, []
-    for venv in dict.fromkeys(["ours", *(peer.venv for peer in peers.values())]):
-        try:
-            pythons[venv] = interpreter(venv, options.platform, options.venvs)
-        except ContenderError as error:
-            missing.append(_say(error))
+    venvs = ["ours", *(peer.venv for peer in peers.values())]
+    pythons, missing = interpreters(venvs, options.platform, options.venvs)
     peers = {name: peer for name, peer in peers.items() if peer.venv in pythons}
     arena = Arena(options, peers, pythons, cores_to_use(options))
     peak = measure_peak(arena)
@@ -220,46 +217,13 @@ def measure_peak(arena: Arena) -> Peak:
 def measure(
     arena: Arena, work: Work, allocator: str
 ) -> tuple[Rounds, dict[str, dict[str, Any]], list[str]]:
-    """Runs all contenders at one work.
-
-    Returns:
-      The rounds and what was said before them, of each contender that came through, and a line
-      for each that did not.
-    """
-    rounds: Rounds = {}
-    ready: dict[str, dict[str, Any]] = {}
-    lost: list[str] = []
-    with contextlib.ExitStack() as stack:
-        workers = {}
-        print(f"\n{':'.join(map(str, work))}, {arena.options.dtype}, allocator {allocator}")
-        for name, peer in arena.peers.items():
-            try:
-                workers[name], ready[name] = arena.start(name, peer, work, allocator)
-            except ContenderError as error:
-                lost.append(_say(error))
-                continue
-            stack.callback(workers[name].close)
-            rounds[name] = []
-            said = ready[name]
-            print(
-                f"  {name} compiled in {said['compile_seconds']:.1f} s; steps a turn: "
-                f"{said['steps']}",
-                flush=True,
-            )
-        for number in range(1, arena.options.rounds + 1):
-            for name in random.sample(list(rounds), len(rounds)):
-                try:
-                    rounds[name].append(workers[name].ask({}))
-                except ContenderError as error:
-                    lost.append(_say(error))
-                    del rounds[name], ready[name]
-            lively = {name for name, took in rounds.items() if _lively(took[-1])}
-            if lively:
-                print(f"  busy while they should wait: {', '.join(sorted(lively))}")
-            clock = _clock(arena.options)
-            times = (f"{name} {1e3 * took[-1][clock]:.1f}" for name, took in rounds.items())
-            print(f"  round {number}, {clock} ms an image: {', '.join(times)}", flush=True)
-    return rounds, ready, lost
+    """Runs all contenders at one work, see `contenders.take_turns`."""
+    print(f"\n{':'.join(map(str, work))}, {arena.options.dtype}, allocator {allocator}")
+    starts = {
+        name: partial(arena.start, name, peer, work, allocator)
+        for name, peer in arena.peers.items()
+    }
+    return take_turns(starts, arena.options.rounds, _clock(arena.options))
 
 
 def summary(
@@ -272,24 +236,16 @@ def summary(
 ) -> list[Row]:
     """A row for each contender.
 
-    Columns: CPU time is that of all threads; `ratio_*` is the median over the rounds of the
-    contender's time to ours in the same round, with the least and the greatest; `share_of_peak`
-    is the work's multiply-adds (times two) over the time and over `Peak.flops`, and
-    `share_of_bandwidth` the bytes that it moves at least over the time and `Peak.bandwidth`, both
-    as `peers/counts.py` counts them in our model, whoever the contender is;
-    `compile_seconds` is what the first step took more than the second; `peak_memory_mib` is the
-    process' on the host.
+    Columns: see `contenders.times`. `share_of_peak` is the work's multiply-adds (times two) over
+    the time and over `Peak.flops`, and `share_of_bandwidth` the bytes that it moves at least over
+    the time and `Peak.bandwidth`, both as `peers/counts.py` counts them in our model, whoever the
+    contender is. `compile_seconds` is what the first step took more than the second,
+    `peak_memory_mib` the process' on the host.
     """
     clock = _clock(arena.options)
     needs = _only(ready.get("ours", {}), "flops_per_image", "bytes_per_image")
     rows = []
     for name, took in rounds.items():
-        cpu, wall = ([1e3 * turn[kind] for turn in took] for kind in ("cpu", "wall"))
-        ours = rounds.get("ours")
-        ratios = {
-            kind: [a[kind] / b[kind] for a, b in zip(took, ours, strict=True)] if ours else []
-            for kind in ("cpu", "wall")
-        }
         seconds = statistics.median(turn[clock] for turn in took)
         row = {
             "model": _model(arena.options),
@@ -299,19 +255,7 @@ def summary(
             "dtype": arena.options.dtype,
             "allocator": allocator,
             "contender": name,
-            "cpu_ms_per_image_median": statistics.median(cpu),
-            "cpu_ms_per_image_min": min(cpu),
-            "cpu_ms_per_image_max": max(cpu),
-            "wall_ms_per_image_median": statistics.median(wall),
-            "wall_ms_per_image_min": min(wall),
-            "wall_ms_per_image_max": max(wall),
-            "images_per_second": 1e3 / statistics.median(wall),
-            "ratio_cpu": statistics.median(ratios["cpu"]) if ours else "",
-            "ratio_cpu_min": min(ratios["cpu"], default=""),
-            "ratio_cpu_max": max(ratios["cpu"], default=""),
-            "ratio_wall": statistics.median(ratios["wall"]) if ours else "",
-            "ratio_wall_min": min(ratios["wall"], default=""),
-            "ratio_wall_max": max(ratios["wall"], default=""),
+            **times(rounds, name),
             "share_of_peak": needs["flops_per_image"] / seconds / peak.flops if needs else "",
             "share_of_bandwidth": (
                 needs["bytes_per_image"] / seconds / peak.bandwidth if needs else ""
@@ -320,7 +264,7 @@ def summary(
             "rounds": len(took),
             "peak_memory_mib": max(turn["memory_mib"] for turn in took),
         }
-        rows.append({k: _digits(v) if isinstance(v, float) else v for k, v in row.items()})
+        rows.append({k: digits(v) if isinstance(v, float) else v for k, v in row.items()})
     return rows
 
 
@@ -340,11 +284,6 @@ def print_table(rows: Sequence[Row]) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
 
 
-def _digits(value: float) -> str:
-    """Four digits that count, and no exponent in what is large."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
-
-
 def _key(row: Row) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in _KEY)
 
@@ -358,18 +297,8 @@ def _clock(options: argparse.Namespace) -> str:
     return "wall" if options.platform == "gpu" else "cpu"
 
 
-def _lively(turn: Mapping[str, float]) -> bool:
-    """Whether a worker took processor time from the others before its turn."""
-    return turn["waited_cpu"] > max(0.05, 0.02 * turn["waited_wall"])
-
-
 def _only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
-
-
-def _say(error: ContenderError) -> str:
-    print(f"  {error}", flush=True)
-    return str(error)
 
 
 if __name__ == "__main__":
