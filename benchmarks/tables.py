@@ -91,10 +91,10 @@ def of_works(rows: Rows, clock: str) -> list[list[str]]:
     body = [[name, *(cells.get((name, work), "") for work in works)] for name in contenders]
     ours = {tuple(row[name] for name in _WORK): row for row in rows if row["contender"] == "ours"}
     for share in ("share_of_peak", "share_of_bandwidth"):
-        values = (ours[work][share] if work in ours else "" for work in works)
-        body.append(
-            [f"ours: {share.replace('_', ' ')}", *(f"{float(v):.0%}" if v else "" for v in values)]
-        )
+        values = [ours[work].get(share, "") if work in ours else "" for work in works]
+        shown = [f"{float(value):.0%}" if value else "" for value in values]
+        if any(shown):
+            body.append([f"ours: {share.replace('_', ' ')}", *shown])
     return [[f"{clock} ms an image (ratio, spread)", *headings], *body]
 
 
