@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -52,6 +53,12 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         splits = {"train": 1000, "validation": 1000}
         tiny_datasets.prepare(tmp_path, "many_classes", examples=splits, classes=1000)
         config.data.dataset, config.data.data_dir = "many_classes", str(tmp_path)
+    elif config.data.dataset == "folder:PATH":
+        for i in range(4):
+            folder = tmp_path / ("train", "test")[i // 2] / "ab"[i % 2]
+            folder.mkdir(parents=True)
+            (folder / "1.jpg").write_bytes(tiny_datasets.jpeg(np.random.default_rng(i), 20, 20, i))
+        config.data.dataset = f"folder:{tmp_path}"
     config_lib.validate(config)
 
 

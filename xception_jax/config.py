@@ -5,12 +5,16 @@ the command line changes fields further with `--config.field=value`. Nothing hea
 here at the top, so that `--help` and a misspelt field answer at once.
 """
 
-from typing import Any
+import itertools
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
 from xception_jax.fields import Duration, Field
+
+if TYPE_CHECKING:
+    from xception_jax.data import sources
 
 
 def _text(default: str, help: str, **more: Any) -> Field:
@@ -66,10 +70,24 @@ SCHEMA: dict[str, Field] = {
     "model.scan_middle": _flag(
         None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
-    "data.dataset": _text("optical_digits", "a TFDS data set of images with one label each"),
-    "data.data_dir": _text("", "where TFDS keeps its data; empty: TFDS' default", harmless=True),
+    "data.dataset": _text(
+        "optical_digits", "a TFDS data set of images with one label each, or folder:PATH"
+    ),
+    "data.data_dir": _text(
+        "", "where TFDS keeps its data, or a relative PATH starts; empty: TFDS' default, and here",
+        harmless=True,
+    ),
     "data.train_split": _text("train", "TFDS split to train on, also a part: train[:10%]"),
     "data.eval_split": _text("test", "TFDS split to evaluate on"),
+    "data.test_share": _float(
+        0.2, "of each class of a folder without train/ and test/, held out", low=1e-6, high=0.999
+    ),
+    "data.split_seed": _int(0, "of that cut, and of the order of a folder's records",
+                            high=2**32 - 1),
+    "data.max_skipped": _float(
+        0.001, "share of a split that may be unusable (damaged files) and is skipped; more stops "
+        "the run", high=1.0, harmless=True
+    ),
     "data.batch_size": _int(64, "examples in a step over all devices", low=1),
     "data.image_size": _int(299, "side of the square images, pixels", low=1),
     "data.crop_area": _tuple((1.0, 1.0), "random crop: range of shares of the area", low=1e-3,
@@ -267,22 +285,52 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_data(config: ConfigDict) -> None:
-    from xception_jax.data import decode, sources
-
-    names = config.data.dataset, config.data.data_dir
-    train = sources.open_split(names[0], config.data.train_split, names[1])
-    test = sources.open_split(names[0], config.data.eval_split, names[1])
+    train = open_split(config, config.data.train_split)
+    test = open_split(config, config.data.eval_split)
     if len(train.class_names) < 2:
-        raise UsageError(f"config.data.dataset {names[0]!r} has fewer than two classes")
+        raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
     if train.class_names != test.class_names:
-        raise UsageError(f"{train.name} and {test.name} have different classes")
+        only = sorted(set(train.class_names) ^ set(test.class_names))
+        named = f": only one of them has {only[0]!r}" if only else ""
+        raise UsageError(f"{train.name} and {test.name} have different classes{named}")
     for source in (train, test):
-        for index in (0, len(source) - 1):
-            try:
-                decode.decode(source[index].encoded, source[index].name)
-            except Exception as error:  # files may be missing, cut short, or not what they say
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UsageError(f"{source.name} cannot be read: {reason}") from None
+        most = int(config.data.max_skipped * len(source))
+        for record in (0, len(source) - 1):
+            _check_readable(source, record, most)
+
+
+def _check_readable(source: "sources.Source", record: int, most: int) -> None:
+    """Looks for an example that can be used, from a record on, past as many as may be skipped."""
+    from xception_jax.data import decode, skips
+
+    first: Exception | None = None
+    for candidate in itertools.islice(skips.candidates(record, len(source)), most + 1):
+        try:
+            decode.decode(source[candidate].encoded, source[candidate].name)
+            return
+        except Exception as error:  # files may be missing, cut short, or not what they say
+            first = first or error
+    reason = (str(first).splitlines() or [type(first).__name__])[0]
+    raise UsageError(f"{source.name} cannot be read: {reason}")
+
+
+def open_split(config: ConfigDict, split: str, data_dir: str | None = None) -> "sources.Source":
+    """Opens a split of the config's data set; see `sources.open_split`.
+
+    Args:
+      config: valid in its fields.
+      split: its name.
+      data_dir: in place of the config's, if given.
+    """
+    from xception_jax.data import sources
+
+    return sources.open_split(
+        config.data.dataset,
+        split,
+        data_dir or config.data.data_dir,
+        test_share=config.data.test_share,
+        split_seed=config.data.split_seed,
+    )
 
 
 def compute_dtype(name: str) -> str:

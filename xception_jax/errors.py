@@ -16,3 +16,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 class RunError(RuntimeError):
     """A run that cannot go on. The message is one line, reported with exit code 1."""
+
+
+class ExampleError(RunError):
+    """An example that cannot be used. A run skips it while `data.max_skipped` allows.
+
+    Args:
+      name: of the example: its file, or its number and split.
+      reason: goes on from the name, as `cannot be read: Permission denied`.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # both, so that it can be pickled
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"

@@ -8,10 +8,12 @@ Reads only the weights it needs, and checks every one of them against its digest
 
 import json
 import pathlib
+from collections.abc import Callable
 
 from absl import flags
 
 from xception_jax import cli
+from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -23,6 +25,13 @@ _SPLIT = flags.DEFINE_string("split", None, "TFDS split; unless given, the run's
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps its data, if elsewhere now")
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 0, "over all devices; 0: the run's. Has no influence on the result", lower_bound=0
+)
+_MAX_SKIPPED = flags.DEFINE_float(
+    "max_skipped",
+    None,
+    "share of the examples that may be skipped; unless given, the run's",
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 flags.declare_key_flag("keep_freed_memory")
@@ -36,17 +45,19 @@ def evaluate(
     split: str | None = None,
     data_dir: str | None = None,
     batch_size: int = 0,
+    max_skipped: float | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, object]:
-    """Evaluates a checkpoint; the arguments are the command's flags.
+    """Evaluates a checkpoint; the arguments are the command's flags, and `say` takes its notes.
 
     Returns:
-      `step`, `weights`, `split`, `top1`, `top5`, `loss`, `examples`.
+      `step`, `weights`, `split`, `top1`, `top5`, `loss`, `examples`, `skipped`.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
-      RunError: the checkpoint is damaged.
+      RunError: the checkpoint is damaged, or too many examples cannot be used.
     """
-    from xception_jax.data import sources
+    from xception_jax.data.skips import Skips
     from xception_jax.training import sharding, state
     from xception_jax.training.checkpoint import Checkpoints
     from xception_jax.training.evaluation import Evaluator
@@ -57,7 +68,7 @@ def evaluate(
     if weights == "ema" and not config.ema.decay:
         raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
     split = split or config.data.eval_split
-    source = sources.open_split(config.data.dataset, split, data_dir or config.data.data_dir)
+    source = config_lib.open_split(config, split, data_dir)
     mesh = sharding.make_mesh()
     make_model = state.model_maker(config, len(source.class_names))
     evaluator = Evaluator.create(
@@ -70,13 +81,17 @@ def evaluate(
         found = checkpoints.find(step)
         checkpoints.restore(found, {})[1].check_classes(source.name, source.class_names)
         items, _ = checkpoints.restore(found, {"ema": target} if weights == "ema" else target)
-    metrics = evaluator(items["ema"] if weights == "ema" else items)
+    most = config.data.max_skipped if max_skipped is None else max_skipped
+    skips = Skips(workdir, most, say, flag="--max_skipped")
+    metrics = evaluator(items["ema"] if weights == "ema" else items, skips)
     return {"step": found, "weights": weights, "split": split, **metrics}
 
 
 def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
+    from xception_jax.training import telemetry
+
     cli.settle_memory()
     result = evaluate(
         pathlib.Path(_WORKDIR.value),
@@ -85,12 +100,12 @@ def main() -> None:
         split=_SPLIT.value,
         data_dir=_DATA_DIR.value,
         batch_size=_BATCH_SIZE.value,
+        max_skipped=_MAX_SKIPPED.value,
+        say=telemetry.make_console(stderr=_JSON.value).print,
     )
     if _JSON.value:
         print(json.dumps(result))
         return
-    from xception_jax.training import telemetry
-
     shown = {
         name: f"{value:.2%}" if name.startswith("top") else f"{value:.6f}"
         for name, value in result.items()

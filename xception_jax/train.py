@@ -15,6 +15,7 @@ from rich.console import Console
 
 from xception_jax import config as config_lib
 from xception_jax.data import sources, stream
+from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
 from xception_jax.training import optimizer, sharding, signals, telemetry, workdir
 from xception_jax.training import state as state_lib
@@ -44,7 +45,8 @@ def train(
 
     Raises:
       UsageError: the config, the data or the folder will not do; nothing has been compiled.
-      RunError: the run cannot go on: its loss is not finite, or a checkpoint cannot be written.
+      RunError: the run cannot go on: its loss is not finite, a checkpoint cannot be written, or
+        too many examples cannot be used.
     """
     config_lib.validate(config)
     config = config_lib.resolve(config, workdir.begun_config(folder))
@@ -65,7 +67,8 @@ def train(
             tensorboard=config.log.tensorboard,
         ) as log:
             introduce(run, state, notes, log)
-            last = loop(run, state, first, checkpoints, log)
+            skips = Skips(folder, config.data.max_skipped, log.say)
+            last = loop(run, state, first, checkpoints, log, skips)
             conclude(run, checkpoints, folder, last, log)
             return {"step": last, **(checkpoints.metrics(last) or {})}
 
@@ -88,8 +91,8 @@ class Run:
         source = self.train_source
         return Meta(0, source.name, len(source), source.class_names)
 
-    def batches(self, first_step: int) -> Iterator[step_lib.Batch]:
-        """The training batches on the devices, from `first_step` on."""
+    def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
+        """The training batches on the devices, from `first_step` on; see `training_batches`."""
         batches = stream.training_batches(
             self.train_source,
             images_of(self.config),
@@ -98,6 +101,7 @@ class Run:
             first_step=first_step,
             share=stream.Share.of_this_process(),
             threads=self.config.data.threads,
+            skips=skips,
         )
         return stream.to_devices(batches, sharding.by_example(self.mesh))
 
@@ -112,8 +116,8 @@ def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     data = config.data
     mesh = sharding.make_mesh(config.mesh.data)
-    train_source = sources.open_split(data.dataset, data.train_split, data.data_dir)
-    eval_source = sources.open_split(data.dataset, data.eval_split, data.data_dir)
+    train_source = config_lib.open_split(config, data.train_split)
+    eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
 
@@ -156,12 +160,18 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Tele
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     )
-    for note in notes:
-        log.say(note)
+    for note in (run.train_source.summary, run.evaluate.source.summary, *notes):
+        if note:
+            log.say(note)
 
 
 def loop(
-    run: Run, state: TrainState, first: int, checkpoints: Checkpoints, log: telemetry.Telemetry
+    run: Run,
+    state: TrainState,
+    first: int,
+    checkpoints: Checkpoints,
+    log: telemetry.Telemetry,
+    skips: Skips,
 ) -> int:
     """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
     done, total = first, run.total_steps
@@ -169,7 +179,7 @@ def loop(
     log_due, save_due = run.every(config.log.every), run.every(config.checkpoint.every)
     evaluation_due = run.every(config.eval.every)
     with signals.stop_requested() as stop_requested:
-        batches = run.batches(first)
+        batches = run.batches(first, skips)
         for done in range(first + 1, total + 1):
             state, metrics = run.train_step(state, next(batches))
             log.step_dispatched(done, metrics, log=log_due(done) or done == total)
@@ -179,7 +189,7 @@ def loop(
                 log.catch_up()
                 since, result = time.perf_counter(), None
                 if evaluate:
-                    result = run.evaluate(state.weights())
+                    result = run.evaluate(state.weights(), skips)
                     log.evaluated(done, result)
                 checkpoints.save(state, run.meta.at(done), result)
                 log.resume_clock(since)

@@ -1,15 +1,31 @@
-"""Decoding, crops and resizing."""
+"""Decoding against Pillow, crops and resizing."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
 
 import cv2
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
+from tests import pictures
+from tests.processes import ROOT
 from xception_jax.data import decode
-from xception_jax.errors import RunError
+from xception_jax.errors import ExampleError
 
 sides = st.integers(1, 400)
+WHOLE = {
+    kind: pictures.encode(pictures.PICTURE, name)
+    for kind, name in {
+        "jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF",
+    }.items()
+}  # fmt: skip
 
 
 def test_decode_gives_rgb_and_repeats_grey():
@@ -21,10 +37,87 @@ def test_decode_gives_rgb_and_repeats_grey():
     np.testing.assert_array_equal(grey, np.full((3, 5, 3), 9))
 
 
-@pytest.mark.parametrize("bad", [b"", b"no image at all"])
-def test_decode_refuses_what_is_no_image(bad):
-    with pytest.raises(RunError, match=r"example 3 cannot be decoded: its \d+ bytes are no image"):
-        decode.decode(bad, "example 3")
+def pillows(encoded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize("name", pictures.odd())
+def test_odd_images_are_what_pillow_makes_of_them(name):
+    encoded = pictures.odd()[name]
+    image = decode.decode(encoded)
+    if "16" in name:  # Pillow saturates these
+        grey = np.asarray(pictures.PICTURE.convert("L").convert("RGB"))
+        expected = grey if name.startswith("grey") else pictures.PIXELS
+        np.testing.assert_array_equal(image, expected)
+    else:
+        np.testing.assert_allclose(image, pillows(encoded), atol=1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_rotation_is_applied(orientation):
+    encoded = pictures.rotated(orientation)
+    np.testing.assert_array_equal(decode.decode(encoded), pillows(encoded))
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    {
+        **dict.fromkeys(pictures.bad(), "its [0-9]+ bytes are a truncated or damaged "),
+        **dict.fromkeys(("empty.jpg", "random.jpg", "text.png"), "its [0-9]+ bytes are no image"),
+        "huge.png": "it has more than OPENCV_IO_MAX_IMAGE_PIXELS, 134,217,728 pixels",
+    }.items(),
+)
+def test_what_is_no_whole_image_is_refused(name, fault):
+    with pytest.raises(ExampleError, match=f"^example 3 cannot be decoded: {fault}"):
+        decode.decode(pictures.bad()[name], "example 3")
+
+
+@hypothesis.given(kind=st.sampled_from(("jpg", "png", "webp", "gif", "bmp", "tif")), data=st.data())
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_no_part_of_a_file_is_taken_for_the_whole(kind, data):
+    whole = WHOLE[kind]
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    with pytest.raises(ExampleError):
+        decode.decode(cut)
+
+
+@hypothesis.given(name=st.sampled_from(sorted(pictures.odd())), data=st.data())
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_flipped_bits_give_an_image_or_an_error_of_the_example(name, data):
+    encoded = bytearray(pictures.odd()[name])
+    for _ in range(3):
+        place = data.draw(st.integers(0, len(encoded) - 1))
+        encoded[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        image = decode.decode(bytes(encoded))
+    except ExampleError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+
+
+def test_the_limit_on_pixels_holds_for_every_format_before_they_are_decoded():
+    """In a process of its own: OpenCV reads the limit once. 2240 pixels are too many here."""
+    code = (
+        "import sys, json, base64\n"
+        "from xception_jax.data import decode\n"
+        "from xception_jax.errors import ExampleError\n"
+        "for kind, data in json.load(sys.stdin).items():\n"
+        "    try: decode.decode(base64.b64decode(data), kind); print(kind, 'decoded')\n"
+        "    except ExampleError as error: print(error)\n"
+    )
+    files = {kind: base64.b64encode(data).decode() for kind, data in WHOLE.items()}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "OPENCV_IO_MAX_IMAGE_PIXELS": "2239"},
+        input=json.dumps(files), cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    fault = "cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, 2,239 pixels"
+    assert process.stdout.splitlines() == [f"{kind} {fault}" for kind in WHOLE]
 
 
 @hypothesis.given(height=sides, width=sides, seed=st.integers(0, 1000))

@@ -1,27 +1,61 @@
 """What the host does to one image: decode, crop, resize. All uint8, RGB, with OpenCV."""
 
+import os
+
 import cv2
 import numpy as np
 
-from xception_jax.errors import RunError
+from xception_jax.errors import ExampleError
 
 # The pipeline's own threads each handle an image; OpenCV's would only compete with them.
 cv2.setNumThreads(0)
+# What it warns of is an `ExampleError` here, with the name of the file.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
+# How files begin, to say of one that cannot be decoded what it was meant to be.
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+
 
 def decode(encoded: bytes, name: str = "it") -> np.ndarray:
-    """Decodes a JPEG or PNG to uint8 `[height, width, 3]`, RGB; grey is repeated.
+    """Decodes any format that OpenCV reads to uint8 `[height, width, 3]`, RGB.
+
+    Grey is repeated, 16 bits are scaled to 8, CMYK is converted, an EXIF rotation is applied. Of an
+    animation it is the first frame. Transparency is dropped, as by Pillow's `convert("RGB")`; in a
+    TIFF it is laid over black.
 
     Raises:
-      RunError: the bytes are no image that OpenCV knows; `name` is what the complaint calls them.
+      ExampleError: the bytes are no image, are truncated or damaged as far as their format lets
+        one know, or the image has more pixels than the environment variable
+        `OPENCV_IO_MAX_IMAGE_PIXELS` allows. `name` is what the complaint calls them.
     """
     buffer = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if buffer.size else None
+    try:
+        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if buffer.size else None
+    except cv2.error as error:
+        raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
     if image is None:
-        raise RunError(f"{name} cannot be decoded: its {len(encoded)} bytes are no image")
+        kind = next((k for begins, k in _BEGINNINGS.items() if encoded.startswith(begins)), None)
+        fault = f"are a truncated or damaged {kind}" if kind else "are no image"
+        raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes {fault}")
     return image
+
+
+def _explain(error: cv2.error) -> str:
+    """What OpenCV's exception means, in one line."""
+    if "CV_IO_MAX_IMAGE_" in str(error):
+        most = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
+        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {most:,} pixels"
+    return " ".join(str(error).split())
 
 
 def random_box(

@@ -1,19 +1,20 @@
-"""Random access to one split of a TFDS data set, without TensorFlow."""
+"""Random access to one split of a data set: of TFDS, without TensorFlow, or of a folder."""
 
 import contextlib
 import io
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from xception_jax.errors import RunError, UsageError, nearest
+from xception_jax.errors import ExampleError, UsageError, nearest
 
 EMBEDDED = "optical_digits"
+FOLDER = "folder:"
 
 
 class Example(NamedTuple):
@@ -33,6 +34,8 @@ class Source:
       class_names: what each label means; their number is the number of classes.
       records: the split's examples as TFDS reads them, images still encoded.
       image_key, label_key: the names of the two features.
+      describe: how a complaint names an example; None: by its number.
+      summary: what is to be said of the split at the start of a run; may be empty.
     """
 
     name: str
@@ -40,37 +43,59 @@ class Source:
     records: Sequence[Any]
     image_key: str
     label_key: str
+    describe: Callable[[int], str] | None = None
+    summary: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
-        record = self.records[index]
+        """Reads an example; raises `ExampleError` where it cannot be read or its label is wrong."""
+        name = self.describe(index) if self.describe else f"example {index} of {self.name}"
+        try:
+            record = self.records[index]
+        except (OSError, RuntimeError) as error:  # the latter is array_record's, of a wrong hash
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise ExampleError(name, f"cannot be read: {reason}") from None
         label = int(record[self.label_key])
         if not 0 <= label < len(self.class_names):
             # On the device it would train the wrong class, or give NaN with finite gradients.
-            raise RunError(
-                f"example {index} of {self.name} has label {label}, outside 0..."
-                f"{len(self.class_names) - 1}"
-            )
-        return Example(record[self.image_key], label, f"example {index} of {self.name}")
+            raise ExampleError(name, f"has label {label}, outside 0...{len(self.class_names) - 1}")
+        return Example(record[self.image_key], label, name)
 
     def __repr__(self) -> str:
         return f"Source({self.name!r}, {len(self)} examples)"
 
 
-def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
-    """Opens a split of a TFDS data set that was prepared as array_record.
+def open_split(
+    dataset: str,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    test_share: float = 0.2,
+    split_seed: int = 0,
+) -> Source:
+    """Opens a split of a folder of images, or of a TFDS data set prepared as array_record.
 
     Args:
-      dataset: a TFDS name, `name`, `name/config` or `name:version`. The embedded `optical_digits`
-        is prepared on first use (a second, under a megabyte).
+      dataset: `folder:PATH`, see `data.folder`; or a TFDS name, `name`, `name/config` or
+        `name:version`. The embedded `optical_digits` is prepared on first use (a second, under a
+        megabyte).
       split: a TFDS split, `train` or a part of one, `train[:10%]`.
-      data_dir: where TFDS keeps its data; None or empty for TFDS' own default.
+      data_dir: where TFDS keeps its data; None or empty for TFDS' own default. A relative PATH of
+        a folder starts here.
+      test_share, split_seed: of a folder that is not split, see `data.folder`.
 
     Raises:
       UsageError: the data set is unknown, not prepared, empty, or not one image and one label.
     """
+    if dataset.startswith(FOLDER):
+        from xception_jax.data import folder  # it builds on this module
+
+        path = dataset.removeprefix(FOLDER)
+        return folder.open_split(
+            path, split, data_dir or "", test_share=test_share, split_seed=split_seed
+        )
     builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     image_key, label_key = _features(builder, dataset)
     try:

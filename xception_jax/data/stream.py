@@ -8,6 +8,7 @@ resuming costs the same at any step, and another number of processes or threads 
 
 import collections
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ import jax
 import numpy as np
 
 from xception_jax.data import decode
-from xception_jax.data.sources import Example, Source
+from xception_jax.data.skips import Row, Skips, candidates, first_usable
+from xception_jax.data.sources import Source
+from xception_jax.errors import ExampleError
 
 Batch = dict[str, Any]  # of numpy arrays
 
@@ -59,6 +62,7 @@ def training_batches(
     first_step: int = 0,
     share: Share = Share(),
     threads: int = 4,
+    skips: Skips | None = None,
 ) -> Iterator[Batch]:
     """This process' share of the training batches, from `first_step` on, without end.
 
@@ -70,24 +74,31 @@ def training_batches(
       first_step: the step of the first batch.
       share: this process' part.
       threads: batches that are made at the same time; has no influence on what they hold.
+      skips: takes what cannot be used and was replaced; None: nothing may be skipped.
 
     Yields:
       `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]`, `mask` float32 `[b]` (ones), with
       `b = batch_size / share.count`.
+
+    Raises:
+      RunError: more cannot be used than `skips` allows.
     """
     order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
 
-    def prepare(example: Example, rng: np.random.Generator) -> Batch:
-        image = decode.decode(example.encoded, example.name)
-        height, width, _ = image.shape
-        box = decode.random_box(rng, height, width, images.crop_area, images.crop_aspect)
-        return _example(decode.crop_and_resize(image, box, images.size), example.label)
+    def prepare(record: int, rng: np.random.Generator) -> Row:
+        def make(record: int) -> Row:
+            example = source[record]
+            image = decode.decode(example.encoded, example.name)
+            height, width, _ = image.shape
+            box = decode.random_box(rng, height, width, images.crop_area, images.crop_aspect)
+            return _example(decode.crop_and_resize(image, box, images.size), example.label)
+
+        return first_usable(make, candidates(record, len(source)), _blank(images))
 
     # Explicit seeds: those that Grain derives would change with a step added to the pipeline.
-    stream = grain.MapDataset.source(source).shuffle(seed=order_seed).repeat()
-    return _batches(
-        stream.random_map(prepare, seed=crop_seed), batch_size, share, first_step, threads
-    )
+    stream = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat()
+    examples = stream.random_map(prepare, seed=crop_seed)
+    return _strip(_batches(examples, batch_size, share, first_step, threads), source, skips)
 
 
 def evaluation_batches(
@@ -97,27 +108,47 @@ def evaluation_batches(
     batch_size: int,
     share: Share = Share(),
     threads: int = 4,
+    skips: Skips | None = None,
 ) -> Iterator[Batch]:
     """This process' share of the split, in its own order, every example exactly once.
 
-    The last batch is filled up with black images whose `mask` is 0. See `training_batches`.
+    The last batch is filled up with black images whose `mask` is 0; one also stands in for each
+    example that cannot be used. See `training_batches`.
     """
 
-    def prepare(index: int) -> Batch:
-        if index >= len(source):
-            return _example(np.zeros((images.size, images.size, 3), np.uint8), 0, mask=0.0)
-        example = source[index]
+    def make(record: int) -> Row:
+        example = source[record]
         image = decode.decode(example.encoded, example.name)
         height, width, _ = image.shape
         box = decode.centre_box(height, width, images.eval_crop)
         return _example(decode.crop_and_resize(image, box, images.size), example.label)
 
+    def prepare(record: int) -> Row:
+        return first_usable(make, [record] if record < len(source) else [], _blank(images))
+
     padded = -(-len(source) // batch_size) * batch_size
-    return _batches(grain.MapDataset.range(padded).map(prepare), batch_size, share, 0, threads)
+    examples = grain.MapDataset.range(padded).map(prepare)
+    return _strip(_batches(examples, batch_size, share, 0, threads), source, skips)
 
 
-def _example(image: np.ndarray, label: int, mask: float = 1.0) -> Batch:
+def _example(image: np.ndarray, label: int, mask: float = 1.0) -> Row:
     return {"image": image, "label": np.int32(label), "mask": np.float32(mask)}
+
+
+def _blank(images: Images) -> Row:
+    return _example(np.zeros((images.size, images.size, 3), np.uint8), 0, mask=0.0)
+
+
+def _strip(batches: Iterable[Batch], source: Source, skips: Skips | None) -> Iterator[Batch]:
+    """Takes what the rows say was skipped out of the batches, to where it is counted."""
+    for batch in batches:
+        for text in filter(None, batch.pop("skipped")):
+            skipped = json.loads(str(text))
+            if skips is None:
+                _, name, reason = skipped[0]
+                raise ExampleError(name, reason)
+            skips.add(source, skipped)
+        yield batch
 
 
 def _batches(

@@ -9,7 +9,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xception_jax.data import stream
+from xception_jax.data.skips import Skips
 from xception_jax.data.sources import Source
+from xception_jax.errors import RunError
 from xception_jax.training import sharding
 from xception_jax.training.state import Tree
 from xception_jax.training.step import Scalars, jit_evaluate_batch
@@ -61,8 +63,10 @@ class Evaluator:
             threads=config.data.threads,
         )
 
-    def __call__(self, weights: Tree) -> dict[str, Any]:
-        """Means `top1`, `top5` and `loss`, and the number of `examples`.
+    def __call__(self, weights: Tree, skips: Skips | None = None) -> dict[str, Any]:
+        """Means `top1`, `top5` and `loss`, over how many `examples`, and how many were `skipped`.
+
+        `skips` takes the examples that cannot be used; None: there may be none.
 
         Sums run in double precision on the host; each batch's are fetched while the next ones are
         computed.
@@ -73,6 +77,7 @@ class Evaluator:
             batch_size=self.batch_size,
             share=stream.Share.of_this_process(),
             threads=self.threads,
+            skips=skips,
         )
         totals: collections.Counter = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
@@ -83,8 +88,11 @@ class Evaluator:
         for sums in waiting:
             totals.update(_floats(sums))
         examples = int(totals.pop("examples"))
+        if not examples:
+            raise RunError(f"no example of {self.source.name} can be used")
         means = {name: total / examples for name, total in totals.items()}
-        return {**means, "examples": examples}
+        # Over all processes; each example counts once.
+        return {**means, "examples": examples, "skipped": len(self.source) - examples}
 
 
 def _floats(sums: Scalars) -> dict[str, float]:

@@ -164,9 +164,10 @@ class Telemetry:
                 f"here, and its checkpoints are from before"
             )
         self._write("eval", step, metrics)
+        skipped = f", {metrics['skipped']} skipped" if metrics.get("skipped") else ""
         self.say(
             f"evaluation at step {step}  top-1 {metrics['top1']:.2%}  top-5 {metrics['top5']:.2%}  "
-            f"loss {metrics['loss']:.4f}  {metrics['examples']} examples"
+            f"loss {metrics['loss']:.4f}  {metrics['examples']} examples{skipped}"
         )
 
     def resume_clock(self, since: float) -> None:

@@ -1,0 +1,128 @@
+"""Examples that cannot be used: replaced in a fixed way, counted, and named in a log.
+
+Where record k of a training split cannot be used, its place in the stream goes to record k + 1, or
+to the next one that can be. So what a step sees still depends on the seed, the step and the data
+alone. A batch carries the reasons along, as text in its row: they survive worker processes.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from xception_jax.data.sources import Source
+from xception_jax.errors import ExampleError, RunError
+
+Row = dict[str, Any]  # an example as numpy arrays
+Skip = tuple[int, str, str]  # record, its name, the reason
+
+# So many records one after the other are no accident: the folder is gone, or the disk.
+IN_A_ROW = 100
+
+
+def candidates(record: int, count: int) -> Iterator[int]:
+    """The record and those that may replace it, of a split of `count`."""
+    return ((record + n) % count for n in range(min(IN_A_ROW, count)))
+
+
+def first_usable(make: Callable[[int], Row], records: Iterable[int], blank: Row) -> Row:
+    """Makes an example of the first record that can be used.
+
+    Args:
+      make: raises `ExampleError` for a record that cannot be used.
+      records: in the order in which they are tried.
+      blank: stands in where none can be used.
+
+    Returns:
+      The example, and in `skipped` the records that were skipped, as JSON; empty where none was.
+    """
+    skipped: list[Skip] = []
+    row = blank
+    for record in records:
+        try:
+            row = make(record)
+            break
+        except ExampleError as error:
+            skipped.append((record, error.name, error.reason))
+    return {**row, "skipped": json.dumps(skipped) if skipped else ""}
+
+
+class Skips:
+    """What a run has skipped: each record is named once in a log, and too many stop the run.
+
+    A run that continues goes on with the count of its log.
+
+    Args:
+      workdir: for `skipped.jsonl`; processes other than the first put their number in the name.
+      most: the share of a split that may be skipped.
+      say: tells the user a line.
+      flag: which one raises `most`.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        most: float,
+        say: Callable[[str], None],
+        flag: str = "--config.data.max_skipped",
+    ):
+        process = jax.process_index()
+        self._path = workdir / (f"skipped.{process}.jsonl" if process else "skipped.jsonl")
+        self._most, self._say, self._flag = most, say, flag
+        self._told = False
+        self._seen: dict[str, set[int]] = {}
+        for path in sorted(workdir.glob("skipped*.jsonl")):
+            for split, record in _read(path):
+                self._seen.setdefault(split, set()).add(record)
+
+    def add(self, source: Source, skipped: list[Skip]) -> None:
+        """Takes what was skipped for one example.
+
+        Raises:
+          RunError: it is more of the split than may be, or there was none to replace it.
+        """
+        seen = self._seen.setdefault(source.name, set())
+        for record, name, reason in skipped:
+            if record not in seen:
+                seen.add(record)
+                self._write({"split": source.name, "record": record, "name": name,
+                             "reason": reason})  # fmt: skip
+            if not self._told:
+                self._say(f"skipped: {name} {reason}; {self._path} names all")
+                self._told = True
+        count, share = len(seen), len(seen) / len(source)
+        if share > self._most:
+            raise RunError(
+                f"{count:,} of the {len(source):,} examples of {source.name} cannot be used, more "
+                f"than the share of {self._most:g} that may be skipped; {self._path} names them: "
+                f"mend them and remove it, or go on with {self._flag}={min(1.0, 2 * share):.1g}"
+            )
+        if len(skipped) >= min(IN_A_ROW, len(source)):
+            raise RunError(
+                f"{len(skipped)} examples of {source.name} in a row cannot be used; "
+                f"{self._path} names them. Is the data still there?"
+            )
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        try:
+            with self._path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":  # a killed run left half a line
+                        file.write(b"\n")
+                file.write(json.dumps(entry).encode() + b"\n")
+        except OSError as error:
+            raise RunError(f"{self._path} cannot be written: {error.strerror}") from None
+
+
+def _read(path: Path) -> Iterator[tuple[str, int]]:
+    """Split and record of each line of a log; half a line, of a run that was killed, is none."""
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            yield entry["split"], entry["record"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
