@@ -66,7 +66,10 @@ SCHEMA: dict[str, Field] = {
     "model.scan_middle": _flag(
         None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
-    "data.dataset": _text("optical_digits", "a TFDS data set of images with one label each"),
+    "data.dataset": _text("optical_digits", "a TFDS data set of labelled images"),
+    "data.label": _text(
+        "", "its feature with the labels, a nested one as objects/label; empty: the only one"
+    ),
     "data.data_dir": _text("", "where TFDS keeps its data; empty: TFDS' default", harmless=True),
     "data.train_split": _text("train", "TFDS split to train on, also a part: train[:10%]"),
     "data.eval_split": _text("test", "TFDS split to evaluate on"),
@@ -112,7 +115,17 @@ SCHEMA: dict[str, Field] = {
         0, "most examples that a device takes through the model at once; a larger share is cut, "
         "and its gradients are accumulated; 0: no limit", harmless=True
     ),
+    "loss.name": _text(
+        "auto",
+        "softmax: cross entropy; sigmoid: binary cross entropy, summed over the classes; auto: "
+        "sigmoid where an image has several labels, else softmax",
+        choices=("auto", "softmax", "sigmoid"),
+    ),
     "loss.label_smoothing": _float(0.0, "share spread over all classes", high=1.0),
+    "loss.class_weights": _tuple(
+        None, "factor on the loss of each class, in the order of the classes; None: all alike",
+        low=1e-6, high=1e6,
+    ),
     "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
     "eval.every": _every("1 epoch", "between evaluations; each one saves a checkpoint too"),
     "eval.batch_size": _int(0, "0: as in training, in view of microbatch", harmless=True),
@@ -270,12 +283,13 @@ def _check_data(config: ConfigDict) -> None:
     from xception_jax.data import decode, sources
 
     names = config.data.dataset, config.data.data_dir
-    train = sources.open_split(names[0], config.data.train_split, names[1])
-    test = sources.open_split(names[0], config.data.eval_split, names[1])
+    train = sources.open_split(names[0], config.data.train_split, names[1], label=config.data.label)
+    test = sources.open_split(names[0], config.data.eval_split, names[1], label=config.data.label)
     if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {names[0]!r} has fewer than two classes")
     if train.class_names != test.class_names:
         raise UsageError(f"{train.name} and {test.name} have different classes")
+    _check_loss(config, train.name, len(train.class_names), train.multilabel)
     for source in (train, test):
         for index in (0, len(source) - 1):
             try:
@@ -283,6 +297,27 @@ def _check_data(config: ConfigDict) -> None:
             except Exception as error:  # files may be missing, cut short, or not what they say
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UsageError(f"{source.name} cannot be read: {reason}") from None
+
+
+def _check_loss(config: ConfigDict, data: str, classes: int, multilabel: bool) -> None:
+    if multilabel and config.loss.name == "softmax":
+        raise UsageError(
+            f"config.loss.name is 'softmax', for one label an image, and {data} has several; take "
+            f"sigmoid"
+        )
+    weights = config.loss.class_weights
+    if weights is not None and len(weights) != classes:
+        raise UsageError(
+            f"config.loss.class_weights holds {len(weights)} numbers; it takes one for each of the "
+            f"{classes} classes of {data}"
+        )
+
+
+def loss_name(config: ConfigDict, multilabel: bool) -> str:
+    """The loss that `loss.name` stands for; `auto` is what the data needs."""
+    if config.loss.name != "auto":
+        return config.loss.name
+    return "sigmoid" if multilabel else "softmax"
 
 
 def compute_dtype(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a run: exact top-1, top-5 and loss over a whole split.
+"""Evaluates a checkpoint of a run: exact metrics over a whole split.
 
     python -m xception_jax.evaluate --workdir=runs/digits
     python -m xception_jax.evaluate --workdir=runs/digits --step=best --weights=raw --split=train
@@ -40,7 +40,8 @@ def evaluate(
     """Evaluates a checkpoint; the arguments are the command's flags.
 
     Returns:
-      `step`, `weights`, `split`, `top1`, `top5`, `loss`, `examples`.
+      `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluator` finds: `top1`
+      and `top5`, of multi-label data `map`, `precision` and `recall`; `loss`, `examples`.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
@@ -57,7 +58,9 @@ def evaluate(
     if weights == "ema" and not config.ema.decay:
         raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
     split = split or config.data.eval_split
-    source = sources.open_split(config.data.dataset, split, data_dir or config.data.data_dir)
+    source = sources.open_split(
+        config.data.dataset, split, data_dir or config.data.data_dir, label=config.data.label
+    )
     mesh = sharding.make_mesh()
     make_model = state.model_maker(config, len(source.class_names))
     evaluator = Evaluator.create(
@@ -92,7 +95,7 @@ def main() -> None:
     from xception_jax.training import telemetry
 
     shown = {
-        name: f"{value:.2%}" if name.startswith("top") else f"{value:.6f}"
+        name: f"{value:.6f}" if name == "loss" else f"{value:.2%}"
         for name, value in result.items()
         if isinstance(value, float)
     }

@@ -40,7 +40,7 @@ def train(
       allow_config_changes: continue a run though harmless fields of its config have changed.
 
     Returns:
-      `step`, the last one done, and where it was evaluated `top1`, `top5`, `loss`, `examples`.
+      `step`, the last one done, and where it was evaluated what `Evaluator` finds.
 
     Raises:
       UsageError: the config, the data or the folder will not do; nothing has been compiled.
@@ -112,8 +112,10 @@ def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     data = config.data
     mesh = sharding.make_mesh(config.mesh.data)
-    train_source = sources.open_split(data.dataset, data.train_split, data.data_dir)
-    eval_source = sources.open_split(data.dataset, data.eval_split, data.data_dir)
+    train_source = sources.open_split(
+        data.dataset, data.train_split, data.data_dir, label=data.label
+    )
+    eval_source = sources.open_split(data.dataset, data.eval_split, data.data_dir, label=data.label)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
 
@@ -121,7 +123,9 @@ def prepare(config: ConfigDict) -> Run:
         return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
 
     transformation, schedule = optimizer.from_config(config, steps)
-    recipe = step_lib.Recipe.from_config(config, structure, transformation, schedule, mesh.size)
+    recipe = step_lib.Recipe.from_config(
+        config, structure, transformation, schedule, mesh.size, train_source.multilabel
+    )
     return Run(
         config=config,
         mesh=mesh,

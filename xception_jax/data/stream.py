@@ -72,7 +72,8 @@ def training_batches(
       threads: batches that are made at the same time; has no influence on what they hold.
 
     Yields:
-      `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]`, `mask` float32 `[b]` (ones), with
+      `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]` (of a multi-label set `labels`,
+      multi-hot uint8 `[b, classes]`), `mask` float32 `[b]` (ones), with
       `b = batch_size / share.count`.
     """
     order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
@@ -105,7 +106,8 @@ def evaluation_batches(
 
     def prepare(index: int) -> Batch:
         if index >= len(source):
-            return _example(np.zeros((images.size, images.size, 3), np.uint8), 0, mask=0.0)
+            black = np.zeros((images.size, images.size, 3), np.uint8)
+            return _example(black, source.no_label, mask=0.0)
         example = source[index]
         image = decode.decode(example.encoded, example.name)
         height, width, _ = image.shape
@@ -116,8 +118,9 @@ def evaluation_batches(
     return _batches(grain.MapDataset.range(padded).map(prepare), batch_size, share, 0, threads)
 
 
-def _example(image: np.ndarray, label: int, mask: float = 1.0) -> Batch:
-    return {"image": image, "label": np.int32(label), "mask": np.float32(mask)}
+def _example(image: np.ndarray, label: int | np.ndarray, mask: float = 1.0) -> Batch:
+    name, value = ("labels", label) if isinstance(label, np.ndarray) else ("label", np.int32(label))
+    return {"image": image, name: value, "mask": np.float32(mask)}
 
 
 def _batches(

@@ -8,9 +8,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import stream
 from xception_jax.data.sources import Source
-from xception_jax.training import sharding
+from xception_jax.training import metrics, sharding
 from xception_jax.training.state import Tree
 from xception_jax.training.step import Scalars, jit_evaluate_batch
 
@@ -52,17 +53,19 @@ class Evaluator:
         limit = config.optimizer.microbatch * mesh.size or config.data.batch_size
         default = config.eval.batch_size or min(config.data.batch_size, limit)
         batch_size = batch_size or default
+        # Plain, so that runs which smooth or weigh otherwise can be compared.
+        loss = metrics.Loss(config_lib.loss_name(config, source.multilabel))
         return cls(
             source=source,
             images=images_of(config),
             mesh=mesh,
-            evaluate_batch=jit_evaluate_batch(structure, mesh),
+            evaluate_batch=jit_evaluate_batch(structure, loss, mesh),
             batch_size=-(-batch_size // mesh.size) * mesh.size,
             threads=config.data.threads,
         )
 
     def __call__(self, weights: Tree) -> dict[str, Any]:
-        """Means `top1`, `top5` and `loss`, and the number of `examples`.
+        """`loss` and the metrics of `metrics.means` over the split, and its number of `examples`.
 
         Sums run in double precision on the host; each batch's are fetched while the next ones are
         computed.
@@ -82,9 +85,7 @@ class Evaluator:
                 totals.update(_floats(waiting.popleft()))
         for sums in waiting:
             totals.update(_floats(sums))
-        examples = int(totals.pop("examples"))
-        means = {name: total / examples for name, total in totals.items()}
-        return {**means, "examples": examples}
+        return {**metrics.means(totals), "examples": int(totals["examples"])}
 
 
 def _floats(sums: Scalars) -> dict[str, float]:
