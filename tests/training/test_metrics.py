@@ -74,6 +74,7 @@ def test_few_classes_are_all_in_the_top_five():
 
 
 MULTILABEL = jax.jit(metrics.sums)
+AVERAGE_PRECISION = jax.jit(metrics.average_precision, static_argnums=0)
 
 
 def pictures(seed, count, classes):
@@ -95,11 +96,11 @@ def average_precision(k, logits, positives):
     return total / max(1, min(k, positives.sum()))
 
 
-@hypothesis.given(seed=st.integers(0, 2**32 - 1), k=st.sampled_from((1, 3, 7, 12, 100)))
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), k=st.sampled_from((1, 3, 100)))
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_average_precision_guess_by_guess(seed, k):
     logits, labels = pictures(seed, 5, 12)
-    found = metrics.average_precision(k, jnp.asarray(logits), jnp.asarray(labels))
+    found = AVERAGE_PRECISION(k, logits, labels)
     expected = [average_precision(k, *picture) for picture in zip(logits, labels, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -128,19 +129,18 @@ def test_multilabel_metrics_agree_with_scikit_learn(seed):
 
 def test_more_classes_than_guesses_are_looked_at():
     """A label at rank 100 counts, one at rank 101 does not."""
-    logits = -jnp.arange(130.0)[None]
+    logits = np.tile(-np.arange(130, dtype=np.float32), (3, 1))
     labels = np.zeros((3, 130), np.uint8)
     labels[0, 99], labels[1, 100], labels[2, :] = 1, 1, 1
-    for row, expected in zip(labels, (1 / 100, 0.0, 1.0), strict=True):
-        batch = {"labels": jnp.asarray(row[None]), "mask": jnp.ones(1)}
-        assert float(metrics.means(metrics.sums(logits, batch))["map"]) == pytest.approx(expected)
+    sums = MULTILABEL(logits, {"labels": labels, "mask": np.ones(3, np.float32)})
+    assert float(metrics.means(sums)["map"]) == pytest.approx((1 / 100 + 0 + 1) / 3)
 
 
 def test_nothing_to_count_is_zero():
-    batch = {"labels": jnp.zeros((2, 12), jnp.uint8), "mask": jnp.ones(2)}
-    sums = jax.device_get(metrics.sums(-jnp.ones((2, 12)), batch))
+    batch = {"labels": np.zeros((30, 12), np.uint8), "mask": np.ones(30, np.float32)}
+    sums = MULTILABEL(-np.ones((30, 12), np.float32), batch)
     expected = {"map": 0, "precision": 0, "recall": 0}
-    assert metrics.means(sums) == expected
+    assert jax.jit(metrics.means)(sums) == expected
     assert metrics.means({name: float(value) for name, value in sums.items()}) == expected
 
 
