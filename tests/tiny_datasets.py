@@ -35,14 +35,6 @@ def prepare(
     if extra_image:
         features["thumbnail"] = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
 
-    def info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            description="test",
-            supervised_keys=keys,
-        )
-
     def generate(split):
         rng = np.random.default_rng(len(split))
         for i in range(examples[split]):
@@ -50,6 +42,70 @@ def prepare(
             image = jpeg(rng, 20 + i % 7, 24 + i % 5, kind)
             example = {"photo": image, "kind": kind, "id": f"{split}-{i}"}
             yield i, example | ({"thumbnail": image} if extra_image else {})
+
+    _write(data_dir, name, features, {split: generate(split) for split in examples}, keys)
+
+
+KINDS = 6  # of a multi-label picture: a colour in its left or its right half
+
+
+def kinds(split: str, count: int) -> np.ndarray:
+    """Which kinds each picture of a multi-label split shows, bool `[count, KINDS]`; some none."""
+    return np.random.default_rng(len(split)).random((count, KINDS)) < 0.35
+
+
+def prepare_multilabel(
+    data_dir: Path, name: str, *, examples: dict[str, int], objects: bool = True
+) -> None:
+    """Writes `name` with pictures that show any number of kinds, named by `id` as `train-3`.
+
+    `tags` lists what a picture shows; `objects`, as in Open Images, what a machine or a person saw,
+    some twice, some with confidence 0: not there.
+    """
+    labels = tfds.features.ClassLabel(num_classes=KINDS)
+    features = {
+        "photo": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+        "id": tfds.features.Text(),
+        "tags": tfds.features.Sequence(labels),
+    }
+    if objects:
+        source = tfds.features.ClassLabel(names=["machine", "person"])
+        entry = {"label": labels, "confidence": np.int32, "source": source}
+        features["objects"] = tfds.features.Sequence(entry)
+
+    def generate(split):
+        rng = np.random.default_rng(0)
+        for i, shown in enumerate(kinds(split, examples[split])):
+            image = rng.integers(0, 60, (16, 16, 3), np.uint8)
+            for kind in np.flatnonzero(shown):
+                image[:, 8 * (kind // 3) :][:, :8, kind % 3] += 150
+            guessed = rng.random(KINDS) < 0.5  # by a machine, right or wrong
+            looked_at = shown | guessed | (rng.random(KINDS) < 0.5)  # by a person, who knows
+            entries = [(kind, 7, "machine") for kind in np.flatnonzero(guessed)]
+            entries += [
+                (kind, 10 * int(shown[kind]), "person") for kind in np.flatnonzero(looked_at)
+            ]
+            example = {
+                "photo": cv2.imencode(".png", image[..., ::-1])[1].tobytes(),
+                "id": f"{split}-{i}",
+                "tags": np.flatnonzero(shown),
+                "objects": [
+                    dict(zip(("label", "confidence", "source"), e, strict=True)) for e in entries
+                ],
+            }
+            yield i, {key: example[key] for key in features}
+
+    _write(data_dir, name, features, {split: generate(split) for split in examples})
+
+
+def _write(data_dir, name, features, splits, keys=None) -> None:
+    def info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            description="test",
+            supervised_keys=keys,
+        )
 
     with tfds.core.registered.skip_registration():
         builder = type(
@@ -59,7 +115,7 @@ def prepare(
                 "name": name,
                 "VERSION": tfds.core.Version("1.0.0"),
                 "_info": info,
-                "_split_generators": lambda self, _: {s: generate(s) for s in examples},
+                "_split_generators": lambda self, _: splits,
                 "_generate_examples": None,
                 "__doc__": "test",
             },

@@ -71,7 +71,10 @@ SCHEMA: dict[str, Field] = {
         None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
     "data.dataset": _text(
-        "optical_digits", "a TFDS data set of images with one label each, or folder:PATH"
+        "optical_digits", "a TFDS data set of labelled images, or folder:PATH"
+    ),
+    "data.label": _text(
+        "", "its feature with the labels, a nested one as objects/label; empty: the only one"
     ),
     "data.data_dir": _text(
         "", "where TFDS keeps its data, or a relative PATH starts; empty: TFDS' default, and here",
@@ -130,7 +133,17 @@ SCHEMA: dict[str, Field] = {
         0, "most examples that a device takes through the model at once; a larger share is cut, "
         "and its gradients are accumulated; 0: no limit", harmless=True
     ),
+    "loss.name": _text(
+        "auto",
+        "softmax: cross entropy; sigmoid: binary cross entropy, summed over the classes; auto: "
+        "sigmoid where an image has several labels, else softmax",
+        choices=("auto", "softmax", "sigmoid"),
+    ),
     "loss.label_smoothing": _float(0.0, "share spread over all classes", high=1.0),
+    "loss.class_weights": _tuple(
+        None, "factor on the loss of each class, in the order of the classes; None: all alike",
+        low=1e-6, high=1e6,
+    ),
     "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
     "eval.every": _every("1 epoch", "between evaluations; each one saves a checkpoint too"),
     "eval.batch_size": _int(0, "0: as in training, in view of microbatch", harmless=True),
@@ -293,6 +306,7 @@ def _check_data(config: ConfigDict) -> None:
         only = sorted(set(train.class_names) ^ set(test.class_names))
         named = f": only one of them has {only[0]!r}" if only else ""
         raise UsageError(f"{train.name} and {test.name} have different classes{named}")
+    _check_loss(config, train.name, len(train.class_names), train.multilabel)
     for source in (train, test):
         most = int(config.data.max_skipped * len(source))
         for record in (0, len(source) - 1):
@@ -328,9 +342,31 @@ def open_split(config: ConfigDict, split: str, data_dir: str | None = None) -> "
         config.data.dataset,
         split,
         data_dir or config.data.data_dir,
+        label=config.data.label,
         test_share=config.data.test_share,
         split_seed=config.data.split_seed,
     )
+
+
+def _check_loss(config: ConfigDict, data: str, classes: int, multilabel: bool) -> None:
+    if multilabel and config.loss.name == "softmax":
+        raise UsageError(
+            f"config.loss.name is 'softmax', for one label an image, and {data} has several; take "
+            f"sigmoid"
+        )
+    weights = config.loss.class_weights
+    if weights is not None and len(weights) != classes:
+        raise UsageError(
+            f"config.loss.class_weights holds {len(weights)} numbers; it takes one for each of the "
+            f"{classes} classes of {data}"
+        )
+
+
+def loss_name(config: ConfigDict, multilabel: bool) -> str:
+    """The loss that `loss.name` stands for; `auto` is what the data needs."""
+    if config.loss.name != "auto":
+        return config.loss.name
+    return "sigmoid" if multilabel else "softmax"
 
 
 def compute_dtype(name: str) -> str:

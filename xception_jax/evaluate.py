@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a run: exact top-1, top-5 and loss over a whole split.
+"""Evaluates a checkpoint of a run: exact metrics over a whole split.
 
     python -m xception_jax.evaluate --workdir=runs/digits
     python -m xception_jax.evaluate --workdir=runs/digits --step=best --weights=raw --split=train
@@ -51,7 +51,9 @@ def evaluate(
     """Evaluates a checkpoint; the arguments are the command's flags, and `say` takes its notes.
 
     Returns:
-      `step`, `weights`, `split`, `top1`, `top5`, `loss`, `examples`, `skipped`.
+      `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluator` finds: `top1`
+      and `top5`, of multi-label data `map`, `precision` and `recall`; `loss`, `examples`,
+      `skipped`.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
@@ -107,7 +109,7 @@ def main() -> None:
         print(json.dumps(result))
         return
     shown = {
-        name: f"{value:.2%}" if name.startswith("top") else f"{value:.6f}"
+        name: f"{value:.6f}" if name == "loss" else f"{value:.2%}"
         for name, value in result.items()
         if isinstance(value, float)
     }

@@ -41,7 +41,7 @@ def train(
       allow_config_changes: continue a run though harmless fields of its config have changed.
 
     Returns:
-      `step`, the last one done, and where it was evaluated `top1`, `top5`, `loss`, `examples`.
+      `step`, the last one done, and where it was evaluated what `Evaluator` finds.
 
     Raises:
       UsageError: the config, the data or the folder will not do; nothing has been compiled.
@@ -125,7 +125,9 @@ def prepare(config: ConfigDict) -> Run:
         return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
 
     transformation, schedule = optimizer.from_config(config, steps)
-    recipe = step_lib.Recipe.from_config(config, structure, transformation, schedule, mesh.size)
+    recipe = step_lib.Recipe.from_config(
+        config, structure, transformation, schedule, mesh.size, train_source.multilabel
+    )
     return Run(
         config=config,
         mesh=mesh,

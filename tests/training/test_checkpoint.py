@@ -79,6 +79,15 @@ def test_keeps_the_newest_and_the_best(tmp_path):
             checkpoints.find("4")
 
 
+def test_the_best_of_multilabel_data_is_by_map(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step, quality in enumerate((0.5, 0.7, 0.6), start=1):
+            found = {"map": quality, "precision": 1 - quality, "recall": 0.5, "loss": 1.0}
+            checkpoints.save(make_state(step), META.at(step), found)
+        checkpoints.wait()
+        assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
+
+
 def test_nothing_there(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_newest(target()) == (None, None, [])

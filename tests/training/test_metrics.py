@@ -1,22 +1,54 @@
-"""The loss and the ranks by hand."""
+"""The loss and the metrics by hand, and beside scikit-learn."""
 
+import re
+from functools import partial
+
+import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
+from hypothesis import strategies as st
 
-from xception_jax.training import metrics
+from xception_jax.training import metrics, sharding
+
+WEIGHTS = tuple(0.5 + 0.25 * c for c in range(10))
 
 
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_by_hand(smoothing):
+def test_softmax_by_hand(smoothing, weights):
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((6, 10)), rng.integers(0, 10, 6)
     targets = np.full((6, 10), smoothing / 10)
     targets[np.arange(6), labels] += 1 - smoothing
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    expected = -(targets * log_softmax).sum(1)
-    found = metrics.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), smoothing)
+    expected = -(targets * (weights or np.ones(10)) * log_softmax).sum(1)
+    loss = metrics.Loss("softmax", smoothing, weights)
+    found = loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    one_hot = np.eye(10, dtype=np.uint8)[labels]
+    soft = loss(jnp.asarray(logits, jnp.float32), jnp.asarray(one_hot))
+    np.testing.assert_allclose(soft, expected, rtol=1e-5, err_msg="the same as a distribution")
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_sigmoid_by_hand(smoothing, weights):
+    """Summed over the classes; with weights on both terms, as PyTorch's `weight`."""
+    rng = np.random.default_rng(0)
+    logits, multi_hot = 3 * rng.standard_normal((6, 10)), rng.random((6, 10)) < 0.3
+    probability = 1 / (1 + np.exp(-logits))
+    targets = multi_hot * (1 - smoothing) + smoothing / 10
+    terms = targets * np.log(probability) + (1 - targets) * np.log(1 - probability)
+    expected = -(terms * (weights or np.ones(10))).sum(1)
+    loss = metrics.Loss("sigmoid", smoothing, weights)
+    logits = jnp.asarray(logits, jnp.float32)
+    np.testing.assert_allclose(loss(logits, jnp.asarray(multi_hot)), expected, rtol=1e-5)
+    labels = jnp.arange(6)
+    one_hot = jax.nn.one_hot(labels, 10)
+    np.testing.assert_array_equal(loss(logits, labels), loss(logits, one_hot))
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -39,3 +71,106 @@ def test_a_model_that_diverged_is_never_right():
 def test_few_classes_are_all_in_the_top_five():
     logits = jnp.asarray([[0.3, 0.1, 0.2]])
     np.testing.assert_array_equal(metrics.in_top(5, logits, jnp.asarray([1])), [1])
+
+
+MULTILABEL = jax.jit(metrics.sums)
+AVERAGE_PRECISION = jax.jit(metrics.average_precision, static_argnums=0)
+
+
+def pictures(seed, count, classes):
+    """Logits without ties, and labels; some pictures have none."""
+    rng = np.random.default_rng(seed)
+    logits = rng.permutation(count * classes).reshape(count, classes) / (count * classes) - 0.6
+    labels = rng.random((count, classes)) < rng.choice([0.0, 0.1, 0.6], (count, 1))
+    return np.float32(logits), labels
+
+
+def average_precision(k, logits, positives):
+    """Of one picture, guess by guess."""
+    best = sorted(range(len(logits)), key=lambda c: -logits[c])[:k]
+    right, total = 0, 0.0
+    for place, guess in enumerate(best, start=1):
+        if positives[guess]:
+            right += 1
+            total += right / place
+    return total / max(1, min(k, positives.sum()))
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), k=st.sampled_from((1, 3, 100)))
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_average_precision_guess_by_guess(seed, k):
+    logits, labels = pictures(seed, 5, 12)
+    found = AVERAGE_PRECISION(k, logits, labels)
+    expected = [average_precision(k, *picture) for picture in zip(logits, labels, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_multilabel_metrics_agree_with_scikit_learn(seed):
+    """Of all guesses, average precision is the label ranking's; but for pictures without any."""
+    logits, labels = pictures(seed, 30, 12)
+    mask = np.float32(np.arange(30) < 27)
+    batch = {"labels": jnp.asarray(labels, jnp.uint8), "mask": jnp.asarray(mask)}
+    sums = jax.device_get(MULTILABEL(jnp.asarray(logits), batch))
+    found = metrics.means(sums)
+    logits, labels = logits[:27], labels[:27]
+    labelled = labels.any(1)
+    assert 0 < labelled.sum() < 27
+    options = {"average": "micro", "zero_division": 0}
+    assert {name: float(value) for name, value in found.items()} == pytest.approx({
+        "map": sklearn.metrics.label_ranking_average_precision_score(
+            labels[labelled], logits[labelled]
+        ),
+        "precision": sklearn.metrics.precision_score(labels, logits > 0, **options),
+        "recall": sklearn.metrics.recall_score(labels, logits > 0, **options),
+    }, rel=1e-5)  # fmt: skip
+    assert sums["examples"] == 27
+
+
+def test_more_classes_than_guesses_are_looked_at():
+    """A label at rank 100 counts, one at rank 101 does not."""
+    logits = np.tile(-np.arange(130, dtype=np.float32), (3, 1))
+    labels = np.zeros((3, 130), np.uint8)
+    labels[0, 99], labels[1, 100], labels[2, :] = 1, 1, 1
+    sums = MULTILABEL(logits, {"labels": labels, "mask": np.ones(3, np.float32)})
+    assert float(metrics.means(sums)["map"]) == pytest.approx((1 / 100 + 0 + 1) / 3)
+
+
+def test_nothing_to_count_is_zero():
+    batch = {"labels": np.zeros((30, 12), np.uint8), "mask": np.ones(30, np.float32)}
+    sums = MULTILABEL(-np.ones((30, 12), np.float32), batch)
+    expected = {"map": 0, "precision": 0, "recall": 0}
+    assert jax.jit(metrics.means)(sums) == expected
+    assert metrics.means({name: float(value) for name, value in sums.items()}) == expected
+
+
+def test_counts_are_whole_numbers():
+    """A batch has more pairs of image and class than the 2^24 that a float32 counts to."""
+    batch = {"labels": jnp.ones((2, 12), jnp.uint8), "mask": jnp.ones(2)}
+    sums = jax.eval_shape(metrics.sums, jnp.ones((2, 12)), batch)
+    counted = ("guesses", "positives", "precision", "recall", "labelled", "examples")
+    assert {sums[name].dtype for name in counted} == {np.dtype("int32")}
+
+
+def test_a_model_that_diverged_has_no_precision():
+    logits = jnp.asarray([[jnp.nan, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    positive = jnp.asarray([[False, True, False], [True, False, False]])
+    np.testing.assert_array_equal(metrics.average_precision(3, logits, positive), [0, 1])
+
+
+def test_multilabel_metrics_move_no_logits_between_devices():
+    logits, labels = pictures(0, 16, 120)
+    cut = sharding.by_example(sharding.make_mesh(8))
+    batch = {"labels": np.uint8(labels), "mask": np.ones(16, np.float32)}
+    there, spread = jax.device_put((jnp.asarray(logits), batch), cut)
+    sums = jax.jit(partial(metrics.sums, mesh=cut.mesh))
+    program = sums.lower(there, spread).compile()
+    assert "all-reduce" in program.as_text()
+    assert not {"all-gather", "all-to-all", "collective-permute"} & set(
+        re.findall(r" ([a-z-]+)\(", program.as_text())
+    )
+    one = jax.device_get(MULTILABEL(jnp.asarray(logits), batch))
+    eight = jax.device_get(program(there, spread))
+    assert {k: float(v) for k, v in eight.items()} == pytest.approx(
+        {k: float(v) for k, v in one.items()}, rel=1e-6
+    )

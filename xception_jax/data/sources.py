@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from xception_jax.errors import ExampleError, UsageError, nearest
@@ -18,10 +19,13 @@ FOLDER = "folder:"
 
 
 class Example(NamedTuple):
-    """An image as it is stored, what it shows, and how to name it in a complaint."""
+    """An image as it is stored, what it shows, and how to name it in a complaint.
+
+    The label is a number, or, in a multi-label set, multi-hot uint8 `[classes]`.
+    """
 
     encoded: bytes
-    label: int
+    label: int | np.ndarray
     name: str
 
 
@@ -33,7 +37,9 @@ class Source:
       name: the data set, its version and split, as `optical_digits/1.0.0:train`.
       class_names: what each label means; their number is the number of classes.
       records: the split's examples as TFDS reads them, images still encoded.
-      image_key, label_key: the names of the two features.
+      image_key, label_key: the names of the two features, that of a nested one as `objects/label`.
+      multilabel: whether an example has any number of labels.
+      confidence_key: of such labels, where they have one; at 0 the label was verified as absent.
       describe: how a complaint names an example; None: by its number.
       summary: what is to be said of the split at the start of a run; may be empty.
     """
@@ -43,6 +49,8 @@ class Source:
     records: Sequence[Any]
     image_key: str
     label_key: str
+    multilabel: bool = False
+    confidence_key: str | None = None
     describe: Callable[[int], str] | None = None
     summary: str = ""
 
@@ -57,11 +65,27 @@ class Source:
         except (OSError, RuntimeError) as error:  # the latter is array_record's, of a wrong hash
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise ExampleError(name, f"cannot be read: {reason}") from None
-        label = int(record[self.label_key])
-        if not 0 <= label < len(self.class_names):
+        labels = np.atleast_1d(np.asarray(_value(record, self.label_key), np.int64))
+        outside = labels[(labels < 0) | (labels >= len(self.class_names))]
+        if outside.size:
             # On the device it would train the wrong class, or give NaN with finite gradients.
-            raise ExampleError(name, f"has label {label}, outside 0...{len(self.class_names) - 1}")
+            most = len(self.class_names) - 1
+            raise ExampleError(name, f"has label {outside[0]}, outside 0...{most}")
+        label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
         return Example(record[self.image_key], label, name)
+
+    def _multi_hot(self, record: Any, labels: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(self.class_names), np.uint8)
+        found[labels] = 1
+        if self.confidence_key:
+            # People verify what a machine was sure of: an entry with 0 overrules the others.
+            found[labels[np.asarray(_value(record, self.confidence_key)) <= 0]] = 0
+        return found
+
+    @property
+    def no_label(self) -> int | np.ndarray:
+        """The label of a row that only fills up a batch."""
+        return np.zeros(len(self.class_names), np.uint8) if self.multilabel else 0
 
     def __repr__(self) -> str:
         return f"Source({self.name!r}, {len(self)} examples)"
@@ -72,6 +96,7 @@ def open_split(
     split: str,
     data_dir: str | None = None,
     *,
+    label: str | None = None,
     test_share: float = 0.2,
     split_seed: int = 0,
 ) -> Source:
@@ -84,10 +109,13 @@ def open_split(
       split: a TFDS split, `train` or a part of one, `train[:10%]`.
       data_dir: where TFDS keeps its data; None or empty for TFDS' own default. A relative PATH of
         a folder starts here.
+      label: the feature with the labels, `objects/label` for a nested one; None or empty for the
+        one that there is. Inside a sequence it makes the set a multi-label one.
       test_share, split_seed: of a folder that is not split, see `data.folder`.
 
     Raises:
-      UsageError: the data set is unknown, not prepared, empty, or not one image and one label.
+      UsageError: the data set is unknown, not prepared, empty, or has not one image and one such
+        feature.
     """
     if dataset.startswith(FOLDER):
         from xception_jax.data import folder  # it builds on this module
@@ -97,7 +125,10 @@ def open_split(
             path, split, data_dir or "", test_share=test_share, split_seed=split_seed
         )
     builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
-    image_key, label_key = _features(builder, dataset)
+    image_key = _only(builder, dataset, "image", _named(builder, tfds.features.Image))
+    labels = _label_features(builder)
+    label_key = _label_key(builder, dataset, labels, label)
+    label_feature, multilabel = labels[label_key]
     try:
         examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError):
@@ -115,10 +146,12 @@ def open_split(
         ) from None
     return Source(
         name=f"{builder.info.full_name}:{split}",
-        class_names=tuple(builder.info.features[label_key].names),
+        class_names=tuple(label_feature.names),
         records=records,
         image_key=image_key,
         label_key=label_key,
+        multilabel=multilabel,
+        confidence_key=_confidence_key(builder, label_key) if multilabel else None,
     )
 
 
@@ -169,19 +202,72 @@ def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
     return command
 
 
-def _features(builder: tfds.core.DatasetBuilder, dataset: str) -> tuple[str, str]:
-    """The names of the data set's one image and one label."""
+def _value(nested: Any, key: str) -> Any:
+    """What `key` names: an entry, or one of an entry's own, as `objects/label`."""
+    if key in nested:
+        return nested[key]
+    group, _, name = key.rpartition("/")
+    return nested[group][name]
+
+
+def _named(builder: tfds.core.DatasetBuilder, kind: type) -> list[str]:
+    """The names of the features of a kind, without those that are nested."""
+    return [name for name, feature in builder.info.features.items() if isinstance(feature, kind)]
+
+
+def _only(builder: tfds.core.DatasetBuilder, dataset: str, kind: str, names: list[str]) -> str:
+    """The one feature of a kind; of several, the one that TFDS would give a supervised learner."""
+    chosen = names if len(names) == 1 else set(names) & set(builder.info.supervised_keys or ())
+    if len(chosen) != 1:
+        raise UsageError(
+            f"{dataset} has {len(names)} features of the kind {kind} (of: "
+            f"{', '.join(builder.info.features)}); image classification takes data sets with one"
+        )
+    return next(iter(chosen))
+
+
+def _label_features(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Any, bool]]:
+    """Every class label, nested ones as `objects/label`, and whether an example has several."""
+    found = {}
+    for name, feature in builder.info.features.items():
+        several = isinstance(feature, tfds.features.Sequence)
+        inner = feature.feature if several else feature
+        nested = isinstance(inner, tfds.features.FeaturesDict)
+        parts = {f"{name}/{key}": part for key, part in inner.items()} if nested else {name: inner}
+        for path, part in parts.items():
+            if isinstance(part, tfds.features.ClassLabel):
+                found[path] = part, several
+    return found
+
+
+def _label_key(
+    builder: tfds.core.DatasetBuilder,
+    dataset: str,
+    labels: dict[str, tuple[Any, bool]],
+    asked: str | None,
+) -> str:
+    """The feature with the labels: the one asked for, else the only one."""
+    if asked and asked not in labels:
+        hint = nearest(asked, labels) or ";"
+        raise UsageError(
+            f"{dataset} has no labels in {asked!r}{hint} config.data.label takes: "
+            f"{', '.join(sorted(labels)) or 'nothing of this data set'}"
+        )
+    if asked:
+        return asked
+    plain = _named(builder, tfds.features.ClassLabel)
+    if not plain and len(labels) > 1:
+        raise UsageError(
+            f"{dataset} has labels in {', '.join(sorted(labels))}; name one of them in "
+            f"config.data.label"
+        )
+    return _only(builder, dataset, "class label", plain or list(labels))
+
+
+def _confidence_key(builder: tfds.core.DatasetBuilder, label_key: str) -> str | None:
+    """The feature beside the labels of a sequence that says how sure each of them is."""
     features = builder.info.features
-    kinds = (("image", tfds.features.Image), ("class label", tfds.features.ClassLabel))
-    found: list[str] = []
-    for kind, feature_class in kinds:
-        names = [name for name, feature in features.items() if isinstance(feature, feature_class)]
-        # Of several, the one that TFDS itself would give to a supervised learner.
-        chosen = names if len(names) == 1 else set(names) & set(builder.info.supervised_keys or ())
-        if len(chosen) != 1:
-            raise UsageError(
-                f"{dataset} has {len(names)} features of the kind {kind} (of: "
-                f"{', '.join(features)}); image classification takes data sets with one"
-            )
-        found += chosen
-    return found[0], found[1]
+    group = label_key.rpartition("/")[0]
+    if label_key in features or "confidence" not in features[group].feature:
+        return None
+    return f"{group}/confidence"

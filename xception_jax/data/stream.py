@@ -77,7 +77,8 @@ def training_batches(
       skips: takes what cannot be used and was replaced; None: nothing may be skipped.
 
     Yields:
-      `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]`, `mask` float32 `[b]` (ones), with
+      `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]` (of a multi-label set `labels`,
+      multi-hot uint8 `[b, classes]`), `mask` float32 `[b]` (ones), with
       `b = batch_size / share.count`.
 
     Raises:
@@ -93,7 +94,7 @@ def training_batches(
             box = decode.random_box(rng, height, width, images.crop_area, images.crop_aspect)
             return _example(decode.crop_and_resize(image, box, images.size), example.label)
 
-        return first_usable(make, candidates(record, len(source)), _blank(images))
+        return first_usable(make, candidates(record, len(source)), _blank(source, images))
 
     # Explicit seeds: those that Grain derives would change with a step added to the pipeline.
     stream = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat()
@@ -124,19 +125,21 @@ def evaluation_batches(
         return _example(decode.crop_and_resize(image, box, images.size), example.label)
 
     def prepare(record: int) -> Row:
-        return first_usable(make, [record] if record < len(source) else [], _blank(images))
+        return first_usable(make, [record] if record < len(source) else [], _blank(source, images))
 
     padded = -(-len(source) // batch_size) * batch_size
     examples = grain.MapDataset.range(padded).map(prepare)
     return _strip(_batches(examples, batch_size, share, 0, threads), source, skips)
 
 
-def _example(image: np.ndarray, label: int, mask: float = 1.0) -> Row:
-    return {"image": image, "label": np.int32(label), "mask": np.float32(mask)}
+def _example(image: np.ndarray, label: int | np.ndarray, mask: float = 1.0) -> Row:
+    name, value = ("labels", label) if isinstance(label, np.ndarray) else ("label", np.int32(label))
+    return {"image": image, name: value, "mask": np.float32(mask)}
 
 
-def _blank(images: Images) -> Row:
-    return _example(np.zeros((images.size, images.size, 3), np.uint8), 0, mask=0.0)
+def _blank(source: Source, images: Images) -> Row:
+    black = np.zeros((images.size, images.size, 3), np.uint8)
+    return _example(black, source.no_label, mask=0.0)
 
 
 def _strip(batches: Iterable[Batch], source: Source, skips: Skips | None) -> Iterator[Batch]:

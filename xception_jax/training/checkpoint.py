@@ -69,8 +69,8 @@ class Meta:
 
 
 def _quality(metrics: dict[str, float]) -> tuple[float, float]:
-    """What `best` means: the highest top-1, and among equals the lowest loss."""
-    return metrics["top1"], -metrics["loss"]
+    """What `best` means: the highest top-1, of multi-label data MAP; of equals the lowest loss."""
+    return metrics["map" if "map" in metrics else "top1"], -metrics["loss"]
 
 
 class Checkpoints:

@@ -8,11 +8,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import stream
 from xception_jax.data.skips import Skips
 from xception_jax.data.sources import Source
 from xception_jax.errors import RunError
-from xception_jax.training import sharding
+from xception_jax.training import metrics, sharding
 from xception_jax.training.state import Tree
 from xception_jax.training.step import Scalars, jit_evaluate_batch
 
@@ -54,17 +55,19 @@ class Evaluator:
         limit = config.optimizer.microbatch * mesh.size or config.data.batch_size
         default = config.eval.batch_size or min(config.data.batch_size, limit)
         batch_size = batch_size or default
+        # Plain, so that runs which smooth or weigh otherwise can be compared.
+        loss = metrics.Loss(config_lib.loss_name(config, source.multilabel))
         return cls(
             source=source,
             images=images_of(config),
             mesh=mesh,
-            evaluate_batch=jit_evaluate_batch(structure, mesh),
+            evaluate_batch=jit_evaluate_batch(structure, loss, mesh),
             batch_size=-(-batch_size // mesh.size) * mesh.size,
             threads=config.data.threads,
         )
 
     def __call__(self, weights: Tree, skips: Skips | None = None) -> dict[str, Any]:
-        """Means `top1`, `top5` and `loss`, over how many `examples`, and how many were `skipped`.
+        """`loss` and the metrics of `metrics.means`, over how many `examples`; and `skipped`.
 
         `skips` takes the examples that cannot be used; None: there may be none.
 
@@ -87,12 +90,15 @@ class Evaluator:
                 totals.update(_floats(waiting.popleft()))
         for sums in waiting:
             totals.update(_floats(sums))
-        examples = int(totals.pop("examples"))
+        examples = int(totals["examples"])
         if not examples:
             raise RunError(f"no example of {self.source.name} can be used")
-        means = {name: total / examples for name, total in totals.items()}
         # Over all processes; each example counts once.
-        return {**means, "examples": examples, "skipped": len(self.source) - examples}
+        return {
+            **metrics.means(totals),
+            "examples": examples,
+            "skipped": len(self.source) - examples,
+        }
 
 
 def _floats(sums: Scalars) -> dict[str, float]:

@@ -1,22 +1,125 @@
-"""The loss of an example, and whether its label is among the model's first guesses."""
+"""The loss of an example, and how right the model's guesses are.
+
+The labels of a batch are its entry `label`, int32 `[batch]`, or, where an image has several,
+`labels`, multi-hot uint8 `[batch, classes]`. Which of the two it is decides which metrics there
+are: `top1` and `top5`, or `map`, `precision` and `recall`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+
+from xception_jax.training import sharding
+
+# Of the mean average precision, as in the paper's JFT experiments (arXiv:1610.02357v3, section
+# 4.1): so many of an image's best guesses are looked at.
+MAP_GUESSES = 100
+
+# What the sum of a metric is divided by; all others by the number of examples.
+_DIVISORS = {"map": "labelled", "precision": "guesses", "recall": "positives"}
+_COUNTS = ("examples", *_DIVISORS.values())
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross entropy of each example, float32 `[batch]`.
+@dataclass(frozen=True)
+class Loss:
+    """The loss of each example: `loss(logits, targets)`, float32 `[batch]`.
 
-    Args:
-      logits: float32 `[batch, classes]`.
-      labels: int32 `[batch]`, each below the number of classes (the data's side checks it).
-      smoothing: share of the target spread evenly over all classes (arXiv:1512.00567, section 7).
+    Attributes:
+      name: `softmax`: cross entropy with the distribution that the targets are. `sigmoid`: binary
+        cross entropy of each class by itself, summed over the classes (the mean that PyTorch and
+        Keras take is smaller by the number of classes, and the gradient of each class with it).
+      smoothing: share of the targets spread evenly over all classes, `(1 - s) * t + s / classes`
+        (arXiv:1512.00567, section 7); for `sigmoid` too.
+      class_weights: a factor on the loss of each class, or None. With `softmax` it weighs the
+        class' part of the target, with `sigmoid` both terms of the class' cross entropy. The
+        batch's loss stays the sum over its examples divided by their number, whatever they weigh.
     """
-    if not smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+
+    name: str = "softmax"
+    smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """The loss of each example.
+
+        Args:
+          logits: float32 `[batch, classes]`.
+          targets: int32 `[batch]`, each below the number of classes (the data's side checks it),
+            or multi-hot or soft, `[batch, classes]` of any dtype.
+        """
+        weights = None
+        if self.class_weights is not None:
+            weights = jnp.asarray(self.class_weights, jnp.float32)
+        if self.name == "softmax" and targets.ndim == 1 and not self.smoothing:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return losses if weights is None else losses * weights[targets]
+        if targets.ndim == 1:
+            targets = jax.nn.one_hot(targets, logits.shape[-1])
+        targets = targets.astype(jnp.float32)
+        if self.smoothing:
+            targets = optax.smooth_labels(targets, self.smoothing)
+        if self.name == "softmax":
+            weighted = targets if weights is None else targets * weights
+            return optax.softmax_cross_entropy(logits, weighted)
+        losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+        return jnp.sum(losses if weights is None else losses * weights, axis=-1)
+
+
+SOFTMAX = Loss()
+
+
+def labels_of(batch: dict[str, Any]) -> Any:
+    """The batch's labels, of the one kind or the other."""
+    return batch["labels"] if "labels" in batch else batch["label"]
+
+
+def sums(
+    logits: jax.Array, batch: dict[str, jax.Array], mesh: Mesh | None = None
+) -> dict[str, jax.Array]:
+    """The batch's metrics, not yet divided: see `means`. Rows whose `mask` is 0 count nowhere.
+
+    Counts that may pass 2^24 are int32, the rest float32. The mesh is that which the batch is cut
+    over.
+    """
+    real = batch["mask"] > 0
+    if "labels" not in batch:
+        found = {f"top{k}": in_top(k, logits, batch["label"]) for k in (1, 5)}
+        found["examples"] = jnp.ones_like(batch["mask"])
+        return {name: jnp.sum(jnp.where(real, value, 0)) for name, value in found.items()}
+    positive = (batch["labels"] > 0) & real[:, None]
+    guessed = (logits > 0) & real[:, None]  # a probability above 0.5
+    right = jnp.sum(positive & guessed, dtype=jnp.int32)
+    return {
+        "map": jnp.sum(average_precision(MAP_GUESSES, logits, positive, mesh)),
+        "precision": right,
+        "recall": right,
+        "examples": jnp.sum(real, dtype=jnp.int32),
+        "labelled": jnp.sum(jnp.any(positive, axis=1), dtype=jnp.int32),
+        "guesses": jnp.sum(guessed, dtype=jnp.int32),
+        "positives": jnp.sum(positive, dtype=jnp.int32),
+    }
+
+
+def means(sums: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of `sums`, and of other sums over examples, such as the loss.
+
+    `top1`, `top5`: share of the examples whose label is among the first guesses. `map`: mean of
+    `average_precision` over the images that have a label. `precision`, `recall`: over all pairs of
+    an image and a class (micro-averaged), those with a probability above 0.5 being the guesses. A
+    metric of which there is nothing to count is 0.
+    """
+
+    def mean(name: str) -> Any:
+        divisor = _DIVISORS.get(name)
+        if divisor is None:
+            return sums[name] / sums["examples"]
+        return sums[name] / (sums[divisor] + (sums[divisor] == 0))
+
+    return {name: mean(name) for name in sums if name not in _COUNTS}
 
 
 def in_top(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -28,3 +131,35 @@ def in_top(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
     before = jnp.arange(logits.shape[-1]) < labels[:, None]
     rank = jnp.sum((logits > own) | ((logits == own) & before), axis=1)
     return ((rank < k) & jnp.all(jnp.isfinite(logits), axis=1)).astype(jnp.float32)
+
+
+def average_precision(
+    k: int, logits: jax.Array, positive: jax.Array, mesh: Mesh | None = None
+) -> jax.Array:
+    """Average precision of each image's k best guesses, float32 `[batch]`.
+
+    The sum, over the guesses that are right, of the share of right ones among the guesses up to
+    there, divided by the most that can be right, `min(k, positives)`. 0 for an image without a
+    positive, and where a logit is not finite. Equal logits rank by class number.
+
+    Args:
+      k: guesses; no more are made than there are classes.
+      logits: float32 `[batch, classes]`.
+      positive: bool `[batch, classes]`.
+      mesh: what the batch is cut over; None: one device.
+    """
+    k = min(k, logits.shape[-1])
+
+    def guesses(rows: jax.Array) -> jax.Array:
+        return jax.lax.top_k(rows, k)[1]
+
+    if mesh is not None:
+        # Left to itself, XLA gathers all logits on every device for a top_k.
+        rows = sharding.by_example(mesh).spec
+        guesses = jax.shard_map(guesses, mesh=mesh, in_specs=rows, out_specs=rows)
+    best = guesses(logits)
+    right = jnp.take_along_axis(positive, best, axis=1).astype(jnp.float32)
+    precision = jnp.cumsum(right, axis=1) / jnp.arange(1, k + 1)
+    possible = jnp.clip(jnp.sum(positive, axis=1), 1, k)
+    finite = jnp.all(jnp.isfinite(logits), axis=1)
+    return jnp.where(finite, jnp.sum(right * precision, axis=1) / possible, 0.0)

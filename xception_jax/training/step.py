@@ -1,7 +1,7 @@
 """One step of training, and one batch of evaluation: pure functions, jitted once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,11 @@ class Recipe:
       optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
       seed: of augmentation and dropout.
       flip, shift: see `data.augment`.
-      label_smoothing: see `metrics.cross_entropy`.
+      loss: of each example.
       accumulate: microbatches that a batch is cut into, one after the other through the model.
       virtual_batch: of batch normalization; needed where `accumulate` is above 1.
       ema_decay: of the averaged weights; 0 where the state has none.
+      mesh: the devices; None: one. Filled in by `jit_train_step`.
     """
 
     structure: Any
@@ -41,10 +42,11 @@ class Recipe:
     seed: int = 0
     flip: bool = False
     shift: int = 0
-    label_smoothing: float = 0.0
+    loss: metrics.Loss = metrics.SOFTMAX
     accumulate: int = 1
     virtual_batch: int | None = None
     ema_decay: float = 0.0
+    mesh: Mesh | None = None
 
     @classmethod
     def from_config(
@@ -54,8 +56,9 @@ class Recipe:
         optimizer: optax.GradientTransformation,
         schedule: optax.Schedule,
         devices: int,
+        multilabel: bool = False,
     ) -> "Recipe":
-        """What a config says of the step, on so many devices."""
+        """What a config says of the step, on so many devices, for data of that kind."""
         return cls(
             structure=structure,
             optimizer=optimizer,
@@ -63,7 +66,11 @@ class Recipe:
             seed=config.seed,
             flip=config.augment.flip,
             shift=config.augment.shift,
-            label_smoothing=config.loss.label_smoothing,
+            loss=metrics.Loss(
+                config_lib.loss_name(config, multilabel),
+                config.loss.label_smoothing,
+                config.loss.class_weights,
+            ),
             accumulate=config_lib.microbatches(config, devices),
             virtual_batch=config.model.bn_virtual_batch,
             ema_decay=config.ema.decay,
@@ -79,8 +86,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
       batch: of step s, see `data.stream`.
 
     Returns:
-      The state at step s + 1, and float32 scalars: `loss`, `top1`, `top5`, `grad_norm` over the
-      batch before the step, and `learning_rate`.
+      The state at step s + 1, and float32 scalars: `loss`, the metrics of `metrics.means` and
+      `grad_norm` over the batch before the step, and `learning_rate`.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     augment_key, dropout_key = jax.random.split(key)
@@ -99,7 +106,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     )
     grad_norm = optax.tree.norm(gradients)
     return new, {
-        **sums,
+        **metrics.means(sums),
         "grad_norm": grad_norm,
         "learning_rate": jnp.asarray(recipe.schedule(state.step), jnp.float32),
     }
@@ -108,20 +115,19 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 def _gradients(
     recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Tree, Scalars]:
-    """Gradients of the mean loss, the moved batch statistics, and the batch's metrics."""
+    """Gradients of the mean loss, the moved batch statistics, and the sums of the metrics."""
     examples = batch["mask"].sum()
 
     def loss_of(params: Tree, part: Batch, key: jax.Array):
         weights = {"params": params, "batch_stats": state.batch_stats}
         images = augment.normalize(part["image"])
         logits, batch_stats = apply(recipe.structure, weights, images, train=True, key=key)
-        losses = metrics.cross_entropy(logits, part["label"], recipe.label_smoothing)
-        loss = jnp.sum(losses * part["mask"]) / examples
-        found = {
-            f"top{k}": jnp.sum(metrics.in_top(k, logits, part["label"]) * part["mask"]) / examples
-            for k in (1, 5)
-        }
-        return loss, (batch_stats, {"loss": loss, **found})
+        losses = recipe.loss(logits, metrics.labels_of(part))
+        loss = jnp.sum(losses * part["mask"])
+        return loss / examples, (
+            batch_stats,
+            {"loss": loss, **metrics.sums(logits, part, recipe.mesh)},
+        )
 
     gradient_of = jax.grad(loss_of, has_aux=True)
     if recipe.accumulate == 1:
@@ -132,16 +138,15 @@ def _gradients(
         gradients, (batch_stats, sums) = gradient_of(state.params, *part_and_key)
         # The running statistics move linearly: the mean over the parts is the whole batch's.
         batch_stats = jax.tree.map(lambda leaf: leaf / recipe.accumulate, batch_stats)
-        return jax.tree.map(jnp.add, total, (gradients, batch_stats, sums)), None
+        return jax.tree.map(jnp.add, total, (gradients, batch_stats)), sums
 
     parts = microbatches(batch, recipe.accumulate, recipe.virtual_batch)
     keys = jax.random.split(key, recipe.accumulate)
     nothing = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        (state.params, state.batch_stats, dict.fromkeys(("loss", "top1", "top5"), jnp.zeros(()))),
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.params, state.batch_stats)
     )
-    total, _ = jax.lax.scan(add, nothing, (parts, keys))
-    return total
+    (gradients, batch_stats), sums = jax.lax.scan(add, nothing, (parts, keys))
+    return gradients, batch_stats, jax.tree.map(partial(jnp.sum, axis=0), sums)
 
 
 def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
@@ -169,33 +174,36 @@ def _averaged(recipe: Recipe, state: TrainState, weights: Tree) -> Tree | None:
     return optax.incremental_update(weights, state.ema, 1 - decay)
 
 
-def evaluate_batch(structure: Any, weights: Tree, batch: Batch) -> Scalars:
-    """Sums over the unmasked examples of a batch: `loss`, `top1`, `top5`, `examples`; float32."""
+def evaluate_batch(
+    structure: Any, loss: metrics.Loss, mesh: Mesh, weights: Tree, batch: Batch
+) -> Scalars:
+    """Sums over the unmasked examples of a batch: `loss` and those of `metrics.sums`."""
     logits, _ = apply(structure, weights, augment.normalize(batch["image"]))
-    label, mask = batch["label"], batch["mask"]
-    per_example = {
-        "loss": metrics.cross_entropy(logits, label),
-        "top1": metrics.in_top(1, logits, label),
-        "top5": metrics.in_top(5, logits, label),
-        "examples": jnp.ones_like(mask),
+    losses = loss(logits, metrics.labels_of(batch))
+    return {
+        "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
+        **metrics.sums(logits, batch, mesh),
     }
-    return {name: jnp.sum(jnp.where(mask > 0, v, 0)) for name, v in per_example.items()}
 
 
 def jit_train_step(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, Batch], Any]:
     """`train_step` on the mesh: the state whole on every device and donated, the batch cut."""
     whole, cut = sharding.replicated(mesh), sharding.by_example(mesh)
     return jax.jit(
-        partial(train_step, recipe),
+        partial(train_step, replace(recipe, mesh=mesh)),
         in_shardings=(whole, cut),
         out_shardings=whole,
         donate_argnums=0,
     )
 
 
-def jit_evaluate_batch(structure: Any, mesh: Mesh) -> Callable[[Tree, Batch], Scalars]:
+def jit_evaluate_batch(
+    structure: Any, loss: metrics.Loss, mesh: Mesh
+) -> Callable[[Tree, Batch], Scalars]:
     """`evaluate_batch` on the mesh."""
     whole, cut = sharding.replicated(mesh), sharding.by_example(mesh)
     return jax.jit(
-        partial(evaluate_batch, structure), in_shardings=(whole, cut), out_shardings=whole
+        partial(evaluate_batch, structure, loss, mesh),
+        in_shardings=(whole, cut),
+        out_shardings=whole,
     )

@@ -15,11 +15,21 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from xception_jax.errors import RunError
+from xception_jax.training.metrics import MAP_GUESSES
 from xception_jax.training.workdir import write_atomically
 
 # Steps that the host may be ahead of the device: enough to keep it busy, few enough to bound the
 # memory of waiting batches.
 _STEPS_AHEAD = 2
+
+# The metrics that are shares, and what a line calls them; which there are depends on the data.
+_SHARES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": f"MAP@{MAP_GUESSES}",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -150,7 +160,7 @@ class Telemetry:
         self._write("train", step, {**means, **speed})
         self.say(
             f"step {step}/{self._total}  epoch {step * self._batch_size / self._epoch:.1f}  "
-            f"loss {means['loss']:.4f}  top-1 {means['top1']:.1%}  top-5 {means['top5']:.1%}  "
+            f"loss {means['loss']:.4f}  {_shares(means, 1)}  "
             f"lr {means['learning_rate']:.2g}  {speed['images_per_second']:.0f} images/s  "
             f"{seconds:.3g} s/step  {_clock(left)} left"
         )
@@ -166,7 +176,7 @@ class Telemetry:
         self._write("eval", step, metrics)
         skipped = f", {metrics['skipped']} skipped" if metrics.get("skipped") else ""
         self.say(
-            f"evaluation at step {step}  top-1 {metrics['top1']:.2%}  top-5 {metrics['top5']:.2%}  "
+            f"evaluation at step {step}  {_shares(metrics, 2)}  "
             f"loss {metrics['loss']:.4f}  {metrics['examples']} examples{skipped}"
         )
 
@@ -204,6 +214,13 @@ class _Bar:
 
     def stop(self) -> None:
         self._progress.stop()
+
+
+def _shares(metrics: dict[str, float], digits: int) -> str:
+    """The metrics that are shares, for a line."""
+    return "  ".join(
+        f"{name} {metrics[key]:.{digits}%}" for key, name in _SHARES.items() if key in metrics
+    )
 
 
 def _clock(seconds: float) -> str:

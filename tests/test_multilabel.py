@@ -1,0 +1,102 @@
+"""Runs on images with several labels: they learn, tell of MAP, and evaluate as they trained."""
+
+import io
+import json
+
+import pytest
+
+from tests import tiny_datasets
+from tests.processes import digests, finish, result
+from xception_jax import train
+from xception_jax.errors import UsageError
+from xception_jax.training import metrics, step, telemetry
+from xception_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    splits = {"train": 256, "test": 90}
+    tiny_datasets.prepare_multilabel(folder, "tiny_scenes", examples=splits)
+    return str(folder)
+
+
+@pytest.fixture
+def config(small_config, data_dir):
+    """A run of 32 steps on small scenes, each batch in two parts."""
+    small_config.data.dataset, small_config.data.data_dir = "tiny_scenes", data_dir
+    small_config.data.label = "objects/label"
+    small_config.data.batch_size, small_config.optimizer.microbatch = 32, 16
+    small_config.augment.flip = False  # a mirrored scene has other labels
+    small_config.augment.shift = 0
+    small_config.model.dropout = 0.0
+    small_config.model.bn_momentum = 0.8  # so few steps
+    small_config.optimizer.name, small_config.optimizer.learning_rate = "adamw", 0.01
+    small_config.duration = small_config.eval.every = "32 steps"
+    small_config.log.every = "16 steps"
+    small_config.checkpoint.every = "32 steps"
+    return small_config
+
+
+def test_a_run_learns_and_evaluates(config, tmp_path):
+    console = telemetry.Console(file=io.StringIO(), width=200)
+    found = train.train(config, tmp_path / "run", console=console)
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    first, last = [line for line in lines if line["kind"] == "train"]
+    assert last["loss"] < first["loss"]
+    # Guesses in random order would have about the share of the labels, 0.35, among six classes
+    # a little more.
+    assert found["map"] > 0.8
+    assert min(found["precision"], found["recall"]) > 0.6
+    assert found["examples"] == 90
+    said = console.file.getvalue()
+    assert f"evaluation at step 32  MAP@100 {found['map']:.2%}  precision" in said
+    assert f"MAP@100 {last['map']:.1%}  precision {last['precision']:.1%}  recall" in said
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.find("best") == 32
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json", env=env))
+    assert {name: again.pop(name) for name in found} == pytest.approx(found, rel=1e-5)
+    assert again == {"weights": "ema", "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "multilabel", "expected"),
+    [("auto", True, "sigmoid"), ("auto", False, "softmax"), ("sigmoid", False, "sigmoid")],
+)
+def test_the_step_takes_the_loss_that_the_config_says(small_config, name, multilabel, expected):
+    small_config.loss.name, small_config.loss.label_smoothing = name, 0.1
+    small_config.loss.class_weights = (1.0, 2.0)
+    recipe = step.Recipe.from_config(small_config, None, None, None, 1, multilabel)
+    assert recipe.loss == metrics.Loss(expected, 0.1, (1.0, 2.0))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_the_same(config, tmp_path):
+    train.train(config, tmp_path / "whole")
+    config.duration = "16 steps"
+    train.train(config, tmp_path / "parts")
+    config.duration = "32 steps"
+    train.train(config, tmp_path / "parts", allow_config_changes=True)
+    assert digests(tmp_path / "parts", 32) == digests(tmp_path / "whole", 32)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("loss.name", "softmax", "config.loss.name is 'softmax', for one label an image, and "
+         "tiny_scenes/1.0.0:train has several; take sigmoid"),
+        ("loss.class_weights", (1.0, 2.0), "config.loss.class_weights holds 2 numbers; it takes "
+         "one for each of the 6 classes of tiny_scenes/1.0.0:train"),
+        ("loss.class_weights", (1.0,) * 5 + (0.0,), "config.loss.class_weights is (1.0, 1.0, 1.0, "
+         "1.0, 1.0, 0.0); it takes at least 1e-06 and at most 1000000.0"),
+        ("data.label", "", "tiny_scenes has labels in objects/label, objects/source, tags; name "
+         "one of them in config.data.label"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_data_is_refused(config, tmp_path, field, value, message):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UsageError) as caught:
+        train.train(config, tmp_path / "run")
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
