@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from xception_jax.data import tfrecord
 from xception_jax.errors import RunError, UsageError, nearest
 
 EMBEDDED = "optical_digits"
@@ -60,7 +61,7 @@ class Source:
 
 
 def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
-    """Opens a split of a TFDS data set that was prepared as array_record.
+    """Opens a split of a TFDS data set that was prepared as array_record or tfrecord.
 
     Args:
       dataset: a TFDS name, `name`, `name/config` or `name:version`. The embedded `optical_digits`
@@ -70,6 +71,7 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
 
     Raises:
       UsageError: the data set is unknown, not prepared, empty, or not one image and one label.
+      RunError: a tfrecord file is damaged.
     """
     builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     image_key, label_key = _features(builder, dataset)
@@ -81,13 +83,17 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
     if examples <= 0:
         raise UsageError(f"{split!r} of {dataset} in {builder.data_dir} is empty")
     decoders = {image_key: tfds.decode.SkipDecoding()}
+    records: Sequence[Any]
     try:
         records = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
-        raise UsageError(
-            f"{dataset} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
-            f"which has no random access; prepare it again with: {_prepare_command(builder)}"
-        ) from None
+        file_format = builder.info.file_format.value
+        if file_format != "tfrecord":
+            raise UsageError(
+                f"{dataset} in {builder.data_dir} is prepared as {file_format}, which has no "
+                f"random access; move it away and prepare it with: {_prepare_command(builder)}"
+            ) from None
+        records = tfrecord.open_split(builder.info, split, decoders)
     return Source(
         name=f"{builder.info.full_name}:{split}",
         class_names=tuple(builder.info.features[label_key].names),
@@ -99,6 +105,28 @@ def open_split(dataset: str, split: str, data_dir: str | None = None) -> Source:
 
 def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The data set's TFDS builder, its data known to be on disk."""
+    builder = find_builder(dataset, data_dir)
+    if builder.name == EMBEDDED:
+        tfds.disable_progress_bar()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
+                builder.download_and_prepare(file_format="array_record")
+        except OSError as error:
+            raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
+    elif not builder.info.splits:
+        raise UsageError(
+            f"{dataset} is not prepared in {builder.data_dir}; prepare it with: "
+            f"{_prepare_command(builder)}"
+        )
+    return builder
+
+
+def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set, whether its data is on disk or not.
+
+    Raises:
+      UsageError: there is none, or it cannot be opened.
+    """
     if re.split("[:/]", dataset)[0] == EMBEDDED:
         from xception_jax.data.optical_digits import OpticalDigits  # registers itself with TFDS
 
@@ -106,16 +134,9 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             raise UsageError(
                 f"no data set {dataset!r}; there is {EMBEDDED}:{OpticalDigits.VERSION}"
             )
-        tfds.disable_progress_bar()
-        builder = OpticalDigits(data_dir=data_dir, file_format="array_record")
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
-                builder.download_and_prepare()
-        except OSError as error:
-            raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
-        return builder
+        return OpticalDigits(data_dir=data_dir, file_format="array_record")
     try:
-        builder = tfds.builder(dataset, data_dir=data_dir)
+        return tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = [EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         where = data_dir or tfds.core.constants.DATA_DIR
@@ -125,19 +146,13 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     except (ValueError, AssertionError, ImportError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"data set {dataset!r} cannot be opened: {reason}") from None
-    if not builder.info.splits:
-        raise UsageError(
-            f"{dataset} is not prepared in {builder.data_dir}; prepare it with: "
-            f"{_prepare_command(builder)}"
-        )
-    return builder
 
 
 def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
-    folder = shlex.quote(str(builder._data_dir_root))
+    """The command that prepares a data set, for a complaint that it is not."""
     command = (
-        f"pip install 'xception_jax[prepare]' && tfds build {builder.name} "
-        f"--file_format=array_record --data_dir={folder}"
+        f"python -m xception_jax.prepare --dataset={builder.name} "
+        f"--data_dir={shlex.quote(str(builder._data_dir_root))}"
     )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         command += " --manual_dir=FOLDER_OF_ITS_ARCHIVES"
