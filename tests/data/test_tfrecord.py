@@ -1,6 +1,5 @@
 """tfrecord without TensorFlow: the same examples as TFDS reads, and damage that is found."""
 
-import contextlib
 import itertools
 import json
 import multiprocessing
@@ -16,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests import tiny_datasets
+from tests.processes import as_nobody
 from xception_jax.data import sources, stream, tfrecord
 from xception_jax.errors import RunError, UsageError
 
@@ -143,18 +143,6 @@ def test_a_damaged_index_is_made_again(data_dir, prepared, capsys, damage):
     path.write_bytes(damage(path.read_bytes()))
     assert_same_examples(open_train(data_dir), open_train(prepared[0]))
     assert "is indexed again: " in capsys.readouterr().err
-
-
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without the privilege to write anywhere, which a superuser has."""
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(before)
 
 
 @pytest.fixture

@@ -156,13 +156,13 @@ def read_record(file: str, record: int, start: int, end: int) -> bytes:
     try:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            frame = os.pread(descriptor, end - start, start)
+            data = os.pread(descriptor, end - start - _AROUND, start + _HEADER.size)
+            checksum = os.pread(descriptor, _CHECKSUM.size, end - _CHECKSUM.size)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise RunError(f"record {record} of {file} cannot be read: {error.strerror}") from None
-    data = frame[_HEADER.size : -_CHECKSUM.size]
-    if len(frame) < end - start or _checksum(data) != frame[-_CHECKSUM.size :]:
+    if _checksum(data) != checksum:
         raise RunError(
             f"record {record} of {file}, from byte {start:,} on, is damaged: its checksum does not "
             f"fit; {_MEND}. If the file was replaced by a good one: delete "
