@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import signal
 import subprocess
 import tarfile
@@ -202,16 +203,36 @@ def test_beam_options_and_beam_builders_name_the_extra(tmp_path):
 
 @pytest.mark.slow
 @needs("apache_beam", "beam")
-def test_beam_options_reach_the_direct_runner(tmp_path):
-    flags = ("--dataset=tiny_beam", f"--data_dir={tmp_path}", "--imports=tests.builders", "--json")
-    refused = finish("prepare", *flags, "--beam_options=direct_running_mode=many")
+def test_the_example_of_the_docs_runs_on_beams_direct_runner(tmp_path):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    [options] = re.findall(r"--beam-options=\S+", (ROOT / "docs/data.md").read_text())
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/my_photos.py").write_text(code)
+    photos = {}
+    for split, count in (("train", 6), ("test", 2)):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for i in range(count):
+            name = ("cat", "dog")[i % 2]
+            photo = jpeg(np.random.default_rng(i), 20, 24, i)
+            (tmp_path / f"photos/{split}/{name}.{i}.jpg").write_bytes(photo)
+            photos[split, photo] = name
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path)}
+    flags = (
+        "--dataset=my_photos", "--imports=my_package.my_photos", f"--data-dir={tmp_path}/data",
+        "--json",
+    )  # fmt: skip
+    refused = finish("prepare", *flags, "--beam-options=direct_running_mode=many", env=env)
     assert refused.returncode == 2
     assert "invalid choice: 'many'" in refused.stderr
-    options = "--beam_options=direct_num_workers=2,direct_running_mode=multi_processing"
-    assert result(finish("prepare", *flags, options))["splits"] == {"train": 6, "test": 1}
-    source = sources.open_split("tiny_beam", "train", str(tmp_path))
-    photos = {source[i].encoded: source[i].label for i in range(6)}
-    assert photos == {e["image"]: e["label"] for _, e in map(builders.photo, range(6))}
+    process = finish("prepare", *flags, options.replace("=8", "=2"), env=env)
+    assert result(process)["splits"] == {"train": 6, "test": 2}
+    found = {}
+    for split in ("train", "test"):
+        source = sources.open_split("my_photos", split, str(tmp_path / "data"))
+        for i in range(len(source)):
+            encoded, label, _ = source[i]
+            found[split, encoded] = source.class_names[label]
+    assert found == photos
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import strategies as st
 
 from tests import tiny_datasets
 from tests.processes import as_nobody
@@ -272,6 +274,61 @@ def test_processes_index_at_the_same_time_and_read_what_another_has_opened(data_
     assert elsewhere == [expected[i] for i in range(23)]
     kept = list((folder_of(data_dir) / "record_index").iterdir())
     assert len(kept) == 4, "no drafts are left"
+
+
+RECORDS = [b"", b"one", bytes(range(5))]
+FRAMES = b"".join(map(tiny_datasets.tfrecord_frame, RECORDS))
+
+
+def read_all(file: Path, offsets: np.ndarray) -> list[bytes]:
+    pairs = itertools.pairwise(offsets.tolist())
+    return [tfrecord.read_record(str(file), i, *pair) for i, pair in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("when", ["before it is indexed", "after"])
+def test_any_flipped_bit_is_found(tmp_path, monkeypatch, when):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "data"
+    file.write_bytes(FRAMES)
+    offsets = tfrecord.index({str(file): 3})[str(file)]
+    assert read_all(file, offsets) == RECORDS
+    index, _ = tfrecord.index_paths(str(file))
+    for bit in range(len(FRAMES) * 8):
+        data = bytearray(FRAMES)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        in_header = any(0 <= bit // 8 - start < 12 for start in offsets[:-1])
+        if when == "after":
+            if in_header:  # what the index already knows
+                assert read_all(file, offsets) == RECORDS
+                continue
+        else:
+            index.unlink(missing_ok=True)
+        with pytest.raises(RunError, match=r"record \d"):
+            read_all(file, tfrecord.index({str(file): 3})[str(file)])
+
+
+@hypothesis.given(st.lists(st.binary(max_size=50), max_size=20))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_what_is_framed_is_read(tmp_path_factory, records):
+    file = tmp_path_factory.mktemp("framed") / "data"
+    file.write_bytes(b"".join(map(tiny_datasets.tfrecord_frame, records)))
+    assert read_all(file, tfrecord.index({str(file): len(records)})[str(file)]) == records
+
+
+def test_many_records_are_announced(tmp_path, capsys):
+    file = tmp_path / "data"
+    file.write_bytes(tiny_datasets.tfrecord_frame(b"x") * 20_000)
+    for said in (f"indexing 20,000 records in {tmp_path}, this once\n", ""):
+        assert tfrecord.index({str(file): 20_000})[str(file)][-1] == 20_000 * 17
+        assert capsys.readouterr().err == said
+
+
+def test_a_bucket_is_to_be_mounted(data_dir):
+    info = tfds.builder_from_directory(folder_of(data_dir)).info
+    info.update_data_dir("gs://bucket/tiny_photos/1.0.0")
+    with pytest.raises(UsageError, match=r"gs://bucket/.* mount the bucket as a folder"):
+        tfrecord.open_split(info, "train")
 
 
 @pytest.mark.slow

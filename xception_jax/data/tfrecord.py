@@ -87,12 +87,13 @@ def open_split(info: tfds.core.DatasetInfo, split: str, decoders: Any = None) ->
       RunError: a file is damaged, or does not hold what `dataset_info.json` says.
     """
     instructions = info.splits[split].file_instructions
-    if "://" in str(info.data_dir):
-        raise UsageError(
-            f"{info.data_dir} is prepared as tfrecord, which is read from a file system: mount the "
-            f"bucket as a folder, or copy the data, and name the folder in data.data_dir"
-        )
     expected = {part.filename: part.examples_in_shard for part in instructions}
+    buckets = [file for file in expected if "://" in file]
+    if buckets:
+        raise UsageError(
+            f"{os.path.dirname(buckets[0])} is prepared as tfrecord, which is read from a file "
+            f"system: mount the bucket as a folder, or copy the data, and name that as the data_dir"
+        )
     return Examples(instructions, index(expected), info.features, decoders)
 
 
