@@ -15,7 +15,7 @@ def photo(i: int) -> tuple[int, dict]:
     return i, {"image": jpeg(np.random.default_rng(i), 20, 24, i % 3), "label": i % 3}
 
 
-class TinyPhotos(tfds.core.GeneratorBasedBuilder):
+class SamplePhotos(tfds.core.GeneratorBasedBuilder):
     """Six photos of three classes; a file named in PAUSE_AT is made before the fourth one."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -40,7 +40,7 @@ class TinyPhotos(tfds.core.GeneratorBasedBuilder):
             yield photo(i)
 
 
-class TinyByHand(TinyPhotos):
+class SampleByHand(SamplePhotos):
     """Wants an archive that TFDS knows the size of, and another file."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
@@ -49,13 +49,20 @@ class TinyByHand(TinyPhotos):
     url_infos = {"https://example.org/photos.tar": UrlInfo(10, "0" * 64, None)}  # noqa: RUF012
 
 
-class TinyHuge(TinyPhotos):
+class SampleHuge(SamplePhotos):
     """Downloads more than any disk holds."""
 
     url_infos = {"https://example.org/huge.zip": UrlInfo(2**60, "0" * 64, None)}  # noqa: RUF012
 
 
-class TinyBeam(TinyPhotos):
+class SampleEmpty(SamplePhotos):
+    """Finds nothing, as a builder with a wrong path would."""
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples([])}
+
+
+class SampleBeam(SamplePhotos):
     """Made by an Apache Beam pipeline."""
 
     def _generate_examples(self, numbers):

@@ -334,7 +334,7 @@ def test_a_bucket_is_to_be_mounted(data_dir):
 @pytest.mark.slow
 def test_what_tfds_writes_with_tensorflow_reads_as_tf_data_reads_it(prepared, tmp_path):
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed: '.[prepare]'")
-    from tensorflow_datasets.core import writer
+    from tensorflow_datasets.core import file_adapters
 
     original = tfds.builder_from_directory(prepared[0] / "tiny_photos/1.0.0")
     target = tmp_path / "tiny_photos/1.0.0"
@@ -344,7 +344,8 @@ def test_what_tfds_writes_with_tensorflow_reads_as_tf_data_reads_it(prepared, tm
     )
     for number, part in enumerate(np.array_split(np.arange(23), 4)):
         file = target / f"tiny_photos-train.tfrecord-{number:05}-of-00004"
-        writer.ExampleWriter("tfrecord").write(file, [(int(i), raw[int(i)]) for i in part])
+        examples = [(int(i), raw[int(i)]) for i in part]
+        file_adapters.TfRecordFileAdapter.write_examples(file, examples)
         assert file.read_bytes() == (folder_of(prepared[1]) / file.name).read_bytes()
     dataset = tfds.load(
         "tiny_photos",
