@@ -1,11 +1,17 @@
 """`prepare` with real builders: what it makes, what it refuses, and what an interruption leaves."""
 
+import contextlib
+import fcntl
 import importlib.util
 import io
+import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import tarfile
+import termios
 import time
 from pathlib import Path
 
@@ -162,6 +168,24 @@ def test_what_is_prepared_as_tfrecord_is_left_as_it_is(tmp_path):
     found, said = prepared("sample_photos", tmp_path / "copy")
     assert found == {**found, "path": str(copy), "file_format": "tfrecord", "prepared": False}
     assert f"is prepared already, in {copy}" in said
+
+
+def test_a_terminal_shows_tfds_progress(tmp_path):
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    with subprocess.Popen(
+        command("prepare", "--dataset=optical_digits", f"--data_dir={tmp_path}"),
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=inside,
+    ) as process:  # fmt: skip
+        os.close(inside)
+        said = b""
+        # Linux ends the reading of a terminal that nobody holds open any more with an error.
+        with contextlib.suppress(OSError):
+            while part := os.read(terminal, 65536):
+                said += part
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"Generating splits...:   0%|" in said
 
 
 @pytest.mark.parametrize(
