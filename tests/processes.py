@@ -1,10 +1,12 @@
 """Runs of the commands in real processes."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,15 @@ def records(workdir: Path) -> list[tuple[str, int, float]]:
     """`(train or eval, step, loss)` of each line of a run's metrics."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [(r["kind"], r["step"], r["loss"]) for r in map(json.loads, lines)]
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the privilege to write anywhere, which a superuser has."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)

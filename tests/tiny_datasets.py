@@ -1,5 +1,8 @@
 """TFDS data sets that the tests prepare: real builders, whose files are read by name afterwards."""
 
+import json
+import shutil
+import struct
 from pathlib import Path
 
 import cv2
@@ -122,3 +125,52 @@ def _write(data_dir, name, features, splits, keys=None) -> None:
         )
     tfds.disable_progress_bar()
     builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+def as_tfrecord(source: Path, target: Path, shards: int) -> dict[str, list[bytes]]:
+    """Copies a prepared array_record version folder as tfrecord, which TFDS writes by TensorFlow.
+
+    Args:
+      source: a folder such as `tiny_photos/1.0.0`.
+      target: the copy; its last two parts are the data set's name and version.
+      shards: how many files each split is cut into.
+
+    Returns:
+      Each split's serialized examples, in order.
+    """
+    builder = tfds.builder_from_directory(source)
+    info = json.loads((source / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    target.mkdir(parents=True)
+    records = {}
+    for split in info["splits"]:
+        name = split["name"]
+        whole = builder.as_data_source(
+            name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        records[name] = list(whole)
+        parts = [list(part) for part in np.array_split(np.arange(len(whole)), shards)]
+        split["shardLengths"] = [str(len(part)) for part in parts]
+        for number, part in enumerate(parts):
+            file = target / f"{info['name']}-{name}.tfrecord-{number:05}-of-{shards:05}"
+            file.write_bytes(b"".join(tfrecord_frame(whole[int(i)]) for i in part))
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    shutil.copy(source / "features.json", target)
+    return records
+
+
+def tfrecord_frame(record: bytes) -> bytes:
+    """A record as tfrecord frames it: length, its checksum, the record, its checksum."""
+    length = struct.pack("<Q", len(record))
+    return length + _masked_crc32c(length) + record + _masked_crc32c(record)
+
+
+def _masked_crc32c(data: bytes) -> bytes:
+    """Bit by bit, from the polynomial (RFC 3720, appendix B.4) and TensorFlow's rotation."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)

@@ -72,7 +72,12 @@ def compilation_cache() -> Path:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags and the config; what cannot be parsed is told in one line, exit code 2."""
+    """Parses flags and the config; what cannot be parsed is told in one line, exit code 2.
+
+    In the name of a flag, `-` is as good as `_`.
+    """
+    argv = [re.sub(r"(?<=\w)-(?=\w)", "_", name) + equals + value if name[:2] == "--" else arg
+            for arg in argv for name, equals, value in [arg.partition("=")]]  # fmt: skip
     for arg in argv[1:]:
         override = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
         if override and override[1] not in config_lib.SCHEMA:

@@ -32,7 +32,8 @@ def test_a_data_set_that_is_not_prepared_names_the_command(tmp_path):
     message = str(caught.value)
     assert "\n" not in message
     assert f"imagenet2012 is not prepared in {tmp_path}" in message
-    assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in message
+    command = f"python -m xception_jax.prepare --dataset=imagenet2012 --data_dir={tmp_path}"
+    assert command in message
     assert "--manual_dir" in message
 
 

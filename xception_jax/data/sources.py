@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from xception_jax.errors import ExampleError, UsageError, nearest
+from xception_jax.data import tfrecord
+from xception_jax.errors import ExampleError, RunError, UsageError, nearest
 
 EMBEDDED = "optical_digits"
 FOLDER = "folder:"
@@ -62,6 +63,8 @@ class Source:
         name = self.describe(index) if self.describe else f"example {index} of {self.name}"
         try:
             record = self.records[index]
+        except RunError as error:
+            raise ExampleError(name, f"cannot be read: {error}") from None
         except (OSError, RuntimeError) as error:  # the latter is array_record's, of a wrong hash
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise ExampleError(name, f"cannot be read: {reason}") from None
@@ -100,7 +103,7 @@ def open_split(
     test_share: float = 0.2,
     split_seed: int = 0,
 ) -> Source:
-    """Opens a split of a folder of images, or of a TFDS data set prepared as array_record.
+    """Opens a split of a folder of images, or of a TFDS data set prepared already.
 
     Args:
       dataset: `folder:PATH`, see `data.folder`; or a TFDS name, `name`, `name/config` or
@@ -116,6 +119,7 @@ def open_split(
     Raises:
       UsageError: the data set is unknown, not prepared, empty, or has not one image and one such
         feature.
+      RunError: a tfrecord file is damaged.
     """
     if dataset.startswith(FOLDER):
         from xception_jax.data import folder  # it builds on this module
@@ -124,6 +128,11 @@ def open_split(
         return folder.open_split(
             path, split, data_dir or "", test_share=test_share, split_seed=split_seed
         )
+    return _open_prepared(dataset, split, data_dir, label)
+
+
+def _open_prepared(dataset: str, split: str, data_dir: str | None, label: str | None) -> Source:
+    """Opens a split that TFDS has prepared as array_record or tfrecord; see `open_split`."""
     builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     image_key = _only(builder, dataset, "image", _named(builder, tfds.features.Image))
     labels = _label_features(builder)
@@ -137,13 +146,17 @@ def open_split(
     if examples <= 0:
         raise UsageError(f"{split!r} of {dataset} in {builder.data_dir} is empty")
     decoders = {image_key: tfds.decode.SkipDecoding()}
+    records: Sequence[Any]
     try:
         records = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:
-        raise UsageError(
-            f"{dataset} in {builder.data_dir} is prepared as {builder.info.file_format.value}, "
-            f"which has no random access; prepare it again with: {_prepare_command(builder)}"
-        ) from None
+        file_format = builder.info.file_format.value
+        if file_format != "tfrecord":
+            raise UsageError(
+                f"{dataset} in {builder.data_dir} is prepared as {file_format}, which has no "
+                f"random access; move it away and prepare it with: {_prepare_command(builder)}"
+            ) from None
+        records = tfrecord.open_split(builder.info, split, decoders)
     return Source(
         name=f"{builder.info.full_name}:{split}",
         class_names=tuple(label_feature.names),
@@ -157,6 +170,28 @@ def open_split(
 
 def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The data set's TFDS builder, its data known to be on disk."""
+    builder = find_builder(dataset, data_dir)
+    if builder.name == EMBEDDED:
+        tfds.disable_progress_bar()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
+                builder.download_and_prepare(file_format="array_record")
+        except OSError as error:
+            raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
+    elif not builder.info.splits:
+        raise UsageError(
+            f"{dataset} is not prepared in {builder.data_dir}; prepare it with: "
+            f"{_prepare_command(builder)}"
+        )
+    return builder
+
+
+def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set, whether its data is on disk or not.
+
+    Raises:
+      UsageError: there is none, or it cannot be opened.
+    """
     if re.split("[:/]", dataset)[0] == EMBEDDED:
         from xception_jax.data.optical_digits import OpticalDigits  # registers itself with TFDS
 
@@ -164,16 +199,9 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             raise UsageError(
                 f"no data set {dataset!r}; there is {EMBEDDED}:{OpticalDigits.VERSION}"
             )
-        tfds.disable_progress_bar()
-        builder = OpticalDigits(data_dir=data_dir, file_format="array_record")
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
-                builder.download_and_prepare()
-        except OSError as error:
-            raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
-        return builder
+        return OpticalDigits(data_dir=data_dir, file_format="array_record")
     try:
-        builder = tfds.builder(dataset, data_dir=data_dir)
+        return tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = [EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
         where = data_dir or tfds.core.constants.DATA_DIR
@@ -183,19 +211,13 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     except (ValueError, AssertionError, ImportError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"data set {dataset!r} cannot be opened: {reason}") from None
-    if not builder.info.splits:
-        raise UsageError(
-            f"{dataset} is not prepared in {builder.data_dir}; prepare it with: "
-            f"{_prepare_command(builder)}"
-        )
-    return builder
 
 
 def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
-    folder = shlex.quote(str(builder._data_dir_root))
+    """The command that prepares a data set, for a complaint that it is not."""
     command = (
-        f"pip install 'xception_jax[prepare]' && tfds build {builder.name} "
-        f"--file_format=array_record --data_dir={folder}"
+        f"python -m xception_jax.prepare --dataset={builder.name} "
+        f"--data_dir={shlex.quote(str(builder._data_dir_root))}"
     )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         command += " --manual_dir=FOLDER_OF_ITS_ARCHIVES"

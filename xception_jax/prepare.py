@@ -1,0 +1,322 @@
+r"""Prepares a TFDS data set as array_record, by its own unmodified builder.
+
+    python -m xception_jax.prepare --dataset=imagenet2012 --data_dir=DATA --manual_dir=TAR_FILES
+    python -m xception_jax.prepare --dataset=my_photos --imports=my_package.my_photos \
+        --beam_options=direct_num_workers=8,direct_running_mode=multi_processing
+
+Says first what it downloads, what it needs by hand and how much disk it takes, and does not begin
+what cannot succeed. Interrupted, the same command starts again cleanly.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from absl import flags
+from rich.console import Console
+
+from xception_jax import cli
+from xception_jax.errors import RunError, UsageError
+
+_DATASET = flags.DEFINE_string("dataset", None, "a TFDS name: NAME, NAME/CONFIG or NAME:VERSION")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps its data; TFDS' own default")
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "folder of what TFDS cannot download; DATA_DIR/downloads/manual"
+)
+_BEAM_OPTIONS = flags.DEFINE_list(
+    "beam_options", [], "Apache Beam's pipeline options, NAME=VALUE, with commas between"
+)
+_IMPORTS = flags.DEFINE_list("imports", [], "modules that register builders of your own with TFDS")
+_CHECK_DISK = flags.DEFINE_bool("check_disk", True, "do not begin where the disk looks too small")
+_JSON = flags.DEFINE_bool(
+    "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
+)
+
+# Names of files in a builder's instructions for what is to be put into the manual folder.
+_FILE_NAME = re.compile(r"[\w.-]+\.(?:tar(?:\.gz|\.bz2)?|tgz|zip|gz|7z|rar|csv|mat|json|txt)\b")
+
+
+def prepare(
+    dataset: str,
+    *,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    beam_options: list[str] | None = None,
+    check_disk: bool = True,
+    console: Console,
+) -> dict[str, Any]:
+    """Prepares a data set, unless it is prepared; the arguments are the command's flags.
+
+    Returns:
+      `dataset` (name and version), `path`, `file_format`, `splits` (examples of each), `bytes`,
+      and `prepared`, whether it was done now.
+
+    Raises:
+      UsageError: it cannot succeed.
+      RunError: it failed or was interrupted. Either way nothing is left that would open.
+    """
+    from xception_jax.data import sources
+
+    builder = sources.find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
+    prepared = bool(builder.info.splits)
+    if prepared:
+        console.print(f"{builder.info.full_name} is prepared already, in {builder.data_dir}")
+    else:
+        default = Path(builder._data_dir_root) / "downloads" / "manual"
+        needs = Needs.of(builder, Path(manual_dir).expanduser() if manual_dir else default)
+        options = _pipeline_options(beam_options or [])
+        console.print(needs.describe(builder))
+        needs.check(builder, check_disk)
+        _build(builder, needs.manual, options)
+        console.print(f"prepared in {builder.data_dir}")
+    info = builder.info
+    return {
+        "dataset": info.full_name,
+        "path": str(builder.data_dir),
+        "file_format": info.file_format.value,
+        "splits": {name: split.num_examples for name, split in info.splits.items()},
+        "bytes": int(info.dataset_size),
+        "prepared": not prepared,
+    }
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a builder takes, as far as TFDS knows.
+
+    Attributes:
+      manual: the folder of what is put there by hand.
+      by_hand: the files for it that the builder's instructions name.
+      urls: what is downloaded.
+      download: bytes of that, those left to download.
+      disk: bytes, downloads included. TFDS' figure for the prepared data, else the size of the
+        archives it is made of: images are stored as they come.
+      free: bytes.
+    """
+
+    manual: Path
+    by_hand: tuple[str, ...]
+    urls: tuple[str, ...]
+    download: int
+    disk: int
+    free: int
+
+    @classmethod
+    def of(cls, builder: Any, manual: Path) -> "Needs":
+        """Collects it from a builder, the manual folder and the disk."""
+        root = Path(builder._data_dir_root)
+        sizes = {url: int(info.size or 0) for url, info in (builder.url_infos or {}).items()}
+        named = _FILE_NAME.findall(builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "")
+        by_hand = tuple(dict.fromkeys(named))
+        urls = tuple(url for url in sizes if url.rsplit("/", 1)[-1] not in by_hand)
+        there = [manual / name for name in by_hand if (manual / name).is_file()]
+        archives = sum(sizes[url] for url in urls) + sum(path.stat().st_size for path in there)
+        done = (root / "downloads" / builder.name).rglob("*")
+        left = sum(sizes[url] for url in urls) - sum(p.stat().st_size for p in done if p.is_file())
+        return cls(
+            manual=manual,
+            by_hand=by_hand,
+            urls=urls,
+            download=max(left, 0),
+            disk=max(left, 0) + int(builder.info.dataset_size or archives),
+            free=shutil.disk_usage(_existing(root)).free,
+        )
+
+    def describe(self, builder: Any) -> str:
+        """Some lines for people."""
+        from tensorflow_datasets.core.units import Size
+
+        lines = [f"{builder.info.full_name} will be written to {builder.data_dir}"]
+        if self.urls:
+            hosts = ", ".join(sorted({urlsplit(url).netloc for url in self.urls}))
+            size = f"up to {Size(self.download)}" if self.download else "nothing that is not there"
+            lines.append(f"downloads: {size}, of {len(self.urls)} files from {hosts}")
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            lines.append(f"by hand, in {self.manual}: {_instructions(builder)}")
+        takes = f"about {Size(self.disk)}" if self.disk else "TFDS does not know how much"
+        lines.append(f"disk: {takes}; free: {Size(self.free)}")
+        return "\n  ".join(lines)
+
+    def check(self, builder: Any, check_disk: bool) -> None:
+        """Raises `UsageError` if the builder cannot succeed."""
+        from tensorflow_datasets.core.units import Size
+
+        target, root = Path(builder.data_dir), Path(builder._data_dir_root)
+        if target.exists():
+            raise UsageError(
+                f"{target} is there and holds no dataset_info.json, so TFDS neither reads nor "
+                f"replaces it; move it away"
+            )
+        parent = _existing(target)
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+            raise UsageError(f"{parent} cannot be written to; name another --data_dir")
+        # Those that TFDS knows the size of are archives it will open; others may be unpacked first.
+        known = {url.rsplit("/", 1)[-1] for url in builder.url_infos or {}}
+        missing = [n for n in self.by_hand if n in known and not (self.manual / n).is_file()]
+        empty = not self.manual.is_dir() or not any(self.manual.iterdir())
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and (missing or empty):
+            lacks = f"has no {' and no '.join(missing)}" if missing else "is empty or not there"
+            raise UsageError(
+                f"{self.manual} {lacks}; name the folder with --manual_dir. TFDS says: "
+                f"{_instructions(builder)}"
+            )
+        if check_disk and self.disk > self.free:
+            raise UsageError(
+                f"{root} has {Size(self.free)} free, and {builder.name} takes about "
+                f"{Size(self.disk)}; make room, or go on all the same with --nocheck_disk"
+            )
+
+
+def _instructions(builder: Any) -> str:
+    return " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest of its parents that is there."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _pipeline_options(options: list[str]) -> Any:
+    """Apache Beam's options, None where none are given."""
+    if not options:
+        return None
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UsageError(
+            "--beam_options needs Apache Beam: pip install 'xception_jax[beam]'"
+        ) from None
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):  # argparse tells of a bad value there
+            parsed = PipelineOptions(flags=[f"--{option}" for option in options])
+            parsed.get_all_options()
+    except SystemExit:
+        reason = complaint.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+        raise UsageError(f"--beam_options: {reason}") from None
+    return parsed
+
+
+def _build(builder: Any, manual: Path, options: Any) -> None:
+    """Runs the builder; whatever stops it, nothing is left that would open."""
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual if manual.is_dir() else None,
+        beam_options=options,
+        try_download_gcs=False,  # what lies there is tfrecord
+    )
+    with (
+        _alone(Path(builder.data_dir)),
+        _interruptible(),
+        _told(builder),
+        contextlib.redirect_stdout(io.StringIO()),  # TFDS tells of its work in prints
+    ):
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keeps other processes from preparing the same, and removes what killed ones have left."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".prepare_{target.name}.lock").open("w") as lock:
+        try:
+            # The system drops the lock with the process, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is preparing {target}") from None
+        for stale in target.parent.glob(f"incomplete.*_{target.name}"):
+            shutil.rmtree(stale)
+        yield
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets SIGTERM end the builder as Ctrl-C does: TFDS then removes what it has written."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _told(builder: Any) -> Iterator[None]:
+    """Turns what is known to go wrong in a builder into one line."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import download_manager, extractor, util
+
+    name = builder.info.full_name
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise RunError(
+            "interrupted; nothing half-written is left, and the same command starts again"
+        ) from None
+    except ImportError as error:
+        # TFDS raises some anew, with the name in the message alone.
+        found = re.search(r"No module named '(\w+)", str(error))
+        if not found:
+            raise
+        extras = {"tensorflow": "xception_jax[prepare]", "apache_beam": "xception_jax[beam]"}
+        package = extras.get(found[1], found[1])
+        raise UsageError(
+            f"{name} needs {found[1]} to be prepared: pip install '{package}'"
+        ) from None
+    except (
+        OSError,
+        AssertionError,
+        util.DownloadError,
+        download_manager.NonMatchingChecksumError,
+        extractor.ExtractError,
+        extractor.UnsafeArchiveError,
+        tfds.core.utils.DatasetVariantBlockedError,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"{name} cannot be prepared: {reason}") from None
+
+
+def main() -> None:
+    if not _DATASET.value:
+        raise UsageError("--dataset is needed; --help shows an example")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for module in _IMPORTS.value:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"--imports={module}: {error}") from None
+    import tensorflow_datasets as tfds
+
+    console = Console(
+        stderr=_JSON.value, markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
+    tfds.display_progress_bar(sys.stderr.isatty())
+    result = prepare(
+        _DATASET.value,
+        data_dir=_DATA_DIR.value,
+        manual_dir=_MANUAL_DIR.value,
+        beam_options=_BEAM_OPTIONS.value,
+        check_disk=_CHECK_DISK.value,
+        console=console,
+    )
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    for split, examples in result["splits"].items():
+        console.print(f"  {split}: {examples:,} examples")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
