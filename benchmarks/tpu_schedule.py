@@ -295,7 +295,7 @@ class Program:
         around = self.computations[computation].operations
         body = operation.attribute(r"(?:body|to_apply)=%([\w.\-]+)")
         if operation.opcode in ("while", "call") and body:
-            trips = int(operation.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
+            trips = self._rounds(operation)
             for held in self.computations[body].operations.values():
                 yield from self._costs(held, body, rounds * trips)
         if operation.opcode not in _FREE:
@@ -310,6 +310,15 @@ class Program:
                 cycles=rounds * self.cycles.get(operation.name, 0),
                 bytes=rounds * self._bytes(operation, around),
             )
+
+    def _rounds(self, operation: Operation) -> int:
+        """How often a loop runs, read from what its condition compares its counter with."""
+        condition = self.computations.get(operation.attribute(r"condition=%([\w.\-]+)"))
+        if condition is None or condition.root is None or condition.root.opcode != "compare":
+            return 1
+        limits = (condition.operations.get(name) for name in condition.root.operands)
+        found = [re.match(r"\d+", o.rest) for o in limits if o and o.opcode == "constant"]
+        return int(found[0][0]) if found and found[0] else 1
 
     def _share_schedules(self) -> None:
         """The schedule is written down for one of several equal operations; all get it."""

@@ -43,12 +43,19 @@ HloModule jit_train_step, is_scheduled=true
   ROOT %tuple.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%p, %copy.7)
 }
 
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  %p.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
 ENTRY %main (a: bf16[8]) -> bf16[8] {
   %a = bf16[64,147,147,64]{3,0,2,1:T(8,128)(2,1)} parameter(0)
   %k = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} parameter(1)
   %fusion.1 = bf16[64,147,147,128]{3,0,2,1:T(8,128)(2,1)} fusion(%a, %k), kind=kOutput, calls=%fused_computation.1, metadata={op_name="jit(train_step)/jvp(block2)/dot_general"}, backend_config={"estimated_cycles":"1234"}
   %fusion.2 = bf16[64,147,147,128]{3,0,2,1:T(8,128)(2,1)} fusion(%a, %k), kind=kOutput, calls=%fused_computation.1, metadata={op_name="jit(train_step)/jvp(block2)/dot_general"}
-  %while.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %while.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) while(%t), condition=%cond, body=%body
   ROOT %all-reduce.1 = f32[]{:T(128)} all-reduce(%z), to_apply=%add
 }
 """  # noqa: E501
