@@ -1,7 +1,7 @@
 """Xception on Open Images V4, whose images have several labels, by the paper's JFT recipe.
 
     pip install -e '.[prepare]'
-    python -m xception_jax.prepare --dataset=open_images_v4/300k --file_format=array_record --data_dir=DATA
+    python -m xception_jax.prepare --dataset=open_images_v4/300k --data_dir=DATA
     python -m xception_jax.main --config=configs/open_images.py --workdir=runs/open_images \
         --config.data.data_dir=DATA
 

@@ -87,6 +87,7 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("data.batch_size", 60, "is 60, which 8 devices do not divide; take 56 or 64"),
         ("data.batch_size", 4, "is 4, which 8 devices do not divide; take 8"),
         ("optimizer.microbatch", 4, "is 4 and a device's share of the batch is 8; set config."),
+        ("data.eval_preset", "tim", "is 'tim'; did you mean 'timm'?"),
         ("mesh.data", 9, "is 9; there are 8 devices"),
         ("mesh.data", 0, "is 0; there are 8 devices"),
     ],
@@ -115,6 +116,11 @@ def test_values_that_are_refused(field, value, message):
 )
 def test_what_does_not_fit_together_or_is_not_there(field, value, message):
     assert refusal(**{field: value}).startswith(message)
+
+
+def test_keras_preset_takes_all_of_the_picture():
+    message = refusal(**{"data.eval_preset": "keras", "data.eval_crop": 0.9})
+    assert message.startswith("config.data.eval_crop is 0.9; it must be 1.0 with")
 
 
 def refusal(**changes) -> str:

@@ -96,8 +96,22 @@ SCHEMA: dict[str, Field] = {
     "data.crop_area": _tuple((1.0, 1.0), "random crop: range of shares of the area", low=1e-3,
                              high=1.0),
     "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
+    "data.eval_preset": _text(
+        "area",
+        "how evaluation resizes: area: a centred square, averaged; keras: all, squeezed, nearest "
+        "pixels; timm: the shorter side, bicubic, then the centre",
+        choices=("area", "keras", "timm"),
+    ),
     "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept", low=0.01, high=1.0),
-    "data.threads": _int(4, "batches made at the same time by a host", low=1, harmless=True),
+    "data.threads": _int(4, "batches made at the same time by a process", low=1, harmless=True),
+    "data.workers": _int(
+        0, "processes of a host that make training batches; 0: threads of the run's own, which "
+        "cost less", harmless=True
+    ),
+    "data.in_memory": _int(
+        256, "MiB of finished images that may be kept, of a split of which nothing is cropped at "
+        "random; what fits is made once", harmless=True
+    ),
     "augment.flip": _flag(False, "mirror half of the training images"),
     "augment.shift": _int(0, "move training images by up to so many pixels"),
     "optimizer.name": _text("sgd", "Optax' algorithm", choices=("sgd", "rmsprop", "adamw", "lamb")),
@@ -224,6 +238,11 @@ def _check_ranges(config: ConfigDict) -> None:
         value = config.data[name]
         if len(value) != 2 or value[0] > value[1]:
             raise UsageError(f"config.data.{name} is {value}; it takes (least, largest)")
+    if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
+        raise UsageError(
+            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
+            f"config.data.eval_preset keras, which takes all of the picture"
+        )
     for name in (
         "eval.every",
         "checkpoint.every",

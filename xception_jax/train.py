@@ -21,7 +21,7 @@ from xception_jax.training import optimizer, sharding, signals, telemetry, workd
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import Checkpoints, Meta
-from xception_jax.training.evaluation import Evaluator, images_of
+from xception_jax.training.evaluation import Evaluator, reader_of
 from xception_jax.training.state import TrainState
 
 
@@ -93,14 +93,12 @@ class Run:
 
     def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
-        batches = stream.training_batches(
-            self.train_source,
-            images_of(self.config),
+        data = self.config.data
+        batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
             batch_size=self.config.data.batch_size,
             seed=self.config.seed,
             first_step=first_step,
             share=stream.Share.of_this_process(),
-            threads=self.config.data.threads,
             skips=skips,
         )
         return stream.to_devices(batches, sharding.by_example(self.mesh))
@@ -162,7 +160,7 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Tele
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     )
-    for note in (run.train_source.summary, run.evaluate.source.summary, *notes):
+    for note in (run.train_source.summary, run.evaluate.reader.source.summary, *notes):
         if note:
             log.say(note)
 

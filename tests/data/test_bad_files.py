@@ -46,8 +46,9 @@ def logged(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "skipped.jsonl").read_text().splitlines()]
 
 
-def batches(source, count, **options):
-    return list(itertools.islice(stream.training_batches(source, CROPPED, **options), count))
+def batches(source, count, *, images=CROPPED, host=None, **options):
+    reader = stream.Reader(source, images, host or stream.Host())
+    return list(itertools.islice(reader.training_batches(**options), count))
 
 
 def replacement(record: int, count: int, bad: frozenset[int]) -> int:
@@ -62,7 +63,7 @@ def test_a_bad_record_is_replaced_by_the_next_good_one_and_by_nothing_else(
     bad = data.draw(st.frozensets(st.integers(0, count - 1), min_size=1, max_size=count - 1))
     workdir = tmp_path_factory.mktemp("run")
     kept, _ = taken(workdir)
-    options = {"batch_size": count, "seed": 3, "threads": 2}
+    options = {"batch_size": count, "seed": 3, "host": stream.Host(threads=2)}
     clean = batches(numbered(count), 2, **options)
     found = batches(numbered(count, bad), 2, **options, skips=kept)
     for one, other in zip(clean, found, strict=True):
@@ -105,7 +106,7 @@ def test_hosts_threads_and_resuming_change_nothing_with_bad_records(tmp_path, ho
     for first in (0, 2):
         shares = [
             batches(
-                source, 5 - first, **options, first_step=first, threads=threads,
+                source, 5 - first, **options, first_step=first, host=stream.Host(threads),
                 share=stream.Share(host, hosts), skips=taken(tmp_path)[0],
             )
             for host in range(hosts)
@@ -116,10 +117,27 @@ def test_hosts_threads_and_resuming_change_nothing_with_bad_records(tmp_path, ho
                 np.testing.assert_array_equal(joined, array)
 
 
+def test_what_is_kept_in_memory_is_skipped_alike(tmp_path):
+    source = numbered(30, frozenset((0, 1, 11, 29)))
+    options = {"batch_size": 12, "seed": 5, "images": stream.Images(size=8)}
+    found = []
+    for memory in (0, 10**6):
+        kept, _ = taken(tmp_path / str(memory))
+        (tmp_path / str(memory)).mkdir()
+        made = batches(source, 6, **options, skips=kept, host=stream.Host(memory=memory))
+        found.append((made, sorted(entry["record"] for entry in logged(tmp_path / str(memory)))))
+    assert found[0][1] == found[1][1] == [0, 1, 11, 29]
+    for streamed, held in zip(found[0][0], found[1][0], strict=True):
+        for name, array in streamed.items():
+            np.testing.assert_array_equal(array, held[name])
+
+
 def test_evaluation_masks_what_cannot_be_used_and_keeps_the_rest(tmp_path):
     bad = frozenset((0, 3, 7, 8))
     kept, said = taken(tmp_path)
-    found = list(stream.evaluation_batches(numbered(10, bad), CROPPED, batch_size=4, skips=kept))
+    found = list(
+        stream.Reader(numbered(10, bad), CROPPED).evaluation_batches(batch_size=4, skips=kept)
+    )
     label, mask = (np.concatenate([b[name] for b in found]) for name in ("label", "mask"))
     assert label[mask == 1].tolist() == [1, 2, 4, 5, 6, 9]
     assert len(mask) == 12
@@ -133,8 +151,8 @@ def test_evaluation_masks_what_cannot_be_used_and_keeps_the_rest(tmp_path):
 
 def test_nothing_is_skipped_unless_it_is_counted():
     for of_split in (
-        stream.training_batches(numbered(4, frozenset([1])), CROPPED, batch_size=4, seed=0),
-        stream.evaluation_batches(numbered(4, frozenset([1])), CROPPED, batch_size=4),
+        stream.Reader(numbered(4, frozenset([1])), CROPPED).training_batches(batch_size=4, seed=0),
+        stream.Reader(numbered(4, frozenset([1])), CROPPED).evaluation_batches(batch_size=4),
     ):
         with pytest.raises(ExampleError, match="example 1 of numbered cannot be decoded"):
             next(of_split)

@@ -43,7 +43,7 @@ def test_labels_are_what_the_pictures_show(data_dir, dataset, label):
 
 def test_evaluation_takes_each_once_and_fills_up_with_nothing(data_dir):
     source = sources.open_split("tiny_scenes", "train", data_dir, label="objects/label")
-    batches = list(stream.evaluation_batches(source, stream.Images(8), batch_size=8))
+    batches = list(stream.Reader(source, stream.Images(8)).evaluation_batches(batch_size=8))
     whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     assert {name: (array.dtype, array.shape) for name, array in whole.items()} == {
         "image": (np.uint8, (24, 8, 8, 3)),
@@ -57,7 +57,9 @@ def test_evaluation_takes_each_once_and_fills_up_with_nothing(data_dir):
 
 def test_a_training_batch_brings_the_labels_of_its_images(data_dir):
     source = sources.open_split("tiny_scenes", "train", data_dir, label="tags")
-    batch = next(stream.training_batches(source, stream.Images(16), batch_size=COUNT, seed=3))
+    batch = next(
+        stream.Reader(source, stream.Images(16)).training_batches(batch_size=COUNT, seed=3)
+    )
     red, green, blue = 0, 1, 2
     for image, labels in zip(batch["image"], batch["labels"], strict=True):
         halves = [image[:, :8], image[:, 8:]]

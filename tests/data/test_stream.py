@@ -6,9 +6,10 @@ import cv2
 import hypothesis
 import numpy as np
 import pytest
+from absl import flags
 from hypothesis import strategies as st
 
-from xception_jax.data import sources, stream
+from xception_jax.data import decode, order, sources, stream
 from xception_jax.training import sharding
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3), eval_crop=0.9)
@@ -26,8 +27,9 @@ def numbered(count: int) -> sources.Source:
     return sources.Source("numbered", names, records, "image", "label")
 
 
-def batches(source, count, **kwargs):
-    return list(itertools.islice(stream.training_batches(source, CROPPED, **kwargs), count))
+def batches(source, count, *, images=CROPPED, host=None, **kwargs):
+    reader = stream.Reader(source, images, host or stream.Host(threads=2))
+    return list(itertools.islice(reader.training_batches(**kwargs), count))
 
 
 def joined(shares):
@@ -51,10 +53,7 @@ def test_every_example_once_an_epoch_in_a_new_order(count, batch, seed):
     epochs = 3
     steps = -(-epochs * count // batch)
     seen = np.concatenate(
-        [
-            b["label"]
-            for b in batches(numbered(count), steps, batch_size=batch, seed=seed, threads=1)
-        ]
+        [b["label"] for b in batches(numbered(count), steps, batch_size=batch, seed=seed)]
     )[: epochs * count].reshape(epochs, count)
     np.testing.assert_array_equal(np.sort(seen), np.tile(np.arange(count), (epochs, 1)))
     if count > 12:
@@ -64,17 +63,66 @@ def test_every_example_once_an_epoch_in_a_new_order(count, batch, seed):
 @pytest.mark.parametrize("hosts", [1, 2, 3, 8])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_hosts_threads_and_resuming_change_nothing(hosts, threads):
+    assert_nothing_changes(CROPPED, hosts, stream.Host(threads))
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_what_is_kept_in_memory_is_what_is_made_anew(hosts):
+    kept = stream.Host(threads=3, memory=50 * 8 * 8 * 3)
+    assert_nothing_changes(stream.Images(size=8, eval_crop=0.9), hosts, kept)
+    assert_nothing_changes(CROPPED, hosts, kept)
+
+
+def test_a_worker_process_changes_nothing():
+    flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
+    assert_nothing_changes(CROPPED, 1, stream.Host(threads=2, workers=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts", [1, 2, 3, 8])
+def test_worker_processes_change_nothing(hosts):
+    flags.FLAGS.mark_as_parsed()
+    assert_nothing_changes(CROPPED, hosts, stream.Host(threads=1, workers=3))
+
+
+def assert_nothing_changes(images: stream.Images, hosts: int, host: stream.Host) -> None:
+    """The same batches as on one host without anything, also from a step in between."""
     source, batch = numbered(50), 24
-    whole = batches(source, 7, batch_size=batch, seed=5, threads=2)
+    whole = batches(source, 7, images=images, batch_size=batch, seed=5)
     for first in (0, 4):
         shares = [
             batches(
-                source, 7 - first, batch_size=batch, seed=5, first_step=first, threads=threads,
-                share=stream.Share(host, hosts),
+                source, 7 - first, images=images, host=host, batch_size=batch, seed=5,
+                first_step=first, share=stream.Share(index, hosts),
             )
-            for host in range(hosts)
+            for index in range(hosts)
         ]  # fmt: skip
         assert_same([joined(parts) for parts in zip(*shares, strict=True)], whole[first:])
+
+
+def test_what_is_kept_is_made_once(monkeypatch):
+    made = []
+    decoded = decode.decode
+    monkeypatch.setattr(decode, "decode", lambda *args: made.append(args[1]) or decoded(*args))
+    reader = stream.Reader(numbered(6), stream.Images(8), stream.Host(memory=10_000))
+    list(itertools.islice(reader.training_batches(batch_size=4, seed=0), 9))
+    assert sorted(made) == [f"example {i} of numbered" for i in range(6)]
+    made.clear()
+    for _ in range(2):
+        evaluated = list(reader.evaluation_batches(batch_size=4))
+    assert len(made) == 6
+    assert_same(evaluated, list(stream.Reader(numbered(6), stream.Images(8)).evaluation_batches(
+        batch_size=4)))  # fmt: skip
+
+
+def test_an_order_of_ones_own():
+    [batch] = batches(
+        numbered(20), 1, batch_size=6, seed=0, order=order.Repeated(order.Shuffled(20, 1), 3)
+    )
+    labels = batch["label"].tolist()
+    assert labels[:3] == labels[:1] * 3
+    assert labels[3:] == labels[3:4] * 3
+    assert not np.array_equal(batch["image"][0], batch["image"][1]), "each has a crop of its own"
 
 
 def test_a_far_step_is_a_step_like_any_other():
@@ -118,8 +166,8 @@ def test_evaluation_covers_the_split_exactly_once(count, hosts, each):
     source = numbered(count)
     shares = [
         list(
-            stream.evaluation_batches(
-                source, CROPPED, batch_size=hosts * each, share=stream.Share(host, hosts), threads=1
+            stream.Reader(source, CROPPED).evaluation_batches(
+                batch_size=hosts * each, share=stream.Share(host, hosts)
             )
         )
         for host in range(hosts)

@@ -77,7 +77,7 @@ def test_training_sees_the_same_batches(prepared):
     expected, found = (
         list(
             itertools.islice(
-                stream.training_batches(open_train(folder), images, batch_size=10, seed=3), 5
+                stream.Reader(open_train(folder), images).training_batches(batch_size=10, seed=3), 5
             )
         )
         for folder in prepared

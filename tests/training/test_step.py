@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 
 from xception_jax import train
-from xception_jax.data import stream
 from xception_jax.training import sharding, state, step
-from xception_jax.training.evaluation import images_of
+from xception_jax.training.evaluation import reader_of
 
 
 def start(config):
     """A run, its first state and its first batches (on the host)."""
     run = train.prepare(config)
     first = state.initialize(run.init, config.seed, sharding.replicated(run.mesh))
-    batches = stream.training_batches(
-        run.train_source, images_of(config), batch_size=config.data.batch_size, seed=config.seed
+    batches = reader_of(config, run.train_source).training_batches(
+        batch_size=config.data.batch_size, seed=config.seed
     )
     return run, first, list(itertools.islice(batches, 4))
 

@@ -9,8 +9,10 @@ resuming costs the same at any step, and another number of processes or threads 
 import collections
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import grain
@@ -18,6 +20,9 @@ import jax
 import numpy as np
 
 from xception_jax.data import decode
+from xception_jax.data.memory import Kept
+from xception_jax.data.order import Order, Shuffled
+from xception_jax.data.presets import PRESETS
 from xception_jax.data.skips import Row, Skips, candidates, first_usable
 from xception_jax.data.sources import Source
 from xception_jax.errors import ExampleError
@@ -31,14 +36,22 @@ class Images:
 
     Attributes:
       size: side of the square it ends as, pixels.
-      crop_area, crop_aspect: ranges of the random training crop, see `decode.random_box`.
-      eval_crop: share of the shorter side that evaluation keeps of the centre.
+      crop_area, crop_aspect: ranges of the random training crop, see `decode.random_box`; (1, 1)
+        for both: the largest centred square.
+      eval_preset, eval_crop: see `data.presets`; the latter is the share of the shorter side that
+        evaluation keeps of the centre.
     """
 
     size: int
     crop_area: tuple[float, float] = (1.0, 1.0)
     crop_aspect: tuple[float, float] = (1.0, 1.0)
+    eval_preset: str = "area"
     eval_crop: float = 1.0
+
+    @property
+    def crops(self) -> bool:
+        """Whether training images are drawn at random."""
+        return tuple(self.crop_area) != (1, 1) or tuple(self.crop_aspect) != (1, 1)
 
 
 @dataclass(frozen=True)
@@ -53,119 +66,173 @@ class Share:
         return cls(jax.process_index(), jax.process_count())
 
 
-def training_batches(
-    source: Source,
-    images: Images,
-    *,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    share: Share = Share(),
-    threads: int = 4,
-    skips: Skips | None = None,
-) -> Iterator[Batch]:
-    """This process' share of the training batches, from `first_step` on, without end.
+@dataclass(frozen=True)
+class Host:
+    """How a process makes its batches. Has no influence on what they hold.
 
-    Args:
-      source: the split.
-      images: crop and size.
-      batch_size: examples in a batch over all processes.
-      seed: of the order and the crops.
-      first_step: the step of the first batch.
-      share: this process' part.
-      threads: batches that are made at the same time; has no influence on what they hold.
-      skips: takes what cannot be used and was replaced; None: nothing may be skipped.
-
-    Yields:
-      `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]` (of a multi-label set `labels`,
-      multi-hot uint8 `[b, classes]`), `mask` float32 `[b]` (ones), with
-      `b = batch_size / share.count`.
-
-    Raises:
-      RunError: more cannot be used than `skips` allows.
+    Attributes:
+      threads: batches that are made at the same time, in each process that makes them.
+      workers: processes that make them; 0: this one.
+      memory: bytes of finished images that may be kept, where nothing about them is random.
     """
-    order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
 
-    def prepare(record: int, rng: np.random.Generator) -> Row:
+    threads: int = 4
+    workers: int = 0
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes batches of one split.
+
+    Attributes:
+      source: the split.
+      images: how an image is made of an example.
+      host: how this process goes about it.
+    """
+
+    source: Source
+    images: Images
+    host: Host = Host()
+
+    def training_batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        first_step: int = 0,
+        share: Share = Share(),
+        order: Order | None = None,
+        skips: Skips | None = None,
+    ) -> Iterator[Batch]:
+        """This process' share of the training batches, from `first_step` on, without end.
+
+        Args:
+          batch_size: examples in a batch over all processes.
+          seed: of the order and the crops.
+          first_step: the step of the first batch.
+          share: this process' part.
+          order: of the records; None: every one once an epoch, shuffled.
+          skips: takes what cannot be used and was replaced; None: nothing may be skipped.
+
+        Yields:
+          `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]` (of a multi-label set `labels`,
+          multi-hot uint8 `[b, classes]`), `mask` float32 `[b]` (ones), with
+          `b = batch_size / share.count`.
+
+        Raises:
+          RunError: more cannot be used than `skips` allows.
+        """
+        order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
+        order = order or Shuffled(len(self.source), order_seed)
+        each = batch_size // share.count
+        if not self.images.crops and self._fits:
+            kept, size = self._kept_for_training, each
+            parts = grain.MapDataset.range(sys.maxsize // each).map(
+                lambda part: kept.batch([order[part * size + row] for row in range(size)])
+            )
+        else:
+            # An explicit seed: Grain's own would change with a step added to the pipeline.
+            examples = grain.MapDataset.source(order).random_map(self._example, seed=crop_seed)
+            parts = examples.batch(each, drop_remainder=True)
+        return self._batches(parts, share, first_step, skips)
+
+    def evaluation_batches(
+        self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
+    ) -> Iterator[Batch]:
+        """This process' share of the split, in its own order, every example exactly once.
+
+        The last batch is filled up with black images whose `mask` is 0; one also stands in for each
+        example that cannot be used. See `training_batches`.
+        """
+        count, each = len(self.source), batch_size // share.count
+        padded = -(-count // batch_size) * batch_size
+        if self._fits:
+            kept, size = self._kept_for_evaluation, each
+            parts = grain.MapDataset.range(padded // each).map(
+                lambda part: kept.batch(
+                    [min(part * size + row, count) for row in range(size)]  # `count` is a blank
+                )
+            )
+        else:
+            parts = grain.MapDataset.range(padded).map(self._centred_example).batch(each)
+        return self._batches(parts, share, 0, skips)
+
+    def _example(self, record: int, rng: np.random.Generator | None) -> Row:
+        """Of a record or the next that can be used, randomly cropped."""
+
         def make(record: int) -> Row:
-            example = source[record]
+            example = self.source[record]
             image = decode.decode(example.encoded, example.name)
             height, width, _ = image.shape
-            box = decode.random_box(rng, height, width, images.crop_area, images.crop_aspect)
-            return _example(decode.crop_and_resize(image, box, images.size), example.label)
+            if rng is None or not self.images.crops:
+                box = decode.centre_box(height, width, 1.0)
+            else:
+                box = decode.random_box(
+                    rng, height, width, self.images.crop_area, self.images.crop_aspect
+                )
+            return _row(decode.crop_and_resize(image, box, self.images.size), example.label)
 
-        return first_usable(make, candidates(record, len(source)), _blank(source, images))
+        return first_usable(make, candidates(record, len(self.source)), self._blank)
 
-    # Explicit seeds: those that Grain derives would change with a step added to the pipeline.
-    stream = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat()
-    examples = stream.random_map(prepare, seed=crop_seed)
-    return _strip(_batches(examples, batch_size, share, first_step, threads), source, skips)
+    def _centred_example(self, record: int) -> Row:
+        """Of a record, cropped for evaluation; a blank where it cannot be used or is none."""
+
+        def make(record: int) -> Row:
+            example = self.source[record]
+            image = decode.decode(example.encoded, example.name)
+            preset = PRESETS[self.images.eval_preset]
+            return _row(preset(image, self.images.size, self.images.eval_crop), example.label)
+
+        records = [record] if record < len(self.source) else []
+        return first_usable(make, records, self._blank)
+
+    @property
+    def _blank(self) -> Row:
+        black = np.zeros((self.images.size, self.images.size, 3), np.uint8)
+        return _row(black, self.source.no_label, mask=0.0)
+
+    @property
+    def _fits(self) -> bool:
+        return len(self.source) * self.images.size**2 * 3 <= self.host.memory
+
+    @cached_property
+    def _kept_for_training(self) -> Kept:
+        return Kept(partial(self._example, rng=None), len(self.source))
+
+    @cached_property
+    def _kept_for_evaluation(self) -> Kept:
+        return Kept(self._centred_example, len(self.source) + 1)
+
+    def _batches(
+        self, parts: grain.MapDataset, share: Share, first_step: int, skips: Skips | None
+    ) -> Iterator[Batch]:
+        """This process' parts of the batches, made ahead; tells `skips` what their rows report.
+
+        A part is contiguous, so that the rows of the global batch are in stream order whatever the
+        number of processes, and virtual batches of batch normalization hold the same examples.
+        """
+        mine = parts[first_step * share.count + share.index :: share.count]
+        threads = self.host.threads
+        made = mine.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads))
+        if self.host.workers and not self._fits:
+            # Elements here are whole batches, which the workers take in turn: the order stays.
+            made = made.mp_prefetch(
+                grain.MultiprocessingOptions(self.host.workers, per_worker_buffer_size=2)
+            )
+        for batch in made:
+            for text in filter(None, batch.pop("skipped")):
+                skipped = json.loads(str(text))
+                if skips is None:
+                    _, name, reason = skipped[0]
+                    raise ExampleError(name, reason)
+                skips.add(self.source, skipped)
+            yield batch
 
 
-def evaluation_batches(
-    source: Source,
-    images: Images,
-    *,
-    batch_size: int,
-    share: Share = Share(),
-    threads: int = 4,
-    skips: Skips | None = None,
-) -> Iterator[Batch]:
-    """This process' share of the split, in its own order, every example exactly once.
-
-    The last batch is filled up with black images whose `mask` is 0; one also stands in for each
-    example that cannot be used. See `training_batches`.
-    """
-
-    def make(record: int) -> Row:
-        example = source[record]
-        image = decode.decode(example.encoded, example.name)
-        height, width, _ = image.shape
-        box = decode.centre_box(height, width, images.eval_crop)
-        return _example(decode.crop_and_resize(image, box, images.size), example.label)
-
-    def prepare(record: int) -> Row:
-        return first_usable(make, [record] if record < len(source) else [], _blank(source, images))
-
-    padded = -(-len(source) // batch_size) * batch_size
-    examples = grain.MapDataset.range(padded).map(prepare)
-    return _strip(_batches(examples, batch_size, share, 0, threads), source, skips)
-
-
-def _example(image: np.ndarray, label: int | np.ndarray, mask: float = 1.0) -> Row:
+def _row(image: np.ndarray, label: int | np.ndarray, mask: float = 1.0) -> Row:
     name, value = ("labels", label) if isinstance(label, np.ndarray) else ("label", np.int32(label))
     return {"image": image, name: value, "mask": np.float32(mask)}
-
-
-def _blank(source: Source, images: Images) -> Row:
-    black = np.zeros((images.size, images.size, 3), np.uint8)
-    return _example(black, source.no_label, mask=0.0)
-
-
-def _strip(batches: Iterable[Batch], source: Source, skips: Skips | None) -> Iterator[Batch]:
-    """Takes what the rows say was skipped out of the batches, to where it is counted."""
-    for batch in batches:
-        for text in filter(None, batch.pop("skipped")):
-            skipped = json.loads(str(text))
-            if skips is None:
-                _, name, reason = skipped[0]
-                raise ExampleError(name, reason)
-            skips.add(source, skipped)
-        yield batch
-
-
-def _batches(
-    examples: grain.MapDataset, batch_size: int, share: Share, first_step: int, threads: int
-) -> Iterator[Batch]:
-    """Cuts a sequence into batches and takes this process' contiguous part of each.
-
-    Contiguous, so that the rows of the global batch are in stream order whatever the number of
-    processes, and virtual batches of batch normalization hold the same examples.
-    """
-    parts = examples.batch(batch_size // share.count, drop_remainder=True)
-    mine = parts[first_step * share.count + share.index :: share.count]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(mine.to_iter_dataset(options))
 
 
 def to_devices(

@@ -21,10 +21,16 @@ from xception_jax.training.step import Scalars, jit_evaluate_batch
 _BATCHES_AHEAD = 2
 
 
-def images_of(config: ConfigDict) -> stream.Images:
-    """How the host makes images, as the config says."""
+def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> stream.Reader:
+    """How the host makes batches of a split, as the config says; the number of workers is apart."""
     data = config.data
-    return stream.Images(data.image_size, data.crop_area, data.crop_aspect, data.eval_crop)
+    return stream.Reader(
+        source,
+        stream.Images(
+            data.image_size, data.crop_area, data.crop_aspect, data.eval_preset, data.eval_crop
+        ),
+        stream.Host(data.threads, workers, data.in_memory * 2**20),
+    )
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,16 @@ class Evaluator:
     """Evaluates weights on a split: each example exactly once, whatever the batch and the mesh.
 
     Attributes:
-      source: the split.
-      images: how the host makes images of it.
+      reader: of the split.
       mesh: the devices.
       evaluate_batch: the jitted step.
       batch_size: over all devices, which divide it.
-      threads: of the host.
     """
 
-    source: Source
-    images: stream.Images
+    reader: stream.Reader
     mesh: Mesh
     evaluate_batch: Any
     batch_size: int
-    threads: int
 
     @classmethod
     def create(
@@ -58,12 +60,11 @@ class Evaluator:
         # Plain, so that runs which smooth or weigh otherwise can be compared.
         loss = metrics.Loss(config_lib.loss_name(config, source.multilabel))
         return cls(
-            source=source,
-            images=images_of(config),
+            # Without workers: to start them would take longer than most evaluations.
+            reader=reader_of(config, source),
             mesh=mesh,
             evaluate_batch=jit_evaluate_batch(structure, loss, mesh),
             batch_size=-(-batch_size // mesh.size) * mesh.size,
-            threads=config.data.threads,
         )
 
     def __call__(self, weights: Tree, skips: Skips | None = None) -> dict[str, Any]:
@@ -74,13 +75,8 @@ class Evaluator:
         Sums run in double precision on the host; each batch's are fetched while the next ones are
         computed.
         """
-        batches = stream.evaluation_batches(
-            self.source,
-            self.images,
-            batch_size=self.batch_size,
-            share=stream.Share.of_this_process(),
-            threads=self.threads,
-            skips=skips,
+        batches = self.reader.evaluation_batches(
+            batch_size=self.batch_size, share=stream.Share.of_this_process(), skips=skips
         )
         totals: collections.Counter = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
@@ -92,12 +88,12 @@ class Evaluator:
             totals.update(_floats(sums))
         examples = int(totals["examples"])
         if not examples:
-            raise RunError(f"no example of {self.source.name} can be used")
+            raise RunError(f"no example of {self.reader.source.name} can be used")
         # Over all processes; each example counts once.
         return {
             **metrics.means(totals),
             "examples": examples,
-            "skipped": len(self.source) - examples,
+            "skipped": len(self.reader.source) - examples,
         }
 
 

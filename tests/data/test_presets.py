@@ -1,0 +1,72 @@
+"""Evaluation's presets beside the libraries whose names they bear."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from xception_jax.data import decode, presets
+
+SIZES = [(375, 500), (500, 333), (299, 299), (120, 90), (301, 1000), (334, 335)]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    """Smooth and rough ones, of many shapes."""
+    rng = np.random.default_rng(0)
+    coarse = [rng.integers(0, 256, (7, 9, 3), np.uint8) for _ in SIZES]
+    smooth = [
+        cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+        for picture, (height, width) in zip(coarse, SIZES, strict=True)
+    ]
+    return smooth + [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+def test_area_is_the_mean_of_what_a_pixel_covers():
+    image = np.kron(np.arange(16, dtype=np.uint8).reshape(4, 4), np.ones((6, 6), np.uint8))
+    image = np.repeat(image[..., None], 3, 2)
+    made = presets.area(np.pad(image, ((0, 0), (5, 5), (0, 0))), 4, 1.0)
+    np.testing.assert_array_equal(made[..., 0], np.arange(16).reshape(4, 4))
+
+
+def test_keras_takes_the_nearest_pixel_of_all_of_the_picture(pictures):
+    for picture in pictures:
+        height, width = (side - 1 + side % 2 for side in picture.shape[:2])  # even ones have ties
+        picture = picture[:height, :width]
+        rows, columns = (
+            np.floor((np.arange(99) + 0.5) * side / 99).astype(int) for side in (height, width)
+        )
+        made = presets.keras(picture, 99, 1.0)
+        np.testing.assert_array_equal(made, picture[rows[:, None], columns])
+    with pytest.raises(ValueError, match="Keras takes all of the picture"):
+        presets.keras(pictures[0], 99, 0.9)
+
+
+@pytest.mark.slow
+def test_keras_preset_is_keras_load_img(pictures):
+    keras = pytest.importorskip("keras", reason="comes with the extra [prepare]")
+    for picture in pictures:
+        encoded = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+        theirs = keras.utils.load_img(io.BytesIO(encoded), target_size=(299, 299))
+        ours = presets.keras(decode.decode(encoded), 299, 1.0)
+        np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", [1.0, 0.875, 0.8975])
+def test_timm_preset_is_timms_transform(pictures, crop):
+    pytest.importorskip("torch", reason="comes with the extra [peers]")
+    from benchmarks.peers import torchvision_operators
+
+    torchvision_operators.declare()
+    from timm.data import create_transform
+
+    transform = create_transform(
+        299, crop_pct=crop, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    for picture in pictures:
+        theirs = transform(Image.fromarray(picture)).numpy().transpose(1, 2, 0)
+        ours = presets.timm(picture, 299, crop).astype(np.float32) / 127.5 - 1
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
