@@ -49,13 +49,7 @@ class Chip:
         return count * self.ghz / self.gb_per_s
 
 
-# v4 and v5p run a program on two cores at once, so their rates are a half of the chip's.
-CHIPS = {
-    "v4": Chip(1.05, 614),
-    "v5e": Chip(1.5, 819),
-    "v5p": Chip(1.75, 1383),
-    "v6e": Chip(1.75, 1640),
-}
+CHIPS = {"v5e": Chip(1.5, 819), "v6e": Chip(1.75, 1640)}
 
 # Figures that `--check` compares: name, and by how much of itself each may grow.
 TOLERANCES = {"larger_mcycles": 0.03, "temporary_gb": 0.05, "all_reduces": 0.0, "real_copies": 0.0,
