@@ -8,26 +8,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+import torchvision_operators
 from worker import Work
-
-# Operators of torchvision's that its Python code wants to find declared.
-_OPERATORS = (
-    "nms qnms roi_align qroi_align _roi_align_backward ps_roi_align _ps_roi_align_backward "
-    "roi_pool qroi_pool _roi_pool_backward ps_roi_pool _ps_roi_pool_backward deform_conv2d "
-    "_deform_conv2d_backward"
-)
 
 
 def create_model() -> torch.nn.Module:
     """The model, fresh."""
-    try:
-        import torchvision  # noqa: F401 (timm does)
-    except RuntimeError:
-        # Its compiled operators do not load beside a torch of another build (CPU against CUDA).
-        # timm's models use none of them, so that declaring them will do.
-        library = torch.library.Library("torchvision", "DEF")
-        for name in _OPERATORS.split():
-            library.define(f"{name}(Tensor a) -> Tensor")
+    torchvision_operators.declare()
     import timm
 
     return timm.create_model("legacy_xception", pretrained=False, num_classes=1000)

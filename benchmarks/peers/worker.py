@@ -11,13 +11,15 @@ The parent writes lines of JSON on the standard input and reads answers on the s
 
 A peer's module has `build(work)`, which makes the model and its input and returns `run(steps)`:
 that many steps, and not before the last of them is done does it return. A module may also have
-`facts(work)`, more things to tell the parent. The module is imported after the process has been
+`facts(work)`, more things to tell the parent, and `PREFETCHES = True`: what it does while it waits
+is for its next turn, and counts. The module is imported after the process has been
 bound to its cores, since XLA, torch and TensorFlow size their thread pools when they start.
 """
 
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import resource
 import sys
@@ -49,6 +51,7 @@ class Work:
       keep_memory: see `xception_jax.allocator`.
       seconds: that a round should take at least.
       packages: whose versions to report.
+      data: folder of pictures, for the peers that only read.
     """
 
     kind: str
@@ -63,6 +66,7 @@ class Work:
     keep_memory: bool = False
     seconds: float = 1.0
     packages: tuple[str, ...] = ()
+    data: str = ""
 
 
 def serve(name: str) -> None:
@@ -97,6 +101,9 @@ def serve(name: str) -> None:
     for _ in sys.stdin:
         waited = _since(since)
         spent = _seconds(run, steps)
+        if getattr(peer, "PREFETCHES", False):
+            spent["cpu"] += waited["cpu"]
+            waited["cpu"] = 0.0
         images = steps * work.batch
         answer(
             {
@@ -111,8 +118,15 @@ def serve(name: str) -> None:
 
 
 def _clocks() -> dict[str, float]:
-    """The time, and what all threads have spent of the processor's."""
-    return {"wall": time.perf_counter(), "cpu": time.process_time()}
+    """The time, and what all threads and all children have spent of the processor's."""
+    children = sum(_cpu_of(child.pid) for child in multiprocessing.active_children())
+    return {"wall": time.perf_counter(), "cpu": time.process_time() + children}
+
+
+def _cpu_of(process: int | None) -> float:
+    """User's and system's seconds of another process, from Linux."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _since(then: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,65 @@
+"""Our own input, from the files to arrays on the device.
+
+Variants: `threads` and `workers` (one process) read a folder of pictures; `floor` does nothing but
+decode bytes that lie in memory and resize a part of them, with OpenCV, as our input does.
+"""
+
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+from absl import flags
+from worker import Work
+
+from xception_jax.data import decode, sources, stream
+from xception_jax.training import sharding
+
+PREFETCHES = True
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+def build(work: Work) -> Callable[[int], None]:
+    """See `worker`."""
+    return _floor(work) if work.variant == "floor" else _stream(work)
+
+
+def _stream(work: Work) -> Callable[[int], None]:
+    reader = stream.Reader(
+        sources.open_split(f"folder:{work.data}", "train"),
+        stream.Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
+        stream.Host(workers=1 if work.variant == "workers" else 0),
+    )
+    flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
+    mesh = sharding.make_mesh(1)
+    batches = stream.to_devices(
+        reader.training_batches(batch_size=work.batch, seed=0), sharding.by_example(mesh)
+    )
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            batch = next(batches)
+        jax.block_until_ready(batch)
+
+    return run
+
+
+def _floor(work: Work) -> Callable[[int], None]:
+    files = sorted(Path(work.data).rglob("*.jpg"))
+    encoded = cycle([np.frombuffer(path.read_bytes(), np.uint8) for path in files])
+    rng = np.random.default_rng(0)
+    height, width = cv2.imread(str(files[0])).shape[:2]
+    boxes = cycle([decode.random_box(rng, height, width, AREA, ASPECT) for _ in range(1024)])
+    size = (work.side, work.side)
+
+    def run(steps: int) -> None:
+        for _ in range(steps * work.batch):
+            image = cv2.imdecode(next(encoded), cv2.IMREAD_COLOR_RGB)
+            top, left, height, width = next(boxes)
+            part = image[top : top + height, left : left + width]
+            shrinks = work.side < height or work.side < width
+            cv2.resize(part, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    return run
