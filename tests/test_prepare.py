@@ -75,8 +75,10 @@ def test_interrupted_it_leaves_nothing_that_opens_and_starts_again(tmp_path, num
     monkeypatch.setenv("PAUSE_AT", str(pause))
     arguments = ("--dataset=sample_photos", f"--data_dir={data_dir}", "--imports=tests.builders")
     with subprocess.Popen(
-        command("prepare", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
+        command("prepare", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
         while not pause.exists():
             assert process.poll() is None
             time.sleep(0.05)

@@ -158,7 +158,9 @@ def test_counts_of_products_convolutions_and_loops():
     assert counts.bytes_moved(traced) == 4 * (convolution + 5 * (2 * pixels * 7 + 49))
 
 
-@pytest.mark.parametrize("name", ["step", "startup", "loop", "trace", "tables", "tpu_compile"])
+@pytest.mark.parametrize(
+    "name", ["step", "input", "startup", "loop", "trace", "tables", "tpu_compile"]
+)
 def test_every_command_has_help_and_refuses_in_one_line(name):
     done = run(name, "--help")
     assert done.returncode == 0
@@ -190,6 +192,7 @@ def test_a_trace_names_stages_and_kinds(tmp_path):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_the_plain_form_is_our_model():
     changes = {"width": 0.1, "middle_blocks": 1, "stem_stride": 1, "dropout": 0.0}
     ours = models.create("xception", num_classes=10, rngs=nnx.Rngs(0), **changes)
