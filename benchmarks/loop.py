@@ -36,6 +36,7 @@ from benchmarks import arguments, record
 from benchmarks.arguments import assignment, count
 from xception_jax import config as config_lib
 from xception_jax import train
+from xception_jax.data.skips import Skips
 from xception_jax.errors import UsageError
 from xception_jax.training import checkpoint, sharding, telemetry
 from xception_jax.training import state as state_lib
@@ -95,9 +96,9 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
     state = jax.tree.map(lambda leaf: leaf.copy(), state)
     spent: list[float] = []
 
-    def timed_evaluation(weights: Any) -> dict[str, float]:
+    def timed_evaluation(weights: Any, skips: Skips) -> dict[str, float]:
         begin = time.perf_counter()
-        result = run.evaluate(weights)
+        result = run.evaluate(weights, skips)
         spent.append(time.perf_counter() - begin)
         return result
 
@@ -112,7 +113,7 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
         ) as log,
     ):  # fmt: skip
         begin = time.perf_counter()
-        train.loop(observed, state, 0, checkpoints, log)
+        train.loop(observed, state, 0, checkpoints, log, Skips(Path(folder), 0.0, log.say))
         return (time.perf_counter() - begin - sum(spent)) / steps
 
 
