@@ -141,7 +141,11 @@ def test_unknown_names_suggest_the_nearest():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"remat": True}, {"scan_middle": True}, {"remat": True, "scan_middle": True}],
+    [
+        pytest.param({"remat": True}, marks=pytest.mark.slow),
+        {"scan_middle": True},
+        {"remat": True, "scan_middle": True},
+    ],
     ids=str,
 )
 def test_remat_and_scan_change_the_program_not_the_function(fields):
