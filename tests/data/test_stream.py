@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from hypothesis import strategies as st
 
-from xception_jax.data import decode, order, sources, stream
+from xception_jax.data import decode, sources, stream
 from xception_jax.training import sharding
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3), eval_crop=0.9)
@@ -113,16 +113,6 @@ def test_what_is_kept_is_made_once(monkeypatch):
     assert len(made) == 6
     assert_same(evaluated, list(stream.Reader(numbered(6), stream.Images(8)).evaluation_batches(
         batch_size=4)))  # fmt: skip
-
-
-def test_an_order_of_ones_own():
-    [batch] = batches(
-        numbered(20), 1, batch_size=6, seed=0, order=order.Repeated(order.Shuffled(20, 1), 3)
-    )
-    labels = batch["label"].tolist()
-    assert labels[:3] == labels[:1] * 3
-    assert labels[3:] == labels[3:4] * 3
-    assert not np.array_equal(batch["image"][0], batch["image"][1]), "each has a crop of its own"
 
 
 def test_a_far_step_is_a_step_like_any_other():

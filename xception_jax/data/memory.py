@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]  # an example as numpy arrays and scalars
+from xception_jax.data.skips import Row
 
 
 class Kept:

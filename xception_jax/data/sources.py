@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from xception_jax.data import tfrecord
-from xception_jax.errors import ExampleError, RunError, UsageError, nearest
+from xception_jax.errors import ExampleError, UsageError, nearest
 
 EMBEDDED = "optical_digits"
 FOLDER = "folder:"
@@ -63,9 +63,8 @@ class Source:
         name = self.describe(index) if self.describe else f"example {index} of {self.name}"
         try:
             record = self.records[index]
-        except RunError as error:
-            raise ExampleError(name, f"cannot be read: {error}") from None
-        except (OSError, RuntimeError) as error:  # the latter is array_record's, of a wrong hash
+        # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash.
+        except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise ExampleError(name, f"cannot be read: {reason}") from None
         labels = np.atleast_1d(np.asarray(_value(record, self.label_key), np.int64))

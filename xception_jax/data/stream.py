@@ -1,8 +1,8 @@
-"""The order of the examples, and their way to the devices.
+"""Batches: which examples a step takes, and their way to the devices.
 
-The training stream is one endless sequence: example i is a function of (seed, i) alone, epoch
-after epoch a new permutation. Step s takes the examples [s * B, (s + 1) * B), and process h of n
-the h-th n-th part of that range. So the step *is* the position: there is no iterator state to save,
+The training stream is one endless sequence: example i is a function of (seed, i) alone, see
+`order`. Step s takes the examples [s * B, (s + 1) * B), and process h of n the h-th n-th part of
+that range. So the step *is* the position: there is no iterator state to save,
 resuming costs the same at any step, and another number of processes or threads changes nothing.
 """
 
@@ -10,9 +10,9 @@ import collections
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import grain
@@ -21,7 +21,7 @@ import numpy as np
 
 from xception_jax.data import decode
 from xception_jax.data.memory import Kept
-from xception_jax.data.order import Order, Shuffled
+from xception_jax.data.order import Shuffled
 from xception_jax.data.presets import PRESETS
 from xception_jax.data.skips import Row, Skips, candidates, first_usable
 from xception_jax.data.sources import Source
@@ -102,7 +102,6 @@ class Reader:
         seed: int,
         first_step: int = 0,
         share: Share = Share(),
-        order: Order | None = None,
         skips: Skips | None = None,
     ) -> Iterator[Batch]:
         """This process' share of the training batches, from `first_step` on, without end.
@@ -112,7 +111,6 @@ class Reader:
           seed: of the order and the crops.
           first_step: the step of the first batch.
           share: this process' part.
-          order: of the records; None: every one once an epoch, shuffled.
           skips: takes what cannot be used and was replaced; None: nothing may be skipped.
 
         Yields:
@@ -124,16 +122,20 @@ class Reader:
           RunError: more cannot be used than `skips` allows.
         """
         order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-        order = order or Shuffled(len(self.source), order_seed)
+        order = Shuffled(len(self.source), order_seed)
         each = batch_size // share.count
         if not self.images.crops and self._fits:
-            kept, size = self._kept_for_training, each
+            kept = self._kept_for_training
             parts = grain.MapDataset.range(sys.maxsize // each).map(
-                lambda part: kept.batch([order[part * size + row] for row in range(size)])
+                lambda part: kept.batch([order[part * each + row] for row in range(each)])
             )
         else:
-            # An explicit seed: Grain's own would change with a step added to the pipeline.
-            examples = grain.MapDataset.source(order).random_map(self._example, seed=crop_seed)
+            examples = grain.MapDataset.source(order)
+            if self.images.crops:
+                # An explicit seed: Grain's own would change with a step added to the pipeline.
+                examples = examples.random_map(self._cropped, seed=crop_seed)
+            else:
+                examples = examples.map(self._uncropped)
             parts = examples.batch(each, drop_remainder=True)
         return self._batches(parts, share, first_step, skips)
 
@@ -148,61 +150,70 @@ class Reader:
         count, each = len(self.source), batch_size // share.count
         padded = -(-count // batch_size) * batch_size
         if self._fits:
-            kept, size = self._kept_for_evaluation, each
+            kept = self._kept_for_evaluation  # its record `count` is a blank
             parts = grain.MapDataset.range(padded // each).map(
-                lambda part: kept.batch(
-                    [min(part * size + row, count) for row in range(size)]  # `count` is a blank
-                )
+                lambda part: kept.batch([min(part * each + row, count) for row in range(each)])
             )
         else:
-            parts = grain.MapDataset.range(padded).map(self._centred_example).batch(each)
+            parts = grain.MapDataset.range(padded).map(self._centred).batch(each)
         return self._batches(parts, share, 0, skips)
 
-    def _example(self, record: int, rng: np.random.Generator | None) -> Row:
-        """Of a record or the next that can be used, randomly cropped."""
+    def _cropped(self, record: int, rng: np.random.Generator) -> Row:
+        """Of a record or the next that can be used, cropped for training at random."""
 
-        def make(record: int) -> Row:
-            example = self.source[record]
-            image = decode.decode(example.encoded, example.name)
+        def crop(image: np.ndarray) -> np.ndarray:
             height, width, _ = image.shape
-            if rng is None or not self.images.crops:
-                box = decode.centre_box(height, width, 1.0)
-            else:
-                box = decode.random_box(
-                    rng, height, width, self.images.crop_area, self.images.crop_aspect
-                )
-            return _row(decode.crop_and_resize(image, box, self.images.size), example.label)
+            area, aspect = self.images.crop_area, self.images.crop_aspect
+            box = decode.random_box(rng, height, width, area, aspect)
+            return decode.crop_and_resize(image, box, self.images.size)
 
-        return first_usable(make, candidates(record, len(self.source)), self._blank)
+        return self._row_of(candidates(record, len(self.source)), crop)
 
-    def _centred_example(self, record: int) -> Row:
+    def _uncropped(self, record: int) -> Row:
+        """Of a record or the next that can be used, for training without random crops."""
+
+        def crop(image: np.ndarray) -> np.ndarray:
+            height, width, _ = image.shape
+            box = decode.centre_box(height, width, 1.0)
+            return decode.crop_and_resize(image, box, self.images.size)
+
+        return self._row_of(candidates(record, len(self.source)), crop)
+
+    def _centred(self, record: int) -> Row:
         """Of a record, cropped for evaluation; a blank where it cannot be used or is none."""
 
+        def crop(image: np.ndarray) -> np.ndarray:
+            preset = PRESETS[self.images.eval_preset]
+            return preset(image, self.images.size, self.images.eval_crop)
+
+        return self._row_of([record] if record < len(self.source) else [], crop)
+
+    def _row_of(self, records: Iterable[int], crop: Callable[[np.ndarray], np.ndarray]) -> Row:
+        """Of the first of some records that can be used, read, decoded and cropped."""
+
         def make(record: int) -> Row:
             example = self.source[record]
-            image = decode.decode(example.encoded, example.name)
-            preset = PRESETS[self.images.eval_preset]
-            return _row(preset(image, self.images.size, self.images.eval_crop), example.label)
+            return _row(crop(decode.decode(example.encoded, example.name)), example.label)
 
-        records = [record] if record < len(self.source) else []
         return first_usable(make, records, self._blank)
 
-    @property
+    @cached_property
     def _blank(self) -> Row:
         black = np.zeros((self.images.size, self.images.size, 3), np.uint8)
         return _row(black, self.source.no_label, mask=0.0)
 
     @property
     def _fits(self) -> bool:
-        return len(self.source) * self.images.size**2 * 3 <= self.host.memory
+        row = sum(np.asarray(value).nbytes for value in self._blank.values())
+        return len(self.source) * row <= self.host.memory
 
     @cached_property
     def _kept_for_training(self) -> Kept:
-        return Kept(partial(self._example, rng=None), len(self.source))
+        return Kept(self._uncropped, len(self.source))
 
     @cached_property
     def _kept_for_evaluation(self) -> Kept:
-        return Kept(self._centred_example, len(self.source) + 1)
+        return Kept(self._centred, len(self.source) + 1)
 
     def _batches(
         self, parts: grain.MapDataset, share: Share, first_step: int, skips: Skips | None
