@@ -16,10 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from xception_jax import cache
+
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).parent / "peers" / "worker.py"
 Rounds = dict[str, list[dict[str, float]]]  # what each turn took, by contender
-VENVS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "xception_jax", "benchmarks")
+VENVS = cache.folder() / "benchmarks"
 
 
 class ContenderError(Exception):

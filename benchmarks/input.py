@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import arguments, pictures, record
 from benchmarks.arguments import count
 from benchmarks.contenders import VENVS, Peer, digits, interpreters, start_worker, take_turns, times
+from xception_jax import cache
 
 PEERS = {
     "ours": Peer("input_ours", "threads"),
@@ -25,7 +26,7 @@ PEERS = {
     "tf_bilinear_uint8": Peer("input_tf", "bilinear_uint8", "keras_tf"),
     "torch": Peer("input_torch", "", "torch"),
 }
-PICTURES = VENVS.parent / "pictures"
+PICTURES = cache.folder() / "pictures"
 
 
 def parse() -> argparse.Namespace:

@@ -17,7 +17,7 @@ LEVELS = [
     {"config"},
     {"data", "models"},
     {"fields"},
-    {"allocator", "errors"},
+    {"allocator", "cache", "console", "errors"},
 ]
 
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from xception_jax import allocator
+from xception_jax import allocator, cache
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError, nearest
 
@@ -67,8 +67,14 @@ def compilation_cache() -> Path:
 
     A folder for each host, since what is compiled for one CPU may not run on another.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "xception_jax" / "compiled" / platform.node()
+    return cache.folder() / "compiled" / platform.node()
+
+
+def _with_underscores(arg: str) -> str:
+    """`--data-dir=a-b` as `--data_dir=a-b`; what is no flag as it is."""
+    name, equals, value = arg.partition("=")
+    inner = re.sub(r"(?<=\w)-(?=\w)", "_", name)
+    return inner + equals + value if arg.startswith("--") else arg
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -76,8 +82,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
     In the name of a flag, `-` is as good as `_`.
     """
-    argv = [re.sub(r"(?<=\w)-(?=\w)", "_", name) + equals + value if name[:2] == "--" else arg
-            for arg in argv for name, equals, value in [arg.partition("=")]]  # fmt: skip
+    argv = [_with_underscores(arg) for arg in argv]
     for arg in argv[1:]:
         override = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
         if override and override[1] not in config_lib.SCHEMA:

@@ -92,7 +92,7 @@ def evaluate(
 def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
-    from xception_jax.training import telemetry
+    from xception_jax import console
 
     cli.settle_memory()
     result = evaluate(
@@ -103,7 +103,7 @@ def main() -> None:
         data_dir=_DATA_DIR.value,
         batch_size=_BATCH_SIZE.value,
         max_skipped=_MAX_SKIPPED.value,
-        say=telemetry.make_console(stderr=_JSON.value).print,
+        say=console.make_console(stderr=_JSON.value).print,
     )
     if _JSON.value:
         print(json.dumps(result))
@@ -114,7 +114,7 @@ def main() -> None:
         if isinstance(value, float)
     }
     rows = [(name, shown.get(name, str(value))) for name, value in result.items()]
-    telemetry.make_console().print(telemetry.table(_WORKDIR.value, ("", ""), rows))
+    console.make_console().print(console.table(_WORKDIR.value, ("", ""), rows))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def main() -> None:
     if _CONFIG.value is None:
         raise UsageError("get_config() of the config file returned None")
     # Imported late: --help and a misspelt flag need not wait for JAX.
+    from xception_jax.console import make_console
     from xception_jax.train import train
-    from xception_jax.training.telemetry import make_console
 
     cli.settle_memory()
     result = train(

@@ -28,6 +28,7 @@ from absl import flags
 from rich.console import Console
 
 from xception_jax import cli
+from xception_jax.console import make_console
 from xception_jax.errors import RunError, UsageError
 
 _DATASET = flags.DEFINE_string("dataset", None, "a TFDS name: NAME, NAME/CONFIG or NAME:VERSION")
@@ -299,9 +300,7 @@ def main() -> None:
             raise UsageError(f"--imports={module}: {error}") from None
     import tensorflow_datasets as tfds
 
-    console = Console(
-        stderr=_JSON.value, markup=False, emoji=False, highlight=False, soft_wrap=True
-    )
+    console = make_console(stderr=_JSON.value)
     tfds.display_progress_bar(sys.stderr.isatty())
     result = prepare(
         _DATASET.value,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from xception_jax import config as config_lib
+from xception_jax.console import make_console, table
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
@@ -59,7 +60,7 @@ def train(
         first = int(state.step)
         with telemetry.Telemetry(
             folder,
-            console or telemetry.make_console(),
+            console or make_console(),
             start=first,
             total=run.total_steps,
             batch_size=config.data.batch_size,
@@ -154,7 +155,7 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Tele
     total = sum(count for _, count in parts)
     rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in parts]
     rows.append(("all", f"{total:,}", "100.0%"))
-    log.say(telemetry.table(run.config.model.name, ("part", "parameters", "share"), rows))
+    log.say(table(run.config.model.name, ("part", "parameters", "share"), rows))
     log.say(
         f"{run.train_source.name}: {len(run.train_source):,} examples, "
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "

@@ -24,9 +24,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
-from rich.console import Console
 from rich.progress import Progress
 
+from xception_jax import cache
+from xception_jax.console import make_console
 from xception_jax.errors import RunError, UsageError
 
 _HEADER = struct.Struct("<QI")  # length of the record, checksum of these eight bytes
@@ -35,7 +36,6 @@ _AROUND = _HEADER.size + _CHECKSUM.size  # bytes of a frame besides its record
 
 # From so many records on, indexing takes long enough to be shown.
 _MANY_RECORDS = 20_000
-
 
 _MEND = "copy the file again from where it came, or prepare the data set anew"
 
@@ -106,7 +106,7 @@ def index(expected: dict[str, int]) -> dict[str, np.ndarray]:
     Returns:
       By file name, int64 `[records + 1]`: where each frame begins, and the size of the file.
     """
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console = make_console(stderr=True)
     found, missing = {}, []
     for file in expected:
         offsets, reason = _load(file)
@@ -129,9 +129,9 @@ def index(expected: dict[str, int]) -> dict[str, np.ndarray]:
             kept &= _save(file, found[file])
             progress.advance(task, expected[file])
     if not kept:
-        beside, cache = (path.parent for path in index_paths(missing[0]))
+        beside, cached = (path.parent for path in index_paths(missing[0]))
         console.print(
-            f"the index of {beside.parent} is for this run only: neither {beside} nor {cache} can "
+            f"the index of {beside.parent} is for this run only: neither {beside} nor {cached} can "
             f"be written"
         )
     for file, records in expected.items():
@@ -213,11 +213,10 @@ def _end_of_frame(file: str, descriptor: int, offsets: list[int], size: int) -> 
 def index_paths(file: str) -> tuple[Path, Path]:
     """Where the index of a file may be: beside it, and in the user's cache folder."""
     path = Path(os.path.abspath(file))
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
     return (
         path.parent / "record_index" / f"{path.name}.npy",
-        Path(cache) / "xception_jax" / "index" / folder / f"{path.name}.npy",
+        cache.folder() / "index" / folder / f"{path.name}.npy",
     )
 
 

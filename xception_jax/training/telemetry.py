@@ -4,14 +4,12 @@ import collections
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from xception_jax.errors import RunError
@@ -30,11 +28,6 @@ _SHARES = {
     "precision": "precision",
     "recall": "recall",
 }
-
-
-def make_console(stderr: bool = False) -> Console:
-    """Where people read; text is shown as it is, without markup."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Telemetry:
@@ -241,13 +234,3 @@ def _forget_after(path: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             continue
     write_atomically(path, "".join(f"{line}\n" for line in kept))
-
-
-def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    drawn = Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        drawn.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows:
-        drawn.add_row(*row)
-    return drawn
