@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,23 @@ def test_a_data_set_is_prepared_and_opens_by_name(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that runs the tests in the background has SIGINT ignored, in their processes too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_it_leaves_nothing_that_opens_and_starts_again(tmp_path, number, monkeypatch):
     data_dir, pause = tmp_path / "data", tmp_path / "paused"
     monkeypatch.setenv("PAUSE_AT", str(pause))
     arguments = ("--dataset=sample_photos", f"--data_dir={data_dir}", "--imports=tests.builders")
     with subprocess.Popen(
-        command("prepare", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        # A shell that runs the tests in the background has it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:  # fmt: skip
+        command("prepare", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
         while not pause.exists():
             assert process.poll() is None
             time.sleep(0.05)
