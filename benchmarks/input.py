@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks import arguments, pictures, record
 from benchmarks.arguments import count
-from benchmarks.contenders import VENVS, Peer, digits, interpreters, start_worker, take_turns, times
+from benchmarks.contenders import VENVS, Peer, interpreters, start_worker
+from benchmarks.turns import Rounds, digits, take_turns, times
 from xception_jax import cache
 
 PEERS = {
@@ -85,7 +86,7 @@ def main() -> int:
     return 1 if missing or lost else 0
 
 
-def row_of(name: str, rounds: dict[str, list[dict[str, float]]], options: Any) -> dict[str, Any]:
+def row_of(name: str, rounds: Rounds, options: argparse.Namespace) -> dict[str, Any]:
     """A row of the result file."""
     row = {
         "contender": name,

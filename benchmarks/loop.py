@@ -35,7 +35,7 @@ from rich.console import Console
 from benchmarks import arguments, record
 from benchmarks.arguments import assignment, count
 from xception_jax import config as config_lib
-from xception_jax import train
+from xception_jax import preflight, train
 from xception_jax.data.skips import Skips
 from xception_jax.errors import UsageError
 from xception_jax.training import checkpoint, sharding, telemetry
@@ -68,7 +68,7 @@ def config_from(path: str, changes: Mapping[str, object], steps: int) -> ConfigD
         if complaint:
             raise UsageError(f"config.{name} {complaint}")
     config.update_from_flattened_dict({**flat, **changes})
-    config_lib.validate(config)
+    preflight.validate(config)
     return config_lib.resolve(config)
 
 

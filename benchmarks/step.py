@@ -24,14 +24,11 @@ from benchmarks.contenders import (
     VENVS,
     ContenderError,
     Peer,
-    Rounds,
     Worker,
-    digits,
     interpreters,
     start_worker,
-    take_turns,
-    times,
 )
+from benchmarks.turns import Rounds, digits, take_turns, times
 
 _EXAMPLE = """examples:
   python -m benchmarks.step --work training:96:8 --peers ours torch --rounds 5
@@ -217,7 +214,7 @@ def measure_peak(arena: Arena) -> Peak:
 def measure(
     arena: Arena, work: Work, allocator: str
 ) -> tuple[Rounds, dict[str, dict[str, Any]], list[str]]:
-    """Runs all contenders at one work, see `contenders.take_turns`."""
+    """Runs all contenders at one work, see `turns.take_turns`."""
     print(f"\n{':'.join(map(str, work))}, {arena.options.dtype}, allocator {allocator}")
     starts = {
         name: partial(arena.start, name, peer, work, allocator)
@@ -236,7 +233,7 @@ def summary(
 ) -> list[Row]:
     """A row for each contender.
 
-    Columns: see `contenders.times`. `share_of_peak` is the work's multiply-adds (times two) over
+    Columns: see `turns.times`. `share_of_peak` is the work's multiply-adds (times two) over
     the time and over `Peak.flops`, and `share_of_bandwidth` the bytes that it moves at least over
     the time and `Peak.bandwidth`, both as `peers/counts.py` counts them in our model, whoever the
     contender is. `compile_seconds` is what the first step took more than the second,

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from benchmarks import record
 from benchmarks.arguments import assignment
-from benchmarks.tpu_schedule import Cost, Program, exposed_cycles, schedules
+from benchmarks.tpu_bundles import schedules
+from benchmarks.tpu_hlo import Cost, Program, exposed_cycles
 from xception_jax.errors import UsageError
 
 _DUMP = (

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tests import tiny_datasets
 from xception_jax import config as config_lib
+from xception_jax import preflight
 from xception_jax.errors import UsageError
 from xception_jax.fields import Duration
 
@@ -42,7 +43,7 @@ def test_what_is_no_duration(text):
 
 
 def test_the_default_is_valid():
-    config_lib.validate(config_lib.default())
+    preflight.validate(config_lib.default())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
@@ -65,7 +66,7 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         tiny_datasets.prepare_multilabel(tmp_path, "scenes", examples=splits, objects=nested)
         config.data.dataset, config.data.data_dir = "scenes", str(tmp_path)
         config.data.label = config.data.label.replace("objects_trainable", "objects")
-    config_lib.validate(config)
+    preflight.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def refusal(**changes) -> str:
     config = config_lib.default()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UsageError) as caught:
-        config_lib.validate(config)
+        preflight.validate(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -137,17 +138,17 @@ def test_fields_of_the_wrong_type_unknown_or_missing():
     nested = config_lib.default().to_dict()
     nested["data"]["batch_size"] = "64"
     with pytest.raises(UsageError, match="batch_size is '64', a str; it takes a int"):
-        config_lib.validate(ConfigDict(nested))
+        preflight.validate(ConfigDict(nested))
     nested = config_lib.default().to_dict()
     nested["optimizer"]["learning_rte"] = 0.1
     with pytest.raises(
         UsageError, match=r"'optimizer.learning_rte'; did you mean 'optimizer.learning_rate'"
     ):
-        config_lib.validate(ConfigDict(nested))
+        preflight.validate(ConfigDict(nested))
     nested = config_lib.default().to_dict()
     del nested["ema"]["decay"]
     with pytest.raises(UsageError, match=r"config lacks ema\.decay; start from"):
-        config_lib.validate(ConfigDict(nested))
+        preflight.validate(ConfigDict(nested))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_files_that_are_gone_are_missed_at_once(tmp_path):
     config = config_lib.default()
     config.data.dataset, config.data.data_dir = "tiny_gone", str(tmp_path)
     with pytest.raises(UsageError, match=r"tiny_gone/1\.0\.0:train cannot be read: "):
-        config_lib.validate(config)
+        preflight.validate(config)
 
 
 def test_every_field_is_described():

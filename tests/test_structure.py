@@ -14,6 +14,7 @@ LEVELS = [
     {"cli"},
     {"train"},
     {"training"},
+    {"preflight"},
     {"config"},
     {"data", "models"},
     {"fields"},

@@ -5,13 +5,12 @@ the command line changes fields further with `--config.field=value`. Nothing hea
 here at the top, so that `--help` and a misspelt field answer at once.
 """
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.fields import Duration, Field
+from xception_jax.fields import Field
 
 if TYPE_CHECKING:
     from xception_jax.data import sources
@@ -208,19 +207,6 @@ def unknown(names: Any) -> None:
             raise UsageError(f"config has no field {name!r}{nearest(name, SCHEMA)}")
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks a config against the schema, the model, the devices and the data on disk.
-
-    Raises:
-      UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
-    """
-    check_fields(config)
-    _check_ranges(config)
-    _check_batch(config)
-    _check_model(config)
-    _check_data(config)
-
-
 def check_fields(config: ConfigDict) -> None:
     """Checks every field by itself; raises `UsageError`."""
     flat = flatten(config)
@@ -231,56 +217,6 @@ def check_fields(config: ConfigDict) -> None:
         complaint = field.check(flat[name])
         if complaint:
             raise UsageError(f"config.{name} {complaint}")
-
-
-def _check_ranges(config: ConfigDict) -> None:
-    for name in ("crop_area", "crop_aspect"):
-        value = config.data[name]
-        if len(value) != 2 or value[0] > value[1]:
-            raise UsageError(f"config.data.{name} is {value}; it takes (least, largest)")
-    if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
-        raise UsageError(
-            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
-            f"config.data.eval_preset keras, which takes all of the picture"
-        )
-    for name in (
-        "eval.every",
-        "checkpoint.every",
-        "log.every",
-        "duration",
-        "optimizer.decay_every",
-    ):
-        if Duration.parse(flatten(config)[name]).amount == 0:
-            raise UsageError(f"config.{name} is {flatten(config)[name]!r}; it must be above 0")
-
-
-def _check_batch(config: ConfigDict) -> None:
-    import jax
-
-    devices = jax.device_count()
-    asked = config.mesh.data
-    if asked == 0 or asked > devices:
-        raise UsageError(f"config.mesh.data is {asked}; there are {devices} devices (-1: all)")
-    devices = devices if asked == -1 else asked
-    batch, virtual = config.data.batch_size, config.model.bn_virtual_batch
-    if batch % devices:
-        multiples = [m for m in (batch // devices * devices, -(-batch // devices) * devices) if m]
-        raise UsageError(
-            f"config.data.batch_size is {batch}, which {devices} devices do not divide; take "
-            f"{' or '.join(map(str, multiples))}"
-        )
-    if virtual is not None and batch % virtual:
-        raise UsageError(
-            f"config.data.batch_size is {batch}, not a multiple of "
-            f"config.model.bn_virtual_batch, {virtual}"
-        )
-    share = batch // devices
-    if virtual is not None and share % virtual and virtual % share:
-        raise UsageError(
-            f"config.model.bn_virtual_batch is {virtual} and a device's share of the batch "
-            f"{share}; one must be a multiple of the other, or every device computes it all"
-        )
-    microbatches(config, devices)
 
 
 def microbatches(config: ConfigDict, devices: int) -> int:
@@ -307,46 +243,6 @@ def microbatches(config: ConfigDict, devices: int) -> int:
     )
 
 
-def _check_model(config: ConfigDict) -> None:
-    from xception_jax import models
-
-    known = models.overrides(config.model.name)
-    for name in model_overrides(config):
-        if name not in known:
-            raise UsageError(f"config.model.{name}: {config.model.name} has no such override")
-
-
-def _check_data(config: ConfigDict) -> None:
-    train = open_split(config, config.data.train_split)
-    test = open_split(config, config.data.eval_split)
-    if len(train.class_names) < 2:
-        raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
-    if train.class_names != test.class_names:
-        only = sorted(set(train.class_names) ^ set(test.class_names))
-        named = f": only one of them has {only[0]!r}" if only else ""
-        raise UsageError(f"{train.name} and {test.name} have different classes{named}")
-    _check_loss(config, train.name, len(train.class_names), train.multilabel)
-    for source in (train, test):
-        most = int(config.data.max_skipped * len(source))
-        for record in (0, len(source) - 1):
-            _check_readable(source, record, most)
-
-
-def _check_readable(source: "sources.Source", record: int, most: int) -> None:
-    """Looks for an example that can be used, from a record on, past as many as may be skipped."""
-    from xception_jax.data import decode, skips
-
-    first: Exception | None = None
-    for candidate in itertools.islice(skips.candidates(record, len(source)), most + 1):
-        try:
-            decode.decode(source[candidate].encoded, source[candidate].name)
-            return
-        except Exception as error:  # files may be missing, cut short, or not what they say
-            first = first or error
-    reason = (str(first).splitlines() or [type(first).__name__])[0]
-    raise UsageError(f"{source.name} cannot be read: {reason}")
-
-
 def open_split(config: ConfigDict, split: str, data_dir: str | None = None) -> "sources.Source":
     """Opens a split of the config's data set; see `sources.open_split`.
 
@@ -365,20 +261,6 @@ def open_split(config: ConfigDict, split: str, data_dir: str | None = None) -> "
         test_share=config.data.test_share,
         split_seed=config.data.split_seed,
     )
-
-
-def _check_loss(config: ConfigDict, data: str, classes: int, multilabel: bool) -> None:
-    if multilabel and config.loss.name == "softmax":
-        raise UsageError(
-            f"config.loss.name is 'softmax', for one label an image, and {data} has several; take "
-            f"sigmoid"
-        )
-    weights = config.loss.class_weights
-    if weights is not None and len(weights) != classes:
-        raise UsageError(
-            f"config.loss.class_weights holds {len(weights)} numbers; it takes one for each of the "
-            f"{classes} classes of {data}"
-        )
 
 
 def loss_name(config: ConfigDict, multilabel: bool) -> str:

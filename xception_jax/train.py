@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from xception_jax import config as config_lib
+from xception_jax import preflight
 from xception_jax.console import make_console, table
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
@@ -49,7 +50,7 @@ def train(
       RunError: the run cannot go on: its loss is not finite, a checkpoint cannot be written, or
         too many examples cannot be used.
     """
-    config_lib.validate(config)
+    preflight.validate(config)
     config = config_lib.resolve(config, workdir.begun_config(folder))
     run = prepare(config)
     with (

@@ -128,7 +128,7 @@ def test_tables_of_a_document(document):
     assert "| ours: share of peak | 84% | 84% |\n" in text
     assert "share of bandwidth" not in text, "where there is none"
     assert "| a | b |\n|---|---|\n| 1 | 2 |\n" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "\ntext\n" in text
     assert run("tables", "--check", *where).returncode == 0
 

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks import tpu_compile
-from benchmarks.tpu_schedule import Program, arrays, exposed_cycles, schedule_cycles, stage
+from benchmarks.tpu_bundles import schedule_cycles
+from benchmarks.tpu_hlo import Program, arrays, exposed_cycles, stage
 
 # A pipelined loop of 29 rounds; its body, bundles 0x8 to 0xa, runs in rounds 5 to 23 only.
 BUNDLES = """\

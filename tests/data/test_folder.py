@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests import pictures
 from xception_jax import config as config_lib
+from xception_jax import preflight
 from xception_jax.data import folder, sources
 from xception_jax.errors import ExampleError, UsageError
 
@@ -200,15 +201,15 @@ def test_what_does_not_fit_together_is_refused_before_a_run(tmp_path):
     fill(tmp_path / "1", ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/c/1.jpg"])
     config.data.dataset = f"folder:{tmp_path / '1'}"
     with pytest.raises(UsageError, match="have different classes: only one of them has 'b'"):
-        config_lib.validate(config)
+        preflight.validate(config)
     fill(tmp_path / "2", ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg"])
     config.data.dataset = f"folder:{tmp_path / '2'}"
-    config_lib.validate(config)
+    preflight.validate(config)
     (tmp_path / "2/test/a/1.jpg").write_text("no image")
     with pytest.raises(UsageError, match=r"test cannot be read: .*/test/a/1\.jpg cannot be dec"):
-        config_lib.validate(config)
+        preflight.validate(config)
     config.data.max_skipped = 0.5
-    config_lib.validate(config)
+    preflight.validate(config)
 
 
 def test_a_folder_is_listed_once_in_a_process(tmp_path):

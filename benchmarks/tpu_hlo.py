@@ -1,9 +1,7 @@
-"""What the TPU compiler says of a program: cycles of each operation's schedule, bytes it moves.
+"""What each operation of a program costs, from the scheduled HLO that the TPU compiler prints.
 
-Two texts are read. The *bundles* of an operation, `*-NAME-NN-packed-bundles-post-ra.txt`, which
-libtpu writes while it compiles: one line a bundle, one bundle a cycle, loops and branches given by
-their targets. And the scheduled HLO: operands and results with their layouts, which say what lies
-in HBM and how far it is padded. Nothing here needs libtpu.
+Operands and results stand there with their layouts, which say what lies in HBM and how far it is
+padded. The cycles of the schedules come from `tpu_bundles`. Nothing here needs libtpu.
 """
 
 import re
@@ -12,112 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from pathlib import Path
-
-_BUNDLE = re.compile(r"^ *(?:0x)?([0-9a-f]+) +(?:[A-Z]{2})?:")
-_BRANCH = re.compile(r"sbr\.rel \((!?)(%p\w+)\) target bundleno = (\d+)")
-_COMPARISON = re.compile(
-    r"(%p\w+) = scmp\.(ge|lt|eq|ne|gt|le)\.[su]32(?:\.totalorder)? (%s\w+), (\d+)"
-)
-_LOGIC = re.compile(r"(%p\w+) = (pnand|pand|por) (!?%p\w+), (!?%p\w+)")
-_NEGATION = re.compile(r"(%p\w+) = pneg (%p\w+)")
-_INCREMENT = re.compile(r"(%s\w+) = sadd\.s32 1, (%s\w+)")
-_BUNDLE_FILE = re.compile(r"^\d+-(.+)-\d+-packed-bundles-post-ra\.txt$")
-
-_COMPARE = {
-    "ge": lambda a, b: a >= b,
-    "gt": lambda a, b: a > b,
-    "le": lambda a, b: a <= b,
-    "lt": lambda a, b: a < b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-}
-
-
-class _Predicates:
-    """The scalar predicates of one operation's bundles, as functions of a loop's counter."""
-
-    def __init__(self, text: str):
-        self.comparisons = {
-            name: (how, counter, int(bound))
-            for name, how, counter, bound in _COMPARISON.findall(text)
-        }
-        self.logic = {name: (how, a, b) for name, how, a, b in _LOGIC.findall(text)}
-        self.negations = dict(_NEGATION.findall(text))
-        self.increments = dict(_INCREMENT.findall(text))
-
-    def trips(self, name: str) -> tuple[int, str | None]:
-        """Rounds of the loop that ends at this predicate, and its counter; (1, None): unknown."""
-        how, after, bound = self.comparisons.get(name, ("", "", 0))
-        return (max(bound, 1), self.increments.get(after)) if how == "ge" else (1, None)
-
-    def holds(self, name: str, counter: str, value: int) -> bool | None:
-        """The predicate in round `value` of the loop; None where it depends on something else."""
-        if name.startswith("!"):
-            inner = self.holds(name[1:], counter, value)
-            return None if inner is None else not inner
-        if name in self.comparisons:
-            how, of, bound = self.comparisons[name]
-            return _COMPARE[how](value, bound) if of == counter else None
-        if name in self.negations:
-            return self.holds("!" + self.negations[name], counter, value)
-        if name not in self.logic:
-            return None
-        how, *names = self.logic[name]
-        sides = [self.holds(side, counter, value) for side in names]
-        decides = how == "por"  # the value of one side that settles the whole
-        if decides in sides:
-            result = decides
-        elif None in sides:
-            return None
-        else:
-            result = not decides
-        return not result if how == "pnand" else result
-
-
-def schedule_cycles(text: str) -> int:
-    """Cycles of one operation: its bundles, each as often as it is executed.
-
-    A branch backwards is a loop; its rounds are read from the test at its end. A branch forwards
-    guards what it jumps over: where it depends on the loop's counter alone (the filling and the
-    draining of a pipeline) the rounds are counted in which it is not taken; else it never is.
-    """
-    counts: dict[int, float] = {}
-    branches: list[tuple[int, int, str]] = []
-    for line in text.splitlines():
-        found = _BUNDLE.match(line)
-        if found is None:
-            continue
-        at = int(found[1], 16)
-        counts[at] = 1.0
-        branches += [(at, int(to), sign + name) for sign, name, to in _BRANCH.findall(line)]
-    predicates = _Predicates(text)
-    loops = []
-    for at, to, name in branches:
-        if to <= at:
-            trips, counter = predicates.trips(name.removeprefix("!"))
-            loops.append((to, at, trips, counter))
-            for bundle in range(to, at + 1):
-                counts[bundle] = counts.get(bundle, 0.0) * trips
-    for at, to, name in branches:
-        inside = [loop for loop in loops if loop[0] <= at <= loop[1]]
-        if to <= at or not inside:
-            continue
-        _, _, trips, counter = max(inside)  # the innermost
-        taken = sum(counter is not None and predicates.holds(name, counter, i) is True
-                    for i in range(trips))  # fmt: skip
-        for bundle in range(at + 5, to):  # a branch takes effect after four more bundles
-            counts[bundle] = counts.get(bundle, 0.0) * (trips - taken) / trips
-    return round(sum(counts.values()))
-
-
-def schedules(folder: Path) -> dict[str, int]:
-    """`schedule_cycles` of every operation of a dump, by the operation's name."""
-    files = ((_BUNDLE_FILE.match(path.name), path) for path in sorted(folder.iterdir()))
-    return {name[1]: schedule_cycles(path.read_text()) for name, path in files if name}
-
-
-# ---- the scheduled HLO
 
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "token": 0}
 _ARRAY = re.compile(

@@ -1,0 +1,92 @@
+"""Contenders in turn: rounds in which each has its turn, and what is made of their times."""
+
+import contextlib
+import random
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.contenders import ContenderError, Worker, say
+
+Rounds = dict[str, list[dict[str, float]]]  # what each turn took, by contender
+
+
+def take_turns(
+    starts: Mapping[str, Callable[[], tuple[Worker, dict[str, Any]]]], rounds: int, clock: str
+) -> tuple[Rounds, dict[str, dict[str, Any]], list[str]]:
+    """Starts all contenders, then gives each its turn in every round, in an order drawn anew.
+
+    Args:
+      starts: by contender.
+      rounds: their number.
+      clock: `cpu` or `wall`, what is shown on the way.
+
+    Returns:
+      The rounds and what was said before them, of each contender that came through, and a line
+      for each that did not.
+    """
+    took: Rounds = {}
+    ready: dict[str, dict[str, Any]] = {}
+    lost: list[str] = []
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, start in starts.items():
+            try:
+                workers[name], ready[name] = start()
+            except ContenderError as error:
+                lost.append(say(error))
+                continue
+            stack.callback(workers[name].close)
+            took[name] = []
+            said = ready[name]
+            print(
+                f"  {name} compiled in {said['compile_seconds']:.1f} s; steps a turn: "
+                f"{said['steps']}",
+                flush=True,
+            )
+        for number in range(1, rounds + 1):
+            for name in random.sample(list(took), len(took)):
+                try:
+                    took[name].append(workers[name].ask({}))
+                except ContenderError as error:
+                    lost.append(say(error))
+                    del took[name], ready[name]
+            lively = {name for name, turns in took.items() if _lively(turns[-1])}
+            if lively:
+                print(f"  busy while they should wait: {', '.join(sorted(lively))}")
+            times = (f"{name} {1e3 * turns[-1][clock]:.4g}" for name, turns in took.items())
+            print(f"  round {number}, {clock} ms an image: {', '.join(times)}", flush=True)
+    return took, ready, lost
+
+
+def times(rounds: Rounds, name: str, reference: str = "ours") -> dict[str, Any]:
+    """Columns of a result file: what a contender's turns took, and beside whom.
+
+    CPU time is that of all threads. `ratio_*` is the median over the rounds of the contender's
+    time to the reference's in the same round, with the least and the greatest; empty where the
+    reference is missing.
+    """
+    columns: dict[str, Any] = {}
+    for clock in ("cpu", "wall"):
+        took = [1e3 * turn[clock] for turn in rounds[name]]
+        columns[f"{clock}_ms_per_image_median"] = statistics.median(took)
+        columns[f"{clock}_ms_per_image_min"] = min(took)
+        columns[f"{clock}_ms_per_image_max"] = max(took)
+    columns["images_per_second"] = 1e3 / columns["wall_ms_per_image_median"]
+    for clock in ("cpu", "wall"):
+        pairs = zip(rounds[name], rounds.get(reference, ()), strict=False)
+        ratios = [own[clock] / other[clock] for own, other in pairs]
+        columns[f"ratio_{clock}"] = statistics.median(ratios) if ratios else ""
+        columns[f"ratio_{clock}_min"] = min(ratios, default="")
+        columns[f"ratio_{clock}_max"] = max(ratios, default="")
+    return columns
+
+
+def digits(value: float) -> str:
+    """Four digits that count, and no exponent in what is large."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _lively(turn: Mapping[str, float]) -> bool:
+    """Whether a worker took processor time from the others before its turn."""
+    return turn["waited_cpu"] > max(0.05, 0.02 * turn["waited_wall"])

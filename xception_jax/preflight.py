@@ -1,0 +1,124 @@
+"""Whether a run can begin: its config against the model, the devices and the data on disk."""
+
+import itertools
+
+import jax
+from ml_collections import ConfigDict
+
+from xception_jax import config as config_lib
+from xception_jax import models
+from xception_jax.data import decode, skips, sources
+from xception_jax.errors import UsageError
+from xception_jax.fields import Duration
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a config against the schema, the model, the devices and the data on disk.
+
+    Raises:
+      UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
+    """
+    config_lib.check_fields(config)
+    _check_ranges(config)
+    _check_batch(config)
+    _check_model(config)
+    _check_data(config)
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    for name in ("crop_area", "crop_aspect"):
+        value = config.data[name]
+        if len(value) != 2 or value[0] > value[1]:
+            raise UsageError(f"config.data.{name} is {value}; it takes (least, largest)")
+    if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
+        raise UsageError(
+            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
+            f"config.data.eval_preset keras, which takes all of the picture"
+        )
+    for name in (
+        "eval.every",
+        "checkpoint.every",
+        "log.every",
+        "duration",
+        "optimizer.decay_every",
+    ):
+        value = config_lib.flatten(config)[name]
+        if Duration.parse(value).amount == 0:
+            raise UsageError(f"config.{name} is {value!r}; it must be above 0")
+
+
+def _check_batch(config: ConfigDict) -> None:
+    devices = jax.device_count()
+    asked = config.mesh.data
+    if asked == 0 or asked > devices:
+        raise UsageError(f"config.mesh.data is {asked}; there are {devices} devices (-1: all)")
+    devices = devices if asked == -1 else asked
+    batch, virtual = config.data.batch_size, config.model.bn_virtual_batch
+    if batch % devices:
+        multiples = [m for m in (batch // devices * devices, -(-batch // devices) * devices) if m]
+        raise UsageError(
+            f"config.data.batch_size is {batch}, which {devices} devices do not divide; take "
+            f"{' or '.join(map(str, multiples))}"
+        )
+    if virtual is not None and batch % virtual:
+        raise UsageError(
+            f"config.data.batch_size is {batch}, not a multiple of "
+            f"config.model.bn_virtual_batch, {virtual}"
+        )
+    share = batch // devices
+    if virtual is not None and share % virtual and virtual % share:
+        raise UsageError(
+            f"config.model.bn_virtual_batch is {virtual} and a device's share of the batch "
+            f"{share}; one must be a multiple of the other, or every device computes it all"
+        )
+    config_lib.microbatches(config, devices)
+
+
+def _check_model(config: ConfigDict) -> None:
+    known = models.overrides(config.model.name)
+    for name in config_lib.model_overrides(config):
+        if name not in known:
+            raise UsageError(f"config.model.{name}: {config.model.name} has no such override")
+
+
+def _check_data(config: ConfigDict) -> None:
+    train = config_lib.open_split(config, config.data.train_split)
+    test = config_lib.open_split(config, config.data.eval_split)
+    if len(train.class_names) < 2:
+        raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
+    if train.class_names != test.class_names:
+        only = sorted(set(train.class_names) ^ set(test.class_names))
+        named = f": only one of them has {only[0]!r}" if only else ""
+        raise UsageError(f"{train.name} and {test.name} have different classes{named}")
+    _check_loss(config, train.name, len(train.class_names), train.multilabel)
+    for source in (train, test):
+        most = int(config.data.max_skipped * len(source))
+        for record in (0, len(source) - 1):
+            _check_readable(source, record, most)
+
+
+def _check_readable(source: sources.Source, record: int, most: int) -> None:
+    """Looks for an example that can be used, from a record on, past as many as may be skipped."""
+    first: Exception | None = None
+    for candidate in itertools.islice(skips.candidates(record, len(source)), most + 1):
+        try:
+            decode.decode(source[candidate].encoded, source[candidate].name)
+            return
+        except Exception as error:  # files may be missing, cut short, or not what they say
+            first = first or error
+    reason = (str(first).splitlines() or [type(first).__name__])[0]
+    raise UsageError(f"{source.name} cannot be read: {reason}")
+
+
+def _check_loss(config: ConfigDict, data: str, classes: int, multilabel: bool) -> None:
+    if multilabel and config.loss.name == "softmax":
+        raise UsageError(
+            f"config.loss.name is 'softmax', for one label an image, and {data} has several; take "
+            f"sigmoid"
+        )
+    weights = config.loss.class_weights
+    if weights is not None and len(weights) != classes:
+        raise UsageError(
+            f"config.loss.class_weights holds {len(weights)} numbers; it takes one for each of the "
+            f"{classes} classes of {data}"
+        )
