@@ -60,6 +60,14 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_workers_and_memory_change_no_bit(undisturbed, flags, tmp_path):
+    """The run that nothing disturbed keeps its images in memory; this one's come from a process."""
+    changes = {"data__in_memory": 0, "data__workers": 1}
+    assert finish("main", *flags(tmp_path / "run", **changes)).returncode == 0
+    assert digests(tmp_path / "run", 12) == digests(undisturbed, 12)
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed, flags, tmp_path):
     workdir = tmp_path / "run"
     assert finish("main", *flags(workdir)).returncode == 0

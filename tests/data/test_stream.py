@@ -1,6 +1,10 @@
 """The order contract: what a step sees depends on the seed and the step, and on nothing else."""
 
+import dataclasses
 import itertools
+import os
+from functools import partial
+from pathlib import Path
 
 import cv2
 import hypothesis
@@ -9,7 +13,7 @@ import pytest
 from absl import flags
 from hypothesis import strategies as st
 
-from xception_jax.data import decode, sources, stream
+from xception_jax.data import decode, presets, sources, stream
 from xception_jax.training import sharding
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3), eval_crop=0.9)
@@ -76,6 +80,49 @@ def test_what_is_kept_in_memory_is_what_is_made_anew(hosts):
 def test_a_worker_process_changes_nothing():
     flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
     assert_nothing_changes(CROPPED, 1, stream.Host(threads=2, workers=1))
+
+
+class Signed:
+    """Records that leave the number of the process which reads them in a folder."""
+
+    def __init__(self, folder: Path, records: list):
+        self.folder, self.records = folder, records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        (self.folder / str(os.getpid())).touch()
+        return self.records[index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_reads(tmp_path, workers):
+    flags.FLAGS.mark_as_parsed()
+    source = numbered(20)
+    source = dataclasses.replace(source, records=Signed(tmp_path, source.records))
+    batches(source, 4, batch_size=5, seed=0, host=stream.Host(threads=1, workers=workers))
+    readers = {int(path.name) for path in tmp_path.iterdir()}
+    assert len(readers) == max(1, workers)
+    assert (os.getpid() in readers) == (workers == 0)
+
+
+@pytest.mark.parametrize(("preset", "crop"), [("area", 0.9), ("keras", 1.0), ("timm", 0.8)])
+def test_evaluation_resizes_as_it_is_told(preset, crop):
+    source = numbered(3)
+    images = stream.Images(7, eval_preset=preset, eval_crop=crop)
+    [batch] = stream.Reader(source, images).evaluation_batches(batch_size=3)
+    pictures = [decode.decode(source[i].encoded) for i in range(3)]
+    made = [presets.PRESETS[preset](picture, 7, crop) for picture in pictures]
+    np.testing.assert_array_equal(batch["image"], made)
+
+
+def test_labels_count_towards_what_is_kept():
+    source = dataclasses.replace(numbered(50), multilabel=True)  # 50 labels: 50 bytes an image
+    image, rest = 8 * 8 * 3, 50 + 4
+    reader = partial(stream.Reader, source, stream.Images(8))
+    assert reader(stream.Host(memory=50 * (image + rest)))._fits
+    assert not reader(stream.Host(memory=50 * (image + rest) - 1))._fits
 
 
 @pytest.mark.slow

@@ -5,7 +5,16 @@ import pytest
 
 from xception_jax.data import stream
 from xception_jax.training import sharding
-from xception_jax.training.evaluation import Evaluator
+from xception_jax.training.evaluation import Evaluator, reader_of
+
+
+def test_the_reader_is_what_the_config_says(digits, small_config):
+    small_config.data.crop_area, small_config.data.crop_aspect = (0.5, 0.9), (0.8, 1.2)
+    small_config.data.eval_preset, small_config.data.eval_crop = "timm", 0.7
+    small_config.data.threads, small_config.data.in_memory = 3, 5
+    reader = reader_of(small_config, digits["test"], workers=2)
+    assert reader.images == stream.Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7)
+    assert reader.host == stream.Host(threads=3, workers=2, memory=5 * 2**20)
 
 
 @pytest.mark.parametrize("batch_size", [8, 256])
