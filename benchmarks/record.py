@@ -74,5 +74,6 @@ def earlier(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
         raise UsageError(
             f"{path} is of another machine ({notes.get('machine')}); give another file"
         )
-    made = "; ".join(notes[name] for name in ("earlier", "command") if name in notes)
+    commands = [notes[name] for name in ("earlier", "command") if name in notes]
+    made = "; ".join(dict.fromkeys("; ".join(commands).split("; ")))
     return {"earlier": made, **{k: v for k, v in notes.items() if k.endswith(" ran")}}, rows
