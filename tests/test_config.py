@@ -85,6 +85,9 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("optimizer.learning_rate", float("nan"), "is nan; it takes at least 0.0"),
         ("data.crop_area", (0.5,), "is (0.5,); it takes (least, largest)"),
         ("data.crop_area", (0.5, 0.2), "is (0.5, 0.2); it takes (least, largest)"),
+        ("augment.erase_aspect", (2.0, 0.5), "is (2.0, 0.5); it takes (least, largest)"),
+        ("augment.magnitude", 11.0, "is 11.0; it takes at least 0.0 and at most 10.0"),
+        ("augment.mixup", 0.001, "is 0.001; it takes 0 (off) or at least 0.01"),
         ("data.batch_size", 60, "is 60, which 8 devices do not divide; take 56 or 64"),
         ("data.batch_size", 4, "is 4, which 8 devices do not divide; take 8"),
         ("optimizer.microbatch", 4, "is 4 and a device's share of the batch is 8; set config."),
@@ -204,6 +207,18 @@ def test_a_virtual_batch_and_a_share_that_do_not_fit():
     complaint = refusal(**{"data.batch_size": 96, "model.bn_virtual_batch": 32})
     assert complaint.startswith("config.model.bn_virtual_batch is 32 and a device's share of the")
     assert "12" in complaint
+
+
+@pytest.mark.parametrize("field", ["augment.mixup", "augment.cutmix"])
+def test_an_odd_batch_cannot_be_mixed(field):
+    changes = {"mesh.data": 1, "data.batch_size": 63}
+    config = config_lib.default()
+    config.update_from_flattened_dict(changes)
+    preflight.validate(config)
+    complaint = refusal(**changes, **{field: 1.0})
+    assert complaint.startswith(
+        "config.data.batch_size is 63, odd; config.augment.mixup and cutmix"
+    )
 
 
 def test_files_that_are_gone_are_missed_at_once(tmp_path):

@@ -113,6 +113,29 @@ SCHEMA: dict[str, Field] = {
     ),
     "augment.flip": _flag(False, "mirror half of the training images"),
     "augment.shift": _int(0, "move training images by up to so many pixels"),
+    "augment.randaugment": _int(
+        0, "RandAugment (arXiv:1909.13719): operations drawn for each image; 0: off", high=10
+    ),
+    "augment.magnitude": _float(9.0, "of RandAugment's operations, 0 to 10", high=10.0),
+    "augment.brightness": _float(0.0, "factor drawn from 1 - this to 1 + this; 0: off", high=1.0),
+    "augment.contrast": _float(0.0, "likewise", high=1.0),
+    "augment.saturation": _float(0.0, "likewise", high=1.0),
+    "augment.erase": _float(
+        0.0, "random erasing (arXiv:1708.04896): share of the images in which a rectangle becomes "
+        "noise; 0: off", high=1.0
+    ),
+    "augment.erase_area": _tuple((0.02, 1 / 3), "the rectangle: range of shares of the area",
+                                 low=1e-3, high=1.0),
+    "augment.erase_aspect": _tuple((0.3, 1 / 0.3), "the rectangle: range of width / height",
+                                   low=0.01, high=100.0),
+    "augment.mixup": _float(
+        0.0, "mixup (arXiv:1710.09412): alpha of the Beta(alpha, alpha) that a pair's shares are "
+        "drawn from; 0: off", high=100.0
+    ),
+    "augment.cutmix": _float(
+        0.0, "CutMix (arXiv:1905.04899): its alpha; with mixup too, half of the pairs each; 0: off",
+        high=100.0
+    ),
     "optimizer.name": _text("sgd", "Optax' algorithm", choices=("sgd", "rmsprop", "adamw", "lamb")),
     "optimizer.learning_rate": _float(0.045, "at its highest, for a batch of reference_batch"),
     "optimizer.reference_batch": _int(

@@ -26,15 +26,24 @@ def validate(config: ConfigDict) -> None:
 
 
 def _check_ranges(config: ConfigDict) -> None:
-    for name in ("crop_area", "crop_aspect"):
-        value = config.data[name]
+    fields = config_lib.flatten(config)
+    for name in (
+        "data.crop_area",
+        "data.crop_aspect",
+        "augment.erase_area",
+        "augment.erase_aspect",
+    ):
+        value = fields[name]
         if len(value) != 2 or value[0] > value[1]:
-            raise UsageError(f"config.data.{name} is {value}; it takes (least, largest)")
+            raise UsageError(f"config.{name} is {value}; it takes (least, largest)")
     if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
         raise UsageError(
             f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
             f"config.data.eval_preset keras, which takes all of the picture"
         )
+    for name in ("augment.mixup", "augment.cutmix"):
+        if 0 < fields[name] < 0.01:
+            raise UsageError(f"config.{name} is {fields[name]}; it takes 0 (off) or at least 0.01")
     for name in (
         "eval.every",
         "checkpoint.every",
@@ -42,9 +51,8 @@ def _check_ranges(config: ConfigDict) -> None:
         "duration",
         "optimizer.decay_every",
     ):
-        value = config_lib.flatten(config)[name]
-        if Duration.parse(value).amount == 0:
-            raise UsageError(f"config.{name} is {value!r}; it must be above 0")
+        if Duration.parse(fields[name]).amount == 0:
+            raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
 
 
 def _check_batch(config: ConfigDict) -> None:
@@ -64,6 +72,11 @@ def _check_batch(config: ConfigDict) -> None:
         raise UsageError(
             f"config.data.batch_size is {batch}, not a multiple of "
             f"config.model.bn_virtual_batch, {virtual}"
+        )
+    if batch % 2 and (config.augment.mixup or config.augment.cutmix):
+        raise UsageError(
+            f"config.data.batch_size is {batch}, odd; config.augment.mixup and cutmix "
+            f"mix pairs; take {batch + 1}"
         )
     share = batch // devices
     if virtual is not None and share % virtual and virtual % share:

@@ -126,7 +126,13 @@ def prepare(config: ConfigDict) -> Run:
 
     transformation, schedule = optimizer.from_config(config, steps)
     recipe = step_lib.Recipe.from_config(
-        config, structure, transformation, schedule, mesh.size, train_source.multilabel
+        config,
+        structure,
+        transformation,
+        schedule,
+        mesh.size,
+        classes=len(train_source.class_names),
+        multilabel=train_source.multilabel,
     )
     return Run(
         config=config,
