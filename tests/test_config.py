@@ -236,3 +236,30 @@ def test_every_field_is_described():
     for name, field in config_lib.SCHEMA.items():
         assert f"  {name} = " in text
         assert field.help
+
+
+def test_what_cannot_be_mixed_or_sampled():
+    digits = ("optical_digits",)
+    assert "mix_splits names 1 splits and config.data.mix 0" in refusal(
+        **{"data.mix_splits": digits}
+    )
+    assert "mix_weights holds 2 numbers" in refusal(**{"data.mix_weights": (1.0, 2.0)})
+    assert "exclude each other" in refusal(
+        **{"data.mix": digits, "data.mix_weights": (1.0, 1.0), "data.balanced": True}
+    )
+    assert "not a multiple of config.data.repeats, 3" in refusal(**{"data.repeats": 3})
+    assert "it takes a tuple of text" in refusal(**{"data.mix": (3,)})
+    assert "no data set 'optical_digit'" in refusal(**{"data.mix": ("optical_digit",)})
+
+
+def test_sets_are_mixed_and_their_splits_named():
+    config = config_lib.default()
+    config.data.mix, config.data.mix_splits = ("optical_digits",) * 2, ("test", "train[:10]")
+    preflight.validate(config)
+    opened = config_lib.open_training(config)
+    assert opened.name == (
+        "optical_digits/1.0.0:train + optical_digits/1.0.0:test + optical_digits/1.0.0:train[:10]"
+    )
+    assert len(opened) == 1437 + 360 + 10
+    config.data.mix_splits = ()
+    assert len(config_lib.open_training(config)) == 3 * 1437

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax import models
-from xception_jax.data import decode, skips, sources
+from xception_jax.data import decode, joined, skips, sources
 from xception_jax.errors import UsageError
 from xception_jax.fields import Duration
 
@@ -95,19 +95,42 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_data(config: ConfigDict) -> None:
-    train = config_lib.open_split(config, config.data.train_split)
+    _check_sampling(config)
+    train = config_lib.open_training(config)
     test = config_lib.open_split(config, config.data.eval_split)
     if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
-    if train.class_names != test.class_names:
-        only = sorted(set(train.class_names) ^ set(test.class_names))
-        named = f": only one of them has {only[0]!r}" if only else ""
-        raise UsageError(f"{train.name} and {test.name} have different classes{named}")
+    joined.same_classes(train, test)
+    if config.data.balanced and train.multilabel:
+        raise UsageError(
+            f"config.data.balanced takes one label an image, and {train.name} has several"
+        )
     _check_loss(config, train.name, len(train.class_names), train.multilabel)
     for source in (train, test):
         most = int(config.data.max_skipped * len(source))
         for record in (0, len(source) - 1):
             _check_readable(source, record, most)
+
+
+def _check_sampling(config: ConfigDict) -> None:
+    data = config.data
+    if data.mix_splits and len(data.mix_splits) != len(data.mix):
+        raise UsageError(
+            f"config.data.mix_splits names {len(data.mix_splits)} splits and config.data.mix "
+            f"{len(data.mix)} data sets; it takes one for each"
+        )
+    if data.mix_weights is not None and len(data.mix_weights) != 1 + len(data.mix):
+        raise UsageError(
+            f"config.data.mix_weights holds {len(data.mix_weights)} numbers; it takes one for "
+            f"config.data.dataset and one for each of the {len(data.mix)} of config.data.mix"
+        )
+    if data.mix_weights is not None and data.balanced:
+        raise UsageError("config.data.balanced and mix_weights exclude each other; set one of them")
+    if data.batch_size % data.repeats:
+        raise UsageError(
+            f"config.data.batch_size is {data.batch_size}, not a multiple of config.data.repeats, "
+            f"{data.repeats}"
+        )
 
 
 def _check_readable(source: sources.Source, record: int, most: int) -> None:
