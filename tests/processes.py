@@ -4,9 +4,12 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +87,62 @@ def as_nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(before)
+
+
+@dataclass
+class Several:
+    """Processes of one run on this machine, connected over loopback; standard error and output
+    of each go to a file.
+    """
+
+    processes: list[subprocess.Popen[str]]
+    outputs: list[Path]
+
+    def said(self, process: int) -> str:
+        return self.outputs[process].read_text()
+
+    def wait_until(self, text: str, process: int = 0) -> None:
+        """Waits until a process has said something; `AssertionError` if it ends without."""
+        while text not in self.said(process):
+            assert self.processes[process].poll() is None, self.said(process)
+            time.sleep(0.02)
+
+    def codes(self, timeout: float = 300) -> list[int]:
+        """Waits for their ends."""
+        until = time.monotonic() + timeout
+        return [process.wait(max(0.1, until - time.monotonic())) for process in self.processes]
+
+
+@contextlib.contextmanager
+def several(count: int, devices: int, folder: Path, module: str, *flags: str) -> Iterator[Several]:
+    """Starts a command in `count` processes of `devices` virtual devices each; ends what is left.
+
+    Args:
+      folder: made, for the outputs.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = [folder / f"{process}.txt" for process in range(count)]
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    processes = []
+    try:
+        for process, path in enumerate(outputs):
+            where = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}",
+                     f"--process_id={process}"]  # fmt: skip
+            with path.open("w") as file:
+                processes.append(
+                    subprocess.Popen(
+                        command(module, *flags, *(where if count > 1 else [])),
+                        cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, text=True,
+                    )
+                )  # fmt: skip
+        yield Several(processes, outputs)
+    finally:
+        for left in processes:
+            left.kill()
+            left.wait()

@@ -18,6 +18,7 @@ LEVELS = [
     {"config"},
     {"data", "models"},
     {"fields"},
+    {"cluster"},
     {"allocator", "cache", "console", "errors"},
 ]
 

@@ -26,6 +26,25 @@ _KEEP_MEMORY = flags.DEFINE_bool(
 )
 
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0 of a run of several; unless given, the cluster's environment names it "
+    "(Cloud TPU, GKE, SLURM, Open MPI)",
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the run, with --coordinator")
+_PROCESS = flags.DEFINE_integer("process_id", None, "of this one, from 0 on, with --coordinator")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    None,
+    "--nodistributed: alone, whatever the environment says; --distributed: fail without a cluster",
+)
+
+
+# Of the commands that train or evaluate, which declare them as their own.
+SHARED_FLAGS = ("keep_freed_memory", "coordinator", "num_processes", "process_id", "distributed")
+
+
 def run(main: Callable[[], None], doc: str) -> None:
     """Parses the flags, runs the command and ends the process.
 
@@ -50,14 +69,33 @@ def run(main: Callable[[], None], doc: str) -> None:
             fail(error, 2)
         except RunError as error:
             fail(error, 1)
+        except Exception as error:
+            if type(error).__name__ != "JaxRuntimeError" or not _among_several():
+                raise
+            said = str(error).splitlines()[0]
+            fail(f"lost the other processes of this run, one of which may have ended: {said}", 1)
 
     app.run(guarded, flags_parser=_parse)
 
 
-def settle_memory() -> None:
-    """Does what `--keep_freed_memory` says; to be called before the first large array is made."""
+def _among_several() -> bool:
     import jax
 
+    return jax.process_count() > 1
+
+
+def settle() -> None:
+    """Does what the shared flags say; to be called before JAX finds its devices."""
+    import jax
+
+    from xception_jax import cluster
+
+    cluster.join(
+        coordinator=_COORDINATOR.value,
+        processes=_PROCESSES.value,
+        process=_PROCESS.value,
+        required=_DISTRIBUTED.value,
+    )
     if _KEEP_MEMORY.value and jax.default_backend() == "cpu":
         allocator.keep_freed_memory()
 

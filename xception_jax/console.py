@@ -6,9 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 
-def make_console(stderr: bool = False) -> Console:
-    """Where people read; text is shown as it is, without markup."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+def make_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """Where people read; text is shown as it is, without markup, and where `quiet` not at all."""
+    return Console(
+        stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
 
 
 def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

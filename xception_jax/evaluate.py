@@ -34,7 +34,8 @@ _MAX_SKIPPED = flags.DEFINE_float(
     upper_bound=1.0,
 )
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
-flags.declare_key_flag("keep_freed_memory")
+for _name in cli.SHARED_FLAGS:
+    flags.declare_key_flag(_name)
 
 
 def evaluate(
@@ -86,15 +87,16 @@ def evaluate(
     most = config.data.max_skipped if max_skipped is None else max_skipped
     skips = Skips(workdir, most, say, flag="--max_skipped")
     metrics = evaluator(items["ema"] if weights == "ema" else items, skips)
+    assert metrics is not None, "nobody asks it to stop"
     return {"step": found, "weights": weights, "split": split, **metrics}
 
 
 def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
-    from xception_jax import console
+    from xception_jax import cluster, console
 
-    cli.settle_memory()
+    cli.settle()
     result = evaluate(
         pathlib.Path(_WORKDIR.value),
         step=_STEP.value,
@@ -103,8 +105,10 @@ def main() -> None:
         data_dir=_DATA_DIR.value,
         batch_size=_BATCH_SIZE.value,
         max_skipped=_MAX_SKIPPED.value,
-        say=console.make_console(stderr=_JSON.value).print,
+        say=console.make_console(stderr=_JSON.value, quiet=not cluster.is_first()).print,
     )
+    if not cluster.is_first():
+        return
     if _JSON.value:
         print(json.dumps(result))
         return

@@ -29,7 +29,8 @@ _JSON = flags.DEFINE_bool(
     "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
 )
 _FIELDS = flags.DEFINE_bool("list_fields", False, "print every field of a config and exit")
-flags.declare_key_flag("keep_freed_memory")
+for _name in cli.SHARED_FLAGS:
+    flags.declare_key_flag(_name)
 
 
 def main() -> None:
@@ -41,17 +42,18 @@ def main() -> None:
     if _CONFIG.value is None:
         raise UsageError("get_config() of the config file returned None")
     # Imported late: --help and a misspelt flag need not wait for JAX.
+    from xception_jax import cluster
     from xception_jax.console import make_console
     from xception_jax.train import train
 
-    cli.settle_memory()
+    cli.settle()
     result = train(
         _CONFIG.value,
         pathlib.Path(_WORKDIR.value),
         console=make_console(stderr=_JSON.value),
         allow_config_changes=_ALLOW.value,
     )
-    if _JSON.value:
+    if _JSON.value and cluster.is_first():
         print(json.dumps(result))
 
 

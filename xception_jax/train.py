@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from xception_jax import cluster, preflight
 from xception_jax import config as config_lib
-from xception_jax import preflight
 from xception_jax.console import make_console, table
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
@@ -54,6 +54,7 @@ def train(
     config = config_lib.resolve(config, workdir.begun_config(folder))
     run = prepare(config)
     with (
+        signals.stop_requested() as stop_requested,
         workdir.claim(folder, config, allow_changes=allow_config_changes),
         Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints,
     ):
@@ -67,10 +68,11 @@ def train(
             batch_size=config.data.batch_size,
             epoch=len(run.train_source),
             tensorboard=config.log.tensorboard,
+            silent=not cluster.is_first(),
         ) as log:
             introduce(run, state, notes, log)
             skips = Skips(folder, config.data.max_skipped, log.say)
-            last = loop(run, state, first, checkpoints, log, skips)
+            last = loop(run, state, first, checkpoints, log, skips, stop_requested)
             conclude(run, checkpoints, folder, last, log)
             return {"step": last, **(checkpoints.metrics(last) or {})}
 
@@ -180,30 +182,43 @@ def loop(
     checkpoints: Checkpoints,
     log: telemetry.Telemetry,
     skips: Skips,
+    stop_requested: Callable[[], bool],
 ) -> int:
     """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
     done, total = first, run.total_steps
     config = run.config
     log_due, save_due = run.every(config.log.every), run.every(config.checkpoint.every)
     evaluation_due = run.every(config.eval.every)
-    with signals.stop_requested() as stop_requested:
-        batches = run.batches(first, skips)
-        for done in range(first + 1, total + 1):
-            state, metrics = run.train_step(state, next(batches))
-            log.step_dispatched(done, metrics, log=log_due(done) or done == total)
-            stop = stop_requested()
-            evaluate = evaluation_due(done) or done == total
-            if evaluate or stop or save_due(done):
-                log.catch_up()
-                since, result = time.perf_counter(), None
-                if evaluate:
-                    result = run.evaluate(state.weights(), skips)
-                    log.evaluated(done, result)
-                checkpoints.save(state, run.meta.at(done), result)
-                log.resume_clock(since)
-            if stop:
-                break
-        checkpoints.wait()
+    if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
+        # A signal came during this evaluation.
+        since, result = time.perf_counter(), run.evaluate(state.weights(), skips, stop_requested)
+        if result is None:
+            return first
+        log.evaluated(first, result)
+        checkpoints.add_metrics(first, result)
+        log.resume_clock(since)
+    batches = run.batches(first, skips)
+    for done in range(first + 1, total + 1):
+        batch = next(batches)
+        if done == first + 1:
+            cluster.compile_together(run.train_step, state, batch)
+        state, metrics = run.train_step(state, batch)
+        log.step_dispatched(done, metrics, log=log_due(done) or done == total)
+        stop = stop_requested()
+        evaluate = evaluation_due(done) or done == total
+        if evaluate or stop or save_due(done):
+            log.catch_up()
+            since, result = time.perf_counter(), None
+            if evaluate and not stop:
+                result = run.evaluate(state.weights(), skips, stop_requested)
+                stop = result is None
+            if result:
+                log.evaluated(done, result)
+            checkpoints.save(state, run.meta.at(done), result)
+            log.resume_clock(since)
+        if stop:
+            break
+    checkpoints.wait()
     return done
 
 

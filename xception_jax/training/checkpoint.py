@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from xception_jax import cluster
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training.digest import digests
 from xception_jax.training.state import TrainState, Tree
+from xception_jax.training.workdir import write_atomically
 
 ITEMS = ("params", "batch_stats", "opt_state", "ema")
 
@@ -84,7 +86,10 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
         self._folder = workdir / "checkpoints"
-        self._complaints = _unreadable_metrics(self._folder, read_only)
+        self._complaints: list[str] = []
+        cluster.on_first(
+            lambda: self._complaints.extend(_unreadable_metrics(self._folder, read_only))
+        )
         best = policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
@@ -152,6 +157,18 @@ class Checkpoints:
             raise RunError(f"checkpoint {meta.step} could not be saved: {error}") from error
         if not saved:
             raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds what an evaluation found to a checkpoint that was saved without."""
+        self.wait()
+        folder = self._folder / str(step) / "metrics"
+
+        def write() -> None:
+            folder.mkdir(exist_ok=True)  # as Orbax writes and reads them
+            write_atomically(folder / "metrics", json.dumps(metrics))
+
+        cluster.on_first(write)
+        self._manager.reload()
 
     def wait(self) -> None:
         """Waits until everything is written. Raises `RunError` if a write failed."""
@@ -228,8 +245,9 @@ class Checkpoints:
                 step=jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding),
                 **{"ema": None, **items},
             )
-            moved = [self._move_aside(s, text) for s, text in complaints.items()]
-            return state, meta, self._complaints + moved
+            for damaged, complaint in complaints.items():
+                self._move_aside(damaged, complaint)
+            return state, meta, self._complaints
         if complaints:
             raise RunError(
                 f"no checkpoint in {self._folder} can be restored; the newest: "
@@ -237,10 +255,10 @@ class Checkpoints:
             )
         return None, None, self._complaints
 
-    def _move_aside(self, step: int, complaint: str) -> str:
-        note = _move_aside(self._folder / str(step), complaint)
+    def _move_aside(self, step: int, complaint: str) -> None:
+        folder = self._folder / str(step)
+        cluster.on_first(lambda: self._complaints.append(_move_aside(folder, complaint)))
         self._manager.reload()
-        return note
 
 
 def _move_aside(checkpoint: Path, complaint: str) -> str:

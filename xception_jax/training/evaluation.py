@@ -1,6 +1,7 @@
 """Exact metrics over a whole split, in a run and after it."""
 
 import collections
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,16 @@ class Evaluator:
             batch_size=-(-batch_size // mesh.size) * mesh.size,
         )
 
-    def __call__(self, weights: Tree, skips: Skips | None = None) -> dict[str, Any]:
+    def __call__(
+        self,
+        weights: Tree,
+        skips: Skips | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
         """`loss` and the metrics of `metrics.means`, over how many `examples`; and `skipped`.
 
-        `skips` takes the examples that cannot be used; None: there may be none.
+        `skips` takes the examples that cannot be used; None: there may be none. None is returned
+        where `stop_requested`, asked after each batch, says so.
 
         Sums run in double precision on the host; each batch's are fetched while the next ones are
         computed.
@@ -86,6 +93,8 @@ class Evaluator:
             waiting.append(self.evaluate_batch(weights, batch))
             if len(waiting) > _BATCHES_AHEAD:
                 totals.update(_floats(waiting.popleft()))
+            if stop_requested():
+                return None
         for sums in waiting:
             totals.update(_floats(sums))
         examples = int(totals["examples"])

@@ -6,8 +6,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh(data: int = -1) -> Mesh:
-    """A mesh of the first `data` devices (-1: of all) with the one axis `data`."""
-    devices = np.array(jax.devices()[: None if data == -1 else data])
+    """A mesh of the first `data` devices (-1: of all) with the one axis `data`.
+
+    Those of a process stand side by side: its part of a batch is a contiguous one, see
+    `data.stream`.
+    """
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = np.array(found[: None if data == -1 else data])
     return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 

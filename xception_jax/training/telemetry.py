@@ -3,6 +3,7 @@
 import collections
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Telemetry:
       batch_size: examples a step.
       epoch: examples an epoch.
       tensorboard: write events.
+      silent: check the metrics and tell nobody; of processes other than the first.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Telemetry:
         batch_size: int,
         epoch: int,
         tensorboard: bool = True,
+        silent: bool = False,
     ):
-        self._console, self._total = console, total
+        self._console, self._total = Console(quiet=True) if silent else console, total
         self._batch_size, self._epoch = batch_size, epoch
-        path = workdir / "metrics.jsonl"
-        _forget_after(path, start)
+        path = Path(os.devnull) if silent else workdir / "metrics.jsonl"
+        if not silent:
+            _forget_after(path, start)
         self._file = path.open("a")
         self._events = (
             SummaryWriter(
@@ -68,7 +72,7 @@ class Telemetry:
                 purge_step=start + 1,
                 filename_suffix=f".{start:012}",  # files of one second are read in this order
             )
-            if tensorboard
+            if tensorboard and not silent
             else None
         )
         self._waiting: collections.deque[tuple[int, dict[str, jax.Array], bool]] = (
@@ -78,7 +82,7 @@ class Telemetry:
         self._first = True
         self._timed = 0  # steps since the mark
         self._mark = time.perf_counter()
-        self._bar = _Bar(console, start, total) if console.is_terminal else None
+        self._bar = _Bar(console, start, total) if console.is_terminal and not silent else None
 
     def __enter__(self) -> "Telemetry":
         return self

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from xception_jax import cluster
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 
@@ -47,7 +48,7 @@ def begun_config(workdir: Path) -> ConfigDict | None:
 
 @contextmanager
 def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> Iterator[None]:
-    """Makes the folder this process' own while inside, and settles the run's config.
+    """Makes the folder this run's own while inside, and settles the run's config.
 
     Args:
       workdir: made if it is not there.
@@ -57,23 +58,30 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
     Raises:
       UsageError: the folder is a file, is in use, or holds a run with another config.
     """
+    with contextlib.ExitStack() as stack:
+        cluster.on_first(lambda: _claim(stack, workdir, config_lib.flatten(config), allow_changes))
+        yield
+
+
+def _claim(
+    stack: contextlib.ExitStack, workdir: Path, config: dict[str, Any], allow_changes: bool
+) -> None:
+    """Does what `claim` says; the folder is free again when the stack closes."""
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    with contextlib.ExitStack() as stack:
-        try:
-            lock = stack.enter_context((workdir / ".lock").open("w"))
-            # The system drops the lock with the process, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process is training in {workdir}") from None
-        except OSError as error:
-            raise UsageError(f"--workdir={workdir} cannot be locked: {error.strerror}") from None
-        _settle(workdir / "config.json", config_lib.flatten(config), allow_changes)
-        yield
+    try:
+        lock = stack.enter_context((workdir / ".lock").open("w"))
+        # The system drops the lock with the process, however it ends.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"another process is training in {workdir}") from None
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir} cannot be locked: {error.strerror}") from None
+    _settle(workdir / "config.json", config, allow_changes)
 
 
 def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:

@@ -1,0 +1,142 @@
+"""Runs of several processes on one machine: that they are one run, and how they end."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Several, digests, finish, records, several
+from xception_jax import cluster
+from xception_jax.errors import RunError, UsageError
+
+# A run's twelve steps, by any number of processes on eight devices in all.
+EIGHT = {"mesh__data": -1}
+
+
+def test_flags_that_do_not_fit_are_told():
+    with pytest.raises(UsageError, match="go together: name all or none"):
+        cluster.join(coordinator="127.0.0.1:1", processes=2)
+    with pytest.raises(UsageError, match="--process_id is 2; it takes 0 to 1"):
+        cluster.join(coordinator="127.0.0.1:1", processes=2, process=2)
+    with pytest.raises(UsageError, match="--coordinator is 'here'; it takes HOST:PORT"):
+        cluster.join(coordinator="here", processes=2, process=0)
+    with pytest.raises(UsageError, match="no other processes are named"):
+        cluster.join(required=True)
+
+
+def test_without_a_cluster_there_is_none():
+    cluster.join()
+    cluster.join(required=False)
+    assert not cluster.connected()
+    assert cluster.is_first()
+
+
+def test_what_fails_on_the_first_process_fails():
+    def refuse() -> None:
+        raise RunError("no")
+
+    with pytest.raises(RunError, match="no"):
+        cluster.on_first(refuse)
+    done = []
+    cluster.on_first(lambda: done.append(1))
+    assert done == [1]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, flags) -> Path:
+    """The run by one process on eight devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    with several(1, 8, folder, "main", *flags(folder / "run", **EIGHT)) as run:
+        assert run.codes() == [0], run.said(0)
+    return folder / "run"
+
+
+def assert_same_run(workdir: Path, undisturbed: Path) -> None:
+    assert digests(workdir, 12) == digests(undisturbed, 12)
+    assert records(workdir) == records(undisturbed)
+
+
+def go_on(workdir: Path, flags: list[str], processes: int) -> None:
+    """The run's end by so many processes."""
+    with several(processes, 8 // processes, workdir.parent / "again", "main", *flags) as run:
+        assert run.codes() == [0] * processes, run.said(0)
+    assert "continues from the checkpoint of step" in run.said(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_compute_what_one_does(alone, flags, tmp_path, processes):
+    given = flags(tmp_path / "run", **EIGHT)
+    with several(processes, 8 // processes, tmp_path, "main", *given, "--json") as run:
+        assert run.codes() == [0] * processes, run.said(0)
+    assert_same_run(tmp_path / "run", alone)
+    assert '"step": 12' in run.said(0)
+    assert "step" not in run.said(1), "the first alone tells"
+    evaluation = ("evaluate", f"--workdir={tmp_path / 'run'}", "--json")
+    with several(processes, 1, tmp_path / "evaluation", *evaluation) as evaluating:
+        assert evaluating.codes() == [0] * processes, evaluating.said(0)
+    found = finish(*evaluation).stdout.strip()
+    assert found.replace('"examples": 360', "") != found
+    for word in ('"top1"', '"top5"', '"examples": 360'):
+        assert word in evaluating.said(0)
+        assert word not in evaluating.said(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "processes"), [(0, 2), (1, 2), (2, 4)])
+def test_when_one_is_killed_all_end_and_others_go_on(alone, flags, tmp_path, victim, processes):
+    given = flags(tmp_path / "run", **EIGHT)
+    with several(processes, 8 // processes, tmp_path, "main", *given) as run:
+        run.wait_until("step 5/12")
+        run.processes[victim].kill()
+        codes = run.codes(timeout=30)
+    assert all(codes)
+    for process in set(range(processes)) - {victim}:
+        assert "another task died" in run.said(process)
+    if victim:
+        assert f"unhealthy (stopped sending heartbeats):\n{victim}\n" in run.said(0)
+    go_on(tmp_path / "run", given, 6 // processes)
+    assert_same_run(tmp_path / "run", alone)
+
+
+def stop(run: Several, victim: int, number: signal.Signals, text: str) -> float:
+    """Signals one process when the first has said something; seconds until all have ended well."""
+    run.wait_until(text)
+    run.processes[victim].send_signal(number)
+    since = time.monotonic()
+    assert run.codes() == [0] * len(run.processes), run.said(0)
+    return time.monotonic() - since
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "number", "text"),
+    [
+        (1, signal.SIGTERM, "step 4/12"),
+        (0, signal.SIGTERM, "step 6/12"),  # the evaluation is next
+        (1, signal.SIGINT, "step 2/12"),
+        (1, signal.SIGTERM, "optical_digits"),  # the first compilation
+    ],
+)
+def test_a_signal_to_one_stops_all_at_the_same_step(alone, flags, tmp_path, victim, number, text):
+    given = flags(tmp_path / "run", **EIGHT, checkpoint__every="100 steps")
+    with several(2, 4, tmp_path, "main", *given) as run:
+        stop(run, victim, number, text)
+    steps = os.listdir(tmp_path / "run/checkpoints")
+    stopped = int(run.said(0).split("stopped at step ")[1].split()[0])
+    assert str(stopped) in steps, "both saved there: it is finalized when all have written"
+    go_on(tmp_path / "run", given, 1)
+    assert_same_run(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_refused_by_all(flags, tmp_path):
+    given = flags(tmp_path / "run", **EIGHT, duration="500 steps")
+    with several(2, 1, tmp_path / "first", "main", *given) as first:
+        first.wait_until("step 1/500")
+        with several(2, 1, tmp_path / "second", "main", *given) as second:
+            assert second.codes(timeout=60) == [2, 2]
+        for process in (0, 1):
+            assert "another process is training in" in second.said(process)

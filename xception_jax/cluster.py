@@ -1,0 +1,120 @@
+"""Several processes as one run: how they find each other, act together and end together.
+
+Every process runs the same program on its own devices. JAX's coordination service, in process 0,
+connects them; where a cluster's environment names the processes (Cloud TPU, GKE, SLURM, Open MPI),
+nothing has to be said, see `jax.distributed.initialize`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from xception_jax.errors import RunError, UsageError
+
+# A process that has not been heard of for so long is dead, and all others end: a step that waits
+# for it would wait for ever. JAX's own 100 s are as long again as most steps' work to be redone.
+_HEARTBEAT_TIMEOUT_S = 15
+# How long a process that is done, or cannot go on, waits for the others to end with it.
+_SHUTDOWN_TIMEOUT_S = 15
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# Longer complaints are cut when they are told to other processes.
+_LONGEST = 2000
+
+
+def join(
+    *,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    required: bool | None = None,
+    timeout_s: int = 300,
+) -> None:
+    """Connects this process with the others of its run; to be called before JAX finds its devices.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0.
+      processes: how many there are.
+      process: which of them this is, from 0 on.
+      required: True: there must be others; False: there are none; None: if the environment says so.
+      timeout_s: how long it waits for the others to appear.
+
+    Raises:
+      UsageError: only some of the three are given, or they do not fit.
+      RunError: the others do not appear.
+    """
+    given = (coordinator, processes, process)
+    if any(part is not None for part in given) and None in given:
+        raise UsageError(
+            "--coordinator, --num_processes and --process_id go together: name all or none"
+        )
+    if required is False:
+        return
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise UsageError(f"--process_id is {process}; it takes 0 to {processes - 1}")
+    host = coordinator.rpartition(":")[0] if coordinator else ""
+    if coordinator and not (host and coordinator.rpartition(":")[2].isdecimal()):
+        raise UsageError(f"--coordinator is {coordinator!r}; it takes HOST:PORT")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
+            initialization_timeout=timeout_s,
+            # By default it listens on all interfaces, also where all processes are on this machine.
+            coordinator_bind_address=coordinator if host in _LOOPBACK else None,
+        )
+    except ValueError as error:
+        if required or coordinator:
+            raise UsageError(f"no other processes are named: {error}") from None
+    except RuntimeError as error:
+        raise RunError(
+            f"the {processes or 'other'} processes of this run have not met within {timeout_s} s "
+            f"at {coordinator or 'the coordinator'}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def connected() -> bool:
+    """Whether `join` has found a cluster, though it may be of one process."""
+    return jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], None]) -> None:
+    """Does something on process 0 alone, while the others wait; where it raises, all of them do."""
+    complaint: UsageError | RunError | None = None
+    if is_first():
+        try:
+            action()
+        except (UsageError, RunError) as error:
+            complaint = error
+    if jax.process_count() > 1:
+        kind = {type(None): 0, UsageError: 1}.get(type(complaint), 2)
+        text = str(complaint or "").encode()[:_LONGEST]
+        told = multihost_utils.broadcast_one_to_all(
+            {"kind": np.int32(kind), "text": np.frombuffer(text.ljust(_LONGEST), np.uint8)}
+        )
+        if told["kind"] and not is_first():
+            words = bytes(told["text"]).decode(errors="replace").strip()
+            complaint = (UsageError if told["kind"] == 1 else RunError)(words)
+    if complaint:
+        raise complaint
+
+
+def compile_together(function: Any, *arguments: Any) -> None:
+    """Compiles a jitted function before it is called, and waits until all processes have done so.
+
+    They may take their time for it. Once one has called it, those on CPU give up when another does
+    not follow within 30 s.
+    """
+    if jax.process_count() > 1:
+        function.lower(*arguments).compile()
+        multihost_utils.sync_global_devices("compiled")
