@@ -40,6 +40,8 @@ from xception_jax.data.skips import Skips
 from xception_jax.errors import UsageError
 from xception_jax.training import checkpoint, sharding, telemetry
 from xception_jax.training import state as state_lib
+from xception_jax.training.goodput import Goodput
+from xception_jax.training.profiling import Profile
 
 
 def config_from(path: str, changes: Mapping[str, object], steps: int) -> ConfigDict:
@@ -96,9 +98,9 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
     state = jax.tree.map(lambda leaf: leaf.copy(), state)
     spent: list[float] = []
 
-    def timed_evaluation(weights: Any, skips: Skips) -> dict[str, float]:
+    def timed_evaluation(weights: Any, *rest: Any) -> dict[str, float] | None:
         begin = time.perf_counter()
-        result = run.evaluate(weights, skips)
+        result = run.evaluate(weights, *rest)
         spent.append(time.perf_counter() - begin)
         return result
 
@@ -108,12 +110,20 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
         open(os.devnull, "w") as nowhere,
         checkpoint.Checkpoints(Path(folder), keep=1) as checkpoints,
         telemetry.Telemetry(
-            Path(folder), Console(file=nowhere, force_terminal=True), start=0, total=steps,
+            Path(folder), Console(file=nowhere, force_terminal=True), Goodput(),
+            start=0, total=steps,
             batch_size=run.config.data.batch_size, epoch=len(run.train_source), tensorboard=True,
         ) as log,
     ):  # fmt: skip
         begin = time.perf_counter()
-        train.loop(observed, state, 0, checkpoints, log, Skips(Path(folder), 0.0, log.say))
+        around = train.Around(
+            checkpoints,
+            log,
+            Skips(Path(folder), 0.0, log.say),
+            Profile(Path(folder), (), log.say),
+            lambda: False,
+        )
+        train.loop(observed, state, 0, around)
         return (time.perf_counter() - begin - sum(spent)) / steps
 
 

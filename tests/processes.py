@@ -74,7 +74,8 @@ def digests(workdir: Path, step: int) -> dict[str, dict[str, int]]:
 def records(workdir: Path) -> list[tuple[str, int, float]]:
     """`(train or eval, step, loss)` of each line of a run's metrics."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(r["kind"], r["step"], r["loss"]) for r in map(json.loads, lines)]
+    found = [json.loads(line) for line in lines]
+    return [(r["kind"], r["step"], r["loss"]) for r in found if r["kind"] != "time"]
 
 
 @contextlib.contextmanager

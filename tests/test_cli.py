@@ -4,8 +4,8 @@ import json
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -127,12 +127,26 @@ def test_bad_input_of_evaluate(tmp_path, flags, message):
     assert message in line
 
 
-def test_compiled_programs_are_kept_for_each_host(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.mark.parametrize(
+    ("asked", "kept"), [("", "runs/.compiled/host-7"), ("{folder}/other", "other/host-7")]
+)
+def test_compiled_programs_are_kept_for_each_host(monkeypatch, tmp_path, asked, kept):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(platform, "node", lambda: "host-7")
-    assert cli.compilation_cache() == tmp_path / "xception_jax" / "compiled" / "host-7"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cli.compilation_cache() == Path.home() / ".cache/xception_jax/compiled/host-7"
+    set_to = {}
+    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+    cli.keep_compiled(asked.format(folder=tmp_path), tmp_path / "runs" / "digits")
+    assert set_to == {"jax_compilation_cache_dir": str(tmp_path / kept)}
+
+
+def test_compiled_programs_are_not_kept_or_where_the_environment_says(monkeypatch, tmp_path):
+    set_to = {}
+    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+    cli.keep_compiled("none", tmp_path)
+    assert set_to == {"jax_enable_compilation_cache": False}
+    set_to.clear()
+    cli.keep_compiled("here", tmp_path)
+    assert not set_to, "JAX reads JAX_COMPILATION_CACHE_DIR itself"
 
 
 @pytest.mark.parametrize(("flag", "calls"), [("", 1), ("--nokeep_freed_memory", 0)])
@@ -140,6 +154,6 @@ def test_freed_memory_is_kept_on_cpu_unless_told_otherwise(flag, calls, monkeypa
     kept = []
     monkeypatch.setattr(allocator, "keep_freed_memory", lambda: kept.append(True))
     with flagsaver.flagsaver():
-        flags.FLAGS(["main", *filter(None, [flag])])
-        cli.settle_memory()
+        flags.FLAGS(["main", "--nodistributed", *filter(None, [flag])])
+        cli.settle()
     assert len(kept) == calls

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from xception_jax import allocator, cache
+from xception_jax import allocator
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError, nearest
 
@@ -55,7 +55,6 @@ def run(main: Callable[[], None], doc: str) -> None:
     if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
         print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
     # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
@@ -100,12 +99,24 @@ def settle() -> None:
         allocator.keep_freed_memory()
 
 
-def compilation_cache() -> Path:
-    """Where compiled programs are kept, so that a run that continues need not compile again.
+def keep_compiled(asked: str, workdir: Path) -> None:
+    """Has JAX keep compiled programs, so that a run that goes on need not compile again.
 
-    A folder for each host, since what is compiled for one CPU may not run on another.
+    Args:
+      asked: the config's `compilation_cache`. Where the environment variable
+        `JAX_COMPILATION_CACHE_DIR` says otherwise, that counts.
+      workdir: of the run, beside which they are kept by default.
     """
-    return cache.folder() / "compiled" / platform.node()
+    import jax
+
+    if asked == "none":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(asked).expanduser() if asked else workdir.absolute().parent / ".compiled"
+        if jax.default_backend() == "cpu":
+            # What is compiled for one CPU may not run on another.
+            folder /= platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _with_underscores(arg: str) -> str:

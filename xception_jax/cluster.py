@@ -110,11 +110,11 @@ def on_first(action: Callable[[], None]) -> None:
 
 
 def compile_together(function: Any, *arguments: Any) -> None:
-    """Compiles a jitted function before it is called, and waits until all processes have done so.
+    """Compiles a jitted function that is about to be called, and waits for all processes to do so.
 
     They may take their time for it. Once one has called it, those on CPU give up when another does
     not follow within 30 s.
     """
+    function.lower(*arguments).compile()  # JAX keeps the program for the call
     if jax.process_count() > 1:
-        function.lower(*arguments).compile()
         multihost_utils.sync_global_devices("compiled")

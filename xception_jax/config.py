@@ -202,6 +202,14 @@ SCHEMA: dict[str, Field] = {
     "checkpoint.keep": _int(3, "newest checkpoints kept, besides the best", low=1, harmless=True),
     "log.every": _every("50 steps", "between lines of the log"),
     "log.tensorboard": _flag(True, "write TensorBoard events", harmless=True),
+    "profile.steps": _tuple(
+        (), "first and last step to trace into workdir/profile, as (100, 105); (): none", low=1,
+        fractions=False, harmless=True,
+    ),
+    "compilation_cache": _text(
+        "", "folder in which compiled programs are kept, so that a run that goes on need not "
+        "compile; empty: .compiled beside the workdir; none: not at all", harmless=True,
+    ),
     "mesh.data": _int(-1, "devices that share a batch; -1: all there are", low=-1, harmless=True),
 }  # fmt: skip
 

@@ -95,10 +95,13 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
     from xception_jax import cluster, console
+    from xception_jax.training.workdir import read_config
 
     cli.settle()
+    workdir = pathlib.Path(_WORKDIR.value)
+    cli.keep_compiled(read_config(workdir).compilation_cache, workdir)
     result = evaluate(
-        pathlib.Path(_WORKDIR.value),
+        workdir,
         step=_STEP.value,
         weights=_WEIGHTS.value,
         split=_SPLIT.value,

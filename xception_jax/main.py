@@ -47,9 +47,11 @@ def main() -> None:
     from xception_jax.train import train
 
     cli.settle()
+    workdir = pathlib.Path(_WORKDIR.value)
+    cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""), workdir)
     result = train(
         _CONFIG.value,
-        pathlib.Path(_WORKDIR.value),
+        workdir,
         console=make_console(stderr=_JSON.value),
         allow_config_changes=_ALLOW.value,
     )

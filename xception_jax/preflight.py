@@ -41,6 +41,9 @@ def _check_ranges(config: ConfigDict) -> None:
             f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
             f"config.data.eval_preset keras, which takes all of the picture"
         )
+    traced = config.profile.steps
+    if traced and (len(traced) != 2 or traced[0] > traced[1]):
+        raise UsageError(f"config.profile.steps is {traced}; it takes (first, last)")
     for name in ("augment.mixup", "augment.cutmix"):
         if 0 < fields[name] < 0.01:
             raise UsageError(f"config.{name} is {fields[name]}; it takes 0 (off) or at least 0.01")

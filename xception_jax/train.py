@@ -1,7 +1,6 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,8 @@ from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import Checkpoints, Meta
 from xception_jax.training.evaluation import Evaluator, reader_of
+from xception_jax.training.goodput import Goodput
+from xception_jax.training.profiling import Profile
 from xception_jax.training.state import TrainState
 
 
@@ -50,31 +51,48 @@ def train(
       RunError: the run cannot go on: its loss is not finite, a checkpoint cannot be written, or
         too many examples cannot be used.
     """
-    preflight.validate(config)
-    config = config_lib.resolve(config, workdir.begun_config(folder))
-    run = prepare(config)
-    with (
-        signals.stop_requested() as stop_requested,
-        workdir.claim(folder, config, allow_changes=allow_config_changes),
-        Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints,
-    ):
-        state, notes = restore_or_initialize(run, checkpoints)
-        first = int(state.step)
-        with telemetry.Telemetry(
-            folder,
-            console or make_console(),
-            start=first,
-            total=run.total_steps,
-            batch_size=config.data.batch_size,
-            epoch=len(run.train_source),
-            tensorboard=config.log.tensorboard,
-            silent=not cluster.is_first(),
-        ) as log:
-            introduce(run, state, notes, log)
-            skips = Skips(folder, config.data.max_skipped, log.say)
-            last = loop(run, state, first, checkpoints, log, skips, stop_requested)
-            conclude(run, checkpoints, folder, last, log)
-            return {"step": last, **(checkpoints.metrics(last) or {})}
+    goodput = Goodput()
+    with signals.stop_requested() as stop_requested:
+        with goodput.spending("start"):
+            preflight.validate(config)
+            config = config_lib.resolve(config, workdir.begun_config(folder))
+            run = prepare(config)
+        with (
+            workdir.claim(folder, config, allow_changes=allow_config_changes),
+            Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints,
+        ):
+            with goodput.spending("start"):
+                state, notes = restore_or_initialize(run, checkpoints)
+            first = int(state.step)
+            with telemetry.Telemetry(
+                folder,
+                console or make_console(),
+                goodput,
+                start=first,
+                total=run.total_steps,
+                batch_size=config.data.batch_size,
+                epoch=len(run.train_source),
+                tensorboard=config.log.tensorboard,
+                silent=not cluster.is_first(),
+            ) as log:
+                introduce(run, state, notes, log)
+                skips = Skips(folder, config.data.max_skipped, log.say)
+                with Profile(folder, config.profile.steps, log.say) as profile:
+                    around = Around(checkpoints, log, skips, profile, stop_requested)
+                    last = loop(run, state, first, around)
+                conclude(run, checkpoints, folder, last, log)
+                return {"step": last, **(checkpoints.metrics(last) or {})}
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a run writes to, and listens to, from step to step."""
+
+    checkpoints: Checkpoints
+    log: telemetry.Telemetry
+    skips: Skips
+    profile: Profile
+    stop_requested: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -175,51 +193,53 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Tele
             log.say(note)
 
 
-def loop(
-    run: Run,
-    state: TrainState,
-    first: int,
-    checkpoints: Checkpoints,
-    log: telemetry.Telemetry,
-    skips: Skips,
-    stop_requested: Callable[[], bool],
-) -> int:
+def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
     """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
+    config, log, checkpoints = run.config, around.log, around.checkpoints
     done, total = first, run.total_steps
-    config = run.config
     log_due, save_due = run.every(config.log.every), run.every(config.checkpoint.every)
     evaluation_due = run.every(config.eval.every)
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
         # A signal came during this evaluation.
-        since, result = time.perf_counter(), run.evaluate(state.weights(), skips, stop_requested)
+        result = evaluate(run, state, first, around)
         if result is None:
             return first
-        log.evaluated(first, result)
         checkpoints.add_metrics(first, result)
-        log.resume_clock(since)
-    batches = run.batches(first, skips)
+    batches = run.batches(first, around.skips)
     for done in range(first + 1, total + 1):
-        batch = next(batches)
+        with log.goodput.spending("input"):
+            batch = next(batches)
         if done == first + 1:
-            cluster.compile_together(run.train_step, state, batch)
-        state, metrics = run.train_step(state, batch)
+            with log.goodput.spending("compilation"):
+                cluster.compile_together(run.train_step, state, batch)
+        with around.profile.begin(done):
+            state, metrics = run.train_step(state, batch)
+        around.profile.end(done, metrics)
         log.step_dispatched(done, metrics, log=log_due(done) or done == total)
-        stop = stop_requested()
-        evaluate = evaluation_due(done) or done == total
-        if evaluate or stop or save_due(done):
+        stop = around.stop_requested()
+        evaluation = evaluation_due(done) or done == total
+        if evaluation or stop or save_due(done):
             log.catch_up()
-            since, result = time.perf_counter(), None
-            if evaluate and not stop:
-                result = run.evaluate(state.weights(), skips, stop_requested)
-                stop = result is None
-            if result:
-                log.evaluated(done, result)
-            checkpoints.save(state, run.meta.at(done), result)
-            log.resume_clock(since)
+            result = evaluate(run, state, done, around) if evaluation and not stop else None
+            stop = stop or (evaluation and result is None)
+            with log.pause("checkpoint"):
+                checkpoints.save(state, run.meta.at(done), result)
         if stop:
             break
-    checkpoints.wait()
+    with log.goodput.spending("checkpoint"):
+        checkpoints.wait()
+    if done > first:
+        log.tell_goodput(done)
     return done
+
+
+def evaluate(run: Run, state: TrainState, step: int, around: Around) -> dict[str, Any] | None:
+    """Evaluates the weights of a step and tells of it; None where a signal came in between."""
+    with around.log.pause("evaluation"):
+        result = run.evaluate(state.weights(), around.skips, around.stop_requested)
+    if result:
+        around.log.evaluated(step, result)
+    return result
 
 
 def conclude(

@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xception_jax.errors import RunError
-from xception_jax.training import telemetry
+from xception_jax.training import goodput, telemetry
+from xception_jax.training.goodput import Goodput
 
 
 def metrics(loss, grad_norm=1.0):
@@ -20,7 +21,7 @@ def metrics(loss, grad_norm=1.0):
 def log_into(folder, *, start=0, total=100):
     console = telemetry.Console(file=io.StringIO(), width=200)
     log = telemetry.Telemetry(
-        folder, console, start=start, total=total, batch_size=10, epoch=100, tensorboard=True
+        folder, console, Goodput(), start=start, total=total, batch_size=10, epoch=100
     )
     return log, console.file
 
@@ -112,10 +113,47 @@ def test_the_host_is_never_more_than_two_steps_ahead(tmp_path):
 def test_a_terminal_gets_a_bar(tmp_path):
     console = telemetry.Console(file=io.StringIO(), force_terminal=True, width=120)
     with telemetry.Telemetry(
-        tmp_path, console, start=0, total=3, batch_size=1, epoch=3, tensorboard=False
+        tmp_path, console, Goodput(), start=0, total=3, batch_size=1, epoch=3, tensorboard=False
     ) as log:
         for step in (1, 2, 3):
             log.step_dispatched(step, metrics(1.0), log=False)
         log.catch_up()
     assert "step 3/3" in console.file.getvalue()
     assert not list(tmp_path.glob("events*"))
+
+
+def test_processes_but_the_first_write_nothing_and_check_all_the_same(tmp_path):
+    screen = io.StringIO()
+    with telemetry.Telemetry(
+        tmp_path, telemetry.Console(file=screen), Goodput(),
+        start=0, total=3, batch_size=1, epoch=3, silent=True,
+    ) as log:  # fmt: skip
+        log.step_dispatched(1, metrics(1.0), log=True)
+        log.say("something")
+        log.tell_goodput(1)
+        log.step_dispatched(2, metrics(math.nan), log=True)
+        with pytest.raises(RunError, match="step 2 is nan"):
+            log.catch_up()
+    assert screen.getvalue() == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_time_is_accounted_for(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(goodput.time, "perf_counter", lambda: now[0])
+    log, screen = log_into(tmp_path)
+    with log:
+        for seconds, cause in ((1, "compilation"), (2, "evaluation")):
+            with log.pause(cause):
+                now[0] += seconds
+        now[0] += 5
+        with log.goodput.spending("evaluation"):
+            now[0] += 2
+        log.tell_goodput(7)
+    [record] = records(tmp_path)
+    assert record.pop("time") > 0
+    assert record == {
+        "kind": "time", "step": 7, "steps": 0.5, "compilation": 0.1, "evaluation": 0.4,
+        "seconds": 10.0,
+    }  # fmt: skip
+    assert "time since the start: 0:10  steps 50.0%  compilation 10.0%" in screen.getvalue()

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tensorboardX import SummaryWriter
 
 from xception_jax.errors import RunError
+from xception_jax.training.goodput import Goodput
 from xception_jax.training.metrics import MAP_GUESSES
 from xception_jax.training.workdir import write_atomically
 
@@ -40,6 +43,7 @@ class Telemetry:
     Args:
       workdir: for `metrics.jsonl` and the events.
       console: where people read.
+      goodput: accounts for the run's time.
       start: steps done before; what was logged of later ones, by a run that was killed, goes.
       total: steps of the whole run.
       batch_size: examples a step.
@@ -52,6 +56,7 @@ class Telemetry:
         self,
         workdir: Path,
         console: Console,
+        goodput: Goodput,
         *,
         start: int,
         total: int,
@@ -60,6 +65,7 @@ class Telemetry:
         tensorboard: bool = True,
         silent: bool = False,
     ):
+        self.goodput = goodput
         self._console, self._total = Console(quiet=True) if silent else console, total
         self._batch_size, self._epoch = batch_size, epoch
         path = Path(os.devnull) if silent else workdir / "metrics.jsonl"
@@ -177,9 +183,21 @@ class Telemetry:
             f"loss {metrics['loss']:.4f}  {metrics['examples']} examples{skipped}"
         )
 
-    def resume_clock(self, since: float) -> None:
-        """Leaves the time since `since` (evaluation, checkpoint) out of the speed of steps."""
+    @contextmanager
+    def pause(self, cause: str) -> Iterator[None]:
+        """Inside, time is lost to the cause and no part of the speed of steps."""
+        since = time.perf_counter()
+        with self.goodput.spending(cause):
+            yield
         self._mark += time.perf_counter() - since
+
+    def tell_goodput(self, step: int) -> None:
+        """Writes what the time went to, and says it."""
+        shares = self.goodput.shares()
+        self._write("time", step, shares)
+        total = shares.pop("seconds")
+        parts = "  ".join(f"{cause} {share:.1%}" for cause, share in shares.items())
+        self.say(f"time since the start: {_clock(total)}  {parts}")
 
     def _write(self, kind: str, step: int, metrics: dict[str, float]) -> None:
         record = {"kind": kind, "step": step, "time": time.time(), **metrics}
