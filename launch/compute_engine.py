@@ -15,7 +15,7 @@ Several machines with GPUs take launch.gke or launch.slurm, where they find one 
 import argparse
 import json
 
-from launch import machines, slices
+from launch import fleet, machines, slices
 from launch.commands import Commands, Parser, main
 from xception_jax.errors import UsageError
 
@@ -73,7 +73,7 @@ class ComputeEngine:
         """Makes what is not there; deletes first what was preempted."""
         state = self.state()
         if state == "gone":
-            machines.say("the machines were preempted or stopped; making them anew")
+            fleet.say("the machines were preempted or stopped; making them anew")
             self.delete()
         self.made = True
         if state not in ("absent", "gone"):
@@ -147,7 +147,7 @@ class ComputeEngine:
         return answer is not None
 
     def state(self) -> str:
-        """See `machines.Fleet`."""
+        """See `fleet.Fleet`."""
         if self.workers == 1:
             described = self._commands.ask(
                 self._gcloud("instances", "describe", self._args.name, "--format=json")
@@ -201,12 +201,12 @@ class ComputeEngine:
         return self._found[worker]
 
     def ssh(self, worker: int, remote: str) -> list[str]:
-        """See `machines.Fleet`."""
+        """See `fleet.Fleet`."""
         return self._gcloud("ssh", self._instance(worker), f"--command={remote}", *self._internal())
 
     def scp(self, worker: int, *files: str) -> list[str]:
-        """See `machines.Fleet`."""
-        to = f"{self._instance(worker)}:{machines.HOME}/"
+        """See `fleet.Fleet`."""
+        to = f"{self._instance(worker)}:{fleet.HOME}/"
         return self._gcloud("scp", *files, to, *self._internal())
 
     def _internal(self) -> list[str]:

@@ -16,7 +16,7 @@ import json
 import time
 from typing import Any
 
-from launch import machines, slices, source
+from launch import fleet, follower, machines, slices, source
 from launch.commands import (
     Commands,
     Parser,
@@ -118,7 +118,7 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
         )
     train = ["python", "-m", "xception_jax.main"]
-    train += training_arguments(arguments, f"{machines.MOUNT}/{args.workdir}")
+    train += training_arguments(arguments, f"{fleet.MOUNT}/{args.workdir}")
     return {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
         "spec": {
@@ -136,7 +136,7 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
                     "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
                     "resources": {"requests": {resource: count}, "limits": {resource: count}},
                     "volumeMounts": [
-                        {"name": "bucket", "mountPath": machines.MOUNT},
+                        {"name": "bucket", "mountPath": fleet.MOUNT},
                         {"name": "shared-memory", "mountPath": "/dev/shm"},
                     ],
                 }
@@ -273,7 +273,7 @@ class Run:
             why = self.waiting()
             if why:
                 if why != last:
-                    machines.say(why)
+                    fleet.say(why)
                 last = why
             else:
                 begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -288,11 +288,11 @@ class Run:
         self._commands.tell(logs)
         complaints: list[str] = []
         shown = False
-        for line in machines.lines_of(logs, complaints):
+        for line in follower.lines_of(logs, complaints):
             shown = True
             print(line, end="", flush=True)
         if complaints and not shown:
-            machines.say(complaints[-1].rstrip())
+            fleet.say(complaints[-1].rstrip())
         return shown
 
 
@@ -332,7 +332,7 @@ def create_nodes(commands: Commands, args: argparse.Namespace) -> None:
         ]
     commands.run(["gcloud", "container", "node-pools", "create", args.name,
                   *place, *options, *project])  # fmt: skip
-    machines.say(
+    fleet.say(
         "the nodes cost money until they are deleted: "
         f"python -m launch.gke delete {args.name} --nodes-too {' '.join(place)} --zone={args.zone}"
     )
@@ -362,7 +362,7 @@ def build_image(commands: Commands, args: argparse.Namespace) -> None:
     image = args.image if ":" in args.image.rpartition("/")[2] else f"{args.image}:{code.digest}"
     extra = args.extra or ("cuda" if args.gpu else "tpu")
     context = str(cache.folder() / "launch" / f"image-{code.digest}")
-    machines.say(f"{code}, as {image}")
+    fleet.say(f"{code}, as {image}")
     if not commands.dry_run:
         code.write()
     commands.run(["mkdir", "-p", context])
@@ -386,7 +386,7 @@ def parser() -> Parser:
     parser.add_argument("--nodes", type=int, default=1, help="with --gpu: their number")
     parser.add_argument("--image", help="container image; image gives it a tag unless it has one")
     parser.add_argument("--extra", choices=("tpu", "cuda"), help="image: what for")
-    parser.add_argument("--bucket", help=f"Cloud Storage bucket, mounted as {machines.MOUNT}")
+    parser.add_argument("--bucket", help=f"Cloud Storage bucket, mounted as {fleet.MOUNT}")
     parser.add_argument("--workdir", help="of the run, inside the bucket, as runs/imagenet")
     parser.add_argument("--namespace", default="default")
     parser.add_argument("--context", help="of kubectl; unless given, the current one")
@@ -438,7 +438,7 @@ def check(args: argparse.Namespace, arguments: list[str]) -> None:
     if args.workdir:
         args.workdir = check_workdir(args.workdir)
     if verb in ("render", "run"):
-        training_arguments(arguments, machines.MOUNT)
+        training_arguments(arguments, fleet.MOUNT)
 
 
 def command(argv: list[str]) -> dict[str, object] | None:
@@ -465,7 +465,7 @@ def command(argv: list[str]) -> dict[str, object] | None:
         machines.fetch(commands, args.bucket, args.workdir, args.to, args.checkpoints)
     elif args.verb == "status":
         result["state"] = job.state()
-        machines.say(str(result["state"]))
+        fleet.say(str(result["state"]))
     elif args.verb == "delete":
         job.delete()
         if args.nodes_too:

@@ -1,43 +1,23 @@
-"""Rented machines that one reaches by ssh: set up, started, followed, stopped, deleted.
-
-What they have in common, whoever rents them out; `tpu_vm` and `compute_engine` say how they are
-made, found and reached.
-"""
+"""The command line for rented machines, from their creation to their end."""
 
 import argparse
-import dataclasses
 import json
-import queue
 import shlex
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from launch import source
 from launch.commands import (
-    CommandError,
     Commands,
     Parser,
     UnfinishedError,
     check_name,
     check_workdir,
-    failure,
-    missing,
     split_arguments,
     training_arguments,
 )
+from launch.fleet import MOUNT, Fleet, connect, each, install, remote, say, start, wait_ready
+from launch.follower import Follower, describe
 from xception_jax.errors import RunError, UsageError
-
-# Where the bucket is on every machine unless one wants it elsewhere.
-MOUNT = "/mnt/bucket"
-# Where the worker keeps its things, in the home folder.
-HOME = "xception_jax"
-WORKER = Path(__file__).with_name("worker.py")
 
 VERBS = {
     "run": "all of it: create, install, start, follow, then delete if --delete-after",
@@ -50,272 +30,6 @@ VERBS = {
     "fetch": "copy the run's results from the bucket to --to",
     "delete": "give the machines back: from then on nothing is billed",
 }
-
-
-class Fleet(Protocol):
-    """Machines of one provider.
-
-    Attributes:
-      extra: of the package, for its accelerators: `tpu` or `cuda`.
-      made: whether `create` was begun, so that something may be there to be deleted.
-      delete_flags: that `delete` needs besides the zone and the project.
-    """
-
-    extra: str
-    made: bool
-    delete_flags: list[str]
-
-    @property
-    def workers(self) -> int:
-        """Their number, one process each."""
-
-    def create(self) -> None:
-        """Makes what is not there; gives back first what was preempted."""
-
-    def state(self) -> str:
-        """`absent`, `ready`, `gone` (preempted or failed), or, in capitals, what it waits for."""
-
-    def delete(self) -> None:
-        """Deletes all that `create` made, as far as it is there."""
-
-    def ssh(self, worker: int, remote: str) -> list[str]:
-        """The command that has a worker's shell do `remote`."""
-
-    def scp(self, worker: int, *files: str) -> list[str]:
-        """The command that copies files into the worker's `HOME`."""
-
-
-def remote(*words: str) -> str:
-    """What a worker's shell has to be told so that it runs just these words."""
-    return shlex.join(("python3", f"{HOME}/worker.py", *words))
-
-
-def each(
-    commands: Commands, fleet: Fleet, what: str, command: Callable[[int], list[str]]
-) -> list[str]:
-    """Runs a command for every worker, some at a time; returns what they wrote.
-
-    Raises:
-      RunError: it failed on some worker; all those are named.
-    """
-    if commands.dry_run:
-        return [commands.run(command(worker)) for worker in range(fleet.workers)]
-
-    def one(worker: int) -> str | CommandError:
-        try:
-            written = commands.run(command(worker))
-        except CommandError as error:
-            return error
-        say(f"worker {worker}: {what} done")
-        return written
-
-    with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(one, range(fleet.workers)))
-    failed = {w: text for w, text in enumerate(results) if isinstance(text, CommandError)}
-    if failed:
-        names = ", ".join(map(str, failed))
-        first = next(iter(failed.values()))
-        raise RunError(f"{what} failed on worker {names} of {fleet.workers}: {first}")
-    return [text for text in results if isinstance(text, str)]
-
-
-def say(text: str) -> None:
-    """Tells of progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def wait_ready(commands: Commands, fleet: Fleet, poll: float) -> None:
-    """Waits until the machines are there, in a queue for as long as it takes; says why it waits.
-
-    Raises:
-      RunError: the request was refused, or the machines are gone.
-    """
-    begun, last = time.monotonic(), ""
-    while (state := fleet.state()) != "ready" and not commands.dry_run:
-        if state in ("gone", "absent"):
-            raise RunError(f"the machines are {state}, after {last or 'nothing'}")
-        if state != last:
-            say(f"{state}, after {time.monotonic() - begun:.0f} s; Ctrl-C leaves it waiting")
-        last = state
-        time.sleep(poll)
-
-
-def connect(commands: Commands, fleet: Fleet, poll: float, patience: float) -> None:
-    """Makes the worker's folder on every machine; a fresh one takes a while to let one in."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            each(commands, fleet, "ssh", lambda w: fleet.ssh(w, shlex.join(("mkdir", "-p", HOME))))
-            return
-        except RunError as error:
-            if time.monotonic() > deadline:
-                raise
-            say(f"{error}; trying again")
-            time.sleep(poll)
-
-
-def install(
-    commands: Commands, fleet: Fleet, args: argparse.Namespace, code: source.Source
-) -> None:
-    """Mounts the bucket and installs the code on every machine."""
-    say(str(code))
-    if not commands.dry_run:
-        code.write()
-    files = (str(code.archive), str(WORKER))
-    each(commands, fleet, "copying", lambda w: fleet.scp(w, *files))
-    mount = remote("mount", args.bucket, args.mount)
-    each(commands, fleet, "mounting", lambda w: fleet.ssh(w, mount))
-    command = remote("install", code.archive.name, fleet.extra)
-    each(commands, fleet, "installing", lambda w: fleet.ssh(w, command))
-
-
-def start(
-    commands: Commands,
-    fleet: Fleet,
-    args: argparse.Namespace,
-    code: source.Source,
-    arguments: list[str],
-) -> None:
-    """Starts training on every machine; where it runs already, that is left alone."""
-    workdir = f"{args.mount}/{args.workdir}"
-    arguments = training_arguments(arguments, workdir)
-    command = remote("start", code.archive.name, f"{workdir}/logs", "--", *arguments)
-    each(commands, fleet, "starting", lambda w: fleet.ssh(w, command))
-
-
-End = dict[str, Any]
-Events = queue.Queue[tuple[int, str | End]]
-
-
-def unreachable(reason: str) -> End:
-    """The end of a worker that no one knows the end of."""
-    return {"state": "unreachable", "code": None, "reason": reason}
-
-
-@dataclasses.dataclass
-class Follower:
-    """Shows the log of all workers as it comes, and takes care that none outlives another's end.
-
-    Args:
-      grace: seconds that the others have, after one failed, before they are stopped.
-      patience: seconds that a worker may be out of reach before it counts as lost.
-      poll: seconds between two tries to reach it.
-    """
-
-    commands: Commands
-    fleet: Fleet
-    grace: float
-    patience: float
-    poll: float
-
-    def follow(self) -> dict[int, End]:
-        """Returns how each worker ended: `{"state": ..., "code": ..., "stopped": ...}`."""
-        if self.commands.dry_run:
-            for worker in range(self.fleet.workers):
-                self.commands.tell(self.fleet.ssh(worker, remote("follow", "0")))
-            return {}
-        events: Events = queue.Queue()
-        for worker in range(self.fleet.workers):
-            threading.Thread(target=self._follow_one, args=(worker, events), daemon=True).start()
-        ends: dict[int, End] = {}
-        deadline, stopping = float("inf"), False
-        while len(ends) < self.fleet.workers:
-            if time.monotonic() > deadline and not stopping:
-                stopping = True
-                self._stop_others(ends)
-            try:
-                worker, event = events.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if isinstance(event, str):
-                print(f"[{worker}] {event}" if self.fleet.workers > 1 else event, flush=True)
-                continue
-            ends[worker] = event
-            if event.get("code") != 0 and deadline == float("inf"):
-                say(f"worker {worker} {describe(event)}; the others have {self.grace:.0f} s to end")
-                deadline = time.monotonic() + self.grace
-        return ends
-
-    def _one(self, worker: int, events: Events) -> None:
-        """Reads one worker's log to its end, connecting anew wherever the connection breaks."""
-        offset, lost_since = 0, None
-        while True:
-            command = self.fleet.ssh(worker, remote("follow", str(offset)))
-            self.commands.tell(command)
-            complaints: list[str] = []
-            for line in lines_of(command, complaints):
-                message = parse(line)
-                if "end" in message:
-                    events.put((worker, message["end"]))
-                    return
-                lost_since = None
-                offset = message.get("offset", offset)
-                events.put((worker, str(message["line"])))
-            lost_since = lost_since or time.monotonic()
-            if time.monotonic() - lost_since > self.patience:
-                reason = failure(command, 255, "".join(complaints[-20:]))
-                events.put((worker, unreachable(reason)))
-                return
-            say(f"worker {worker}: the connection broke; trying again")
-            time.sleep(self.poll)
-
-    def _follow_one(self, worker: int, events: Events) -> None:
-        try:
-            self._one(worker, events)
-        except Exception as error:  # else the main thread would wait for this one for ever
-            events.put((worker, unreachable(str(error))))
-
-    def _stop_others(self, ends: dict[int, End]) -> None:
-        left = [w for w in range(self.fleet.workers) if w not in ends]
-        say(f"stopping worker {', '.join(map(str, left))}")
-        for worker in left:
-            try:
-                self.commands.run(self.fleet.ssh(worker, remote("stop", "30")))
-            except CommandError as error:  # its thread will find that it cannot be reached
-                say(str(error))
-
-
-def lines_of(command: list[str], complaints: list[str]) -> Iterator[str]:
-    """The lines that a command writes, as they come; what it complains of goes into the list."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-    except FileNotFoundError:
-        raise missing(command[0]) from None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    errors = process.stderr
-    reader = threading.Thread(target=lambda: complaints.extend(errors), daemon=True)
-    reader.start()
-    with process:
-        yield from process.stdout
-        reader.join()
-
-
-def parse(line: str) -> End:
-    """A line of the worker's; what is not its own, as a banner, stands as a line of the log."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        message = None
-    return message if isinstance(message, dict) else {"line": line.rstrip("\n")}
-
-
-def describe(end: End) -> str:
-    """How a worker ended, in words."""
-    if end["state"] == "unreachable":
-        return f"cannot be reached: {end['reason']}"
-    if end["state"] != "exited":
-        return "was restarted or killed; its run is lost"
-    if end["code"] == 0:
-        return "was stopped and has saved" if end.get("stopped") else "is done"
-    return f"ended with exit code {end['code']}"
 
 
 def stop(commands: Commands, fleet: Fleet) -> None:
@@ -473,8 +187,8 @@ def conclude(commands: Commands, fleet: Fleet, args: argparse.Namespace) -> dict
     if any(end["state"] != "exited" for end in failed.values()):
         raise UnfinishedError(
             f"worker {', '.join(map(str, failed))}: {describe(next(iter(failed.values())))}; the "
-            f"machines are {fleet.state()}; run the same command again: it goes on from the "
-            f"newest checkpoint in gs://{args.bucket}/{args.workdir}"
+            f"machines are {fleet.state()}; run the same command again: it goes on from the newest "
+            f"checkpoint in the workdir"
         )
     if failed:
         text = "; ".join(f"worker {worker} {describe(end)}" for worker, end in failed.items())

@@ -15,7 +15,7 @@ launch.compute_engine and launch.gke.
 import argparse
 import json
 
-from launch import machines, slices
+from launch import fleet, machines, slices
 from launch.commands import Commands, Parser, main
 from xception_jax.errors import UsageError
 
@@ -65,7 +65,7 @@ class TpuVm:
         """Makes what is not there; deletes first what was preempted or failed."""
         args, state = self._args, self.state()
         if state == "gone":
-            machines.say("the TPU was preempted or failed; making it anew")
+            fleet.say("the TPU was preempted or failed; making it anew")
             self.delete()
         self.made = True
         if state not in ("absent", "gone"):
@@ -88,7 +88,7 @@ class TpuVm:
         self._commands.run(self._gcloud(self._group, "create", args.name, *options))
 
     def state(self) -> str:
-        """See `machines.Fleet`."""
+        """See `fleet.Fleet`."""
         described = self._commands.ask(
             self._gcloud(self._group, "describe", self._args.name, "--format=json")
         )
@@ -106,16 +106,16 @@ class TpuVm:
         self.made = False
 
     def ssh(self, worker: int, remote: str) -> list[str]:
-        """See `machines.Fleet`."""
+        """See `fleet.Fleet`."""
         return self._gcloud(
             "tpu-vm", "ssh", self._args.name, f"--worker={worker}", f"--command={remote}",
             *self._internal(),
         )  # fmt: skip
 
     def scp(self, worker: int, *files: str) -> list[str]:
-        """See `machines.Fleet`."""
+        """See `fleet.Fleet`."""
         return self._gcloud(
-            "tpu-vm", "scp", *files, f"{self._args.name}:{machines.HOME}/", f"--worker={worker}",
+            "tpu-vm", "scp", *files, f"{self._args.name}:{fleet.HOME}/", f"--worker={worker}",
             *self._internal(),
         )  # fmt: skip
 

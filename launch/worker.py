@@ -123,8 +123,8 @@ def install(archive: Path, extra: str) -> None:
         run(str(HOME / "uv" / "bin" / "python"), "-m", "pip", "install", "-q", "uv")
     python = HOME / "venv" / "bin" / "python"
     if not python.exists():
-        run(str(uv), "venv", "-q", "--python=3.12", str(HOME / "venv"))
-    run(str(uv), "pip", "install", "-q", f"--python={python}", f"{code}[{extra}]")
+        run(str(uv), "venv", "--python=3.12", str(HOME / "venv"))
+    run(str(uv), "pip", "install", f"--python={python}", f"{code}[{extra}]")
     write(marker, wanted)
 
 
