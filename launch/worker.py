@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HOME = Path(os.environ.get("XCEPTION_JAX_HOME") or Path.home() / "xception_jax")
 STATE, LOCK, LOG = HOME / "state.json", HOME / "lock", HOME / "log.txt"
@@ -133,10 +133,21 @@ def running() -> bool:
     HOME.mkdir(parents=True, exist_ok=True)
     with LOCK.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
+
+
+def claim(lock: IO[str]) -> None:
+    """Takes the lock; one who only looks, as `running`, holds it for a moment."""
+    for _ in range(100):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.05)
+    sys.exit("another run is going on here")
 
 
 def state() -> dict[str, Any]:
@@ -161,7 +172,7 @@ def supervise(command: list[str], folder: Path, logs: Path | None) -> int:
       logs: where a copy of the log goes at the end, if it can be written.
     """
     with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claim(lock)
         begun = {"command": command, "started": time.time(), "supervisor": os.getpid()}
         stopped: list[int] = []
         process: list[subprocess.Popen[bytes]] = []
@@ -204,7 +215,7 @@ def start(archive: str, logs: str, arguments: list[str]) -> None:
     train = [str(HOME / "venv" / "bin" / "python"), "-m", "xception_jax.main", *arguments]
     me = [sys.executable, os.path.abspath(__file__), "supervise", str(code_of(archive)), logs]
     with LOG.open("wb") as log:
-        subprocess.Popen(
+        supervisor = subprocess.Popen(
             [*me, "--", *train],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -212,9 +223,13 @@ def start(archive: str, logs: str, arguments: list[str]) -> None:
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-    while state()["state"] == "starting":
+    while state()["state"] == "starting" and supervisor.poll() is None:
         time.sleep(0.05)
-    print(json.dumps(state()))
+    now = state()
+    print(json.dumps(now))
+    if now["state"] not in ("running", "exited"):
+        said = LOG.read_text(errors="replace").strip().splitlines() or ["nothing"]
+        sys.exit(f"training could not be started: {said[-1]}")
 
 
 def follow(offset: int) -> None:

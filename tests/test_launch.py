@@ -503,6 +503,13 @@ def test_a_run_whose_machine_was_restarted_is_known_to_be_lost(tmp_path):
     assert end["state"] == "lost"
 
 
+def test_a_start_without_an_installation_fails_and_says_why(tmp_path):
+    done = run_worker(tmp_path, "start", "code.tar.gz", str(tmp_path / "logs"), "--", "--config=c")
+    assert done.returncode == 1
+    assert "training could not be started: " in done.stderr
+    assert "No such file or directory" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "sends", "expected"), [(0, False, 0), (3, False, 3), (0, True, 75)]
 )
