@@ -1,0 +1,115 @@
+r"""Trains on a SLURM cluster; the job comes back by itself after its time limit or a preemption.
+
+    python -m launch.slurm --nodes=2 --gpus-per-node=8 --time=4:00:00 --partition=gpu \
+        --workdir=/shared/runs/imagenet -- \
+        --config=configs/imagenet.py --config.data.data_dir=/shared/data
+
+What stands after -- goes to `python -m xception_jax.main` as it is. The workdir and the data lie on
+a file system that all nodes share. At the end of its time the run saves, ends, and is queued again;
+started again it continues, until it is done.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from launch.commands import Commands, Parser, main, split_arguments, training_arguments
+from launch.source import ROOT
+from xception_jax.errors import UsageError
+
+# sbatch's flags: slurm.schedmd.com/sbatch.html. JAX' own rule for the devices of a process:
+# github.com/jax-ml/jax, jax/_src/clusters/slurm_cluster.py and distributed.py.
+SCRIPT = ROOT / "launch" / "train.sbatch"
+
+
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__ or "", prog="python -m launch.slurm")
+    parser.add_argument("--workdir", required=True, help="of the run, on a shared file system")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=0, help="0: train on CPUs")
+    parser.add_argument(
+        "--processes",
+        choices=("node", "gpu"),
+        default="node",
+        help="node: one a node, with all its GPUs; gpu: one for each GPU",
+    )
+    parser.add_argument("--cpus-per-process", type=int, help="to decode images, about 8 a GPU")
+    parser.add_argument("--time", help="limit, as 4:00:00; unless given, the partition's")
+    parser.add_argument("--partition")
+    parser.add_argument("--account")
+    parser.add_argument("--job-name", default="xception_jax")
+    parser.add_argument(
+        "--warning", type=int, default=180, help="seconds before the limit to save and stop"
+    )
+    parser.add_argument("--python", default=sys.executable, help="where the package is installed")
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="FLAG",
+        help="one more, as --sbatch=--qos=x",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands, quoted; run nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    return parser
+
+
+def command(argv: list[str]) -> dict[str, object] | None:
+    """Submits the job, and says how to follow and to end it; returns what `--json` prints.
+
+    Raises:
+      UsageError: the flags will not do.
+      CommandError: sbatch refused.
+    """
+    own, arguments = split_arguments(argv)
+    args = parser().parse_args(own)
+    if args.nodes < 1 or args.gpus_per_node < 0 or args.warning < 1:
+        raise UsageError("--nodes and --warning are at least 1, --gpus-per-node at least 0")
+    if args.processes == "gpu" and not args.gpus_per_node:
+        raise UsageError("--processes=gpu needs --gpus-per-node")
+    workdir = os.path.abspath(args.workdir)
+    if "\n" in workdir or "\\" in workdir:
+        raise UsageError("--workdir: sbatch takes no line break and no \\ in the path of its log")
+    train = [args.python, "-m", "xception_jax.main", *training_arguments(arguments, workdir)]
+    per_node = args.gpus_per_node if args.processes == "gpu" else 1
+    devices = ",".join(map(str, range(args.gpus_per_node))) or "own"
+    options = [
+        "--parsable",
+        f"--job-name={args.job_name}",
+        f"--chdir={ROOT}",
+        f"--nodes={args.nodes}",
+        f"--ntasks-per-node={per_node}",
+        f"--output={workdir.replace('%', '%%')}/slurm-%j.out",
+        # A job that comes back goes on in the same log.
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{args.warning}",
+    ]
+    if args.gpus_per_node:
+        options.append(f"--gpus-per-node={args.gpus_per_node}")
+    if args.cpus_per_process:
+        options.append(f"--cpus-per-task={args.cpus_per_process}")
+    options += [f"--{flag}={getattr(args, flag)}" for flag in ("time", "partition", "account")
+                if getattr(args, flag)]  # fmt: skip
+    commands = Commands(args.dry_run)
+    # sbatch does not make the folder of the log; a job without one fails and leaves no trace.
+    commands.run(["mkdir", "-p", workdir])
+    own_device = "own" if args.processes == "gpu" else devices
+    text = commands.run(["sbatch", *options, *args.sbatch, str(SCRIPT), own_device, *train])
+    if args.dry_run:
+        return {"commands": commands.printed} if args.json else None
+    job = text.strip().split(";")[0]  # then comes the cluster's name, if there are several
+    path = Path(workdir) / f"slurm-{job}.out"
+    print(
+        f"job {job}; its log: tail -F {shlex.quote(str(path))}; to save and end it: scancel {job}",
+        file=sys.stderr,
+    )
+    return {"job": job, "log": str(path)} if args.json else None
+
+
+if __name__ == "__main__":
+    main(command)

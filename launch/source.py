@@ -1,0 +1,91 @@
+"""The checkout as one archive: what is committed, changed and new, but nothing that git ignores.
+
+So a run on rented machines is of the code as it lies there, and its archive's name says which.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from xception_jax import cache
+from xception_jax.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The code that is to run.
+
+    Attributes:
+      archive: where its archive is, once `write` was called; named after `digest`.
+      digest: of names and contents: the same for the same files.
+      commit: that it comes from.
+      changed: files that differ from the commit or are new.
+      packed: the files, as tar, not yet compressed.
+    """
+
+    archive: Path
+    digest: str
+    commit: str
+    changed: int
+    packed: bytes
+
+    def write(self) -> None:
+        """Writes the archive, as a whole or not at all; the same digest is the same archive."""
+        if self.archive.exists():
+            return
+        self.archive.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.archive.with_name(f"{self.archive.name}.{os.getpid()}")
+        draft.write_bytes(gzip.compress(self.packed, compresslevel=6, mtime=0))
+        os.replace(draft, self.archive)
+
+    def __str__(self) -> str:
+        changes = f" and {self.changed} files that differ from it" if self.changed else ""
+        return f"code {self.digest}: commit {self.commit}{changes}"
+
+
+def pack(root: Path = ROOT) -> Source:
+    """Packs a checkout; writes nothing.
+
+    Raises:
+      UsageError: it is no git checkout.
+    """
+    names = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in sorted(set(names)):
+            path = root / name
+            if name and path.is_file():  # one deleted but not committed is still listed
+                data = path.read_bytes()
+                info = tarfile.TarInfo(name)
+                info.size, info.mode = len(data), 0o755 if os.access(path, os.X_OK) else 0o644
+                tar.addfile(info, io.BytesIO(data))
+    digest = hashlib.sha256(packed.getvalue()).hexdigest()[:12]
+    return Source(
+        archive=cache.folder() / "launch" / f"xception_jax-{digest}.tar.gz",
+        digest=digest,
+        commit=_git(root, "rev-parse", "--short", "HEAD").strip(),
+        changed=len(_git(root, "status", "--porcelain").splitlines()),
+        packed=packed.getvalue(),
+    )
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError:
+        raise UsageError("there is no git on the PATH; install it") from None
+    except subprocess.CalledProcessError as error:
+        raise UsageError(
+            f"{root} is no git checkout with a commit: {error.stderr.strip()}; launchers run from "
+            f"a clone"
+        ) from None
+    return done.stdout

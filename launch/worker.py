@@ -1,0 +1,327 @@
+"""Runs on each machine that a launcher rents: installs, mounts, trains, and tells of it.
+
+    python3 xception_jax/worker.py state
+
+It needs only the Python that the machine's image has (3.10 or newer) and its standard library. All
+it keeps lies in one folder, `~/xception_jax`; `XCEPTION_JAX_HOME` names another.
+
+The training process lives apart from the connection that started it. A supervisor waits for it,
+hands SIGTERM on to it, and writes down how it ended. It holds a lock as long as it lives, so that
+what is no longer running is known to be so, even after a restart of the machine.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+HOME = Path(os.environ.get("XCEPTION_JAX_HOME") or Path.home() / "xception_jax")
+STATE, LOCK, LOG = HOME / "state.json", HOME / "lock", HOME / "log.txt"
+
+# What a stopped run ends with where a restart is wanted: EX_TEMPFAIL of sysexits.h.
+STOPPED = 75
+
+
+# Seconds that a supervisor has to come up.
+PATIENCE = 20.0
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file as a whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def run(*command: str, text: str | None = None) -> None:
+    """Says and runs a command; ends this process with one line if it fails."""
+    print(shlex.join(command), flush=True)
+    done = subprocess.run(command, input=text, text=True, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command[:4])} failed with exit code {done.returncode}")
+
+
+def mount(bucket: str, folder: Path) -> None:
+    """Mounts a bucket, once; installs gcsfuse where it is missing.
+
+    The installation is that of docs.cloud.google.com/storage/docs/cloud-storage-fuse/install.
+    Orbax renames a folder when a checkpoint is whole. gcsfuse refuses that in a bucket without
+    hierarchical namespace unless told up to what size (github.com/GoogleCloudPlatform/gcsfuse,
+    docs/semantics.md). What one machine writes, the others see at once only without a cache of
+    names and sizes: all of them write a checkpoint together.
+    """
+    if os.path.ismount(folder):
+        return
+    if not shutil.which("gcsfuse"):
+        release = dict(
+            line.split("=", 1)
+            for line in Path("/etc/os-release").read_text().splitlines()
+            if "=" in line
+        )["VERSION_CODENAME"].strip('"')
+        import urllib.request  # here, since it takes longer than all the others together
+
+        key = "/usr/share/keyrings/cloud.google.asc"
+        with urllib.request.urlopen(
+            "https://packages.cloud.google.com/apt/doc/apt-key.gpg"
+        ) as page:
+            run("sudo", "tee", key, text=page.read().decode())
+        source = (
+            f"deb [signed-by={key}] https://packages.cloud.google.com/apt gcsfuse-{release} main\n"
+        )
+        run("sudo", "tee", "/etc/apt/sources.list.d/gcsfuse.list", text=source)
+        install_packages("gcsfuse")
+    run("sudo", "mkdir", "-p", str(folder))
+    run("sudo", "chown", f"{os.getuid()}:{os.getgid()}", str(folder))
+    options = ["--implicit-dirs", "--rename-dir-limit=10000"]
+    options += ["--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0"]
+    run("gcsfuse", *options, bucket, str(folder))
+
+
+def install_packages(*names: str) -> None:
+    """Installs packages of the system; a fresh machine may still be updating itself, so waits."""
+    wait = ("-o", "DPkg::Lock::Timeout=600")
+    run("sudo", "apt-get", *wait, "update", "-q")
+    run("sudo", "apt-get", *wait, "install", "-q", "-y", *names)
+
+
+def code_of(archive: str) -> Path:
+    """Where the code of an archive lies once it is installed."""
+    return HOME / archive.removesuffix(".tar.gz")
+
+
+def install(archive: Path, extra: str) -> None:
+    """Unpacks the code and installs it with an extra of its, `tpu` or `cuda`, unless it is there.
+
+    uv brings the Python that the package needs: Ubuntu 22.04, which the TPU images are, has 3.10.
+    """
+    code = code_of(archive.name)
+    wanted = f"{code.name}[{extra}]"
+    marker = HOME / "installed"
+    if marker.is_file() and marker.read_text() == wanted:
+        return
+    if not code.exists():
+        draft = code.with_name(code.name + ".tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        import tarfile
+
+        with tarfile.open(archive) as tar:
+            tar.extractall(draft)
+        draft.rename(code)
+    uv = HOME / "uv" / "bin" / "uv"
+    if not uv.exists():
+        install_packages("python3-venv")
+        run(sys.executable, "-m", "venv", "--clear", str(HOME / "uv"))
+        run(str(HOME / "uv" / "bin" / "python"), "-m", "pip", "install", "-q", "uv")
+    python = HOME / "venv" / "bin" / "python"
+    if not python.exists():
+        run(str(uv), "venv", "--python=3.12", str(HOME / "venv"))
+    run(str(uv), "pip", "install", f"--python={python}", f"{code}[{extra}]")
+    write(marker, wanted)
+
+
+def running() -> bool:
+    """Whether a supervisor holds the lock."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def claim(lock: IO[str]) -> None:
+    """Takes the lock; one who only looks, as `running`, holds it for a moment."""
+    for _ in range(100):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.05)
+    sys.exit("another run is going on here")
+
+
+def state() -> dict[str, Any]:
+    """`state` is none, running, exited (then `code`, and whether `stopped`) or lost."""
+    alive = running()
+    found: dict[str, Any] = {"state": "none"}
+    if STATE.is_file():
+        found = json.loads(STATE.read_text())
+    if found["state"] == "running" and not alive:
+        found["state"] = "lost"
+    if found["state"] == "starting" and time.time() - found["started"] > PATIENCE:
+        found["state"] = "lost"
+    return found
+
+
+def supervise(command: list[str], folder: Path, logs: Path | None) -> int:
+    """Runs the training process to its end; returns its exit code.
+
+    Args:
+      command: the program and its arguments.
+      folder: where it starts.
+      logs: where a copy of the log goes at the end, if it can be written.
+    """
+    with LOCK.open("w") as lock:
+        claim(lock)
+        begun = {"command": command, "started": time.time(), "supervisor": os.getpid()}
+        stopped: list[int] = []
+        process: list[subprocess.Popen[bytes]] = []
+
+        def hand_on(number: int, frame: object) -> None:
+            stopped.append(number)
+            for one in process:
+                one.send_signal(signal.SIGTERM)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, hand_on)
+        process.append(subprocess.Popen(command, cwd=folder, start_new_session=True))
+        if stopped:  # between the two lines above
+            process[0].send_signal(signal.SIGTERM)
+        write(STATE, json.dumps({"state": "running", "pid": process[0].pid, **begun}))
+        code = process[0].wait()
+        end = {"state": "exited", "code": code, "stopped": bool(stopped), **begun}
+        write(STATE, json.dumps(end))
+        if logs:
+            copy_log(logs)
+    return code
+
+
+def copy_log(logs: Path) -> None:
+    """Leaves the log with the run's results, under the machine's name and the time."""
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        shutil.copyfile(LOG, logs / f"{socket.gethostname()}-{stamp}.txt")
+    except OSError as error:
+        print(f"the log could not be copied to {logs}: {error}", flush=True)
+
+
+def start(archive: str, logs: str, arguments: list[str]) -> None:
+    """Starts training apart from this process; does nothing where it runs already."""
+    if running():
+        print("already running")
+        return
+    write(STATE, json.dumps({"state": "starting", "started": time.time()}))
+    train = [str(HOME / "venv" / "bin" / "python"), "-m", "xception_jax.main", *arguments]
+    me = [sys.executable, os.path.abspath(__file__), "supervise", str(code_of(archive)), logs]
+    with LOG.open("wb") as log:
+        supervisor = subprocess.Popen(
+            [*me, "--", *train],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    while state()["state"] == "starting" and supervisor.poll() is None:
+        time.sleep(0.05)
+    now = state()
+    print(json.dumps(now))
+    if now["state"] not in ("running", "exited"):
+        said = LOG.read_text(errors="replace").strip().splitlines() or ["nothing"]
+        sys.exit(f"training could not be started: {said[-1]}")
+
+
+def follow(offset: int) -> None:
+    """Prints the log from a byte on until the run ends: a line of JSON for each line of it.
+
+    `{"offset": bytes up to here, "line": text}`, at the end `{"end": what `state` gives}`.
+    """
+    while True:
+        now = state()  # before the log is read, so that none of it is missed
+        with LOG.open("rb") if LOG.exists() else open(os.devnull, "rb") as log:
+            log.seek(offset)
+            for line in log:
+                if not line.endswith(b"\n") and now["state"] == "running":
+                    break
+                offset += len(line)
+                text = line.decode(errors="replace").rstrip("\n")
+                print(json.dumps({"offset": offset, "line": text}), flush=True)
+        if now["state"] not in ("running", "starting"):
+            print(json.dumps({"end": now}), flush=True)
+            return
+        time.sleep(0.5)
+
+
+def stop(grace: float) -> None:
+    """Asks the run to save and stop; kills it where it takes longer than `grace` seconds."""
+    now = state()
+    if now["state"] == "running":
+        os.kill(now["supervisor"], signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while running() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if running():
+            os.killpg(now["pid"], signal.SIGKILL)
+            while running():
+                time.sleep(0.1)
+    print(json.dumps(state()))
+
+
+def container(command: list[str]) -> int:
+    """Runs a command in the foreground; as `supervise`, but a stopped run ends with 75.
+
+    The training command ends with 0 when it saves and stops on SIGTERM. In a Kubernetes Job that
+    counts as done, and a pod that was preempted would not be started again.
+    """
+    HOME.mkdir(parents=True, exist_ok=True)
+    code = supervise(command, Path.cwd(), None)
+    stopped = bool(json.loads(STATE.read_text())["stopped"])
+    if code == 0 and stopped:
+        return STOPPED
+    return code if code >= 0 else 128 - code
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    cut = argv.index("--") if "--" in argv else len(argv)
+    own, command = argv[:cut], argv[cut + 1 :]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, *positionals in (
+        ("mount", "bucket", "folder"),
+        ("install", "archive", "extra"),
+        ("start", "archive", "logs"),
+        ("supervise", "folder", "logs"),
+        ("follow", "offset"),
+        ("stop", "grace"),
+        ("state",),
+        ("container",),
+    ):
+        one = verbs.add_parser(verb)
+        for positional in positionals:
+            one.add_argument(positional)
+    args = parser.parse_args(own)
+    if args.verb == "mount":
+        mount(args.bucket, Path(args.folder))
+    elif args.verb == "install":
+        install(HOME / args.archive, args.extra)
+    elif args.verb == "start":
+        start(args.archive, args.logs, command)
+    elif args.verb == "supervise":
+        return abs(supervise(command, Path(args.folder), Path(args.logs)))
+    elif args.verb == "follow":
+        follow(int(args.offset))
+    elif args.verb == "stop":
+        stop(float(args.grace))
+    elif args.verb == "state":
+        print(json.dumps(state()))
+    else:
+        return container(command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
