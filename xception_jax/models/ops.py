@@ -233,7 +233,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SA
       kernel: `[rows, columns, channels_in, channels_out]` of the dtype of `x`.
       stride: of rows and columns.
       padding: VALID; SAME, as TensorFlow's: no more than the windows need, the odd one after the
-        image; or SYMMETRIC, as is usual in PyTorch: half of the window on each side. The two
+        image; or SYMMETRIC, as is usual in PyTorch: half of an odd window on each side. The two
         differ where the stride is above 1 and the image's side even.
 
     Returns:
