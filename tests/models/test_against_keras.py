@@ -11,7 +11,11 @@ from flax import nnx
 from tests.models import agreement
 from xception_jax.models.layers import BatchNorm, Conv, ConvNorm, Pointwise, SeparableConv
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Keras 3.15 reads its own variables in a way that NumPy 2 deprecates.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 
