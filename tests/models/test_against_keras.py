@@ -98,6 +98,17 @@ def test_features_and_logits_are_keras_own(name, pairs, make):
         if isinstance(layer, keras.layers.BatchNormalization):
             drawn = agreement.batch_statistics(rng, layer.moving_mean.shape[0])
             layer.set_weights([drawn[k] for k in drawn if layer.scale or k != "scale"])
+        elif isinstance(layer, keras.layers.SeparableConv2D):
+            depthwise, pointwise = (weight.shape for weight in layer.weights)
+            layer.set_weights(
+                [
+                    agreement.kernel(rng, depthwise, 9),
+                    agreement.kernel(rng, pointwise, pointwise[2]),
+                ]
+            )
+        elif isinstance(layer, keras.layers.Conv2D):
+            shape = layer.kernel.shape
+            layer.set_weights([agreement.kernel(rng, shape, int(np.prod(shape[:3])))])
     model = agreement.create(name)
     tensors = {layer.name: layer.get_weights() for layer in whole.layers if layer.weights}
     for layer, key in pairs(model, whole):

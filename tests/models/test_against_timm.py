@@ -133,7 +133,11 @@ def test_features_and_logits_are_timms(name, pairs, overrides):
     theirs = timm.create_model(name, pretrained=False, num_classes=1000).eval()
     rng = np.random.default_rng(0)
     for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.Conv2d):
+            shape = module.weight.shape
+            drawn = agreement.kernel(rng, shape, int(np.prod(shape[1:])))
+            module.weight.data = torch.from_numpy(drawn)
+        elif isinstance(module, torch.nn.BatchNorm2d):
             drawn = agreement.batch_statistics(rng, module.num_features)
             for field, kind in zip(
                 ("weight", "bias", "running_mean", "running_var"), drawn.values(), strict=True

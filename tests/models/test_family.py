@@ -14,7 +14,7 @@ from xception_jax import models, train
 from xception_jax.errors import UsageError
 from xception_jax.models import counts, published
 from xception_jax.models.layers import BatchNorm
-from xception_jax.training import state, step
+from xception_jax.training import optimizer, state, step
 
 # Trainable parameters and batch statistics at 1000 classes, as Keras 3.15 and timm 1.0.31 count
 # them (Keras for inception_v3 and xception), and billions of multiply-adds at 299, as timm's
@@ -111,13 +111,25 @@ def test_members_have_their_own_defaults_and_take_overrides():
     assert len(model.middle_flow) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("inception_v3", {}), ("xception41p", {}), ("xception", {"segments": 3, "middle_blocks": 0})],
+)
+def test_weight_decay_acts_on_every_kernel_and_on_nothing_else(name, overrides):
+    params = nnx.to_pure_dict(nnx.state(shapes_of(name, **overrides), nnx.Param))
+    for leaf, decays in zip(
+        *map(jax.tree.leaves, (params, optimizer.decayed(params))), strict=True
+    ):
+        assert decays == (len(leaf.shape) > 1)
+
+
 def training_step(name: str, side: int, **overrides):
     """The jaxpr of a training step's gradient, and a function that runs it."""
     make = partial(models.create, name, num_classes=5, dropout=0.2, **SMALL, **overrides)
     structure = state.structure_of(lambda rngs: make(rngs=rngs), side)
-    optimizer = optax.sgd(0.1)
-    recipe = step.Recipe(structure, optimizer, optax.constant_schedule(0.1), virtual_batch=2)
-    init = partial(state.create, lambda rngs: make(rngs=rngs), optimizer, False)
+    sgd = optax.sgd(0.1)
+    recipe = step.Recipe(structure, sgd, optax.constant_schedule(0.1), virtual_batch=2)
+    init = partial(state.create, lambda rngs: make(rngs=rngs), sgd, False)
     batch = {
         "image": jnp.zeros((4, side, side, 3), jnp.uint8),
         "label": jnp.arange(4),

@@ -73,7 +73,7 @@ def test_segments_by_hand():
     """Seven channels in three segments of 3, 2 and 2; each sees its own channels only."""
     x = images(1, 4, 5, 7)
     conv = SegmentedConv(7, 3, rngs=nnx.Rngs(0))
-    first, rest = (np.asarray(param[...]) for param in conv.kernels)
+    first, rest = (np.asarray(part.kernel[...]) for part in conv.parts)
     kernels = [first, rest[..., :2], rest[..., 2:]]
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     expected, start = np.zeros_like(x), 0

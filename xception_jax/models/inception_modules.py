@@ -165,10 +165,10 @@ class Simplified(nnx.Module):
             [layer.kernel[...] for layer in self.pointwise], axis=-1
         )
         assert isinstance(module.depthwise, SegmentedConv)
-        for param in module.depthwise.kernels:
+        for part in module.depthwise.parts:
             kernels = (conv.kernel[...] for conv in self.spatial)
-            same = [kernel for kernel in kernels if kernel.shape[2] == param.shape[2]]
-            param[...] = jnp.concatenate(same, axis=-1)
+            same = [kernel for kernel in kernels if kernel.shape[2] == part.kernel.shape[2]]
+            part.kernel[...] = jnp.concatenate(same, axis=-1)
         return module
 
 

@@ -3,6 +3,7 @@
 Parameters are float32; each layer computes in its `dtype` (float32, or bfloat16 on TPU and GPU).
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -102,36 +103,43 @@ def segment_sizes(channels: int, segments: int) -> list[int]:
     return [size + 1] * larger + [size] * (min(segments, channels) - larger)
 
 
+class GroupedConv(nnx.Module):
+    """A 3x3 convolution of each of `groups` runs of `size` channels by itself, without bias.
+
+    Stride 1, SAME; runs keep their number of channels. The kernel is
+    `[3, 3, size, groups * size]`.
+    """
+
+    def __init__(self, size: int, groups: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.kernel = nnx.Param(_kernel_init(rngs.params(), (3, 3, size, groups * size)))
+        self.groups, self.dtype = groups, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ops.grouped(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.groups)
+
+
 class SegmentedConv(nnx.Module):
     """A 3x3 convolution of each segment of the channels by itself, stride 1, SAME, without bias.
 
-    Segments do not overlap and keep their number of channels. One segment is a regular convolution,
-    as many as channels a depthwise one. `kernels` has one array `[3, 3, size, count * size]` for
-    each size of `segment_sizes`.
+    Segments do not overlap and keep their number of channels, see `segment_sizes`. One segment is
+    a regular convolution, as many as channels a depthwise one.
     """
 
     def __init__(
         self, channels: int, segments: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ):
         counts = Counter(segment_sizes(channels, segments))
-        self.kernels = nnx.List(
-            nnx.Param(_kernel_init(rngs.params(), (3, 3, size, count * size)))
+        self.parts = nnx.List(
+            Depthwise(count, rngs=rngs, dtype=dtype)
+            if size == 1
+            else GroupedConv(size, count, rngs=rngs, dtype=dtype)
             for size, count in counts.items()
         )
-        self.dtype = dtype
+        self.ends = tuple(itertools.accumulate(size * count for size, count in counts.items()))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        outputs, start = [], 0
-        for param in self.kernels:
-            kernel = param[...].astype(self.dtype)
-            size, end = kernel.shape[2], start + kernel.shape[3]
-            segments = x[..., start:end].astype(self.dtype)
-            outputs.append(
-                ops.depthwise(segments, kernel)
-                if size == 1
-                else ops.grouped(segments, kernel, kernel.shape[3] // size)
-            )
-            start = end
+        inputs = jnp.split(x, self.ends[:-1], axis=-1)
+        outputs = [part(y) for part, y in zip(self.parts, inputs, strict=True)]
         return jnp.concatenate(outputs, axis=-1)
 
 
