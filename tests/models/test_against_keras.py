@@ -102,13 +102,13 @@ def test_features_and_logits_are_keras_own(name, pairs, make):
             depthwise, pointwise = (weight.shape for weight in layer.weights)
             layer.set_weights(
                 [
-                    agreement.kernel(rng, depthwise, 9),
-                    agreement.kernel(rng, pointwise, pointwise[2]),
+                    agreement.kernel(rng, depthwise, 9, name),
+                    agreement.kernel(rng, pointwise, pointwise[2], name),
                 ]
             )
         elif isinstance(layer, keras.layers.Conv2D):
             shape = layer.kernel.shape
-            layer.set_weights([agreement.kernel(rng, shape, int(np.prod(shape[:3])))])
+            layer.set_weights([agreement.kernel(rng, shape, int(np.prod(shape[:3])), name)])
     model = agreement.create(name)
     tensors = {layer.name: layer.get_weights() for layer in whole.layers if layer.weights}
     for layer, key in pairs(model, whole):

@@ -135,7 +135,7 @@ def test_features_and_logits_are_timms(name, pairs, overrides):
     for module in theirs.modules():
         if isinstance(module, torch.nn.Conv2d):
             shape = module.weight.shape
-            drawn = agreement.kernel(rng, shape, int(np.prod(shape[1:])))
+            drawn = agreement.kernel(rng, shape, int(np.prod(shape[1:])), name)
             module.weight.data = torch.from_numpy(drawn)
         elif isinstance(module, torch.nn.BatchNorm2d):
             drawn = agreement.batch_statistics(rng, module.num_features)

@@ -60,10 +60,9 @@ def test_parameters(name):
     [
         "inception_v3",
         "xception41",
-        "xception41p",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("xception65", "xception71", "xception65p")
+            for name in ("xception65", "xception71", "xception41p", "xception65p")
         ),
     ],
 )
@@ -141,7 +140,6 @@ def training_step(name: str, side: int, **overrides):
 @pytest.mark.parametrize(
     ("name", "side", "overrides"),
     [
-        ("xception41", 16, {"middle_blocks": 0}),
         ("xception41p", 16, {"middle_blocks": 2, "scan_middle": True, "remat": True}),
         ("xception", 16, {"middle_blocks": 0, "segments": 3, "intermediate_activation": "elu"}),
     ],

@@ -54,7 +54,7 @@ def test_segments_share_the_channels_evenly(channels, segments):
     channels_in=st.integers(1, 4), channels=st.integers(1, 7), towers=st.integers(1, 8),
     activation=st.sampled_from(sorted(ACTIVATIONS)), seed=st.integers(0, 2**16),
 )  # fmt: skip
-@settings(max_examples=6, deadline=None)  # every example compiles its own program
+@settings(max_examples=5, deadline=None)  # every example compiles its own program
 def test_the_grouped_form_is_strictly_equivalent(channels_in, channels, towers, activation, seed):
     def both(x):
         simplified = inception_modules.Simplified(
@@ -88,7 +88,7 @@ def test_segments_by_hand():
 
 @pytest.mark.parametrize(
     ("order", "activation"),
-    [("spatial_first", "none"), ("spatial_first", "elu"), ("pointwise_first", "relu")],
+    [("spatial_first", "elu"), ("pointwise_first", "none")],
 )
 def test_one_segment_is_a_regular_convolution_and_as_many_as_channels_a_depthwise_one(
     order, activation
