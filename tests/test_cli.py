@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ["--workdir", "--[no]keep_freed_memory"],
     "prepare": ["--dataset"],
     "contact_sheet": ["--output"],
+    "models": ["--model", "--[no]json"],
 }
 
 

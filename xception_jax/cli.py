@@ -139,7 +139,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
-        fail(str(error).splitlines()[0], 2)
+        lines = str(error).strip().splitlines()
+        # Around a ValueError of a config file absl puts its traceback; the reason is its last line.
+        traced = any(line.startswith("Traceback") for line in lines)
+        fail(lines[-1].partition(": ")[2] if traced else lines[0], 2)
     except Exception as error:  # a config file is a program and may raise anything
         fail(_where(error) + (str(error).strip().splitlines() or [type(error).__name__])[0], 2)
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:

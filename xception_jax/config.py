@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xception_jax.data import sources
 
 
-def _text(default: str, help: str, **more: Any) -> Field:
+def _text(default: str | None, help: str, **more: Any) -> Field:
     return Field(default, help, str, **more)
 
 
@@ -54,12 +54,30 @@ SCHEMA: dict[str, Field] = {
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
     "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
     "model.stem_stride": _int(None, f"stride of the first convolution; {_OWN}", low=1, high=2),
+    "model.segments": _int(
+        None, "of the channels, each with a 3x3 convolution of its own, in separable convolutions; "
+        "None: each channel is one", low=1,
+    ),
+    "model.order": _text(
+        None, f"of the 3x3 and the 1x1 convolution of separable ones; {_OWN}",
+        choices=("spatial_first", "pointwise_first"),
+    ),
+    "model.intermediate_activation": _text(
+        None, f"between these two; {_OWN}", choices=("none", "relu", "elu")
+    ),
+    "model.residual": _flag(None, f"connections around the blocks; {_OWN}"),
+    "model.pool_padding": _text(
+        None, "of max pooling; same: as TensorFlow; symmetric: as PyTorch; "
+        f"{_OWN}", choices=("same", "symmetric"),
+    ),
+    "model.count_padding": _flag(None, f"average pooling counts it, as in timm; {_OWN}"),
     "model.fc_units": _tuple(
         None, f"sizes of fully connected layers; {_OWN}", low=1, fractions=False
     ),
     "model.dropout": _float(None, f"share dropped before the classifier; {_OWN}", high=0.99),
     "model.bn_epsilon": _float(None, f"added to the batch variance; {_OWN}"),
     "model.bn_momentum": _float(None, f"of the running batch statistics; {_OWN}", high=1.0),
+    "model.bn_scale": _flag(None, f"batch normalization has a scale; {_OWN}"),
     "model.bn_virtual_batch": _int(
         None, "examples whose statistics normalize together; None: the whole batch", low=1
     ),

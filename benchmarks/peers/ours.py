@@ -5,11 +5,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from counts import bytes_moved, multiply_adds
+from counts import bytes_moved
 from flax import nnx
 from worker import Work
 
 from xception_jax import models
+from xception_jax.models.counts import multiply_adds
 from xception_jax.training import optimizer as optimizer_lib
 from xception_jax.training import sharding, step
 from xception_jax.training import state as state_lib

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -43,36 +43,57 @@ def assert_equal_with_gradients(ours, plain, *arguments, seed=0):
 
 
 def plain_conv(x, kernel, *, stride=1, padding="SAME", groups=1):
+    if padding == "SYMMETRIC":
+        padding = [(side // 2, side // 2) for side in kernel.shape[:2]]
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=DIMENSIONS,
         feature_group_count=groups,
     )  # fmt: skip
 
 
-@given(image=images, window=windows, stride=strides, relu=st.booleans())
+@given(
+    image=images,
+    window=windows,
+    stride=strides,
+    relu=st.booleans(),
+    padding=st.sampled_from(("SAME", "SYMMETRIC")),
+)
 @few
-def test_depthwise_equals_grouped_convolution(image, window, stride, relu):
+def test_depthwise_equals_grouped_convolution(image, window, stride, relu, padding):
+    assume(padding == "SAME" or all(side % 2 for side in window))
     x, kernel = draw(0, image, (*window, 1, image[-1]))
 
     def plain(x, kernel):
         x = jax.nn.relu(x) if relu else x
-        return plain_conv(x, kernel, stride=stride, groups=image[-1])
+        return plain_conv(x, kernel, stride=stride, padding=padding, groups=image[-1])
 
-    assert_equal_with_gradients(partial(ops.depthwise, stride=stride, relu=relu), plain, x, kernel)
+    ours = partial(ops.depthwise, stride=stride, relu=relu, padding=padding)
+    assert_equal_with_gradients(ours, plain, x, kernel)
 
 
 @given(
     image=st.tuples(st.integers(1, 3), st.integers(3, 7), st.integers(5, 8), st.integers(1, 3)),
     window=windows,
     stride=strides,
-    padding=st.sampled_from(("SAME", "VALID")),
+    padding=st.sampled_from(("SAME", "VALID", "SYMMETRIC")),
 )
 @few
 def test_conv_equals_xla(image, window, stride, padding):
+    assume(padding != "SYMMETRIC" or all(side % 2 for side in window))
     x, kernel = draw(0, image, (*window, image[-1], 4))
     options = {"stride": stride, "padding": padding}
     assert_equal_with_gradients(
         partial(ops.conv, **options), partial(plain_conv, **options), x, kernel
+    )
+
+
+@given(image=images, groups=st.integers(1, 3), sizes=st.tuples(*[st.integers(1, 3)] * 2))
+@settings(max_examples=8, deadline=None)
+def test_grouped_equals_xla(image, groups, sizes):
+    size_in, size_out = sizes
+    x, kernel = draw(0, (*image[:3], groups * size_in), (3, 3, size_in, groups * size_out))
+    assert_equal_with_gradients(
+        partial(ops.grouped, groups=groups), partial(plain_conv, groups=groups), x, kernel
     )
 
 
@@ -96,15 +117,34 @@ def test_the_tpus_separable_convolution_equals_two(relu):
     )
 
 
-@given(image=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.just(3)))
+@given(
+    image=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.just(3)),
+    padding=st.sampled_from(("SAME", "SYMMETRIC", "VALID")),
+)
 @settings(max_examples=30, deadline=None)
-def test_max_pool_equals_reduce_window_with_ties(image):
+def test_max_pool_equals_reduce_window_with_ties(image, padding):
+    assume(padding != "VALID" or min(image[1:3]) >= 3)
     x = np.random.default_rng(0).integers(-2, 2, image).astype(np.float32)
+    pads = [(0, 0), (1, 1), (1, 1), (0, 0)] if padding == "SYMMETRIC" else padding
 
     def plain(x):
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
-    assert_equal_with_gradients(ops.max_pool, plain, x)
+    assert_equal_with_gradients(partial(ops.max_pool, padding=padding), plain, x)
+
+
+@pytest.mark.parametrize("count_padding", [False, True])
+@pytest.mark.parametrize("side", [1, 4])
+def test_average_pool_equals_reduce_window(side, count_padding):
+    (x,) = draw(0, (2, side, side + 1, 3))
+
+    def plain(x):
+        def total(x):
+            return lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+        return total(x) / (9 if count_padding else total(jnp.ones_like(x)))
+
+    assert_equal_with_gradients(partial(ops.average_pool, count_padding=count_padding), plain, x)
 
 
 @pytest.mark.parametrize("form", [ops._moments_one_pass, ops._moments_two_passes])

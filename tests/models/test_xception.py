@@ -136,7 +136,8 @@ def test_unknown_names_suggest_the_nearest():
         models.create("xceptoin", num_classes=5, rngs=nnx.Rngs(0))
     with pytest.raises(UsageError, match="did you mean 'middle_blocks'"):
         models.create("xception", num_classes=5, rngs=nnx.Rngs(0), middle_block=3)
-    assert models.names() == ["xception"]
+    with pytest.raises(UsageError, match="did you mean 'xception41p'"):
+        models.overrides("xception41_p")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,11 @@
 Parameters are float32; each layer computes in its `dtype` (float32, or bfloat16 on TPU and GPU).
 """
 
-from dataclasses import dataclass
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +21,25 @@ _kernel_init = nnx.initializers.glorot_uniform()
 
 
 class Conv(nnx.Module):
-    """A dense convolution without bias: every one here is followed by batch normalization."""
+    """A dense convolution without bias, as batch normalization follows.
+
+    The kernel is `[rows, columns, channels_in, channels_out]`, square where `kernel_size` is a
+    number; `padding` is that of `ops.conv`.
+    """
 
     def __init__(
         self,
         channels_in: int,
         channels_out: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         *,
         rngs: nnx.Rngs,
         stride: int = 1,
         padding: str = "SAME",
         dtype: DTypeLike = jnp.float32,
     ):
-        shape = (kernel_size, kernel_size, channels_in, channels_out)
+        window = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        shape = (*window, channels_in, channels_out)
         self.kernel = nnx.Param(_kernel_init(rngs.params(), shape))
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
@@ -60,24 +69,104 @@ class Pointwise(nnx.Module):
 
 
 class Depthwise(nnx.Module):
-    """A 3x3 convolution of each channel with its own filter, stride 1, SAME, without bias.
+    """A 3x3 convolution of each channel with its own filter, without bias.
 
-    The kernel is `[3, 3, 1, channels]`.
+    The kernel is `[3, 3, 1, channels]`; `padding` is that of `ops.conv`.
     """
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        rngs: nnx.Rngs,
+        stride: int = 1,
+        padding: str = "SAME",
+        dtype: DTypeLike = jnp.float32,
+    ):
         self.kernel = nnx.Param(_kernel_init(rngs.params(), (3, 3, 1, channels)))
-        self.dtype = dtype
+        self.stride, self.padding, self.dtype = stride, padding, dtype
+
+    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
+        """The convolution of `x`, or of `relu(x)`."""
+        return ops.depthwise(
+            x.astype(self.dtype), self.kernel[...].astype(self.dtype), stride=self.stride,
+            relu=relu, padding=self.padding,
+        )  # fmt: skip
+
+
+def segment_sizes(channels: int, segments: int) -> list[int]:
+    """Channels of each segment: as even as can be, the larger ones first.
+
+    At most as many segments as there are channels.
+    """
+    size, larger = divmod(channels, min(segments, channels))
+    return [size + 1] * larger + [size] * (min(segments, channels) - larger)
+
+
+class GroupedConv(nnx.Module):
+    """A 3x3 convolution of each of `groups` runs of `size` channels by itself, without bias.
+
+    Stride 1, SAME; runs keep their number of channels. The kernel is
+    `[3, 3, size, groups * size]`.
+    """
+
+    def __init__(self, size: int, groups: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.kernel = nnx.Param(_kernel_init(rngs.params(), (3, 3, size, groups * size)))
+        self.groups, self.dtype = groups, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ops.depthwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return ops.grouped(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.groups)
+
+
+class SegmentedConv(nnx.Module):
+    """A 3x3 convolution of each segment of the channels by itself, stride 1, SAME, without bias.
+
+    Segments do not overlap and keep their number of channels, see `segment_sizes`. One segment is
+    a regular convolution, as many as channels a depthwise one.
+    """
+
+    def __init__(
+        self, channels: int, segments: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ):
+        counts = Counter(segment_sizes(channels, segments))
+        self.parts = nnx.List(
+            Depthwise(count, rngs=rngs, dtype=dtype)
+            if size == 1
+            else GroupedConv(size, count, rngs=rngs, dtype=dtype)
+            for size, count in counts.items()
+        )
+        self.ends = tuple(itertools.accumulate(size * count for size, count in counts.items()))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = jnp.split(x, self.ends[:-1], axis=-1)
+        outputs = [part(y) for part, y in zip(self.parts, inputs, strict=True)]
+        return jnp.concatenate(outputs, axis=-1)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "none": lambda x: x,
+    "relu": nnx.relu,
+    "elu": nnx.elu,
+}
+ORDERS = ("spatial_first", "pointwise_first")
 
 
 class SeparableConv(nnx.Module):
-    """A depthwise separable convolution: 3x3 over space, then 1x1 over channels.
+    """A separable convolution: 3x3 over space, 1x1 over channels.
 
-    Nothing comes between the two: the paper finds (section 4.7, figure 10) that an activation
-    there makes training slower and its end worse.
+    Without options it is the depthwise separable one. The options are the Inception hypothesis
+    (arXiv:1610.02357v3, section 1.2): from a regular convolution beside a pointwise one, over
+    Inception modules, to the depthwise one.
+
+    Args:
+      channels_in, channels_out: of the image.
+      rngs: the stream `params` makes the initial weights.
+      segments: of the channels that the 3x3 convolution takes each by itself, see `SegmentedConv`;
+        None: each channel is one.
+      order: of `ORDERS`. Inception has the pointwise one first.
+      activation: between the two, of `ACTIVATIONS`. The paper finds (section 4.7, figure 10) that
+        one there makes training of the depthwise separable convolution slower and its end worse.
+      dtype: compute dtype.
     """
 
     def __init__(
@@ -86,16 +175,30 @@ class SeparableConv(nnx.Module):
         channels_out: int,
         *,
         rngs: nnx.Rngs,
+        segments: int | None = None,
+        order: str = "spatial_first",
+        activation: str = "none",
         dtype: DTypeLike = jnp.float32,
     ):
-        self.depthwise = Depthwise(channels_in, rngs=rngs, dtype=dtype)
+        channels = channels_in if order == "spatial_first" else channels_out
+        self.depthwise: Depthwise | SegmentedConv = (
+            Depthwise(channels, rngs=rngs, dtype=dtype)
+            if segments is None
+            else SegmentedConv(channels, segments, rngs=rngs, dtype=dtype)
+        )
         self.pointwise = Pointwise(channels_in, channels_out, rngs=rngs, dtype=dtype)
-        self.dtype = dtype
+        self.order, self.activation, self.dtype = order, activation, dtype
 
     def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
         """The convolution of `x`, or of `relu(x)`."""
-        kernels = self.depthwise.kernel[...], self.pointwise.kernel[...]
-        return ops.separable(x.astype(self.dtype), *kernels, relu=relu)
+        plain = self.order == "spatial_first" and self.activation == "none"
+        if plain and isinstance(self.depthwise, Depthwise):
+            kernels = self.depthwise.kernel[...], self.pointwise.kernel[...]
+            return ops.separable(x.astype(self.dtype), *kernels, relu=relu)
+        steps: list[Callable[[jax.Array], jax.Array]] = [self.depthwise, self.pointwise]
+        first, second = steps if self.order == "spatial_first" else reversed(steps)
+        x = nnx.relu(x) if relu else x
+        return second(ACTIVATIONS[self.activation](first(x)))
 
 
 class BatchNorm(nnx.Module):
@@ -107,7 +210,7 @@ class BatchNorm(nnx.Module):
     virtual batches the statistics need no communication. `None`: one run, the whole global batch.
 
     The result has the dtype of `x`; statistics are float32. The variance is the biased one, as in
-    Keras.
+    Keras. Without `scale` the normalized values are not scaled, only shifted.
     """
 
     def __init__(
@@ -117,8 +220,9 @@ class BatchNorm(nnx.Module):
         epsilon: float = 1e-3,
         momentum: float = 0.99,
         virtual_batch: int | None = None,
+        scale: bool = True,
     ):
-        self.scale = nnx.Param(jnp.ones(channels))
+        self.scale = nnx.Param(jnp.ones(channels)) if scale else None
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
@@ -129,17 +233,17 @@ class BatchNorm(nnx.Module):
         runs = self._runs(x, train)
         return ops.affine(runs, *self._normalizer(runs, train)).reshape(x.shape)
 
-    def max_pooled(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def max_pooled(self, x: jax.Array, *, train: bool = False, padding: str = "SAME") -> jax.Array:
         """`ops.max_pool(self(x))`, but normalizes only the quarter that pooling leaves.
 
         Normalization grows with `x` where the scale is positive, and then commutes with the
         maximum; where it is negative, it grows with `-x`. (Where the scale is 0 all of a window
         ties after normalization; here the gradient still goes to the maximum of `x`.)
         """
-        sign = jnp.where(self.scale[...] < 0, -1.0, 1.0)
+        sign = jnp.where(self._scale() < 0, -1.0, 1.0)
         x = x * sign.astype(x.dtype)
         factor, offset = self._normalizer(self._runs(x, train), train, sign)
-        pooled = ops.max_pool(x)
+        pooled = ops.max_pool(x, padding=padding)
         return ops.affine(self._runs(pooled, train), factor, offset).reshape(pooled.shape)
 
     def _runs(self, x: jax.Array, train: bool) -> jax.Array:
@@ -167,37 +271,92 @@ class BatchNorm(nnx.Module):
             mean, var = ops.moments(runs, jax.lax.stop_gradient(mean[0]))
             self.mean[...] = self._moved(self.mean[...], sign * mean)
             self.var[...] = self._moved(self.var[...], var)
-        factor = sign * self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        factor = sign * self._scale() * jax.lax.rsqrt(var + self.epsilon)
         return factor, self.bias[...] - mean * factor
+
+    def _scale(self) -> jax.Array:
+        return jnp.ones_like(self.bias[...]) if self.scale is None else self.scale[...]
 
     def _moved(self, running: jax.Array, runs: jax.Array) -> jax.Array:
         return self.momentum * running + (1 - self.momentum) * runs.mean(0)
 
 
+class ConvNorm(nnx.Module):
+    """A dense convolution, batch normalization and, if it has `relu`, ReLU."""
+
+    def __init__(self, conv: Conv | Pointwise, bn: BatchNorm, *, relu: bool = True):
+        self.conv, self.bn, self.relu = conv, bn, relu
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = self.bn(self.conv(x), train=train)
+        return nnx.relu(x) if self.relu else x
+
+
 @dataclass(frozen=True)
 class Layers:
-    """Builds layers that share a stream of weights, a dtype and a kind of batch normalization."""
+    """Builds layers that share a stream of weights, a dtype and a kind of batch normalization.
+
+    `separable_options` are `SeparableConv`'s `segments`, `order` and `activation`.
+    """
 
     rngs: nnx.Rngs
     dtype: DTypeLike
     bn_epsilon: float
     bn_momentum: float
     bn_virtual_batch: int | None
+    bn_scale: bool = True
+    separable_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def conv(self, channels_in: int, channels: int, *, stride: int = 1) -> Conv:
-        """A dense 3x3 convolution, VALID."""
+    def conv(
+        self,
+        channels_in: int,
+        channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        stride: int = 1,
+        padding: str = "VALID",
+    ) -> Conv:
+        """A dense convolution."""
         return Conv(
-            channels_in, channels, 3, stride=stride, padding="VALID", rngs=self.rngs,
+            channels_in, channels, kernel_size, stride=stride, padding=padding, rngs=self.rngs,
             dtype=self.dtype,
         )  # fmt: skip
 
+    def depthwise(self, channels: int, *, stride: int = 1, padding: str = "SAME") -> Depthwise:
+        """A depthwise 3x3 convolution."""
+        return Depthwise(channels, stride=stride, padding=padding, rngs=self.rngs, dtype=self.dtype)
+
+    def pointwise(self, channels_in: int, channels: int, *, stride: int = 1) -> Pointwise:
+        """A 1x1 convolution."""
+        return Pointwise(channels_in, channels, stride=stride, rngs=self.rngs, dtype=self.dtype)
+
     def separable(self, channels_in: int, channels: int) -> SeparableConv:
-        """A depthwise separable 3x3 convolution, SAME."""
-        return SeparableConv(channels_in, channels, rngs=self.rngs, dtype=self.dtype)
+        """A separable convolution with `separable_options`: depthwise and SAME without."""
+        return SeparableConv(
+            channels_in, channels, rngs=self.rngs, dtype=self.dtype, **self.separable_options
+        )
 
     def projection(self, channels_in: int, channels: int) -> Pointwise:
         """A 1x1 convolution with stride 2."""
-        return Pointwise(channels_in, channels, stride=2, rngs=self.rngs, dtype=self.dtype)
+        return self.pointwise(channels_in, channels, stride=2)
+
+    def conv_norm(
+        self,
+        channels_in: int,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: str = "SAME",
+        relu: bool = True,
+    ) -> ConvNorm:
+        """A dense convolution, 1x1 included, with batch normalization and ReLU."""
+        conv = (
+            self.pointwise(channels_in, channels, stride=stride)
+            if kernel_size == 1
+            else self.conv(channels_in, channels, kernel_size, stride=stride, padding=padding)
+        )
+        return ConvNorm(conv, self.norm(channels), relu=relu)
 
     def linear(self, units_in: int, units: int) -> nnx.Linear:
         """A fully connected layer with bias."""
@@ -210,4 +369,5 @@ class Layers:
             epsilon=self.bn_epsilon,
             momentum=self.bn_momentum,
             virtual_batch=self.bn_virtual_batch,
+            scale=self.bn_scale,
         )

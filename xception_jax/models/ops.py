@@ -48,7 +48,9 @@ def _by_platform(
 
 
 def _pads(image: Sequence[int], window: Sequence[int], stride: int, padding: str) -> Pads:
-    """What is padded before and after rows and columns."""
+    """What is padded before and after rows and columns, see `conv`."""
+    if padding == "SYMMETRIC":
+        return [(side // 2, side // 2) for side in window]
     return lax.padtype_to_pads(image, window, (stride, stride), padding)
 
 
@@ -85,17 +87,18 @@ def _relu_if(relu: bool, x: jax.Array) -> jax.Array:
     return jax.nn.relu(x) if relu else x
 
 
-def _depthwise_grouped(stride: int, relu: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _depthwise_grouped(
+    stride: int, relu: bool, padding: str, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
     """XLA's own grouped convolution: best on TPU and GPU, about 70 times too slow on CPU."""
-    return lax.conv_general_dilated(
-        _relu_if(relu, x), kernel, (stride, stride), "SAME", dimension_numbers=_DIMENSIONS,
-        feature_group_count=x.shape[-1],
-    )  # fmt: skip
+    return _xla_conv(stride, padding, x.shape[-1], _relu_if(relu, x), kernel)
 
 
-def _depthwise_taps(stride: int, relu: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _depthwise_taps(
+    stride: int, relu: bool, padding: str, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
     """One multiply-add a tap, in one pass over the padded image."""
-    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, "SAME")
+    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
     return _weighted(_padded(_relu_if(relu, x), pads), kernel, stride).astype(x.dtype)
 
 
@@ -106,8 +109,8 @@ def _weighted(padded: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
     return sum((tap * weights[position] for position, tap in taps.items()), start=jnp.float32(0))
 
 
-def _depthwise_gradient(stride, relu, x, kernel, g):
-    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, "SAME")
+def _depthwise_gradient(stride, relu, padding, x, kernel, g):
+    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
     of_x = _depthwise_input_gradient(g, kernel, stride, pads, x.shape)
     if relu:
         of_x = jnp.where(x > 0, of_x, 0)
@@ -117,9 +120,9 @@ def _depthwise_gradient(stride, relu, x, kernel, g):
 
 
 @cache
-def _depthwise(stride: int, relu: bool) -> Callable[..., jax.Array]:
+def _depthwise(stride: int, relu: bool, padding: str) -> Callable[..., jax.Array]:
     forms = _depthwise_grouped, _depthwise_taps, _depthwise_gradient
-    return _by_platform(*(partial(form, stride, relu) for form in forms))
+    return _by_platform(*(partial(form, stride, relu, padding) for form in forms))
 
 
 def _depthwise_input_gradient(g, kernel, stride: int, pads: Pads, shape) -> jax.Array:
@@ -152,8 +155,15 @@ def _depthwise_kernel_gradient(padded, g, window, stride: int) -> jax.Array:
     return sums.reshape(*window, 1, channels)
 
 
-def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1, relu: bool = False) -> jax.Array:
-    """Depthwise convolution, SAME padding, one filter a channel.
+def depthwise(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    relu: bool = False,
+    padding: str = "SAME",
+) -> jax.Array:
+    """Depthwise convolution, one filter a channel.
 
     Args:
       x: `[batch, height, width, channels]`.
@@ -161,20 +171,27 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1, relu: bool = 
       stride: of rows and columns.
       relu: take the convolution of `relu(x)`, which costs nothing here: on CPU the image is
         stored anew in any case.
+      padding: see `conv`.
 
     Returns:
-      `[batch, ceil(height / stride), ceil(width / stride), channels]` of the dtype of `x`.
+      `[batch, height_out, width_out, channels]` of the dtype of `x`.
     """
-    return _depthwise(stride, relu)(x, kernel)
+    return _depthwise(stride, relu, padding)(x, kernel)
 
 
 # Dense convolution ----------------------------------------------------------------------------
 
 
-def _dense(stride: int, padding: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _xla_conv(stride: int, padding: str, groups: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, padding)
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
-    )
+        x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
+    )  # fmt: skip
+
+
+def _dense(stride: int, padding: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _xla_conv(stride, padding, 1, x, kernel)
 
 
 def _conv_gradient(stride, padding, x, kernel, g):
@@ -215,12 +232,52 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SA
       x: `[batch, height, width, channels_in]`.
       kernel: `[rows, columns, channels_in, channels_out]` of the dtype of `x`.
       stride: of rows and columns.
-      padding: SAME or VALID.
+      padding: VALID; SAME, as TensorFlow's: no more than the windows need, the odd one after the
+        image; or SYMMETRIC, as is usual in PyTorch: half of an odd window on each side. The two
+        differ where the stride is above 1 and the image's side even.
 
     Returns:
       `[batch, height_out, width_out, channels_out]` of the dtype of `x`.
     """
     return _conv(stride, padding)(x, kernel)
+
+
+# Grouped convolution --------------------------------------------------------------------------
+
+
+def _grouped_xla(groups: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _xla_conv(1, "SAME", groups, x, kernel)
+
+
+def _grouped_products(groups: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A product of matrices for each group."""
+    window = kernel.shape[:2]
+    taps = _taps(_padded(x, _pads(x.shape[1:3], window, 1, "SAME")), window, 1).values()
+    patches = jnp.stack([tap.reshape(-1, groups, kernel.shape[2]) for tap in taps])
+    by_group = kernel.reshape(len(taps), kernel.shape[2], groups, -1)
+    y = jnp.einsum("kpgi,kigo->pgo", patches, by_group, preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:3], -1).astype(x.dtype)
+
+
+@cache
+def _grouped(groups: int) -> Callable[..., jax.Array]:
+    return _by_platform(partial(_grouped_xla, groups), partial(_grouped_products, groups))
+
+
+def grouped(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+    """A convolution of each of `groups` equal runs of channels by itself, stride 1, SAME.
+
+    Args:
+      x: `[batch, height, width, channels_in]`.
+      kernel: `[rows, columns, channels_in / groups, channels_out]` of the dtype of `x`.
+      groups: divides both numbers of channels.
+
+    Returns:
+      `[batch, height, width, channels_out]` of the dtype of `x`.
+    """
+    if groups == 1:
+        return conv(x, kernel)
+    return _grouped(groups)(x, kernel)
 
 
 # Pointwise convolution ------------------------------------------------------------------------
@@ -308,15 +365,14 @@ def _separable_dense(relu, x, depthwise_kernel, pointwise_kernel):
 _WINDOW, _STRIDE = (3, 3), 2
 
 
-def _pool_windows(x: jax.Array) -> jax.Array:
-    return lax.reduce_window(
-        x, -jnp.inf, lax.max, (1, *_WINDOW, 1), (1, _STRIDE, _STRIDE, 1), padding="SAME"
-    )
+def _pool_windows(padding: str, x: jax.Array) -> jax.Array:
+    pads = [(0, 0), *_pads(x.shape[1:3], _WINDOW, _STRIDE, padding), (0, 0)]
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *_WINDOW, 1), (1, _STRIDE, _STRIDE, 1), pads)
 
 
-def _pool_taps(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pool_taps(padding: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of each window, and int8 which of its taps was the first to have it."""
-    pads = _pads(x.shape[1:3], _WINDOW, _STRIDE, "SAME")
+    pads = _pads(x.shape[1:3], _WINDOW, _STRIDE, padding)
     taps = list(_taps(_padded(x, pads, -jnp.inf), _WINDOW, _STRIDE).values())
     largest = reduce(jnp.maximum, taps)
     winner = jnp.full(largest.shape, -1, jnp.int8)
@@ -325,7 +381,7 @@ def _pool_taps(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return largest, winner
 
 
-def _pool_gradient(x: jax.Array, winner: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+def _pool_gradient(padding: str, x: jax.Array, winner: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     """Each pixel asks the up to four windows that see it whether it won there: 20 times faster
     on CPU than XLA's select-and-scatter.
 
@@ -333,7 +389,7 @@ def _pool_gradient(x: jax.Array, winner: jax.Array, g: jax.Array) -> tuple[jax.A
     gradient is put together from four images of every other row and column.
     """
     batch, height, width, channels = x.shape
-    (top, _), (left, _) = _pads((height, width), _WINDOW, _STRIDE, "SAME")
+    (top, _), (left, _) = _pads((height, width), _WINDOW, _STRIDE, padding)
     # One row and column more than there are windows: XLA would see through a slice of the whole.
     rows, columns = height // 2 + 2, width // 2 + 2
     windows = [(1, rows - winner.shape[1] + 1), (1, columns - winner.shape[2] + 1)]
@@ -350,32 +406,79 @@ def _pool_gradient(x: jax.Array, winner: jax.Array, g: jax.Array) -> tuple[jax.A
     return (image.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width],)
 
 
-@jax.custom_vjp
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 max pooling, stride 2, SAME, over `[batch, height, width, channels]`.
+@cache
+def _max_pool(padding: str) -> Callable[[jax.Array], jax.Array]:
+    windows = partial(_pool_windows, padding)
+
+    @jax.custom_vjp
+    def pool(x):
+        return forward(x)[0]
+
+    def forward(x):
+        def default(x):
+            largest = windows(x)
+            return largest, jnp.zeros(largest.shape, jnp.int8)  # not read, so not made
+
+        largest, winner = lax.platform_dependent(
+            x, cpu=partial(_pool_taps, padding), default=default
+        )
+        return largest, (x, winner)
+
+    def backward(residuals, g):
+        def default(x, winner, g):
+            return jax.vjp(windows, x)[1](g)
+
+        gradient = partial(_pool_gradient, padding)
+        return lax.platform_dependent(*residuals, g, cpu=gradient, default=default)
+
+    pool.defvjp(forward, backward)
+    return pool
+
+
+def max_pool(x: jax.Array, *, padding: str = "SAME") -> jax.Array:
+    """3x3 max pooling, stride 2, over `[batch, height, width, channels]`.
 
     The gradient goes to the first of equal maxima, in the order of rows.
+
+    Args:
+      x: `[batch, height, width, channels]`.
+      padding: see `conv`; what is padded is never the maximum.
     """
-    return _pool_forward(x)[0]
+    return _max_pool(padding)(x)
 
 
-def _pool_forward(x):
-    def default(x):
-        largest = _pool_windows(x)
-        return largest, jnp.zeros(largest.shape, jnp.int8)  # not read, so not made
-
-    largest, winner = lax.platform_dependent(x, cpu=_pool_taps, default=default)
-    return largest, (x, winner)
+# Average pooling ------------------------------------------------------------------------------
 
 
-def _pool_backward(residuals, g):
-    def default(x, winner, g):
-        return jax.vjp(_pool_windows, x)[1](g)
-
-    return lax.platform_dependent(*residuals, g, cpu=_pool_gradient, default=default)
+def _sum_windows(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return lax.reduce_window(x, 0.0, lax.add, (1, *_WINDOW, 1), (1, 1, 1, 1), "SAME")
 
 
-max_pool.defvjp(_pool_forward, _pool_backward)
+def _sum_taps(x: jax.Array) -> jax.Array:
+    pads = _pads(x.shape[1:3], _WINDOW, 1, "SAME")
+    taps = _taps(_padded(x.astype(jnp.float32), pads), _WINDOW, 1).values()
+    return sum(taps, start=jnp.float32(0))
+
+
+def _sum_gradient(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    """The windows that see a pixel lie around it as the pixels lie in a window."""
+    return (_sum_taps(g).astype(x.dtype),)
+
+
+_sum_pool = _by_platform(_sum_windows, _sum_taps, _sum_gradient)
+
+
+def average_pool(x: jax.Array, *, count_padding: bool = False) -> jax.Array:
+    """3x3 average pooling, stride 1, SAME.
+
+    Args:
+      x: `[batch, height, width, channels]`.
+      count_padding: divide by 9 at the border too, as PyTorch does unless told otherwise; else by
+        the number of the window's pixels that are of the image, as TensorFlow does.
+    """
+    seen = 9.0 if count_padding else _sum_pool(jnp.ones((1, *x.shape[1:3], 1)))
+    return (_sum_pool(x) / seen).astype(x.dtype)
 
 
 # Batch normalization --------------------------------------------------------------------------

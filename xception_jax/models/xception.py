@@ -10,7 +10,7 @@
 The numbers of the blocks are the paper's and Keras' (keras/src/applications/xception.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xception_jax.errors import UsageError
-from xception_jax.models.layers import Layers
+from xception_jax.errors import UsageError, nearest
+from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
+from xception_jax.models.network import Head, Network, scaled
 
 
 class Stem(nnx.Module):
@@ -39,11 +40,18 @@ class Stem(nnx.Module):
 class Unit(nnx.Module):
     """A separable convolution and its batch normalization.
 
-    A ReLU comes before them where `relu` is set, max pooling after them where `pool` is.
+    A ReLU comes before them where `relu` is set, max pooling after them where `pool` names its
+    padding.
     """
 
     def __init__(
-        self, channels_in: int, channels: int, *, relu: bool, pool: bool = False, layers: Layers
+        self,
+        channels_in: int,
+        channels: int,
+        *,
+        relu: bool,
+        pool: str | None = None,
+        layers: Layers,
     ):
         self.conv = layers.separable(channels_in, channels)
         self.bn = layers.norm(channels)
@@ -51,7 +59,9 @@ class Unit(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = self.conv(x, relu=self.relu)
-        return self.bn.max_pooled(x, train=train) if self.pool else self.bn(x, train=train)
+        if self.pool is None:
+            return self.bn(x, train=train)
+        return self.bn.max_pooled(x, train=train, padding=self.pool)
 
 
 class Skip(nnx.Module):
@@ -73,6 +83,8 @@ class Block(nnx.Module):
       channels: output channels of each separable convolution in turn.
       downsample: end with a 3x3/2 max pooling, and project the skip; else the skip is the identity.
       first_relu: a ReLU before the first convolution (block 2 alone has none).
+      residual: have the connection; without, the block is its convolutions.
+      pool_padding: of the max pooling, see `ops.conv`.
       layers: builds them.
     """
 
@@ -83,6 +95,8 @@ class Block(nnx.Module):
         *,
         downsample: bool,
         first_relu: bool = True,
+        residual: bool = True,
+        pool_padding: str = "SAME",
         layers: Layers,
     ):
         self.units = nnx.List(
@@ -90,17 +104,21 @@ class Block(nnx.Module):
                 before,
                 after,
                 relu=first_relu or i > 0,
-                pool=downsample and i == len(channels) - 1,
+                pool=pool_padding if downsample and i == len(channels) - 1 else None,
                 layers=layers,
             )
             for i, (before, after) in enumerate(pairwise([channels_in, *channels]))
         )
-        self.skip = Skip(channels_in, channels[-1], layers) if downsample else None
+        projected = downsample and residual
+        self.skip = Skip(channels_in, channels[-1], layers) if projected else None
+        self.residual = residual
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         y = x
         for unit in self.units:
             y = unit(y, train=train)
+        if not self.residual:
+            return y
         return y + (x if self.skip is None else self.skip(x, train=train))
 
 
@@ -119,55 +137,13 @@ class Tail(nnx.Module):
         return x
 
 
-class Head(nnx.Module):
-    """Pooled features to logits: fully connected layers with ReLU, dropout, logistic regression."""
-
-    def __init__(
-        self,
-        channels_in: int,
-        num_classes: int,
-        *,
-        fc_units: Sequence[int],
-        dropout: float,
-        layers: Layers,
-    ):
-        widths = [channels_in, *fc_units]
-        self.fc = nnx.List(layers.linear(before, after) for before, after in pairwise(widths))
-        self.dropout = nnx.Dropout(dropout)
-        # In float32 whatever the compute dtype, for the sake of the loss.
-        self.classifier = nnx.Linear(widths[-1], num_classes, rngs=layers.rngs)
-
-    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
-        for layer in self.fc:
-            x = nnx.relu(layer(x))
-        x = self.dropout(x.astype(jnp.float32), deterministic=not train, rngs=rngs)
-        return self.classifier(x)
+def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        hint = nearest(value, choices) or ";"
+        raise UsageError(f"{override} is {value!r}{hint} It takes: {', '.join(choices)}")
 
 
-def _apply(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    return block(x, train=train)
-
-
-def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    return nnx.remat(lambda block, x: _apply(block, x, train=train))(block, x)
-
-
-def _scan(apply: Callable, blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
-    """Applies blocks of one structure in turn, by a loop over their stacked weights."""
-    structure = nnx.graphdef(blocks[0])
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
-
-    def body(x: jax.Array, weights: nnx.State):
-        block = nnx.merge(structure, weights)
-        return apply(block, x), nnx.state(block, nnx.BatchStat)
-
-    x, batch_stats = jax.lax.scan(body, x, stacked)
-    for i, block in enumerate(blocks):
-        nnx.update(block, jax.tree.map(lambda leaf, i=i: leaf[i], batch_stats))
-    return x
-
-
-class Xception(nnx.Module):
+class Xception(Network):
     """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.
 
     Args:
@@ -178,14 +154,18 @@ class Xception(nnx.Module):
       width: factor on every number of channels; products are rounded to a multiple of 8.
       middle_blocks: blocks of the middle flow.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
+      segments, order, intermediate_activation: of every separable convolution, see
+        `layers.SeparableConv`. Without, they are depthwise separable.
+      residual: connections around the blocks; the paper's figure 9 leaves them out.
+      pool_padding: `same`, or `symmetric` as timm's `legacy_xception` (timm/models/xception.py).
       fc_units: sizes of fully connected layers before the classifier ((4096, 4096) on JFT).
       dropout: share of the features dropped before the classifier (0.5 on ImageNet).
       bn_epsilon, bn_momentum: Keras' values; the paper does not state them.
       bn_virtual_batch: see `layers.BatchNorm`.
-      remat: compute the inside of each block again for its gradient instead of keeping it: less
-        memory, more time.
-      scan_middle: compile one block of the middle flow and loop over it: compiles faster, takes
-        more memory.
+      remat, scan_middle: see `Network`.
+
+    Raises:
+      UsageError: `order`, `intermediate_activation` or `pool_padding` is not known.
     """
 
     def __init__(
@@ -197,6 +177,11 @@ class Xception(nnx.Module):
         width: float = 1.0,
         middle_blocks: int = 8,
         stem_stride: int = 2,
+        segments: int | None = None,
+        order: str = "spatial_first",
+        intermediate_activation: str = "none",
+        residual: bool = True,
+        pool_padding: str = "same",
         fc_units: Sequence[int] = (),
         dropout: float = 0.5,
         bn_epsilon: float = 1e-3,
@@ -205,73 +190,56 @@ class Xception(nnx.Module):
         remat: bool = False,
         scan_middle: bool = False,
     ):
-        dtype = dtype or jnp.float32
-        layers = Layers(rngs, dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
-        c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
-            max(8, round(channels * width / 8) * 8)
-            for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
+        super().__init__(dtype or jnp.float32, remat=remat, scan_middle=scan_middle)
+        _check_choice("order", order, ORDERS)
+        _check_choice("intermediate_activation", intermediate_activation, list(ACTIVATIONS))
+        _check_choice("pool_padding", pool_padding, ("same", "symmetric"))
+        options = {"segments": segments, "order": order, "activation": intermediate_activation}
+        layers = Layers(
+            rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, separable_options=options
         )
-        self.stem = Stem((c32, c64), stem_stride, layers)
-        self.entry_flow = nnx.List(
-            [
-                Block(c64, (c128, c128), downsample=True, first_relu=False, layers=layers),
-                Block(c128, (c256, c256), downsample=True, layers=layers),
-                Block(c256, (c728, c728), downsample=True, layers=layers),
-            ]
-        )
-        self.middle_flow = nnx.List(
-            Block(c728, (c728, c728, c728), downsample=False, layers=layers)
-            for _ in range(middle_blocks)
-        )
-        self.exit_flow = nnx.List(
-            [
-                Block(c728, (c728, c1024), downsample=True, layers=layers),
-                Tail(c1024, (c1536, c2048), layers),
-            ]
-        )
+        self._build(width, middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
+        channels = scaled(2048, width)
         self.head = (
-            Head(c2048, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
+            Head(channels, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
             if num_classes is not None
             else None
         )
-        self.dtype, self.remat, self.scan_middle = dtype, remat, scan_middle
         # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
         self.min_image_size = 2 * stem_stride + 3
+
+    def _build(
+        self,
+        width: float,
+        middle_blocks: int,
+        stem_stride: int,
+        residual: bool,
+        pool_padding: str,
+        layers: Layers,
+    ) -> None:
+        c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
+            scaled(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
+        )
+        block = partial(Block, residual=residual, pool_padding=pool_padding, layers=layers)
+        self.stem = Stem((c32, c64), stem_stride, layers)
+        self.entry_flow = nnx.List(
+            [
+                block(c64, (c128, c128), downsample=True, first_relu=False),
+                block(c128, (c256, c256), downsample=True),
+                block(c256, (c728, c728), downsample=True),
+            ]
+        )
+        self.middle_flow = nnx.List(
+            block(c728, (c728, c728, c728), downsample=False) for _ in range(middle_blocks)
+        )
+        self.exit_flow = nnx.List(
+            [
+                block(c728, (c728, c1024), downsample=True),
+                Tail(c1024, (c1536, c2048), layers),
+            ]
+        )
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The paper's modules in order, as `("block1", module), ("block2", module), ...`."""
         flow = [self.stem, *self.entry_flow, *self.middle_flow, *self.exit_flow]
         yield from ((f"block{i}", block) for i, block in enumerate(flow, start=1))
-
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last feature map, `[batch, height / 32, width / 32, channels]` in `dtype`."""
-        if min(images.shape[1:3]) < self.min_image_size:
-            raise UsageError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
-                f"least side of {self.min_image_size}"
-            )
-        x = images.astype(self.dtype)
-        apply = partial(_remat if self.remat else _apply, train=train)
-        middle = list(self.middle_flow) if self.scan_middle else []
-        for name, block in self.blocks():
-            # Traces and compiled programs name the paper's modules.
-            if middle and block is middle[0]:
-                with jax.named_scope("middle_flow"):
-                    x = _scan(apply, middle, x)
-            elif block not in middle:
-                with jax.named_scope(name):
-                    x = apply(block, x)
-        return x
-
-    def __call__(
-        self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
-        """Logits, float32 `[batch, num_classes]`.
-
-        Args:
-          images: `[batch, height, width, 3]`, scaled to [-1, 1].
-          train: normalize by the statistics of the batch, move the running ones, and drop out.
-          rngs: the stream `dropout`, needed in training where `dropout` is above 0.
-        """
-        pooled = self.features(images, train=train).mean((1, 2), dtype=jnp.float32)
-        return pooled if self.head is None else self.head(pooled, train=train, rngs=rngs)

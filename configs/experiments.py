@@ -1,0 +1,84 @@
+"""The paper's experiments (arXiv:1610.02357v3), each variant by the name of both.
+
+    python -m xception_jax.main --config=configs/experiments.py:residual/without --workdir=runs/bare
+    python -m xception_jax.main --config=configs/experiments.py:residual/without/digits \
+        --workdir=runs/bare_digits
+
+    architecture   Xception against Inception V3                          table 1, figure 6
+    residual       with and without residual connections                  figure 9
+    activation     nothing, ReLU or ELU between the separable steps       figure 10
+    fc             without and with fully connected layers                table 2, there on JFT
+    spectrum       from a regular to a depthwise separable convolution    section 1.2; not in the
+                                                                          paper's experiments
+
+A variant is `configs/imagenet.py` with a few fields changed. With `/digits` it is scaled down to
+the embedded handwritten digits: `configs/digits.py` for half of its epochs (`architecture` at 40
+pixels and an eighth of the channels, for Inception V3 needs larger images).
+`python -m benchmarks.experiments` runs all variants of an experiment, over several seeds, and draws
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import digits, imagenet
+from xception_jax.errors import UsageError, nearest
+
+EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
+    "architecture": {
+        "xception": {},
+        # As in configs/inception_v3.py.
+        "inception_v3": {"model.name": "inception_v3", "optimizer.weight_decay": 4e-5},
+    },
+    "residual": {"with": {}, "without": {"model.residual": False}},
+    "activation": {
+        name: {"model.intermediate_activation": name} for name in ("none", "relu", "elu")
+    },
+    "fc": {"without": {}, "with": {"model.fc_units": (4096, 4096)}},
+    "spectrum": {
+        "1": {"model.segments": 1},
+        "4": {"model.segments": 4},  # as many as an Inception module has towers
+        "16": {"model.segments": 16},
+        "64": {"model.segments": 64},
+        "channels": {},
+    },
+}
+
+# On the digits, in place of or besides the above.
+_DIGITS: dict[str, dict[str, Any]] = {
+    # Inception V3 pads nothing in its stem: it takes 39 pixels at least.
+    "architecture/xception": {"data.image_size": 40, "model.width": 0.125},
+    "architecture/inception_v3": {
+        "data.image_size": 40,
+        "model.width": 0.125,
+        "model.middle_blocks": None,
+        "optimizer.weight_decay": 4e-4,
+    },
+    # As wide as the features, times two, as in the paper.
+    "fc/with": {"model.fc_units": (1024, 1024)},
+}
+
+
+def names() -> list[str]:
+    """The variants, as `get_config` takes them, at the paper's scale."""
+    return [f"{name}/{variant}" for name, variants in EXPERIMENTS.items() for variant in variants]
+
+
+def get_config(variant: str = "residual/with") -> ConfigDict:
+    """Returns the config of a variant, `EXPERIMENT/VARIANT` or `EXPERIMENT/VARIANT/digits`."""
+    name = variant.removesuffix("/digits")
+    if name not in names():
+        raise UsageError(
+            f"no experiment {name!r}{nearest(name, names()) or ';'} There are: {', '.join(names())}"
+        )
+    experiment, _, which = name.partition("/")
+    changes = EXPERIMENTS[experiment][which]
+    if name == variant:
+        config = imagenet.get_config()
+    else:
+        config = digits.get_config()
+        config.duration = "12 epochs"
+        config.eval.every = "1 epoch"
+        changes = {**changes, **_DIGITS.get(name, {})}
+    config.update_from_flattened_dict(changes)
+    return config

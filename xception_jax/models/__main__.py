@@ -1,0 +1,85 @@
+"""The models: what each holds and has to do, and what others report of it.
+
+    python -m xception_jax.models
+    python -m xception_jax.models --model=xception65 --json
+
+Parameters at 1000 classes; multiply-adds of one image, forward, counted in the model's program.
+Nothing is run.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from absl import flags
+
+from xception_jax import cli, models
+from xception_jax.models import published
+
+_MODEL = flags.DEFINE_string("model", None, "only this one")
+_JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What there is to say of a model.
+
+    Returns:
+      `name`, `parameters` at 1000 classes, `multiply_adds` of one image of `image_size` pixels a
+      side, `min_image_size`, and `published`, a list of `published.Result` as dicts.
+
+    Raises:
+      UsageError: there is no such model.
+    """
+    models.overrides(name)
+    from flax import nnx
+
+    from xception_jax.models import counts
+
+    size = published.IMAGE_SIZE
+    model: Any = nnx.eval_shape(lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0)))
+    return {
+        "name": name,
+        "parameters": counts.parameters(model),
+        "multiply_adds": counts.multiply_adds(counts.forward_program(model, size)),
+        "image_size": size,
+        "min_image_size": model.min_image_size,
+        "published": [dataclasses.asdict(result) for result in published.RESULTS[name]],
+    }
+
+
+def main() -> None:
+    from xception_jax import console
+
+    asked = [_MODEL.value] if _MODEL.value else models.names()
+    found = []
+    with console.make_console(stderr=True).status("counting") as status:
+        for name in asked:
+            status.update(f"counting {name}")
+            found.append(describe(name))
+    if _JSON.value:
+        print(json.dumps({"models": found}))
+        return
+    own = [
+        (
+            facts["name"],
+            f"{facts['parameters']:,}",
+            f"{facts['multiply_adds'] / 1e9:.2f}",
+            str(facts["image_size"]),
+            str(facts["min_image_size"]),
+        )
+        for facts in found
+    ]
+    reported = [
+        (facts["name"], f"{result['top1']:g}", f"{result['top5']:g}", result["source"])
+        for facts in found
+        for result in facts["published"]
+    ]
+    out = console.make_console()
+    header = ("model", "parameters", "G multiply-adds", "side, px", "least")
+    out.print(console.table("models", header, own))
+    out.print(console.table("published, % right", ("model", "top-1", "top-5", "source"), reported))
+    out.print("keras: keras.io/api/applications; timm: its results/results-imagenet.csv")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

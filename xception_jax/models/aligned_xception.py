@@ -1,0 +1,241 @@
+"""Aligned Xception as in DeepLab (arXiv:1802.02611, section 3), in timm's definition.
+
+It differs from the Xception of arXiv:1610.02357 in that a strided depthwise convolution, the last
+of the three of a block, takes the place of max pooling, and batch normalization follows the
+depthwise convolutions too. The names and sizes are those of timm/models/xception_aligned.py: 41,
+65 and 71 count the convolutions; `p` is for pre-activation: normalization and ReLU come before
+the separable convolutions, and what the skip carries has been through them.
+
+Padding is PyTorch's: half of the window on each side, whatever the stride.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xception_jax.models.layers import Conv, Layers
+from xception_jax.models.network import Head, Network, scaled
+
+_PADDING = "SYMMETRIC"
+
+
+class Stem(nnx.Module):
+    """Two dense 3x3 convolutions, each with batch normalization and ReLU.
+
+    With pre-activation the second has neither: they begin the first block.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], stride: int, *, preactivation: bool, layers: Layers
+    ):
+        first, second = channels
+        self.conv1 = layers.conv_norm(3, first, 3, stride=stride, padding=_PADDING)
+        self.conv2 = (
+            layers.conv(first, second, padding=_PADDING)
+            if preactivation
+            else layers.conv_norm(first, second, 3, padding=_PADDING)
+        )
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = self.conv1(x, train=train)
+        return self.conv2(x) if isinstance(self.conv2, Conv) else self.conv2(x, train=train)
+
+
+class Unit(nnx.Module):
+    """A separable convolution with batch normalization after each of its two parts.
+
+    ReLU comes either once before it, or after each normalization.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, *, stride: int, relu_first: bool, layers: Layers
+    ):
+        self.depthwise = layers.depthwise(channels_in, stride=stride, padding=_PADDING)
+        self.depthwise_bn = layers.norm(channels_in)
+        self.pointwise = layers.pointwise(channels_in, channels)
+        self.pointwise_bn = layers.norm(channels)
+        self.relu_first = relu_first
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = self.depthwise_bn(self.depthwise(x, relu=self.relu_first), train=train)
+        x = self.pointwise(x if self.relu_first else nnx.relu(x))
+        x = self.pointwise_bn(x, train=train)
+        return x if self.relu_first else nnx.relu(x)
+
+
+class Block(nnx.Module):
+    """Three units, the last with the block's stride, and a residual connection around them.
+
+    Args:
+      channels_in: channels of the input.
+      channels: output channels of each unit in turn.
+      stride: of the last unit. The skip is projected where it is not 1 or the channels change.
+      last: no residual connection, and ReLU after each convolution instead of before.
+      layers: builds them.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: Sequence[int],
+        *,
+        stride: int = 1,
+        last: bool = False,
+        layers: Layers,
+    ):
+        strides = [1] * (len(channels) - 1) + [stride]
+        widths = pairwise([channels_in, *channels])
+        self.units = nnx.List(
+            Unit(*width, stride=each, relu_first=not last, layers=layers)
+            for width, each in zip(widths, strides, strict=True)
+        )
+        projected = not last and (stride != 1 or channels[-1] != channels_in)
+        self.skip = (
+            layers.conv_norm(channels_in, channels[-1], 1, stride=stride, relu=False)
+            if projected
+            else None
+        )
+        self.last = last
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        y = x
+        for unit in self.units:
+            y = unit(y, train=train)
+        if self.last:
+            return y
+        return y + (x if self.skip is None else self.skip(x, train=train))
+
+
+class PreactivationUnit(nnx.Module):
+    """A separable convolution; before it, unless it is its block's first, normalization and ReLU.
+
+    The block's first gets what the block has normalized.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, *, stride: int, first: bool, layers: Layers
+    ):
+        self.bn = None if first else layers.norm(channels_in)
+        self.depthwise = layers.depthwise(channels_in, stride=stride, padding=_PADDING)
+        self.pointwise = layers.pointwise(channels_in, channels)
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        if self.bn is not None:
+            x = self.bn(x, train=train)
+        return self.pointwise(self.depthwise(x, relu=self.bn is not None))
+
+
+class PreactivationBlock(nnx.Module):
+    """Normalization and ReLU, then three units and a residual connection around them.
+
+    The arguments are those of `Block`; the last has a ReLU at its end.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: Sequence[int],
+        *,
+        stride: int = 1,
+        last: bool = False,
+        layers: Layers,
+    ):
+        self.bn = layers.norm(channels_in)
+        strides = [1] * (len(channels) - 1) + [stride]
+        widths = pairwise([channels_in, *channels])
+        self.units = nnx.List(
+            PreactivationUnit(*width, stride=each, first=i == 0, layers=layers)
+            for i, (width, each) in enumerate(zip(widths, strides, strict=True))
+        )
+        projected = not last and (stride != 1 or channels[-1] != channels_in)
+        self.skip = (
+            layers.pointwise(channels_in, channels[-1], stride=stride) if projected else None
+        )
+        self.last = last
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        y = x = nnx.relu(self.bn(x, train=train))
+        for unit in self.units:
+            y = unit(y, train=train)
+        if self.last:
+            return nnx.relu(y)
+        return y + (x if self.skip is None else self.skip(x))
+
+
+class AlignedXception(Network):
+    """Aligned Xception; without overrides `xception41`: 26,969,560 parameters at 1000 classes.
+
+    Args:
+      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+        features `[batch, channels]`.
+      rngs: the stream `params` makes the initial weights.
+      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
+      width: factor on every number of channels; products are rounded to a multiple of 8.
+      entry_blocks: channels and stride of each block of the entry flow.
+      middle_blocks: blocks of the middle flow.
+      preactivation: as in 41p and 65p.
+      stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
+      fc_units: sizes of fully connected layers before the classifier.
+      dropout: share of the features dropped before the classifier.
+      bn_epsilon, bn_momentum: timm's values; its 41p has an epsilon of 1e-5.
+      bn_virtual_batch: see `layers.BatchNorm`.
+      remat, scan_middle: see `Network`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike | None = None,
+        width: float = 1.0,
+        entry_blocks: Sequence[tuple[int, int]] = ((128, 2), (256, 2), (728, 2)),
+        middle_blocks: int = 8,
+        preactivation: bool = False,
+        stem_stride: int = 2,
+        fc_units: Sequence[int] = (),
+        dropout: float = 0.0,
+        bn_epsilon: float = 1e-3,
+        bn_momentum: float = 0.9,
+        bn_virtual_batch: int | None = None,
+        remat: bool = False,
+        scan_middle: bool = False,
+    ):
+        super().__init__(dtype or jnp.float32, remat=remat, scan_middle=scan_middle)
+        layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
+        block = PreactivationBlock if preactivation else Block
+        c32, channels, c728, c1024, c1536, c2048 = (
+            scaled(channels, width) for channels in (32, 64, 728, 1024, 1536, 2048)
+        )
+        self.stem = Stem((c32, channels), stem_stride, preactivation=preactivation, layers=layers)
+        entry = []
+        for after, stride in entry_blocks:
+            after = scaled(after, width)
+            entry.append(block(channels, (after,) * 3, stride=stride, layers=layers))
+            channels = after
+        self.entry_flow = nnx.List(entry)
+        self.middle_flow = nnx.List(
+            block(channels, (channels,) * 3, layers=layers) for _ in range(middle_blocks)
+        )
+        self.exit_flow = nnx.List(
+            [
+                block(channels, (c728, c1024, c1024), stride=2, layers=layers),
+                block(c1024, (c1536, c1536, c2048), last=True, layers=layers),
+            ]
+        )
+        self.head = (
+            Head(c2048, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
+            if num_classes is not None
+            else None
+        )
+        self.min_image_size = 1
+
+    def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
+        """The modules in timm's order, as `("stem", module), ("blocks.0", module), ...`."""
+        yield "stem", self.stem
+        flow = [*self.entry_flow, *self.middle_flow, *self.exit_flow]
+        yield from ((f"blocks.{i}", block) for i, block in enumerate(flow))

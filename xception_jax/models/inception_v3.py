@@ -1,0 +1,202 @@
+"""Inception V3 (arXiv:1512.00567), the yardstick of arXiv:1610.02357, without auxiliary tower.
+
+The sizes are those of keras/src/applications/inception_v3.py, which agree with
+timm/models/inception_v3.py but for two things that are overrides here: timm's batch normalization
+has a scale, and its average pooling counts what is padded.
+
+    stem          five convolutions, max pooling after the third and the fifth
+    mixed0..2     35x35 at 299: 1x1, 5x5, two 3x3, average pooling
+    mixed3        halves the image
+    mixed4..7     17x17: 1x1, 7x7 as 1x7 and 7x1, the same twice, average pooling
+    mixed8        halves the image
+    mixed9..10    8x8: the 3x3 as 1x3 beside 3x1
+    head          global average pooling, optional fully connected layers, dropout, classifier
+
+Every convolution has batch normalization and ReLU after it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xception_jax.models.inception_modules import AveragePool, Branches, Chain, MaxPool
+from xception_jax.models.layers import ConvNorm, Layers
+from xception_jax.models.network import Head, Network, scaled
+
+# Channels and window of a convolution, SAME; with a stride, VALID.
+Step = tuple[int, Any] | tuple[int, Any, int]
+
+# A module and its number of output channels.
+Sized = tuple[nnx.Module, int]
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds convolutions of a factor `width` on the numbers of channels, and what they end in."""
+
+    layers: Layers
+    width: float
+    count_padding: bool
+
+    def conv(self, channels_in: int, step: Step) -> ConvNorm:
+        channels, window, *stride = step
+        options: dict[str, Any] = {"stride": stride[0], "padding": "VALID"} if stride else {}
+        return self.layers.conv_norm(channels_in, self.scaled(channels), window, **options)
+
+    def convs(self, channels_in: int, *steps: Step) -> list[ConvNorm]:
+        """Convolutions in turn."""
+        widths = [channels_in, *(self.scaled(step[0]) for step in steps)]
+        return [self.conv(before, step) for before, step in zip(widths, steps, strict=False)]
+
+    def tower(self, channels_in: int, *steps: Step) -> Chain:
+        return Chain(self.convs(channels_in, *steps))
+
+    def pooled(self, channels_in: int, channels: int) -> Chain:
+        """Average pooling and a 1x1 convolution."""
+        pool = AveragePool(count_padding=self.count_padding)
+        return Chain([pool, self.conv(channels_in, (channels, 1))])
+
+    def split(self, channels_in: int, *steps: Step) -> Chain:
+        """Convolutions in turn, then 1x3 beside 3x1."""
+        convs, channels = self.convs(channels_in, *steps), self.scaled(steps[-1][0])
+        both = Branches(
+            a=self.conv(channels, (384, (1, 3))),
+            b=self.conv(channels, (384, (3, 1))),
+        )
+        return Chain([*convs, both])
+
+    def scaled(self, *channels: int) -> int:
+        """The channels of so many convolutions together."""
+        return sum(scaled(each, self.width) for each in channels)
+
+
+def _stem(build: _Builder, stride: int) -> Sized:
+    first = build.convs(3, (32, 3, stride), (32, 3, 1), (64, 3))
+    second = build.convs(build.scaled(64), (80, 1), (192, 3, 1))
+    return Chain([*first, MaxPool(), *second, MaxPool()]), build.scaled(192)
+
+
+def _mixed_35(build: _Builder, channels: int, pooled: int) -> Sized:
+    branches = Branches(
+        branch1x1=build.conv(channels, (64, 1)),
+        branch5x5=build.tower(channels, (48, 1), (64, 5)),
+        branch3x3dbl=build.tower(channels, (64, 1), (96, 3), (96, 3)),
+        branch_pool=build.pooled(channels, pooled),
+    )
+    return branches, build.scaled(64, 64, 96, pooled)
+
+
+def _reduction_35(build: _Builder, channels: int) -> Sized:
+    branches = Branches(
+        branch3x3=build.conv(channels, (384, 3, 2)),
+        branch3x3dbl=build.tower(channels, (64, 1), (96, 3), (96, 3, 2)),
+        branch_pool=MaxPool(),
+    )
+    return branches, build.scaled(384, 96) + channels
+
+
+def _mixed_17(build: _Builder, channels: int, reduced: int) -> Sized:
+    row, column = (1, 7), (7, 1)
+    branches = Branches(
+        branch1x1=build.conv(channels, (192, 1)),
+        branch7x7=build.tower(channels, (reduced, 1), (reduced, row), (192, column)),
+        branch7x7dbl=build.tower(
+            channels, (reduced, 1), (reduced, column), (reduced, row), (reduced, column), (192, row)
+        ),
+        branch_pool=build.pooled(channels, 192),
+    )
+    return branches, build.scaled(192, 192, 192, 192)
+
+
+def _reduction_17(build: _Builder, channels: int) -> Sized:
+    branches = Branches(
+        branch3x3=build.tower(channels, (192, 1), (320, 3, 2)),
+        branch7x7x3=build.tower(channels, (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)),
+        branch_pool=MaxPool(),
+    )
+    return branches, build.scaled(320, 192) + channels
+
+
+def _mixed_8(build: _Builder, channels: int) -> Sized:
+    branches = Branches(
+        branch1x1=build.conv(channels, (320, 1)),
+        branch3x3=build.split(channels, (384, 1)),
+        branch3x3dbl=build.split(channels, (448, 1), (384, 3)),
+        branch_pool=build.pooled(channels, 192),
+    )
+    return branches, build.scaled(320, 384, 384, 384, 384, 192)
+
+
+_MIXED: list[Callable[[_Builder, int], Sized]] = [
+    *(partial(_mixed_35, pooled=pooled) for pooled in (32, 64, 64)),
+    _reduction_35,
+    *(partial(_mixed_17, reduced=reduced) for reduced in (128, 160, 160, 192)),
+    _reduction_17,
+    _mixed_8,
+    _mixed_8,
+]
+
+
+class InceptionV3(Network):
+    """Inception V3; without overrides Keras' network: 23,817,352 parameters at 1000 classes.
+
+    Args:
+      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+        features `[batch, channels]`.
+      rngs: the stream `params` makes the initial weights.
+      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
+      width: factor on every number of channels; products are rounded to a multiple of 8.
+      stem_stride: stride of the first convolution.
+      bn_scale: batch normalization has a scale, as in timm.
+      count_padding: of the average pooling, as in timm; see `ops.average_pool`.
+      fc_units: sizes of fully connected layers before the classifier.
+      dropout: share of the features dropped before the classifier; 0.5 as for Xception, so that
+        the two are compared alike (arXiv:1610.02357v3, section 4.3).
+      bn_epsilon, bn_momentum: Keras' values.
+      bn_virtual_batch: see `layers.BatchNorm`.
+      remat: see `Network`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike | None = None,
+        width: float = 1.0,
+        stem_stride: int = 2,
+        bn_scale: bool = False,
+        count_padding: bool = False,
+        fc_units: Sequence[int] = (),
+        dropout: float = 0.5,
+        bn_epsilon: float = 1e-3,
+        bn_momentum: float = 0.99,
+        bn_virtual_batch: int | None = None,
+        remat: bool = False,
+    ):
+        super().__init__(dtype or jnp.float32, remat=remat)
+        layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, bn_scale)
+        build = _Builder(layers, width, count_padding)
+        self.stem, channels = _stem(build, stem_stride)
+        mixed = []
+        for make in _MIXED:
+            module, channels = make(build, channels)
+            mixed.append(module)
+        self.mixed = nnx.List(mixed)
+        self.head = (
+            Head(channels, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
+            if num_classes is not None
+            else None
+        )
+        # What leaves one pixel after four more halvings, none of which is padded.
+        self.min_image_size = 36 * stem_stride + 3
+
+    def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
+        """Keras' modules in order: `("stem", module), ("mixed0", module), ...`."""
+        yield "stem", self.stem
+        yield from ((f"mixed{i}", module) for i, module in enumerate(self.mixed))

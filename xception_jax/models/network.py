@@ -1,0 +1,124 @@
+"""What the models have in common: blocks in turn, global average pooling, a head."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from xception_jax.errors import UsageError
+from xception_jax.models.layers import Layers
+
+
+class Head(nnx.Module):
+    """Pooled features to logits: fully connected layers with ReLU, dropout, logistic regression."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        num_classes: int,
+        *,
+        fc_units: Sequence[int],
+        dropout: float,
+        layers: Layers,
+    ):
+        widths = [channels_in, *fc_units]
+        self.fc = nnx.List(layers.linear(before, after) for before, after in pairwise(widths))
+        self.dropout = nnx.Dropout(dropout)
+        # In float32 whatever the compute dtype, for the sake of the loss.
+        self.classifier = nnx.Linear(widths[-1], num_classes, rngs=layers.rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        for layer in self.fc:
+            x = nnx.relu(layer(x))
+        x = self.dropout(x.astype(jnp.float32), deterministic=not train, rngs=rngs)
+        return self.classifier(x)
+
+
+def scaled(channels: int, width: float) -> int:
+    """A number of channels times `width`, rounded to a multiple of 8; at least 8."""
+    return max(8, round(channels * width / 8) * 8)
+
+
+def _apply(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    return block(x, train=train)
+
+
+def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    return nnx.remat(lambda block, x: _apply(block, x, train=train))(block, x)
+
+
+def _scan(apply: Callable, blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
+    """Applies blocks of one structure in turn, by a loop over their stacked weights."""
+    structure = nnx.graphdef(blocks[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
+
+    def body(x: jax.Array, weights: nnx.State):
+        block = nnx.merge(structure, weights)
+        return apply(block, x), nnx.state(block, nnx.BatchStat)
+
+    x, batch_stats = jax.lax.scan(body, x, stacked)
+    for i, block in enumerate(blocks):
+        nnx.update(block, jax.tree.map(lambda leaf, i=i: leaf[i], batch_stats))
+    return x
+
+
+class Network(nnx.Module):
+    """A model of blocks in turn.
+
+    Attributes:
+      head: of the logits, or None.
+      min_image_size: the least side of an image, in pixels.
+      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
+      remat: compute the inside of each block again for its gradient instead of keeping it: less
+        memory, more time.
+      scan_middle: compile one block of `middle_flow`, whose blocks are alike, and loop over it:
+        compiles faster, takes more memory.
+    """
+
+    head: Head | None
+    middle_flow: Sequence[nnx.Module]
+    min_image_size: int
+
+    def __init__(self, dtype: DTypeLike, *, remat: bool, scan_middle: bool = False):
+        self.dtype, self.remat, self.scan_middle = dtype, remat, scan_middle
+
+    def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
+        """The blocks in order, each with its name in the model's source."""
+        raise NotImplementedError
+
+    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """The last feature map, `[batch, height_out, width_out, channels]` in `dtype`."""
+        if min(images.shape[1:3]) < self.min_image_size:
+            raise UsageError(
+                f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
+                f"least side of {self.min_image_size}"
+            )
+        x = images.astype(self.dtype)
+        apply = partial(_remat if self.remat else _apply, train=train)
+        middle = list(self.middle_flow) if self.scan_middle else []
+        for name, block in self.blocks():
+            # Traces and compiled programs name the source's modules.
+            if middle and block is middle[0]:
+                with jax.named_scope("middle_flow"):
+                    x = _scan(apply, middle, x)
+            elif block not in middle:
+                with jax.named_scope(name):
+                    x = apply(block, x)
+        return x
+
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Logits, float32 `[batch, num_classes]`.
+
+        Args:
+          images: `[batch, height, width, 3]`, scaled to [-1, 1].
+          train: normalize by the statistics of the batch, move the running ones, and drop out.
+          rngs: the stream `dropout`, needed in training where `dropout` is above 0.
+        """
+        pooled = self.features(images, train=train).mean((1, 2), dtype=jnp.float32)
+        return pooled if self.head is None else self.head(pooled, train=train, rngs=rngs)
