@@ -10,9 +10,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom: a module imports from its own level or from levels further down.
 LEVELS = [
-    {"main", "evaluate", "prepare"},
+    {"main", "evaluate", "plan", "prepare"},
     {"cli"},
     {"train"},
+    {"planning"},
     {"training"},
     {"preflight"},
     {"config"},

@@ -18,11 +18,16 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
+    check_without_data(config, jax.device_count())
+    _check_data(config)
+
+
+def check_without_data(config: ConfigDict, devices: int) -> None:
+    """What of `validate` can be checked without the data, for so many devices."""
     config_lib.check_fields(config)
     _check_ranges(config)
-    _check_batch(config)
+    _check_batch(config, devices)
     _check_model(config)
-    _check_data(config)
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -47,8 +52,7 @@ def _check_ranges(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is {value!r}; it must be above 0")
 
 
-def _check_batch(config: ConfigDict) -> None:
-    devices = jax.device_count()
+def _check_batch(config: ConfigDict, devices: int) -> None:
     asked = config.mesh.data
     if asked == 0 or asked > devices:
         raise UsageError(f"config.mesh.data is {asked}; there are {devices} devices (-1: all)")

@@ -23,10 +23,16 @@ _FREE = frozenset(
     (
         *("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all"),
         *("partition-id", "replica-id", "copy-done", "slice-done", "all-reduce-done"),
+        *("all-gather-done", "collective-permute-done"),
         *("async-done", "async-update", "while", "call", "conditional", "opt-barrier"),
         "add-dependency",
     )
 )
+
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Kinds of operations that hold products of matrices.
+_PRODUCTS = frozenset(("depthwise", "pointwise", "convolution"))
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,10 @@ def _balanced(text: str) -> tuple[str, str]:
 class Cost:
     """What one operation costs in the whole program, its loop's rounds included.
 
+    `payload` is what a collective sums or brings together, in bytes. `inside` says that it stands
+    between products of matrices, depending on one and needed by another, as batch statistics over
+    several devices do; the sum of the gradients and the count of the examples do not.
+
     An asynchronous copy goes on from line `at` of the entry computation to line `until`; all else
     has both at its own line, or at that of the loop which it stands in.
     """
@@ -138,6 +148,8 @@ class Cost:
     rounds: int
     cycles: int
     bytes: int
+    payload: int = 0
+    inside: bool = False
     at: int = 0
     until: int = 0
 
@@ -193,15 +205,45 @@ class Program:
         if operation.opcode not in _FREE:
             inside = self._inside(operation)
             op_name = _named(operation, around)
+            kind = _kind(operation, inside)
+            collective = kind in COLLECTIVES
             yield Cost(
                 operation,
-                kind=_kind(operation, inside),
+                kind=kind,
                 stage=stage(op_name),
                 backward="transpose(jvp" in op_name,
                 rounds=rounds,
                 cycles=rounds * self.cycles.get(operation.name, 0),
                 bytes=rounds * self._bytes(operation, around),
+                payload=rounds * _payload(operation, around) if collective else 0,
+                inside=collective and self._between_products(operation, computation),
             )
+
+    def _between_products(self, operation: Operation, computation: str) -> bool:
+        """Whether an operation depends on a product of its computation, and another one on it."""
+        operations = list(self.computations[computation].operations.values())
+        at = operations.index(operation)
+        needed = set(operation.operands)
+        for earlier in reversed(operations[:at]):  # operands come before those who use them
+            if earlier.name in needed:
+                if self._holds_product(earlier):
+                    break
+                needed.update(earlier.operands)
+        else:
+            return False
+        reached = {operation.name}
+        for later in operations[at:]:
+            if not reached.isdisjoint(later.operands):
+                if self._holds_product(later):
+                    return True
+                reached.add(later.name)
+        return False
+
+    def _holds_product(self, operation: Operation) -> bool:
+        body = self.computations.get(operation.attribute(r"(?:body|to_apply)=%([\w.\-]+)"))
+        if operation.opcode in ("while", "call") and body:
+            return any(self._holds_product(held) for held in body.operations.values())
+        return _kind(operation, self._inside(operation)) in _PRODUCTS
 
     def _rounds(self, operation: Operation) -> int:
         """How often a loop runs, read from what its condition compares its counter with."""
@@ -255,6 +297,16 @@ class Program:
             return sum(_hbm(shape) for shape in [*shapes, operation.shape])
         read = sum(_read(inside, i, shape) for i, shape in enumerate(shapes))
         return read + _written(inside, inside.root, operation.shape)
+
+
+def _payload(operation: Operation, around: Mapping[str, Operation]) -> int:
+    """Bytes of a collective's operands or of its result, whichever is more."""
+    shapes = [around[name].shape for name in operation.operands if name in around]
+    given, result = (sum(a.bytes for s in group for a in arrays(s))
+                     for group in (shapes, [operation.shape]))  # fmt: skip
+    if operation.opcode in ("all-gather-start", "collective-permute-start"):
+        result -= given  # their shape holds the operands too
+    return max(given, result)
 
 
 def _plain(operation: Operation) -> str:
@@ -327,8 +379,9 @@ def _kind(operation: Operation, inside: Computation | None) -> str:
         return "convolution" if dense else "pointwise"
     if opcodes & {"select-and-scatter", "reduce-window"}:
         return "pool"
-    if operation.opcode.startswith("all-reduce"):
-        return "all-reduce"
+    for collective in COLLECTIVES:
+        if any(opcode.startswith(collective) for opcode in opcodes):
+            return collective
     if operation.opcode in ("copy-start", "slice-start"):
         return "prefetch"
     if is_copy(operation, inside):
