@@ -102,3 +102,40 @@ def test_asynchronous_copies_cost_what_does_not_fit_beside_computing(negate, exp
 )
 def test_stages_come_from_the_named_scopes(op_name, expected):
     assert stage(op_name) == expected
+
+
+BETWEEN = """\
+ENTRY %main (a: bf16[8]) -> bf16[8] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %k = f32[128,128]{1,0:T(8,128)} parameter(1)
+  %count = f32[]{:T(128)} all-reduce(%m), to_apply=%add
+  %dot.1 = f32[8,128]{1,0:T(8,128)} dot(%a, %k), lhs_contracting_dims={1}
+  %sum.1 = f32[128]{0:T(128)} reduce(%dot.1), to_apply=%add
+  %statistics = f32[128]{0:T(128)} all-reduce(%sum.1), to_apply=%add
+  %scaled = f32[8,128]{1,0:T(8,128)} divide(%dot.1, %statistics)
+  %weighted = f32[8,128]{1,0:T(8,128)} multiply(%scaled, %count)
+  %dot.2 = f32[8,128]{1,0:T(8,128)} dot(%weighted, %k), lhs_contracting_dims={1}
+  %gradients = (f32[8,128]{1,0:T(8,128)}, f32[128]{0:T(128)}) all-reduce(%dot.2, %sum.1), to_apply=%add
+  %gathered = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)}) all-gather-start(%dot.2)
+  %gathered.2 = f32[32,128]{1,0:T(8,128)} all-gather-done(%gathered)
+  ROOT %update = f32[8,128]{1,0:T(8,128)} add(%dot.2, %a)
+}
+"""  # noqa: E501
+
+
+def test_collectives_between_layers_are_told_from_those_around_the_network():
+    found = {c.operation.name: c for c in Program(BETWEEN, {}).costs() if c.payload}
+    assert {name: c.inside for name, c in found.items()} == {
+        "count": False,  # it depends on no layer
+        "statistics": True,
+        "gradients": False,  # no layer depends on it
+        "gathered": False,
+    }
+    payloads = {name: c.payload for name, c in found.items()}
+    assert payloads == {
+        "count": 4,
+        "statistics": 128 * 4,
+        "gradients": 8 * 128 * 4 + 128 * 4,
+        "gathered": 32 * 128 * 4,
+    }
+    assert found["gathered"].kind == "all-gather"

@@ -147,7 +147,17 @@ def parse(text: str) -> Topology:
             cube = tuple(map(int, sides.split("x")))
             if chip.cores == 2 and all(n and n % 4 == 0 for n in cube) and sorted(cube) == [*cube]:
                 return Topology(chip, cube)
-    hint = nearest(name, names()) or "; it takes KIND:SHAPE such as v5e:4x4, or v5litepod-16"
+    hint = _nearest(name) or "; it takes KIND:SHAPE such as v5e:4x4, or v5litepod-16"
     known = f"; {kind} comes as {', '.join(CHIPS[kind].shapes)}" if kind in CHIPS else (
         f"; kinds: {', '.join(CHIPS)}")  # fmt: skip
     raise UsageError(f"no TPU slice {text!r}{hint}{known}")
+
+
+def _nearest(name: str) -> str:
+    """As `errors.nearest`; of names that end in a number, the nearest number."""
+    kind, _, number = name.rpartition("-")
+    alike = [known for known in names() if known.rpartition("-")[0] == kind and kind]
+    if not alike or not number.isdecimal():
+        return nearest(name, names())
+    best = min(alike, key=lambda known: abs(int(known.rpartition("-")[2]) - int(number)))
+    return f"; did you mean {best!r}?"

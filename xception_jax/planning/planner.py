@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
@@ -122,8 +121,6 @@ def for_devices(config: ConfigDict, data: Data, say: Say) -> Plan:
     mesh = sharding.make_mesh(config.mesh.data)
     device = mesh.devices.flat[0]
     chip = next((c for c in CHIPS.values() if c.device_kind == device.device_kind), None)
-    # Compiled anew: a program that comes from the cache of compiled ones has no figures of memory.
-    jax.config.update("jax_enable_compilation_cache", False)
 
     def compiled(name: str) -> Step:
         say(f"compiling {name}_step for {mesh.size} x {device.device_kind}")

@@ -169,29 +169,29 @@ def _share(value: float | None) -> float | None:
 
 
 _COMPARED = {
-    "topology": "slice",
+    "devices": "devices",
     "images_a_device": "images a device",
-    "total_gib": "GiB",
-    "device_gib": "of",
+    "total_gib": "memory, GiB",
+    "device_gib": "  of",
+    "collectives": "collectives",
     "step_ms": "step, ms",
     "images_per_s_chip": "images/s a chip",
-    "images_per_s": "images/s",
-    "matrix_share": "matrix units",
-    "memory_share": "memory",
+    "images_per_s": "images/s in all",
+    "matrix_share": "matrix units busy",
+    "memory_share": "memory busy",
     "hours": "hours",
     "chip_hours": "chip-hours",
 }
 
 
-def of_sweep(rows: Iterable[Mapping[str, object]]) -> Table:
-    """Plans beside each other, one a line; where a run does not fit, its note."""
+def of_sweep(rows: Sequence[Mapping[str, object]]) -> Table:
+    """Plans beside each other, one a column; one that does not fit has nothing in it."""
+    slices = [str(found["topology"]) for found in rows]
     lines = [
-        tuple(_cell(name, found.get(name)) for name in _COMPARED)
-        if not found.get("note")
-        else (str(found["topology"]), "does not fit", *[""] * (len(_COMPARED) - 2))
-        for found in rows
+        (title, *("" if found.get("note") else _cell(name, found.get(name)) for found in rows))
+        for name, title in _COMPARED.items()
     ]
-    return table("", tuple(_COMPARED.values()), lines)
+    return table("", ("", *slices), lines)
 
 
 def _cell(name: str, value: Any) -> str:
