@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     config.data.crop_area = (0.25, 1.0)  # nearer to 1 where the whole picture matters
     config.data.crop_aspect = (3 / 4, 4 / 3)
     config.data.eval_crop = 0.875
-    config.data.threads = 8
     config.augment.flip = True  # False where left and right mean something, as in text
 
     config.optimizer.name = "sgd"

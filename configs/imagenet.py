@@ -36,7 +36,6 @@ def get_config() -> ConfigDict:
     config.data.crop_area = (0.08, 1.0)  # chosen: Inception's crops (arXiv:1409.4842, section 6)
     config.data.crop_aspect = (3 / 4, 4 / 3)  # chosen: likewise
     config.data.eval_crop = 0.875  # chosen: the usual share of Inception's evaluation
-    config.data.threads = 16  # chosen: decoding is the host's work; more than cores does not harm
     config.augment.flip = True  # chosen: as every ImageNet recipe
 
     config.optimizer.name = "sgd"  # paper

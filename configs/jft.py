@@ -41,7 +41,6 @@ def get_config() -> ConfigDict:
     config.data.crop_area = (0.5, 1.0)
     config.data.crop_aspect = (3 / 4, 4 / 3)  # chosen: Inception's (arXiv:1409.4842, section 6)
     config.data.eval_crop = 0.875  # chosen: the usual share of Inception's evaluation
-    config.data.threads = 16  # chosen: decoding is the host's work; more than cores does not harm
     config.augment.flip = True  # chosen: labels of things do not mind
 
     config.loss.name = "sigmoid"  # paper: logistic regression, and several labels an image

@@ -17,27 +17,31 @@ from xception_jax import config as config_lib
 DIGITS = "--config=configs/digits.py"
 
 
-@pytest.mark.parametrize("module", ["main", "evaluate"])
-def test_help_shows_an_example(module):
-    process = finish(module, "--help")
-    assert process.returncode == 0
-    assert f"python -m xception_jax.{module} --" in process.stdout
-    assert "--workdir" in process.stdout
-    assert "--[no]keep_freed_memory" in process.stdout
+COMMANDS = {
+    "main": ["--workdir", "--[no]keep_freed_memory"],
+    "evaluate": ["--workdir", "--[no]keep_freed_memory"],
+    "plan": ["--topology", "--fit", "--sweep"],
+    "prepare": ["--dataset"],
+    "contact_sheet": ["--output"],
+}
 
 
-def test_help_waits_for_no_heavy_import():
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_waits_for_no_heavy_import(command):
     code = (
-        "import sys; sys.argv = ['main', '--help']\n"
+        f"import sys; sys.argv = [{command!r}, '--help']\n"
         "import runpy\n"
-        "try: runpy.run_module('xception_jax.main', run_name='__main__', alter_sys=True)\n"
-        "except SystemExit: pass\n"
+        f"try: runpy.run_module('xception_jax.{command}', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: print('code:', end.code)\n"
         "print('heavy:', {'jax', 'flax', 'grain', 'tensorflow_datasets'} & set(sys.modules))\n"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert out.stdout.splitlines()[-1] == "heavy: set()"
+    assert out.stdout.splitlines()[-2:] == ["code: 0", "heavy: set()"]
+    assert f"python -m xception_jax.{command} --" in out.stdout
+    for flag in COMMANDS[command]:
+        assert flag in out.stdout
 
 
 def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):

@@ -85,6 +85,9 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("optimizer.learning_rate", float("nan"), "is nan; it takes at least 0.0"),
         ("data.crop_area", (0.5,), "is (0.5,); it takes (least, largest)"),
         ("data.crop_area", (0.5, 0.2), "is (0.5, 0.2); it takes (least, largest)"),
+        ("augment.erase_aspect", (2.0, 0.5), "is (2.0, 0.5); it takes (least, largest)"),
+        ("augment.magnitude", 11.0, "is 11.0; it takes at least 0.0 and at most 10.0"),
+        ("augment.mixup", 0.001, "is 0.001; it takes 0 (off) or at least 0.01"),
         ("data.batch_size", 60, "is 60, which 8 devices do not divide; take 56 or 64"),
         ("data.batch_size", 4, "is 4, which 8 devices do not divide; take 8"),
         ("optimizer.microbatch", 4, "is 4 and a device's share of the batch is 8; set config."),
@@ -206,6 +209,18 @@ def test_a_virtual_batch_and_a_share_that_do_not_fit():
     assert "12" in complaint
 
 
+@pytest.mark.parametrize("field", ["augment.mixup", "augment.cutmix"])
+def test_an_odd_batch_cannot_be_mixed(field):
+    changes = {"mesh.data": 1, "data.batch_size": 63}
+    config = config_lib.default()
+    config.update_from_flattened_dict(changes)
+    preflight.validate(config)
+    complaint = refusal(**changes, **{field: 1.0})
+    assert complaint.startswith(
+        "config.data.batch_size is 63, odd; config.augment.mixup and cutmix"
+    )
+
+
 def test_files_that_are_gone_are_missed_at_once(tmp_path):
     tiny_datasets.prepare(tmp_path, "tiny_gone", examples={"train": 4, "test": 4})
     for path in tmp_path.rglob("*train*.array_record*"):
@@ -221,3 +236,30 @@ def test_every_field_is_described():
     for name, field in config_lib.SCHEMA.items():
         assert f"  {name} = " in text
         assert field.help
+
+
+def test_what_cannot_be_mixed_or_sampled():
+    digits = ("optical_digits",)
+    assert "mix_splits names 1 splits and config.data.mix 0" in refusal(
+        **{"data.mix_splits": digits}
+    )
+    assert "mix_weights holds 2 numbers" in refusal(**{"data.mix_weights": (1.0, 2.0)})
+    assert "exclude each other" in refusal(
+        **{"data.mix": digits, "data.mix_weights": (1.0, 1.0), "data.balanced": True}
+    )
+    assert "not a multiple of config.data.repeats, 3" in refusal(**{"data.repeats": 3})
+    assert "it takes a tuple of text" in refusal(**{"data.mix": (3,)})
+    assert "no data set 'optical_digit'" in refusal(**{"data.mix": ("optical_digit",)})
+
+
+def test_sets_are_mixed_and_their_splits_named():
+    config = config_lib.default()
+    config.data.mix, config.data.mix_splits = ("optical_digits",) * 2, ("test", "train[:10]")
+    preflight.validate(config)
+    opened = config_lib.open_training(config)
+    assert opened.name == (
+        "optical_digits/1.0.0:train + optical_digits/1.0.0:test + optical_digits/1.0.0:train[:10]"
+    )
+    assert len(opened) == 1437 + 360 + 10
+    config.data.mix_splits = ()
+    assert len(config_lib.open_training(config)) == 3 * 1437

@@ -67,7 +67,7 @@ def test_a_run_learns_and_evaluates(config, tmp_path):
 def test_the_step_takes_the_loss_that_the_config_says(small_config, name, multilabel, expected):
     small_config.loss.name, small_config.loss.label_smoothing = name, 0.1
     small_config.loss.class_weights = (1.0, 2.0)
-    recipe = step.Recipe.from_config(small_config, None, None, None, 1, multilabel)
+    recipe = step.Recipe.from_config(small_config, None, None, None, 1, multilabel=multilabel)
     assert recipe.loss == metrics.Loss(expected, 0.1, (1.0, 2.0))
 
 

@@ -215,13 +215,6 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, message):
     assert message in line
 
 
-def test_help_shows_an_example():
-    assert (
-        "python -m xception_jax.prepare --dataset=imagenet2012"
-        in finish("prepare", "--help").stdout
-    )
-
-
 def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 

@@ -10,7 +10,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom: a module imports from its own level or from levels further down.
 LEVELS = [
-    {"main", "evaluate", "plan", "prepare"},
+    {"main", "evaluate", "plan", "prepare", "contact_sheet"},
     {"cli"},
     {"train"},
     {"planning"},

@@ -81,6 +81,19 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.train_split": _text("train", "TFDS split to train on, also a part: train[:10%]"),
     "data.eval_split": _text("test", "TFDS split to evaluate on"),
+    "data.mix": _tuple(
+        (), "further data sets of the same classes to train on, named as in data.dataset",
+        texts=True,
+    ),
+    "data.mix_splits": _tuple((), "their splits; (): train_split of each", texts=True),
+    "data.mix_weights": _tuple(
+        None, "how often data.dataset and each of data.mix come: only the ratios count, to about a "
+        "hundredth; None: together as one set, each example once an epoch", low=1e-3, high=1e3,
+    ),
+    "data.balanced": _flag(False, "train with every class equally often"),
+    "data.repeats": _int(
+        1, "crops of an example in a batch (repeated augmentation, arXiv:1901.09335)", low=1
+    ),
     "data.test_share": _float(
         0.2, "of each class of a folder without train/ and test/, held out", low=1e-6, high=0.999
     ),
@@ -102,7 +115,9 @@ SCHEMA: dict[str, Field] = {
         choices=("area", "keras", "timm"),
     ),
     "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept", low=0.01, high=1.0),
-    "data.threads": _int(4, "batches made at the same time by a process", low=1, harmless=True),
+    "data.threads": _int(
+        0, "of each process that makes batches; 0: one for each core", harmless=True
+    ),
     "data.workers": _int(
         0, "processes of a host that make training batches; 0: threads of the run's own, which "
         "cost less", harmless=True
@@ -113,6 +128,29 @@ SCHEMA: dict[str, Field] = {
     ),
     "augment.flip": _flag(False, "mirror half of the training images"),
     "augment.shift": _int(0, "move training images by up to so many pixels"),
+    "augment.randaugment": _int(
+        0, "RandAugment (arXiv:1909.13719): operations drawn for each image; 0: off", high=10
+    ),
+    "augment.magnitude": _float(9.0, "of RandAugment's operations, 0 to 10", high=10.0),
+    "augment.brightness": _float(0.0, "factor drawn from 1 - this to 1 + this; 0: off", high=1.0),
+    "augment.contrast": _float(0.0, "likewise", high=1.0),
+    "augment.saturation": _float(0.0, "likewise", high=1.0),
+    "augment.erase": _float(
+        0.0, "random erasing (arXiv:1708.04896): share of the images in which a rectangle becomes "
+        "noise; 0: off", high=1.0
+    ),
+    "augment.erase_area": _tuple((0.02, 1 / 3), "the rectangle: range of shares of the area",
+                                 low=1e-3, high=1.0),
+    "augment.erase_aspect": _tuple((0.3, 1 / 0.3), "the rectangle: range of width / height",
+                                   low=0.01, high=100.0),
+    "augment.mixup": _float(
+        0.0, "mixup (arXiv:1710.09412): alpha of the Beta(alpha, alpha) that a pair's shares are "
+        "drawn from; 0: off", high=100.0
+    ),
+    "augment.cutmix": _float(
+        0.0, "CutMix (arXiv:1905.04899): its alpha; with mixup too, half of the pairs each; 0: off",
+        high=100.0
+    ),
     "optimizer.name": _text("sgd", "Optax' algorithm", choices=("sgd", "rmsprop", "adamw", "lamb")),
     "optimizer.learning_rate": _float(0.045, "at its highest, for a batch of reference_batch"),
     "optimizer.reference_batch": _int(
@@ -243,24 +281,42 @@ def microbatches(config: ConfigDict, devices: int) -> int:
     )
 
 
-def open_split(config: ConfigDict, split: str, data_dir: str | None = None) -> "sources.Source":
+def open_split(
+    config: ConfigDict, split: str, data_dir: str | None = None, dataset: str | None = None
+) -> "sources.Source":
     """Opens a split of the config's data set; see `sources.open_split`.
 
     Args:
       config: valid in its fields.
       split: its name.
-      data_dir: in place of the config's, if given.
+      data_dir, dataset: in place of the config's, if given.
     """
     from xception_jax.data import sources
 
     return sources.open_split(
-        config.data.dataset,
+        dataset or config.data.dataset,
         split,
         data_dir or config.data.data_dir,
         label=config.data.label,
         test_share=config.data.test_share,
         split_seed=config.data.split_seed,
     )
+
+
+def open_training(config: ConfigDict) -> "sources.Source":
+    """Opens what the config trains on: its data set's `train_split`, joined with `data.mix`."""
+    from xception_jax.data import joined
+
+    data = config.data
+    splits = data.mix_splits or [data.train_split] * len(data.mix)
+    parts = [
+        open_split(config, data.train_split),
+        *(
+            open_split(config, split, dataset=dataset)
+            for dataset, split in zip(data.mix, splits, strict=True)
+        ),
+    ]
+    return joined.join(parts) if len(parts) > 1 else parts[0]
 
 
 def loss_name(config: ConfigDict, multilabel: bool) -> str:

@@ -51,6 +51,7 @@ class Field:
       low, high: inclusive bounds of a number, or of every number of a tuple.
       choices: the only values allowed.
       fractions: numbers need not be whole.
+      texts: a tuple's elements are text, not numbers.
       duration: a string that `Duration.parse` reads.
       harmless: may change in a run that has begun, see `config.may_change`.
     """
@@ -62,6 +63,7 @@ class Field:
     high: float | None = None
     choices: tuple[str, ...] = ()
     fractions: bool = True
+    texts: bool = False
     duration: bool = False
     harmless: bool = False
 
@@ -83,6 +85,9 @@ class Field:
                 Duration.parse(value)
             except ValueError as error:
                 return f"is {error}"
+        if self.texts:
+            numbers = [part for part in value if not isinstance(part, str)]
+            return f"is {value!r}; it takes a tuple of text" if numbers else None
         if self.kind in (int, float, tuple):
             return self._check_bounds(value)
         return None

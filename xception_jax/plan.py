@@ -87,20 +87,15 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
 
 
 def sweep(
-    config: ConfigDict,
-    topologies: "list[Topology]",
-    per_chip: int | None,
-    data: "Data",
-    console: "Console",
+    configs: list[ConfigDict], topologies: "list[Topology]", data: "Data", console: "Console"
 ) -> list[dict[str, object]]:
     """A plan for each slice, as rows. The file that --csv names has each as soon as it is made."""
     from xception_jax.planning import planner, report
 
-    configs = [config_for(config, topology, per_chip) for topology in topologies]
     rows: list[dict[str, object]] = []
-    for topology, resolved in zip(topologies, configs, strict=True):
+    for topology, config in zip(topologies, configs, strict=True):
         try:
-            plan = planner.for_topology(resolved, topology, data, console.print)
+            plan = planner.for_topology(config, topology, data, console.print)
             rows.append(report.row(plan))
         except planner.DoesNotFitError as error:
             rows.append({"topology": topology.name, "note": str(error)})
@@ -131,10 +126,8 @@ def _fit(config: ConfigDict, topology: "Topology", data: "Data", console: "Conso
 
     from xception_jax.planning import planner, report
 
-    # Any batch will do here: it is what is looked for.
-    resolved = config_for(config, topology, _PER_CHIP.value)
     fits = [
-        planner.fit(resolved, topology, data, remat=remat, say=console.print)
+        planner.fit(config, topology, data, remat=remat, say=console.print)
         for remat in (False, True)
     ]
     console.print(report.of_fits(fits, topology.name))
@@ -144,17 +137,12 @@ def _fit(config: ConfigDict, topology: "Topology", data: "Data", console: "Conso
 def _single(
     config: ConfigDict, topology: "Topology | None", data: "Data", console: "Console"
 ) -> "planner.Plan":
-    import jax
-
-    from xception_jax import preflight
     from xception_jax.planning import planner, report
 
     if topology is None:
-        preflight.check_without_data(config, jax.device_count())
-        plan = planner.for_devices(config_lib.resolve(config), data, console.print)
+        plan = planner.for_devices(config, data, console.print)
     else:
-        resolved = config_for(config, topology, _PER_CHIP.value)
-        plan = planner.for_topology(resolved, topology, data, console.print)
+        plan = planner.for_topology(config, topology, data, console.print)
     console.print(report.of_plan(plan))
     for line in report.summary(plan, config.duration):
         console.print(line)
@@ -191,11 +179,18 @@ def main() -> None:
         from xception_jax.planning import compiler
 
         compiler.check_installed()
+    import jax
+
+    from xception_jax import preflight
     from xception_jax.console import make_console
     from xception_jax.planning import data as data_lib
     from xception_jax.planning import report
 
-    config_lib.check_fields(_CONFIG.value)
+    if topologies:
+        configs = [config_for(_CONFIG.value, each, _PER_CHIP.value) for each in topologies]
+    else:
+        preflight.check_without_data(_CONFIG.value, jax.device_count())
+        configs = [config_lib.resolve(_CONFIG.value)]
     data = data_lib.find(
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,
@@ -203,11 +198,11 @@ def main() -> None:
     console = make_console(stderr=_JSON.value)
     result: dict[str, list] = {"plans": [], "fits": []}
     if _SWEEP.value:
-        result["plans"] = sweep(_CONFIG.value, topologies, _PER_CHIP.value, data, console)
+        result["plans"] = sweep(configs, topologies, data, console)
     elif _FIT.value:
-        result["fits"] = _fit(_CONFIG.value, topologies[0], data, console)
+        result["fits"] = _fit(configs[0], topologies[0], data, console)
     else:
-        plan = _single(_CONFIG.value, topologies[0] if topologies else None, data, console)
+        plan = _single(configs[0], topologies[0] if topologies else None, data, console)
         result["plans"] = [report.row(plan)]
     if _JSON.value:
         print(json.dumps(result))

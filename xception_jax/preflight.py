@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax import models
-from xception_jax.data import decode, skips, sources
+from xception_jax.data import decode, joined, skips, sources
 from xception_jax.errors import UsageError
 from xception_jax.fields import Duration
 
@@ -26,20 +26,30 @@ def check_without_data(config: ConfigDict, devices: int) -> None:
     """What of `validate` can be checked without the data, for so many devices."""
     config_lib.check_fields(config)
     _check_ranges(config)
+    _check_sampling(config)
     _check_batch(config, devices)
     _check_model(config)
 
 
 def _check_ranges(config: ConfigDict) -> None:
-    for name in ("crop_area", "crop_aspect"):
-        value = config.data[name]
+    fields = config_lib.flatten(config)
+    for name in (
+        "data.crop_area",
+        "data.crop_aspect",
+        "augment.erase_area",
+        "augment.erase_aspect",
+    ):
+        value = fields[name]
         if len(value) != 2 or value[0] > value[1]:
-            raise UsageError(f"config.data.{name} is {value}; it takes (least, largest)")
+            raise UsageError(f"config.{name} is {value}; it takes (least, largest)")
     if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
         raise UsageError(
             f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
             f"config.data.eval_preset keras, which takes all of the picture"
         )
+    for name in ("augment.mixup", "augment.cutmix"):
+        if 0 < fields[name] < 0.01:
+            raise UsageError(f"config.{name} is {fields[name]}; it takes 0 (off) or at least 0.01")
     for name in (
         "eval.every",
         "checkpoint.every",
@@ -47,9 +57,8 @@ def _check_ranges(config: ConfigDict) -> None:
         "duration",
         "optimizer.decay_every",
     ):
-        value = config_lib.flatten(config)[name]
-        if Duration.parse(value).amount == 0:
-            raise UsageError(f"config.{name} is {value!r}; it must be above 0")
+        if Duration.parse(fields[name]).amount == 0:
+            raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:
@@ -69,6 +78,11 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
             f"config.data.batch_size is {batch}, not a multiple of "
             f"config.model.bn_virtual_batch, {virtual}"
         )
+    if batch % 2 and (config.augment.mixup or config.augment.cutmix):
+        raise UsageError(
+            f"config.data.batch_size is {batch}, odd; config.augment.mixup and cutmix "
+            f"mix pairs; take {batch + 1}"
+        )
     share = batch // devices
     if virtual is not None and share % virtual and virtual % share:
         raise UsageError(
@@ -86,19 +100,41 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_data(config: ConfigDict) -> None:
-    train = config_lib.open_split(config, config.data.train_split)
+    train = config_lib.open_training(config)
     test = config_lib.open_split(config, config.data.eval_split)
     if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
-    if train.class_names != test.class_names:
-        only = sorted(set(train.class_names) ^ set(test.class_names))
-        named = f": only one of them has {only[0]!r}" if only else ""
-        raise UsageError(f"{train.name} and {test.name} have different classes{named}")
+    joined.same_classes(train, test)
+    if config.data.balanced and train.multilabel:
+        raise UsageError(
+            f"config.data.balanced takes one label an image, and {train.name} has several"
+        )
     _check_loss(config, train.name, len(train.class_names), train.multilabel)
     for source in (train, test):
         most = int(config.data.max_skipped * len(source))
         for record in (0, len(source) - 1):
             _check_readable(source, record, most)
+
+
+def _check_sampling(config: ConfigDict) -> None:
+    data = config.data
+    if data.mix_splits and len(data.mix_splits) != len(data.mix):
+        raise UsageError(
+            f"config.data.mix_splits names {len(data.mix_splits)} splits and config.data.mix "
+            f"{len(data.mix)} data sets; it takes one for each"
+        )
+    if data.mix_weights is not None and len(data.mix_weights) != 1 + len(data.mix):
+        raise UsageError(
+            f"config.data.mix_weights holds {len(data.mix_weights)} numbers; it takes one for "
+            f"config.data.dataset and one for each of the {len(data.mix)} of config.data.mix"
+        )
+    if data.mix_weights is not None and data.balanced:
+        raise UsageError("config.data.balanced and mix_weights exclude each other; set one of them")
+    if data.batch_size % data.repeats:
+        raise UsageError(
+            f"config.data.batch_size is {data.batch_size}, not a multiple of config.data.repeats, "
+            f"{data.repeats}"
+        )
 
 
 def _check_readable(source: sources.Source, record: int, most: int) -> None:

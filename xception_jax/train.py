@@ -116,7 +116,7 @@ def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     data = config.data
     mesh = sharding.make_mesh(config.mesh.data)
-    train_source = config_lib.open_split(config, data.train_split)
+    train_source = config_lib.open_training(config)
     eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
@@ -126,7 +126,13 @@ def prepare(config: ConfigDict) -> Run:
 
     transformation, schedule = optimizer.from_config(config, steps)
     recipe = step_lib.Recipe.from_config(
-        config, structure, transformation, schedule, mesh.size, train_source.multilabel
+        config,
+        structure,
+        transformation,
+        schedule,
+        mesh.size,
+        classes=len(train_source.class_names),
+        multilabel=train_source.multilabel,
     )
     return Run(
         config=config,

@@ -13,7 +13,8 @@ import pytest
 from absl import flags
 from hypothesis import strategies as st
 
-from xception_jax.data import decode, presets, sources, stream
+from xception_jax.data import decode, joined, presets, sources, stream
+from xception_jax.data.order import Sampling
 from xception_jax.training import sharding
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3), eval_crop=0.9)
@@ -31,12 +32,13 @@ def numbered(count: int) -> sources.Source:
     return sources.Source("numbered", names, records, "image", "label")
 
 
-def batches(source, count, *, images=CROPPED, host=None, **kwargs):
-    reader = stream.Reader(source, images, host or stream.Host(threads=2))
+def batches(source, count, *, images=CROPPED, host=None, sampling=None, **kwargs):
+    host, sampling = host or stream.Host(threads=2), sampling or Sampling()
+    reader = stream.Reader(source, images, host, sampling)
     return list(itertools.islice(reader.training_batches(**kwargs), count))
 
 
-def joined(shares):
+def together(shares):
     """The global batch of the processes' shares."""
     return {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
 
@@ -107,6 +109,37 @@ def test_who_reads(tmp_path, workers):
     assert (os.getpid() in readers) == (workers == 0)
 
 
+def test_a_batch_is_made_of_pieces():
+    """A part of 24 rows is made of two pieces of 12; one of 17, a prime, row by row."""
+    assert [stream._piece(rows) for rows in (24, 64, 16, 7, 17)] == [12, 16, 16, 7, 1]
+    [whole], [rows] = (
+        batches(numbered(50), 1, batch_size=34, seed=5, host=stream.Host(threads), share=share)
+        for threads, share in ((1, stream.Share()), (3, stream.Share(1, 2)))
+    )
+    np.testing.assert_array_equal(whole["image"][17:], rows["image"])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(balanced=True), Sampling(weights=(1, 2, 5)), Sampling(balanced=True, repeats=3)],
+)
+def test_hosts_threads_and_resuming_change_nothing_however_it_is_sampled(sampling):
+    source = joined.join([numbered(50)] * 3)
+    assert_nothing_changes(CROPPED, 3, stream.Host(threads=2), source, sampling)
+
+
+def test_balanced_mixed_and_repeated_batches():
+    few = dataclasses.replace(numbered(50), records=numbered(50).records[:2])
+    source = joined.join([numbered(50), few])
+    [balanced] = batches(source, 1, batch_size=50, seed=0, sampling=Sampling(balanced=True))
+    assert sorted(balanced["label"]) == list(range(50))
+    [mixed] = batches(source, 1, batch_size=48, seed=0, sampling=Sampling(weights=(1, 3)))
+    assert np.count_nonzero(mixed["label"] < 2) >= 36
+    [repeated] = batches(source, 1, batch_size=48, seed=0, sampling=Sampling(repeats=2))
+    np.testing.assert_array_equal(repeated["label"][:24], repeated["label"][24:])
+    assert not np.array_equal(repeated["image"][:24], repeated["image"][24:]), "other crops"
+
+
 @pytest.mark.parametrize(("preset", "crop"), [("area", 0.9), ("keras", 1.0), ("timm", 0.8)])
 def test_evaluation_resizes_as_it_is_told(preset, crop):
     source = numbered(3)
@@ -132,19 +165,25 @@ def test_worker_processes_change_nothing(hosts):
     assert_nothing_changes(CROPPED, hosts, stream.Host(threads=1, workers=3))
 
 
-def assert_nothing_changes(images: stream.Images, hosts: int, host: stream.Host) -> None:
+def assert_nothing_changes(
+    images: stream.Images,
+    hosts: int,
+    host: stream.Host,
+    source: sources.Source | None = None,
+    sampling: Sampling | None = None,
+) -> None:
     """The same batches as on one host without anything, also from a step in between."""
-    source, batch = numbered(50), 24
-    whole = batches(source, 7, images=images, batch_size=batch, seed=5)
+    source, batch = source or numbered(50), 24
+    whole = batches(source, 7, images=images, batch_size=batch, seed=5, sampling=sampling)
     for first in (0, 4):
         shares = [
             batches(
                 source, 7 - first, images=images, host=host, batch_size=batch, seed=5,
-                first_step=first, share=stream.Share(index, hosts),
+                first_step=first, share=stream.Share(index, hosts), sampling=sampling,
             )
             for index in range(hosts)
         ]  # fmt: skip
-        assert_same([joined(parts) for parts in zip(*shares, strict=True)], whole[first:])
+        assert_same([together(parts) for parts in zip(*shares, strict=True)], whole[first:])
 
 
 def test_what_is_kept_is_made_once(monkeypatch):
@@ -175,8 +214,8 @@ def test_a_far_step_is_a_step_like_any_other():
 
 def test_the_order_is_the_one_that_runs_have_begun_with():
     """Pins the order: a new version of a library that changes it would change runs half done."""
-    [batch] = batches(numbered(50), 1, batch_size=10, seed=0)
-    assert batch["label"].tolist() == [18, 35, 16, 7, 20, 45, 24, 0, 19, 17]
+    [batch] = batches(numbered(50), 1, batch_size=6, seed=0)
+    assert batch["label"].tolist() == [43, 18, 30, 0, 38, 40]
 
 
 def test_seeds_differ():
@@ -209,7 +248,7 @@ def test_evaluation_covers_the_split_exactly_once(count, hosts, each):
         )
         for host in range(hosts)
     ]
-    whole = joined([joined(parts) for parts in zip(*shares, strict=True)])
+    whole = together([together(parts) for parts in zip(*shares, strict=True)])
     real = whole["mask"] == 1
     np.testing.assert_array_equal(whole["label"][real], np.arange(count))
     assert not real[count:].any()

@@ -22,6 +22,12 @@ def test_what_is_there_is_counted_and_what_is_said_counts(small_config):
     assert data_lib.find(small_config, examples=5, eval_examples=6) == Data(10, False, 5, 6)
 
 
+def test_sets_that_are_mixed_count_together(small_config):
+    small_config.data.mix = ("optical_digits",)
+    small_config.data.mix_splits = ("test",)
+    assert data_lib.find(small_config) == Data(10, False, 1437 + 360, 360)
+
+
 def test_of_a_set_of_unknown_size_the_classes_are_known(small_config):
     small_config.data.dataset = "cifar10"
     assert data_lib.find(small_config) == Data(10, False, None, None)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from xception_jax.data import stream
+from xception_jax.data.order import Sampling
 from xception_jax.training import sharding
 from xception_jax.training.evaluation import Evaluator, reader_of
 
@@ -12,7 +13,10 @@ def test_the_reader_is_what_the_config_says(digits, small_config):
     small_config.data.crop_area, small_config.data.crop_aspect = (0.5, 0.9), (0.8, 1.2)
     small_config.data.eval_preset, small_config.data.eval_crop = "timm", 0.7
     small_config.data.threads, small_config.data.in_memory = 3, 5
+    small_config.data.balanced, small_config.data.repeats = True, 2
+    small_config.data.mix_weights = (1.0, 2.0)
     reader = reader_of(small_config, digits["test"], workers=2)
+    assert reader.sampling == Sampling(balanced=True, weights=(1.0, 2.0), repeats=2)
     assert reader.images == stream.Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7)
     assert reader.host == stream.Host(threads=3, workers=2, memory=5 * 2**20)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from xception_jax import train
+from xception_jax.data import augment
 from xception_jax.training import sharding, state, step
 from xception_jax.training.evaluation import reader_of
 
@@ -169,3 +171,36 @@ def test_parameter_table_counts_every_parameter(small_config):
     table = state.parameter_table(first.params)
     assert sum(count for _, count in table) == sum(x.size for x in jax.tree.leaves(first.params))
     assert {"stem", "entry_flow.0", "exit_flow.1", "head"} <= dict(table).keys()
+
+
+def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):
+    """On eight devices, in microbatches, against numpy's cross entropy of the model's logits."""
+    config = without_dropout
+    config.mesh.data, config.model.bn_virtual_batch, config.optimizer.microbatch = 8, 4, 4
+    config.augment.mixup, config.augment.cutmix, config.loss.label_smoothing = 0.4, 1.0, 0.1
+    run, first, batches = start(config)
+    settings = augment.Augmentation.from_config(config.augment)
+    structure = state.structure_of(state.model_maker(config, 10), config.data.image_size)
+    quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+    @quick
+    def forward(weights, images, labels):
+        step_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        keys = augment.example_keys(config.seed, jnp.asarray(0), len(images))
+        images = augment.augment(settings, jax.random.split(step_key)[0], keys, images)
+        images, targets = augment.mix(settings, keys, images, jax.nn.one_hot(labels, 10))
+        return state.apply(structure, weights, augment.normalize(images), train=True)[0], targets
+
+    weights = jax.device_get({"params": first.params, "batch_stats": first.batch_stats})
+    label = batches[0]["label"]
+    logits, targets = jax.device_get(forward(weights, batches[0]["image"], label))
+    assert 20 < ((targets > 0).sum(1) == 2).sum() < 64, "most pairs are of two classes"
+    log_shares = logits - np.log(np.exp(np.float64(logits)).sum(1, keepdims=True))
+    expected = -((0.9 * targets + 0.1 / 10) * log_shares).sum(1).mean()
+    # The step's metrics alone: without its gradients it compiles in a fraction of the time.
+    metrics_of = quick(
+        lambda *args: {name: run.train_step(*args)[1][name] for name in ("loss", "top1")}
+    )
+    metrics = metrics_of(first, jax.device_put(batches[0], sharding.by_example(run.mesh)))
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["top1"]) == pytest.approx(np.mean(logits.argmax(1) == label))

@@ -1,20 +1,76 @@
 """Which record stands at each position of the training stream.
 
 An order is a sequence without end: `order[p]` is the number of the record at position p, a function
-of the seed and of p alone, computed in constant time. So nothing has to be remembered to go on
-from any position, and how many hosts, workers or threads ask for it makes no difference.
+of the seed and of p alone. So nothing has to be remembered to go on from any position, and how many
+hosts, workers or threads ask for it makes no difference.
 """
 
 import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import grain
+import numpy as np
 from grain.experimental import index_shuffle
 
+from xception_jax.data import joined
+from xception_jax.data.labels import labels_of
+from xception_jax.data.sources import Source
 
-class Shuffled:
+# Up to so many records the permutation of an epoch is made at once: 0.1 s and 4 MB at the most, and
+# then 0.3 microseconds a record, where Grain's shuffle of one index takes 6 to 33.
+_AT_ONCE = 2**20
+
+
+class Order(ABC):
+    """A sequence without end of record numbers."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    @abstractmethod
+    def __getitem__(self, position: int) -> int:
+        """The record at a position."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How often each record comes.
+
+    Attributes:
+      balanced: every class as often as any other, see `Balanced`.
+      weights: of the data sets that are mixed, see `mixed`; None: as one set.
+      repeats: crops of a record in one batch, see `Repeated`.
+    """
+
+    balanced: bool = False
+    weights: tuple[float, ...] | None = None
+    repeats: int = 1
+
+    def order(self, source: Source, seed: int, batch_size: int) -> Order:
+        """The order of a split's records.
+
+        Args:
+          source: the split; of several data sets where there are weights.
+          seed: below 2^32.
+          batch_size: over all processes; a multiple of `repeats`.
+        """
+        order: Order
+        if self.balanced:
+            order = Balanced(labels_of(source), seed)
+        elif self.weights is not None and isinstance(source.records, joined.Records):
+            sizes = [len(part) for part in source.records.parts]
+            order = Mixed(sizes, self.weights, seed)
+        else:
+            order = Shuffled(len(source), seed)
+        if self.repeats > 1:
+            order = Repeated(order, self.repeats, apart=batch_size // self.repeats)
+        return order
+
+
+class Shuffled(Order):
     """Every record once an epoch, each epoch in an order of its own.
-
-    The order is that of `grain.MapDataset.shuffle(seed).repeat()`, without what Grain spends around
-    each index, which is three times the index itself.
 
     Args:
       records: their number.
@@ -24,10 +80,92 @@ class Shuffled:
     def __init__(self, records: int, seed: int):
         self._records = records
         self._seed = seed
-
-    def __len__(self) -> int:
-        return sys.maxsize
+        self._latest: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, position: int) -> int:
         epoch, index = divmod(position, self._records)
-        return index_shuffle(index, self._records - 1, (self._seed + epoch) % 2**32, 4)
+        if self._records > _AT_ONCE:
+            return index_shuffle(index, self._records - 1, (self._seed + epoch) % 2**32, 4)
+        latest = self._latest  # once: other threads may be in another epoch
+        if latest is None or latest[0] != epoch:
+            self._latest = latest = (epoch, self._permutation(epoch))
+        return int(latest[1][index])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # Not `Generator.permutation`: of NumPy only the raw numbers are promised to stay the same.
+        bits = np.random.Philox(np.random.SeedSequence((self._seed, epoch)))
+        return np.argsort(bits.random_raw(self._records), kind="stable").astype(np.uint32)
+
+
+class Balanced(Order):
+    """Every class equally often; within a class every record once before any comes again.
+
+    The classes take turns, in an order of their own each time round.
+
+    Args:
+      labels: int `[records]`; below 0: of a record that is left out. Classes that do not occur get
+        no turn.
+      seed: below 2^32.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int):
+        classes = np.unique(labels[labels >= 0])
+        self._members = [np.flatnonzero(labels == label) for label in classes]
+        seeds = _seeds(seed, 1 + len(classes))
+        self._turns = Shuffled(len(classes), seeds[0])
+        self._within = [
+            Shuffled(len(members), own)
+            for members, own in zip(self._members, seeds[1:], strict=True)
+        ]
+
+    def __getitem__(self, position: int) -> int:
+        turn = self._turns[position]
+        return int(self._members[turn][self._within[turn][position // len(self._members)]])
+
+
+class Mixed(Order):
+    """Several data sets in turn, by weight, spread as evenly as whole numbers allow.
+
+    Args:
+      sizes: records of each; those of the second are numbered on from those of the first.
+      weights: positive; only their ratios count, to about a hundredth.
+      seed: below 2^32.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
+        parts = []
+        offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        for size, offset, own in zip(sizes, offsets, _seeds(seed, len(sizes)), strict=True):
+            records = grain.MapDataset.source(Shuffled(size, own))
+            parts.append(records.map(lambda record, offset=offset: record + offset))
+        self._records = grain.MapDataset.mix(parts, list(weights))
+
+    def __getitem__(self, position: int) -> int:
+        return self._records[position]
+
+
+class Repeated(Order):
+    """Every record several times in a batch, for a crop and an augmentation of its own each time.
+
+    Repeated augmentation, arXiv:1901.09335.
+
+    Args:
+      order: of the records.
+      times: that each comes.
+      apart: positions from one time to the next. With a batch of `times * apart`, records 2k and
+        2k + 1 of it, which mixup mixes, are different ones.
+    """
+
+    def __init__(self, order: Order, times: int, apart: int):
+        self._order = order
+        self._times = times
+        self._apart = apart
+
+    def __getitem__(self, position: int) -> int:
+        batch, row = divmod(position, self._times * self._apart)
+        return self._order[batch * self._apart + row % self._apart]
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    """Seeds that have nothing to do with one another."""
+    return [int(own) for own in np.random.SeedSequence(seed).generate_state(count)]

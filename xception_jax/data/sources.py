@@ -47,6 +47,7 @@ class Source:
       confidence_key: of such labels, where they have one; at 0 the label was verified as absent.
       describe: how a complaint names an example; None: by its number.
       summary: what is to be said of the split at the start of a run; may be empty.
+      directory: where TFDS has prepared it; empty: it is none of TFDS'.
     """
 
     name: str
@@ -58,13 +59,14 @@ class Source:
     confidence_key: str | None = None
     describe: Callable[[int], str] | None = None
     summary: str = ""
+    directory: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
         """Reads an example; raises `ExampleError` where it cannot be read or its label is wrong."""
-        name = self.describe(index) if self.describe else f"example {index} of {self.name}"
+        name = self.name_of(index)
         try:
             record = self.records[index]
         # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash.
@@ -79,6 +81,10 @@ class Source:
             raise ExampleError(name, f"has label {outside[0]}, outside 0...{most}")
         label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
         return Example(record[self.image_key], label, name)
+
+    def name_of(self, index: int) -> str:
+        """What a complaint calls an example."""
+        return self.describe(index) if self.describe else f"example {index} of {self.name}"
 
     def _multi_hot(self, record: Any, labels: np.ndarray) -> np.ndarray:
         found = np.zeros(len(self.class_names), np.uint8)
@@ -212,6 +218,7 @@ def _open_prepared(dataset: str, split: str, data_dir: str | None, label: str | 
         label_key=label_key,
         multilabel=multilabel,
         confidence_key=_confidence_key(builder, label_key) if multilabel else None,
+        directory=str(builder.data_dir),
     )
 
 

@@ -9,9 +9,10 @@ resuming costs the same at any step, and another number of processes or threads 
 import collections
 import itertools
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from xception_jax.data import decode
 from xception_jax.data.memory import Kept
-from xception_jax.data.order import Shuffled
+from xception_jax.data.order import Sampling
 from xception_jax.data.presets import PRESETS
 from xception_jax.data.skips import Row, Skips, candidates, first_usable
 from xception_jax.data.sources import Source
@@ -71,14 +72,23 @@ class Host:
     """How a process makes its batches. Has no influence on what they hold.
 
     Attributes:
-      threads: batches that are made at the same time, in each process that makes them.
+      threads: of each process that makes them; 0: one for each core it may use.
       workers: processes that make them; 0: this one.
       memory: bytes of finished images that may be kept, where nothing about them is random.
     """
 
-    threads: int = 4
+    threads: int = 0
     workers: int = 0
     memory: int = 0
+
+    @property
+    def at_once(self) -> int:
+        """Threads; with more than there are cores an image costs 15 % more CPU time."""
+        if self.threads:
+            return self.threads
+        # macOS cannot say which cores a process may use.
+        tied = hasattr(os, "sched_getaffinity")
+        return len(os.sched_getaffinity(0)) if tied else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,13 @@ class Reader:
       source: the split.
       images: how an image is made of an example.
       host: how this process goes about it.
+      sampling: how often each example is trained with.
     """
 
     source: Source
     images: Images
     host: Host = Host()
+    sampling: Sampling = field(default_factory=Sampling)
 
     def training_batches(
         self,
@@ -122,22 +134,23 @@ class Reader:
           RunError: more cannot be used than `skips` allows.
         """
         order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-        order = Shuffled(len(self.source), order_seed)
+        order = self.sampling.order(self.source, order_seed, batch_size)
         each = batch_size // share.count
         if not self.images.crops and self._fits:
             kept = self._kept_for_training
             parts = grain.MapDataset.range(sys.maxsize // each).map(
                 lambda part: kept.batch([order[part * each + row] for row in range(each)])
             )
+            return self._batches(parts, 1, share, first_step, skips)
+        examples = grain.MapDataset.source(order)
+        if self.images.crops:
+            # An explicit seed: Grain's own would change with a step added to the pipeline.
+            examples = examples.random_map(self._cropped, seed=crop_seed)
         else:
-            examples = grain.MapDataset.source(order)
-            if self.images.crops:
-                # An explicit seed: Grain's own would change with a step added to the pipeline.
-                examples = examples.random_map(self._cropped, seed=crop_seed)
-            else:
-                examples = examples.map(self._uncropped)
-            parts = examples.batch(each, drop_remainder=True)
-        return self._batches(parts, share, first_step, skips)
+            examples = examples.map(self._uncropped)
+        piece = _piece(each)
+        pieces = examples.batch(piece, drop_remainder=True)
+        return self._batches(pieces, each // piece, share, first_step, skips)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -154,9 +167,10 @@ class Reader:
             parts = grain.MapDataset.range(padded // each).map(
                 lambda part: kept.batch([min(part * each + row, count) for row in range(each)])
             )
-        else:
-            parts = grain.MapDataset.range(padded).map(self._centred).batch(each)
-        return self._batches(parts, share, 0, skips)
+            return self._batches(parts, 1, share, 0, skips)
+        piece = _piece(each)
+        pieces = grain.MapDataset.range(padded).map(self._centred).batch(piece)
+        return self._batches(pieces, each // piece, share, 0, skips)
 
     def _cropped(self, record: int, rng: np.random.Generator) -> Row:
         """Of a record or the next that can be used, cropped for training at random."""
@@ -216,16 +230,31 @@ class Reader:
         return Kept(self._centred, len(self.source) + 1)
 
     def _batches(
-        self, parts: grain.MapDataset, share: Share, first_step: int, skips: Skips | None
+        self,
+        pieces: grain.MapDataset,
+        count: int,
+        share: Share,
+        first_step: int,
+        skips: Skips | None,
     ) -> Iterator[Batch]:
         """This process' parts of the batches, made ahead; tells `skips` what their rows report.
 
         A part is contiguous, so that the rows of the global batch are in stream order whatever the
-        number of processes, and virtual batches of batch normalization hold the same examples.
+        number of processes, and virtual batches of batch normalization hold the same examples. It
+        is made of `count` pieces, of which each thread makes one at a time: many threads then hold
+        no more than a few batches in memory.
         """
-        mine = parts[first_step * share.count + share.index :: share.count]
-        threads = self.host.threads
-        made = mine.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads))
+
+        def mine(number: int) -> Batch:
+            step, piece = divmod(number, count)
+            part = (first_step + step) * share.count + share.index
+            return pieces[part * count + piece]
+
+        steps = len(pieces) // (count * share.count) - first_step
+        threads = self.host.at_once
+        made = grain.MapDataset.range(steps * count).map(mine).to_iter_dataset(
+            grain.ReadOptions(threads, prefetch_buffer_size=threads)
+        ).batch(count, batch_fn=_joined)  # fmt: skip
         if self.host.workers and not self._fits:
             # Elements here are whole batches, which the workers take in turn: the order stays.
             made = made.mp_prefetch(
@@ -239,6 +268,15 @@ class Reader:
                     raise ExampleError(name, reason)
                 skips.add(self.source, skipped)
             yield batch
+
+
+def _piece(rows: int) -> int:
+    """Into pieces of how many rows a process' part of a batch is cut: a divisor, at most 16."""
+    return max(piece for piece in range(1, min(rows, 16) + 1) if rows % piece == 0)
+
+
+def _joined(pieces: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _row(image: np.ndarray, label: int | np.ndarray, mask: float = 1.0) -> Row:

@@ -28,21 +28,26 @@ def find(
     """
     if classes is not None:
         return Data(classes, False, examples, eval_examples)
-    train, test = (_of_split(config, config.data[f"{name}_split"]) for name in ("train", "eval"))
+    data = config.data
+    sets = [data.dataset, *data.mix]
+    splits = [data.train_split, *(data.mix_splits or [data.train_split] * len(data.mix))]
+    train = [_of_split(config, *pair) for pair in zip(sets, splits, strict=True)]
+    test = _of_split(config, data.dataset, data.eval_split)
+    counts = [found.examples for found in train if found.examples is not None]
     return Data(
-        train.classes,
-        train.multilabel,
-        examples or train.examples,
+        test.classes,
+        test.multilabel,
+        examples or (sum(counts) if len(counts) == len(train) else None),
         eval_examples or test.examples,
     )
 
 
-def _of_split(config: ConfigDict, split: str) -> sources.Metadata:
+def _of_split(config: ConfigDict, dataset: str, split: str) -> sources.Metadata:
     data = config.data
-    if data.dataset.startswith(sources.FOLDER) or data.dataset == sources.EMBEDDED:
-        source = config_lib.open_split(config, split)
+    if dataset.startswith(sources.FOLDER) or dataset == sources.EMBEDDED:
+        source = config_lib.open_split(config, split, dataset=dataset)
         return sources.Metadata(len(source.class_names), source.multilabel, len(source))
     try:
-        return sources.metadata(data.dataset, split, data.data_dir, label=data.label)
+        return sources.metadata(dataset, split, data.data_dir, label=data.label)
     except UsageError as error:
         raise UsageError(f"{error} (or say what it holds: --classes, --examples)") from None

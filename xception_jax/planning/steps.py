@@ -72,7 +72,13 @@ def lower(
         size = evaluation.batch_size_of(config, mesh.size)
         return evaluate.lower(state.weights(), batch_of(size, config, mesh, data))
     recipe = step_lib.Recipe.from_config(
-        config, structure, transformation, schedule, mesh.size, data.multilabel
+        config,
+        structure,
+        transformation,
+        schedule,
+        mesh.size,
+        classes=data.classes,
+        multilabel=data.multilabel,
     )
     train: Any = step_lib.jit_train_step(recipe, mesh)
     return train.lower(state, batch_of(config.data.batch_size, config, mesh, data))

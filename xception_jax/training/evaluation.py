@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax.data import stream
+from xception_jax.data.order import Sampling
 from xception_jax.data.skips import Skips
 from xception_jax.data.sources import Source
 from xception_jax.errors import RunError
@@ -30,6 +31,7 @@ def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> stream
             data.image_size, data.crop_area, data.crop_aspect, data.eval_preset, data.eval_crop
         ),
         stream.Host(data.threads, workers, data.in_memory * 2**20),
+        Sampling(data.balanced, data.mix_weights, data.repeats),
     )
 
 

@@ -1,7 +1,7 @@
 """One step of training, and one batch of evaluation: pure functions, jitted once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,8 @@ class Recipe:
       structure: the model's, see `state.structure_of`.
       optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
       seed: of augmentation and dropout.
-      flip, shift: see `data.augment`.
+      augmentation: see `data.augment`.
+      classes: of the data; needed where examples are mixed.
       loss: of each example.
       accumulate: microbatches that a batch is cut into, one after the other through the model.
       virtual_batch: of batch normalization; needed where `accumulate` is above 1.
@@ -40,8 +41,8 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     seed: int = 0
-    flip: bool = False
-    shift: int = 0
+    augmentation: augment.Augmentation = field(default_factory=augment.Augmentation)
+    classes: int | None = None
     loss: metrics.Loss = metrics.SOFTMAX
     accumulate: int = 1
     virtual_batch: int | None = None
@@ -56,16 +57,17 @@ class Recipe:
         optimizer: optax.GradientTransformation,
         schedule: optax.Schedule,
         devices: int,
+        classes: int | None = None,
         multilabel: bool = False,
     ) -> "Recipe":
-        """What a config says of the step, on so many devices, for data of that kind."""
+        """What a config says of the step, on so many devices, for so many classes of that kind."""
         return cls(
             structure=structure,
             optimizer=optimizer,
             schedule=schedule,
             seed=config.seed,
-            flip=config.augment.flip,
-            shift=config.augment.shift,
+            augmentation=augment.Augmentation.from_config(config.augment),
+            classes=classes,
             loss=metrics.Loss(
                 config_lib.loss_name(config, multilabel),
                 config.loss.label_smoothing,
@@ -87,14 +89,14 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 
     Returns:
       The state at step s + 1, and float32 scalars: `loss`, the metrics of `metrics.means` and
-      `grad_norm` over the batch before the step, and `learning_rate`.
+      `grad_norm` over the batch before the step, and `learning_rate`. Where examples are mixed, the
+      loss is that of the mixed targets, and the metrics ask for the labels of the image that the
+      row held before.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     augment_key, dropout_key = jax.random.split(key)
-    images = augment.augment(augment_key, batch["image"], flip=recipe.flip, shift=recipe.shift)
-    gradients, batch_stats, sums = _gradients(
-        recipe, state, {**batch, "image": images}, dropout_key
-    )
+    batch = _augmented(recipe, state.step, augment_key, batch)
+    gradients, batch_stats, sums = _gradients(recipe, state, batch, dropout_key)
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(
@@ -112,6 +114,23 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     }
 
 
+def _augmented(recipe: Recipe, step: jax.Array, key: jax.Array, batch: Batch) -> Batch:
+    """The batch with other images, and if they are mixed float32 `targets` `[batch, classes]`."""
+    settings = recipe.augmentation
+    keys = augment.example_keys(recipe.seed, step, batch["image"].shape[0])
+    images = augment.augment(settings, key, keys, batch["image"])
+    if not settings.mixes:
+        return {**batch, "image": images}
+    if recipe.classes is None:
+        raise ValueError("mixing needs the number of classes")
+    if "labels" in batch:
+        targets = batch["labels"].astype(jnp.float32)
+    else:
+        targets = jax.nn.one_hot(batch["label"], recipe.classes)
+    images, targets = augment.mix(settings, keys, images, targets)
+    return {**batch, "image": images, "targets": targets}
+
+
 def _gradients(
     recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Tree, Scalars]:
@@ -122,7 +141,7 @@ def _gradients(
         weights = {"params": params, "batch_stats": state.batch_stats}
         images = augment.normalize(part["image"])
         logits, batch_stats = apply(recipe.structure, weights, images, train=True, key=key)
-        losses = recipe.loss(logits, metrics.labels_of(part))
+        losses = recipe.loss(logits, part.get("targets", metrics.labels_of(part)))
         loss = jnp.sum(losses * part["mask"])
         return loss / examples, (
             batch_stats,

@@ -1,0 +1,143 @@
+"""Operations on one image, with Pillow's values, in forms that a device does without branches.
+
+All that Pillow does by a table of levels is one look-up here, all that it does by blending with
+another image one blend, and every affine map one gather. So a policy that draws an operation for
+each image of a batch pays for these three, not for every operation it knows.
+
+Images are uint8 `[height, width, 3]`, RGB.
+"""
+
+import jax
+import jax.numpy as jnp
+
+LEVELS = 256
+
+
+def grey(image: jax.Array) -> jax.Array:
+    """Luma by ITU-R 601-2, rounded as Pillow's `convert("L")`: uint8 `[height, width, 1]`."""
+    weights = jnp.asarray([19595, 38470, 7471])
+    return ((image @ weights + 2**15) >> 16).astype(jnp.uint8)[..., None]
+
+
+def mean_grey(image: jax.Array) -> jax.Array:
+    """The rounded mean luma, uint8 `[1, 1, 1]`: what `ImageEnhance.Contrast` blends with."""
+    total = jnp.sum(grey(image), dtype=jnp.int32, keepdims=True)
+    return jnp.floor(total / (image.shape[0] * image.shape[1]) + 0.5).astype(jnp.uint8)
+
+
+def smooth(image: jax.Array) -> jax.Array:
+    """Pillow's filter `SMOOTH`: 3x3, the centre five times; the outermost pixels stay."""
+    if min(image.shape[:2]) < 3:
+        return image
+    wide = image.astype(jnp.int32)
+    rows = wide[:-2] + wide[1:-1] + wide[2:]
+    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * wide[1:-1, 1:-1]
+    inside = jnp.floor(total / 13 + 0.5).astype(jnp.uint8)
+    return jax.lax.dynamic_update_slice(image, inside, (1, 1, 0))
+
+
+def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
+    """`other` at factor 0, `image` at 1, away from `other` above; cut to 0...255, truncated.
+
+    With `other` black it is `ImageEnhance.Brightness`, with `mean_grey` `Contrast`, with `grey`
+    `Color` (saturation), with `smooth` `Sharpness`.
+    """
+    origin = other.astype(jnp.float32)
+    return jnp.clip(origin + factor * (image - origin), 0, 255).astype(jnp.uint8)
+
+
+def histogram(image: jax.Array) -> jax.Array:
+    """How often each level occurs in each channel: int32 `[256, 3]`."""
+    # Channel by channel: all at once takes more memory, for indices.
+    channels = jnp.moveaxis(image, -1, 0)
+    return jnp.stack([jnp.bincount(c.ravel(), length=LEVELS) for c in channels], axis=1)
+
+
+def look_up(image: jax.Array, table: jax.Array) -> jax.Array:
+    """Replaces each level by the table's: uint8 `[256, 3]`, a column for each channel."""
+    columns = zip(jnp.moveaxis(image, -1, 0), table.T, strict=True)
+    return jnp.stack([column[channel] for channel, column in columns], axis=-1)
+
+
+def autocontrast_table(counts: jax.Array) -> jax.Array:
+    """Stretches each channel to 0...255, as `ImageOps.autocontrast`.
+
+    Args:
+      counts: see `histogram`.
+    """
+    levels = jnp.arange(LEVELS)[:, None]
+    low = jnp.argmax(counts > 0, axis=0)
+    high = LEVELS - 1 - jnp.argmax(counts[::-1] > 0, axis=0)
+    stretched = jnp.clip((levels - low) * 255 // jnp.maximum(high - low, 1), 0, 255)
+    return jnp.where(high > low, stretched, levels).astype(jnp.uint8)
+
+
+def equalize_table(counts: jax.Array) -> jax.Array:
+    """Makes each channel's levels about equally frequent, as `ImageOps.equalize`.
+
+    Args:
+      counts: see `histogram`.
+    """
+    levels = jnp.arange(LEVELS)[:, None]
+    below = jnp.cumsum(counts, axis=0) - counts
+    # The pixels below the highest level there is; where there is but one level they are none.
+    highest = LEVELS - 1 - jnp.argmax(counts[::-1] > 0, axis=0)
+    step = jnp.take_along_axis(below, highest[None], axis=0) // 255
+    equal = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    return jnp.where(step > 0, equal, levels).astype(jnp.uint8)
+
+
+def posterize_table(bits: jax.Array) -> jax.Array:
+    """Keeps the `bits` (1 to 8) highest bits of a level, as `ImageOps.posterize`: one column."""
+    dropped = 8 - bits
+    return (jnp.arange(LEVELS)[:, None] >> dropped << dropped).astype(jnp.uint8)
+
+
+def solarize_table(threshold: jax.Array) -> jax.Array:
+    """Inverts the levels from `threshold` on, as `ImageOps.solarize`: one column."""
+    levels = jnp.arange(LEVELS)[:, None]
+    return jnp.where(levels < threshold, levels, 255 - levels).astype(jnp.uint8)
+
+
+def warp(image: jax.Array, matrix: jax.Array, fill: int) -> jax.Array:
+    """An affine map, the nearest pixel each, as Pillow's `transform(size, AFFINE, matrix)`.
+
+    Args:
+      image: uint8 `[height, width, channels]`.
+      matrix: float32 `[2, 3]`; takes a pixel of the result, as (x, y, 1) of its centre, to the
+        place in the image that it shows.
+      fill: the level where that lies outside.
+    """
+    height, width, _ = image.shape
+    x, y = jnp.arange(width) + 0.5, jnp.arange(height)[:, None] + 0.5
+    column, row = (
+        jnp.floor(a * x + b * y + c).astype(jnp.int32) for a, b, c in (matrix[0], matrix[1])
+    )
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    picked = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
+    return jnp.where(inside[..., None], picked, jnp.uint8(fill))
+
+
+def rectangle(corner: jax.Array, size: jax.Array, height: int, width: int) -> jax.Array:
+    """Where a rectangle lies in an image: bool `[height, width]`.
+
+    Args:
+      corner: its upper left one, row and column; whole numbers, may lie outside.
+      size: its height and width.
+      height, width: of the image.
+    """
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)
+    within_rows = (row >= corner[0]) & (row < corner[0] + size[0])
+    return within_rows & (column >= corner[1]) & (column < corner[1] + size[1])
+
+
+def around_centre(linear: jax.Array, offset: jax.Array, height: int, width: int) -> jax.Array:
+    """The matrix for `warp` that maps by `linear` about the image's centre, then by `offset`.
+
+    Args:
+      linear: float32 `[2, 2]`.
+      offset: float32 `[2]`, x and y in pixels.
+      height, width: of the image.
+    """
+    centre = jnp.asarray([width / 2, height / 2])
+    return jnp.column_stack([linear, centre - linear @ centre + offset])
