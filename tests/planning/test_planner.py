@@ -22,19 +22,20 @@ STEP = Step(Memory(0, 0, 0, 0, 0), 1e12, 1e9, (), NONE, seconds=0.5)
     fixed=st.floats(0, 50), each=st.floats(0.5, 20), growth=st.floats(0, 0.2), has=st.floats(1, 99)
 )
 def test_the_search_ends_on_both_sides_of_the_limit(fixed, each, growth, has):
-    def memory(n: int) -> tuple[float, float]:
-        return fixed + each * n * (1 + growth * n), has
+    def compiled(n: int) -> planner.Try:
+        takes = fixed + each * n * (1 + growth * n)
+        return planner.Try(takes <= has, takes)
 
-    found = planner.search(memory)
-    best = max((n for n, (takes, _) in found.items() if takes <= has), default=0)
+    found = planner.search(compiled, has)
+    best = max((n for n, tried in found.items() if tried.fits), default=0)
     assert best + 1 in found
-    assert memory(best + 1)[0] > has
-    assert best == 0 or memory(best)[0] <= has
+    assert not compiled(best + 1).fits
+    assert best == 0 or compiled(best).fits
     assert len(found) < 16
 
 
 def test_memory_that_grows_in_a_line_takes_few_tries():
-    found = planner.search(lambda n: (300e6 + 2.6e9 * n, 16.9e9))
+    found = planner.search(lambda n: planner.Try(n < 7, 300e6 + 2.6e9 * n), 16.9e9)
     assert len(found) <= 5, found
     assert {6, 7} <= set(found)
 

@@ -229,56 +229,64 @@ def fit(config: ConfigDict, topology: Topology, data: Data, *, remat: bool, say:
     """
     unit = config.model.bn_virtual_batch or 8
 
-    def memory(units: int) -> tuple[float, float]:
-        """Bytes taken, and bytes there, of so many units on a device."""
+    has = topology.chip.usable_gib * 2**30
+
+    def compiled(units: int) -> Try:
         changed = ConfigDict(config).copy_and_resolve_references()
         changed.model.remat, changed.optimizer.microbatch = remat, 0
         changed.data.batch_size = units * unit * topology.devices
         try:
             answer = ask("train", changed, topology, data, say, schedules=False)
+            found = Try(True, Memory(**answer.figures["memory"]).total)
         except DoesNotFitError as error:
-            say(f"  {units * unit} a device: refused, {error.needs / 2**30:.2f} GiB")
-            return error.needs, error.has
-        taken = Memory(**answer.figures["memory"]).total
-        say(f"  {units * unit} a device: fits, {taken / 2**30:.2f} GiB")
-        return taken, topology.chip.usable_gib * 2**30
+            found = Try(False, error.needs)
+        verdict = "fits" if found.fits else "refused"
+        say(f"  {units * unit} images a device: {verdict}, {found.bytes / 2**30:.2f} GiB")
+        return found
 
-    found = search(memory)
-    fits = [n for n, (takes, has) in found.items() if takes <= has]
-    best = max(fits, default=0)
-    refused, has = found[best + 1]
-    return Fit(remat, best * unit, found[best][0] if best else 0, (best + 1) * unit, refused, has,
-               len(found))  # fmt: skip
+    found = search(compiled, has)
+    best = max((n for n, tried in found.items() if tried.fits), default=0)
+    return Fit(
+        remat, best * unit, found[best].bytes if best else 0.0, (best + 1) * unit,
+        found[best + 1].bytes, has, len(found),
+    )  # fmt: skip
 
 
-def search(memory: Callable[[int], tuple[float, float]]) -> dict[int, tuple[float, float]]:
+@dataclass(frozen=True)
+class Try:
+    """Whether a device takes a program, and the bytes that it needs."""
+
+    fits: bool
+    bytes: float
+
+
+def search(compiled: Callable[[int], Try], has: float) -> dict[int, Try]:
     """Tries numbers until one fits and the next does not.
 
     Args:
-      memory: of a number, `(bytes taken, bytes there)`; it grows with the number.
+      compiled: what the compiler says of a number; bytes grow with it.
+      has: about how many bytes there are; only guesses are made of it.
 
     Returns:
       The tries, by number.
     """
-    found = {}
+    found: dict[int, Try] = {}
     guess = 2
     while True:
-        found[guess] = memory(guess)
-        fits = [n for n, (takes, has) in found.items() if takes <= has]
-        refused = [n for n in found if n not in fits]
-        low, high = max(fits, default=0), min(refused, default=None)
+        found[guess] = compiled(guess)
+        low = max((n for n, tried in found.items() if tried.fits), default=0)
+        high = min((n for n, tried in found.items() if not tried.fits), default=None)
         if high is not None and high - low == 1:
             return found
-        guess = _guess(found, low, high)
+        guess = _guess(found, has, low, high)
 
 
-def _guess(found: Mapping[int, tuple[float, float]], low: int, high: int | None) -> int:
+def _guess(found: Mapping[int, Try], has: float, low: int, high: int | None) -> int:
     """The number at which memory is full, on the line through the two tries nearest to that.
 
     Kept between `low`, which fits, and `high`, which does not.
     """
-    has = found[max(found)][1]
-    points = [(0, 0.0), *((n, takes) for n, (takes, _) in found.items())]
+    points = [(0, 0.0), *((n, tried.bytes) for n, tried in found.items())]
     near, far = sorted(points, key=lambda point: abs(point[1] - has))[:2]
     slope = (far[1] - near[1]) / (far[0] - near[0])
     most = high - 1 if high is not None else 4 * max(low, 1)
