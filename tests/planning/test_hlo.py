@@ -105,12 +105,23 @@ def test_stages_come_from_the_named_scopes(op_name, expected):
 
 
 BETWEEN = """\
+%fused (param_0: f32[8,128], param_1: f32[8]) -> (f32[128], f32[]) {
+  %param_0 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %param_1 = f32[8]{0:T(128)} parameter(1)
+  %of_images = f32[128]{0:T(128)} reduce(%param_0), to_apply=%add
+  %of_mask = f32[]{:T(128)} reduce(%param_1), to_apply=%add
+  ROOT %both = (f32[128]{0:T(128)}, f32[]{:T(128)}) tuple(%of_images, %of_mask)
+}
+
 ENTRY %main (a: bf16[8]) -> bf16[8] {
   %a = f32[8,128]{1,0:T(8,128)} parameter(0)
   %k = f32[128,128]{1,0:T(8,128)} parameter(1)
-  %count = f32[]{:T(128)} all-reduce(%m), to_apply=%add
+  %mask = f32[8]{0:T(128)} parameter(2)
   %dot.1 = f32[8,128]{1,0:T(8,128)} dot(%a, %k), lhs_contracting_dims={1}
-  %sum.1 = f32[128]{0:T(128)} reduce(%dot.1), to_apply=%add
+  %sums = (f32[128]{0:T(128)}, f32[]{:T(128)}) fusion(%dot.1, %mask), kind=kLoop, calls=%fused
+  %sum.1 = f32[128]{0:T(128)} get-tuple-element(%sums), index=0
+  %examples = f32[]{:T(128)} get-tuple-element(%sums), index=1
+  %count = f32[]{:T(128)} all-reduce(%examples), to_apply=%add
   %statistics = f32[128]{0:T(128)} all-reduce(%sum.1), to_apply=%add
   %scaled = f32[8,128]{1,0:T(8,128)} divide(%dot.1, %statistics)
   %weighted = f32[8,128]{1,0:T(8,128)} multiply(%scaled, %count)
@@ -126,7 +137,7 @@ ENTRY %main (a: bf16[8]) -> bf16[8] {
 def test_collectives_between_layers_are_told_from_those_around_the_network():
     found = {c.operation.name: c for c in Program(BETWEEN, {}).costs() if c.payload}
     assert {name: c.inside for name, c in found.items()} == {
-        "count": False,  # it depends on no layer
+        "count": False,  # it depends on no layer, though it is summed beside what does
         "statistics": True,
         "gradients": False,  # no layer depends on it
         "gathered": False,

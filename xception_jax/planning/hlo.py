@@ -223,16 +223,47 @@ class Program:
         """Whether an operation depends on a product of its computation, and another one on it."""
         operations = list(self.computations[computation].operations.values())
         at = operations.index(operation)
-        needed = set(operation.operands)
-        for earlier in reversed(operations[:at]):  # operands come before those who use them
-            if earlier.name in needed:
-                if self._holds_product(earlier):
-                    break
-                needed.update(earlier.operands)
-        else:
-            return False
+        return self._product_before(operation, operations[:at]) and self._product_after(
+            operation, operations[at:]
+        )
+
+    def _product_before(self, operation: Operation, before: list[Operation]) -> bool:
+        # Of each operation the outputs that are needed, None for all: the compiler puts what has
+        # nothing to do with each other into one fusion.
+        needed: dict[str, set[int | None]] = {name: {None} for name in operation.operands}
+        for earlier in reversed(before):  # operands come before those who use them
+            if earlier.name not in needed:
+                continue
+            if earlier.opcode == "get-tuple-element":
+                index = int(earlier.attribute(r"index=(\d+)"))
+                needed.setdefault(earlier.operands[0], set()).add(index)
+                continue
+            operands, product = self._behind(earlier, needed[earlier.name])
+            if product:
+                return True
+            for name in operands:
+                needed.setdefault(name, set()).add(None)
+        return False
+
+    def _behind(self, operation: Operation, outputs: set[int | None]) -> tuple[Iterable[str], bool]:
+        """The operands that some outputs depend on, and whether a product stands between."""
+        inside = self._inside(operation)
+        if None in outputs or not inside or not inside.root or inside.root.opcode != "tuple":
+            return operation.operands, self._holds_product(operation)
+        reached = {inside.root.operands[i] for i in outputs if i is not None}
+        operands, product = [], False
+        for held in reversed(inside.operations.values()):
+            if held.name not in reached:
+                continue
+            reached.update(held.operands)
+            product = product or self._holds_product(held)
+            if held.opcode == "parameter":
+                operands.append(operation.operands[int(held.rest.split(",")[0])])
+        return operands, product
+
+    def _product_after(self, operation: Operation, after: list[Operation]) -> bool:
         reached = {operation.name}
-        for later in operations[at:]:
+        for later in after:
             if not reached.isdisjoint(later.operands):
                 if self._holds_product(later):
                     return True
