@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from tests.processes import finish, result
-from xception_jax import config as config_lib
 from xception_jax import train
+from xception_jax.errors import UsageError
 from xception_jax.planning import report
 
 IMAGENET = "--config=configs/imagenet.py"
@@ -66,8 +66,10 @@ def test_statistics_over_the_whole_batch_stand_between_layers(small_config):
         ([IMAGENET, "--sweep=v5e:2x2", "--topology=v5e:4x4"], "leave out --topology"),
         ([IMAGENET, "--plot=plan.png"], "--plot draws what --sweep"),
         ([IMAGENET, "--batch_per_chip=0"], "batch_per_chip"),
+        ([IMAGENET, "--topology=v5e:4x4", "--csv=nowhere/plan.csv"],
+         "--csv=nowhere/plan.csv: there is no such folder"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(flags, message):
     process = finish("plan", *flags)
     assert process.returncode == 2
@@ -115,6 +117,6 @@ def test_a_picture_needs_matplotlib_and_a_known_suffix(tmp_path, monkeypatch):
     report.plot([ROW, ROW], tmp_path / "plan.png")
     picture = (tmp_path / "plan.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
-    with pytest.raises(config_lib.UsageError, match="--plot="):
-        report.plot([ROW], tmp_path / "plan.what")
+    with pytest.raises(UsageError, match="--plot="):
+        report.check_plot(tmp_path / "plan.what")
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]

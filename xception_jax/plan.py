@@ -167,6 +167,9 @@ def _check_flags() -> None:
         raise UsageError("--plot draws what --sweep=v5e:4x4,v6e:4x4 compares")
     if _FIT.value and _CSV.value:
         raise UsageError("--csv is for plans; --fit --json prints what it finds")
+    for name, path in (("csv", _CSV.value), ("plot", _PLOT.value)):
+        if path and not pathlib.Path(path).absolute().parent.is_dir():
+            raise UsageError(f"--{name}={path}: there is no such folder; make it first")
 
 
 def main() -> None:
@@ -191,6 +194,8 @@ def main() -> None:
     else:
         preflight.check_without_data(_CONFIG.value, jax.device_count())
         configs = [config_lib.resolve(_CONFIG.value)]
+    if _PLOT.value:
+        report.check_plot(pathlib.Path(_PLOT.value))
     data = data_lib.find(
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,

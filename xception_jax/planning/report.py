@@ -227,20 +227,26 @@ def to_csv(rows: Sequence[Mapping[str, object]], command: str) -> str:
     return text.getvalue()
 
 
+def check_plot(path: Path) -> None:
+    """Raises `UsageError` where there is no Matplotlib, or it does not know the file's suffix."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("--plot needs Matplotlib: pip install 'xception_jax[plan]'") from None
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise UsageError(f"--plot={path}: its suffix is none of {', '.join(sorted(known))}")
+
+
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws images/s a chip, memory, and hours of slices beside each other.
 
     Args:
       rows: of plans that fit and have a time.
-      path: of the picture; its suffix says the format.
-
-    Raises:
-      UsageError: there is no Matplotlib, or it does not know the suffix.
+      path: of the picture, see `check_plot`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("--plot needs Matplotlib: pip install 'xception_jax[plan]'") from None
+    from matplotlib.figure import Figure
+
     names = [str(found["topology"]) for found in rows]
     figure = Figure(figsize=(12, 0.6 + 0.5 * len(rows)), layout="constrained")
     speed, memory, hours = figure.subplots(1, 3, sharey=True)
@@ -250,14 +256,11 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     memory.barh(names, [found["total_gib"] for found in rows], label="taken")
     memory.set_xlabel("GiB of a device")
     memory.legend()
-    hours.barh(names, [found["hours"] or 0 for found in rows])
+    hours.barh(names, [found["hours"] or 0 for found in rows], color="lightsteelblue")
     for i, found in enumerate(rows):
         hours.text(0, i, f" {found['chip_hours'] or 0:,.0f} chip-hours", va="center")
     hours.set_xlabel("hours of the run")
     speed.invert_yaxis()
     unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
-        figure.savefig(unfinished, dpi=120)
-    except ValueError as error:
-        raise UsageError(f"--plot={path}: {str(error).splitlines()[0]}") from None
+    figure.savefig(unfinished, dpi=120)
     unfinished.replace(path)
