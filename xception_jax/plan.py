@@ -202,13 +202,14 @@ def main() -> None:
     )  # fmt: skip
     console = make_console(stderr=_JSON.value)
     result: dict[str, list] = {"plans": [], "fits": []}
-    if _SWEEP.value:
-        result["plans"] = sweep(configs, topologies, data, console)
-    elif _FIT.value:
-        result["fits"] = _fit(configs[0], topologies[0], data, console)
-    else:
-        plan = _single(configs[0], topologies[0] if topologies else None, data, console)
-        result["plans"] = [report.row(plan)]
+    with console.status("compiling; Ctrl-C ends it"):  # seen on terminals only
+        if _SWEEP.value:
+            result["plans"] = sweep(configs, topologies, data, console)
+        elif _FIT.value:
+            result["fits"] = _fit(configs[0], topologies[0], data, console)
+        else:
+            plan = _single(configs[0], topologies[0] if topologies else None, data, console)
+            result["plans"] = [report.row(plan)]
     if _JSON.value:
         print(json.dumps(result))
 

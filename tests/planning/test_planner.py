@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xception_jax.errors import RunError
+from xception_jax.errors import RunError, UsageError
 from xception_jax.fields import Duration
 from xception_jax.planning import chips, compiler, planner, steps
 from xception_jax.planning.estimate import NONE, Memory, Step
@@ -106,9 +106,12 @@ def test_answers_are_kept_and_found_again(child, tmp_path):
 
 
 def test_a_compiler_that_fails_is_one_line(child):
-    child({"key": "abc"}, returncode=1, stderr="Traceback\nValueError: bad layout\n")
+    child({"key": "abc"}, returncode=1, stderr="Traceback\nValueError: bad layout\nSee there.\n")
     request = {"topology": "v5e:2x2", "options": {}, "schedules": False}
     with pytest.raises(RunError, match="v5e:2x2 does not compile: ValueError: bad layout"):
+        compiler.ask(request)
+    child({"key": "abc"}, returncode=1, stderr="xception_jax.errors.UsageError: too small: 3\n")
+    with pytest.raises(UsageError, match="^too small: 3$"):
         compiler.ask(request)
     child({"key": "abc"}, returncode=-9)
     with pytest.raises(RunError, match="ended by signal 9"):

@@ -6,6 +6,7 @@ the same topology is not compiled twice.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ _DUMP = (
     "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
     "--xla_jf_dump_llo_pass_label_regex=packed-bundles-post-ra"
 )
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def ask(
       known: the folder of earlier answers; None: asks anew.
 
     Raises:
+      UsageError: the program cannot be made of this config.
       RunError: it fails for another reason than too little memory.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -96,15 +99,22 @@ def _run(module: str, request: Mapping[str, Any], folder: Path) -> None:
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is not compiled dumps nothing
         "LIBTPU_INIT_ARGS": f"{flags} {_DUMP.format(folder)}" if request["schedules"] else flags,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", module, json.dumps(request)],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        killed = f"ended by signal {-done.returncode}"
-        reason = killed if done.returncode < 0 else lines[-1]  # the last line of the traceback
-        raise RunError(f"{request['topology']} does not compile: {reason[:300]}")
+    command = [sys.executable, "-m", module, json.dumps(request)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    except KeyboardInterrupt:
+        raise RunError("interrupted; the programs compiled before are kept") from None
+    if not done.returncode:
+        return
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    # Of a traceback the line that names the exception; more lines may follow it.
+    reason = next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
+    if done.returncode < 0:
+        reason = f"ended by signal {-done.returncode}"
+    kind, _, message = reason.partition(": ")
+    if kind.endswith("errors.UsageError"):
+        raise UsageError(message)
+    raise RunError(f"{request['topology']} does not compile: {reason[:300]}")
 
 
 def _read(folder: Path) -> Answer:
