@@ -39,7 +39,9 @@ def test_it_plans_for_the_devices_that_are_there(small_config, flags, tmp_path):
     assert (plan["devices"], plan["images_a_device"], plan["steps"]) == (8, 8, 12)
     assert (plan["step_ms"], plan["hours"], plan["estimate"]) == (None, None, "none")
 
-    command, header, line = table.read_text().splitlines()
+    command, date, versions, header, line = table.read_text().splitlines()
+    assert date.startswith("# date: 20")
+    assert f"jax {jax.__version__}" in versions
     assert command.startswith("# command: python -m xception_jax.plan --config=")
     assert dict(zip(header.split(","), line.split(","), strict=True))["topology"] == "8 x cpu"
 
@@ -107,7 +109,7 @@ def test_a_sweep_is_a_table_a_file_and_a_picture(tmp_path):
     with console.capture() as said:
         console.print(report.of_sweep(rows))
     assert "1,093" in said.get()
-    header, *lines = report.to_csv(rows, "python -m x").splitlines()[1:]
+    header, *lines = report.to_csv(rows, {"command": "x"}).splitlines()[1:]
     assert header.split(",") == list(ROW)
     assert [line.split(",")[0] for line in lines] == ["v5e:2x2", "v5e:1x1"]
 

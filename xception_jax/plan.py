@@ -11,10 +11,12 @@ The run's own training and evaluation steps are compiled by the TPU compiler (pi
 v4, v5e, v5p, v6e and tpu7x, by shape (v5p:2x2x1) or by name (v5p-8).
 """
 
+import datetime
 import json
 import pathlib
 import shlex
 import sys
+from importlib import metadata, util
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -117,8 +119,14 @@ def _write_csv(rows: list[dict[str, object]]) -> None:
     from xception_jax.training.workdir import write_atomically
 
     if _CSV.value:
-        command = shlex.join(["python", "-m", "xception_jax.plan", *sys.argv[1:]])
-        write_atomically(pathlib.Path(_CSV.value), report.to_csv(rows, command))
+        found = {name: util.find_spec(name) for name in ("jax", "libtpu")}
+        versions = (f"{name} {metadata.version(name)}" for name in found if found[name])
+        notes = {
+            "command": shlex.join(["python", "-m", "xception_jax.plan", *sys.argv[1:]]),
+            "date": datetime.date.today().isoformat(),
+            "versions": ", ".join(versions),
+        }
+        write_atomically(pathlib.Path(_CSV.value), report.to_csv(rows, notes))
 
 
 def _fit(config: ConfigDict, topology: "Topology", data: "Data", console: "Console") -> list[dict]:

@@ -111,7 +111,7 @@ def test_a_compiler_that_fails_is_one_line(child):
     with pytest.raises(RunError, match="v5e:2x2 does not compile: ValueError: bad layout"):
         compiler.ask(request)
     child({"key": "abc"}, returncode=1, stderr="xception_jax.errors.UsageError: too small: 3\n")
-    with pytest.raises(UsageError, match="^too small: 3$"):
+    with pytest.raises(UsageError, match=r"^too small: 3$"):
         compiler.ask(request)
     child({"key": "abc"}, returncode=-9)
     with pytest.raises(RunError, match="ended by signal 9"):

@@ -216,10 +216,10 @@ def of_fits(fits: Iterable[Fit], topology: str) -> Table:
     return table(f"{topology}: the most images that a device takes at once", header, rows)
 
 
-def to_csv(rows: Sequence[Mapping[str, object]], command: str) -> str:
-    """Rows under the command that made them. The keys of all are the columns."""
+def to_csv(rows: Sequence[Mapping[str, object]], notes: Mapping[str, str]) -> str:
+    """Rows under lines of notes, `# name: text`. The keys of all rows are the columns."""
     text = io.StringIO()
-    text.write(f"# command: {command}\n")
+    text.writelines(f"# {name}: {note}\n" for name, note in notes.items())
     columns = list(dict.fromkeys(key for found in rows for key in found))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
