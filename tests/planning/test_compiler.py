@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def ask(topology, **request):
-    told = {"topology": topology.name, "options": topology.options, "schedules": False, **request}
+    told = {**topology.request, "schedules": False, **request}
     return compiler.ask(told, module="tests.planning.product")
 
 

@@ -96,7 +96,7 @@ def child(monkeypatch):
 def test_answers_are_kept_and_found_again(child, tmp_path):
     answer = {"key": "abc", "memory": {}, "flops": 1.0}
     asked = child(answer, hlo="HloModule")
-    request = {"topology": "v5e:2x2", "options": {}, "schedules": True}
+    request = {"topology": "v5e:2x2", "options": {}, "flags": "", "schedules": True}
     first = compiler.ask(request, known=tmp_path / "known")
     again = compiler.ask(request, known=tmp_path / "known")
     assert first == again
@@ -107,7 +107,7 @@ def test_answers_are_kept_and_found_again(child, tmp_path):
 
 def test_a_compiler_that_fails_is_one_line(child):
     child({"key": "abc"}, returncode=1, stderr="Traceback\nValueError: bad layout\nSee there.\n")
-    request = {"topology": "v5e:2x2", "options": {}, "schedules": False}
+    request = {"topology": "v5e:2x2", "options": {}, "flags": "", "schedules": False}
     with pytest.raises(RunError, match="v5e:2x2 does not compile: ValueError: bad layout"):
         compiler.ask(request)
     child({"key": "abc"}, returncode=1, stderr="xception_jax.errors.UsageError: too small: 3\n")

@@ -111,6 +111,19 @@ class Topology:
         return {"chip_config_name": "megacore"} if self.chip.kind == "v4" else {}
 
     @property
+    def flags(self) -> str:
+        """What libtpu needs to be told, as flags."""
+        # On TPU7x libtpu 0.0.52 gives a large all-reduce to the SparseCores, in a form that JAX
+        # 0.10.2 cannot read: "async-update instruction should have 1 operands".
+        offload = "--xla_tpu_enable_sparse_core_collective_offload_all_reduce=false"
+        return offload if self.chip.kind == "tpu7x" else ""
+
+    @property
+    def request(self) -> dict[str, object]:
+        """Its part of a request to the compiler, see `compiler.ask`."""
+        return {"topology": self.name, "options": self.options, "flags": self.flags}
+
+    @property
     def link_rate(self) -> float:
         """Bytes a second, one way, over a link along each axis that has several chips; 0: none."""
         return sum(size > 1 for size in self.shape) * self.chip.link_gb_per_s * 1e9

@@ -61,8 +61,9 @@ def ask(
     """Has a program compiled, or finds what was said of it before.
 
     Args:
-      request: for the module: `topology` and `options`, see `chips.Topology`; `schedules`, whether
-        the cycles of its operations are wanted; and what else makes up the program.
+      request: for the module: `topology`, `options` and `flags`, see `chips.Topology`; `schedules`,
+        whether the cycles of its operations are wanted; and what else makes up the program. Flags
+        of `LIBTPU_INIT_ARGS` come after its own.
       module: started with the request as JSON; see `program.answer`.
       known: the folder of earlier answers; None: asks anew.
 
@@ -72,7 +73,9 @@ def ask(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _run(module, {**request, "folder": name, "known": str(known) if known else None}, folder)
+        own = f"{request['flags']} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip()
+        kept = str(known) if known else None
+        _run(module, {**request, "flags": own, "folder": name, "known": kept}, folder)
         figures = json.loads((folder / "program.json").read_text())
         if figures.get("is_known") and known:
             return _read(known / figures["key"])
@@ -89,7 +92,7 @@ def folder_of_answers() -> Path:
 
 
 def _run(module: str, request: Mapping[str, Any], folder: Path) -> None:
-    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    flags = f"{request['flags']} {_DUMP.format(folder) if request['schedules'] else ''}"
     environment = {
         **os.environ,
         # The process takes no device, so it may load libtpu beside another that does.
@@ -97,7 +100,7 @@ def _run(module: str, request: Mapping[str, Any], folder: Path) -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is not compiled dumps nothing
-        "LIBTPU_INIT_ARGS": f"{flags} {_DUMP.format(folder)}" if request["schedules"] else flags,
+        "LIBTPU_INIT_ARGS": flags,
     }
     command = [sys.executable, "-m", module, json.dumps(request)]
     try:

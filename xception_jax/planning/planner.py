@@ -178,8 +178,7 @@ def ask(
     say(f"compiling {where}; minutes, unless it has been compiled before")
     since = time.perf_counter()
     request = {
-        "topology": topology.name,
-        "options": topology.options,
+        **topology.request,
         "schedules": schedules,
         "step": name,
         "config": config_lib.flatten(config),

@@ -40,6 +40,7 @@ def answer(lowered: Any, request: dict[str, Any]) -> None:
     folder = Path(request["folder"])
     told = [request["topology"], request["options"], request["schedules"],
             metadata.version("libtpu"), lowered.as_text()]  # fmt: skip
+    told += [request["flags"]] if request["flags"] else []
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     if request.get("known") and (Path(request["known"]) / key / "program.json").exists():
         _write(folder, {"key": key, "is_known": True})
