@@ -1,6 +1,6 @@
 """What the TPU compiler says of the training step, without a TPU.
 
-    pip install -e . libtpu
+    pip install -e '.[plan]'
     python -m benchmarks.tpu_compile --chips v5e:2x2 v6e:2x2            # a quarter of an hour
     python -m benchmarks.tpu_compile --blocks short --check             # the gate: minutes
 
@@ -11,46 +11,24 @@ ranks variants of a program; as absolute time it is unproven, since no device ha
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
+from typing import Any
 
 from benchmarks import record
 from benchmarks.arguments import assignment
-from benchmarks.tpu_bundles import schedules
-from benchmarks.tpu_hlo import Cost, Program, exposed_cycles
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
+from xception_jax.planning import chips, compiler
+from xception_jax.planning.chips import CHIPS, Chip
+from xception_jax.planning.hlo import Cost, Program, exposed_cycles
 
-_DUMP = (
-    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
-    "--xla_jf_dump_llo_pass_label_regex=packed-bundles-post-ra"
-)
 # A copy of fewer bytes is an index, a scalar, or a row of channels.
 _REAL_COPY = 2_000_000
 
 Row = dict[str, object]
 
-
-@dataclass(frozen=True)
-class Chip:
-    """Rates of a chip: clock in GHz, inferred from its peak rate, and memory in GB/s."""
-
-    ghz: float
-    gb_per_s: float
-
-    def memory_cycles(self, count: int) -> float:
-        """Cycles in which the memory moves so many bytes."""
-        return count * self.ghz / self.gb_per_s
-
-
-CHIPS = {"v5e": Chip(1.5, 819), "v6e": Chip(1.75, 1640)}
 
 # Figures that `--check` compares: name, and by how much of itself each may grow.
 TOLERANCES = {"larger_mcycles": 0.03, "temporary_gb": 0.05, "all_reduces": 0.0, "real_copies": 0.0,
@@ -58,61 +36,23 @@ TOLERANCES = {"larger_mcycles": 0.03, "temporary_gb": 0.05, "all_reduces": 0.0, 
 _KEYS = ("chips", "blocks", "batch", "side", "microbatch", "overrides")
 
 
-class FailureError(Exception):
-    """Ends the command with a line for the user and an exit code."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
-
-
-def compile_step(request: Mapping[str, object], folder: Path) -> tuple[str, dict[str, float]]:
-    """Compiles in a process of its own; the scheduled HLO, and the executable's own figures.
-
-    The process takes no device, so it may load libtpu beside another that does.
-    """
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is not compiled dumps nothing
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {_DUMP.format(folder)}",
-    }
-    ask = json.dumps({**request, "folder": str(folder)})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.tpu_program", ask],
-        env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        killed = f"ended by signal {-done.returncode}"
-        reason = killed if done.returncode < 0 else lines[-1]  # the last line of the traceback
-        raise FailureError(f"{request['chips']} does not compile: {reason[:300]}", 1)
-    hlo = (folder / "program.hlo").read_text()
-    return hlo, json.loads((folder / "program.json").read_text())
-
-
 def measure(request: Mapping[str, object]) -> list[Row]:
     """The rows of one topology: `all`, then by stage and direction, then by class of operation."""
-    chip = CHIPS[str(request["chips"]).split(":")[0]]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        hlo, answer = compile_step(request, folder)
-        found = schedules(folder)
-        if not found:
-            raise FailureError("libtpu left no schedules; is it another version's dump?", 1)
-        program = Program(hlo, found)
-    costs = list(program.costs())
+    topology = chips.parse(str(request["chips"]))
+    told = {**request, **topology.request, "schedules": True}
+    answer = compiler.ask(told, module="benchmarks.tpu_program")
+    if not answer.cycles:
+        raise RunError("libtpu left no schedules; is it another version's dump?")
+    costs = list(Program(answer.hlo, answer.cycles).costs())
     groups: dict[str, list[Cost]] = {"all": costs}
     groups |= _grouped(costs, lambda c: f"{c.stage} {'backward' if c.backward else 'forward'}")
     groups |= _grouped(costs, lambda c: f"class {c.kind}")
     fields = {name: request[name] for name in _KEYS if name in request}
     fields |= {"blocks": "short" if request["short"] else "all"}
     fields["overrides"] = " ".join(f"{k}={v}" for k, v in dict(request["overrides"]).items())
-    rows = [{**{k: fields[k] for k in _KEYS}, "part": part, **_sums(members, chip)}
+    rows = [{**{k: fields[k] for k in _KEYS}, "part": part, **_sums(members, topology.chip)}
             for part, members in groups.items()]  # fmt: skip
-    whole = _whole(rows[0], costs, chip, int(request["batch"]), answer)
+    whole = _whole(rows[0], costs, topology.chip, int(request["batch"]), answer.figures)
     return [
         {**row, **(whole if i == 0 else dict.fromkeys(whole, ""))} for i, row in enumerate(rows)
     ]
@@ -145,9 +85,7 @@ def _sums(costs: list[Cost], chip: Chip) -> Row:
     }
 
 
-def _whole(
-    sums: Row, costs: list[Cost], chip: Chip, batch: int, answer: Mapping[str, float]
-) -> Row:
+def _whole(sums: Row, costs: list[Cost], chip: Chip, batch: int, figures: Mapping[str, Any]) -> Row:
     seconds = float(str(sums["larger_mcycles"])) / chip.ghz / 1e3
     prefetch = chip.memory_cycles(sum(c.bytes for c in costs if c.kind == "prefetch"))
     hidden = prefetch - exposed_cycles(costs, chip.memory_cycles)
@@ -158,13 +96,13 @@ def _whole(
         # only as far as they do not fit there, or not at all.
         "overlapped_mcycles": round(float(str(sums["larger_mcycles"])) - hidden / 1e6, 3),
         "without_prefetch_mcycles": round(float(str(sums["larger_mcycles"])) - prefetch / 1e6, 3),
-        "temporary_gb": round(answer["temporary"] / 1e9, 3),
-        "arguments_gb": round(answer["arguments"] / 1e9, 3),
+        "temporary_gb": round(figures["memory"]["temporary"] / 1e9, 3),
+        "arguments_gb": round(figures["memory"]["arguments"] / 1e9, 3),
         "all_reduces": sum(c.kind == "all-reduce" for c in costs),
         "real_copies": len(copies),
         "without_schedule": sum(c.cycles == 0 and c.kind not in ("prefetch", "all-reduce")
                                 for c in costs),
-        "compile_s": round(answer["compile_s"]),
+        "compile_s": round(figures["compile_s"]),
     }  # fmt: skip
 
 
@@ -240,26 +178,20 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, prints, writes, checks. Raises `FailureError`."""
-    if util.find_spec("libtpu") is None:
-        raise FailureError(
-            "libtpu is not installed; pip install 'xception_jax[tpu]', or pip install libtpu", 2
-        )
-    for chips in args.chips:
-        if chips.split(":")[0] not in CHIPS or ":" not in chips:
-            raise FailureError(
-                f"--chips {chips}: takes KIND:SHAPE such as v5e:2x2; kinds: {', '.join(CHIPS)}", 2
-            )
+    """Measures, prints, writes, checks. Raises `UsageError` and `RunError`."""
+    compiler.check_installed()
+    for name in args.chips:
+        chips.parse(name)
     if args.append and not args.output:
-        raise FailureError("--append needs --output", 2)
+        raise UsageError("--append needs --output")
     short = args.blocks == "short"
     committed = record.RESULTS / ("tpu_short.csv" if short else "tpu_compile.csv")
     before = record.read(committed)[1] if args.check and committed.exists() else []
     earlier, kept = record.earlier(args.output) if args.append else ({}, [])
     rows: list[Row] = []
-    for chips in args.chips:
+    for name in args.chips:
         request = {
-            "chips": chips,
+            "chips": name,
             "batch": args.batch,
             "side": args.side,
             "microbatch": args.microbatch,
@@ -267,7 +199,7 @@ def run(args: argparse.Namespace) -> None:
             "overrides": dict(args.override),
         }
         found = measure(request)
-        print(f"{chips}\n{_table(found)}\n", flush=True)
+        print(f"{name}\n{_table(found)}\n", flush=True)
         rows += found
     if args.output:
         notes = {
@@ -282,16 +214,16 @@ def run(args: argparse.Namespace) -> None:
         for row in rows:
             complaint = worse(row, before) if row["part"] == "all" else None
             if complaint:
-                raise FailureError(complaint, 1)
+                raise RunError(complaint)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     try:
         run(arguments(argv))
-    except FailureError as failure:
-        print(failure, file=sys.stderr)
-        return failure.code
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

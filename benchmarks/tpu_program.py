@@ -1,32 +1,23 @@
 """Compiles the training step for a TPU that is not there, in a process of its own.
 
-`tpu_compile.py` starts this with libtpu's flags in the environment and a JSON request as the only
-argument; the answer is files: `program.hlo`, and `program.json` with what the executable says.
+What `xception_jax.planning.program` is to a plan, this is to `tpu_compile.py`, whose requests name
+sizes and overrides of `configs/imagenet.py`, and a shorter network.
 """
 
 import json
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from configs import imagenet
 from xception_jax import config as config_lib
 from xception_jax.models import xception
 from xception_jax.models.layers import Layers
-from xception_jax.training import optimizer, sharding
+from xception_jax.planning import program, steps
 from xception_jax.training import state as state_lib
-from xception_jax.training import step as step_lib
 
 NUM_CLASSES = 1000
 
@@ -69,51 +60,13 @@ def short_maker(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     return make
 
 
-def mesh_of(chips: str) -> Mesh:
-    """A mesh like `sharding.make_mesh`'s on a topology such as `v5e:2x2`."""
-    found = topologies.get_topology_desc(platform="tpu", topology_name=chips)
-    return Mesh(np.array(found.devices), ("data",), axis_types=(AxisType.Auto,))
-
-
-def abstract_batch(config: ConfigDict, mesh: Mesh) -> step_lib.Batch:
-    """Shapes of a training batch, see `data.stream`."""
-    count, side = config.data.batch_size, config.data.image_size
-    shapes = {
-        "image": ((count, side, side, 3), jnp.uint8),
-        "label": ((count,), jnp.int32),
-        "mask": ((count,), jnp.float32),
-    }
-    cut = sharding.by_example(mesh)
-    return {k: jax.ShapeDtypeStruct(*v, sharding=cut) for k, v in shapes.items()}
-
-
-def lower(config: ConfigDict, mesh: Mesh, *, short: bool) -> Any:
-    """The training step as `train.prepare` builds it, but for the data's part; lowered."""
-    make_model = short_maker(config) if short else state_lib.model_maker(config, NUM_CLASSES)
-    transformation, schedule = optimizer.from_config(config, lambda duration: 1000)
-    structure = state_lib.structure_of(make_model, config.data.image_size)
-    recipe = step_lib.Recipe.from_config(config, structure, transformation, schedule, mesh.size)
-    init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
-    state = state_lib.abstract(init, sharding.replicated(mesh))
-    return step_lib.jit_train_step(recipe, mesh).lower(state, abstract_batch(config, mesh))
-
-
 def main(request: dict[str, Any]) -> None:
     """Compiles and leaves the answer in the request's folder."""
-    folder = Path(request["folder"])
-    mesh = mesh_of(request["chips"])
-    lowered = lower(config_of(request, mesh.size), mesh, short=request["short"])
-    since = time.perf_counter()
-    compiled = lowered.compile()
-    memory = compiled.memory_analysis()
-    answer = {
-        "compile_s": time.perf_counter() - since,
-        "temporary": memory.temp_size_in_bytes,
-        "arguments": memory.argument_size_in_bytes,
-        "code": memory.generated_code_size_in_bytes,
-    }
-    (folder / "program.hlo").write_text(compiled.as_text())
-    (folder / "program.json").write_text(json.dumps(answer))
+    mesh = program.mesh_of(request["topology"], request["options"])
+    config = config_of(request, mesh.size)
+    make_model = short_maker(config) if request["short"] else None
+    data = steps.Data(classes=NUM_CLASSES)
+    program.answer(steps.lower("train", config, mesh, data, make_model), request)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ DIGITS = "--config=configs/digits.py"
 COMMANDS = {
     "main": ["--workdir", "--[no]keep_freed_memory"],
     "evaluate": ["--workdir", "--[no]keep_freed_memory"],
+    "plan": ["--topology", "--fit", "--sweep"],
     "prepare": ["--dataset"],
     "contact_sheet": ["--output"],
     "models": ["--model", "--[no]json"],

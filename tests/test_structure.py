@@ -11,9 +11,10 @@ LAUNCHERS = sorted((PACKAGE.parent / "launch").glob("*.py"))
 
 # Who may import whom: a module imports from its own level or from levels further down.
 LEVELS = [
-    {"main", "evaluate", "prepare", "contact_sheet"},
+    {"main", "evaluate", "plan", "prepare", "contact_sheet"},
     {"cli"},
     {"train"},
+    {"planning"},
     {"training"},
     {"preflight"},
     {"config"},

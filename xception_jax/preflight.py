@@ -18,11 +18,17 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
+    check_without_data(config, jax.device_count())
+    _check_data(config)
+
+
+def check_without_data(config: ConfigDict, devices: int) -> None:
+    """What of `validate` can be checked without the data, for so many devices."""
     config_lib.check_fields(config)
     _check_ranges(config)
-    _check_batch(config)
+    _check_sampling(config)
+    _check_batch(config, devices)
     _check_model(config)
-    _check_data(config)
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -58,8 +64,7 @@ def _check_ranges(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
 
 
-def _check_batch(config: ConfigDict) -> None:
-    devices = jax.device_count()
+def _check_batch(config: ConfigDict, devices: int) -> None:
     asked = config.mesh.data
     if asked == 0 or asked > devices:
         raise UsageError(f"config.mesh.data is {asked}; there are {devices} devices (-1: all)")
@@ -98,7 +103,6 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_data(config: ConfigDict) -> None:
-    _check_sampling(config)
     train = config_lib.open_training(config)
     test = config_lib.open_split(config, config.data.eval_split)
     if len(train.class_names) < 2:

@@ -18,6 +18,10 @@ from xception_jax.errors import ExampleError, UsageError, nearest
 EMBEDDED = "optical_digits"
 FOLDER = "folder:"
 
+# Sizes of data sets that are not prepared: TFDS' package does not have them. This one's are on
+# image-net.org/challenges/LSVRC/2012.
+PUBLISHED = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
+
 
 class Example(NamedTuple):
     """An image as it is stored, what it shows, and how to name it in a complaint.
@@ -134,6 +138,50 @@ def open_split(
             path, split, data_dir or "", test_share=test_share, split_seed=split_seed
         )
     return _open_prepared(dataset, split, data_dir, label)
+
+
+class Metadata(NamedTuple):
+    """What is known of a split without its data: `examples` may be None."""
+
+    classes: int
+    multilabel: bool
+    examples: int | None
+
+
+def metadata(
+    dataset: str, split: str, data_dir: str | None = None, *, label: str | None = None
+) -> Metadata:
+    """What TFDS knows of a split, whether the data set is prepared or not.
+
+    Args:
+      dataset: a TFDS name.
+      split, data_dir, label: see `open_split`.
+
+    Raises:
+      UsageError: there is no such data set, split or label.
+    """
+    builder = find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
+    labels = _label_features(builder)
+    feature, multilabel = labels[_label_key(builder, dataset, labels, label)]
+    known = builder.info.splits or _published(builder)
+    if not known:
+        return Metadata(feature.num_classes, multilabel, None)
+    try:
+        return Metadata(feature.num_classes, multilabel, known[split].num_examples)
+    except (KeyError, ValueError):
+        splits = ", ".join(sorted(known))
+        raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
+
+
+def _published(builder: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
+    """The sizes of splits that are not prepared; empty where they are not known."""
+    files = tfds.core.ShardedFileTemplate(
+        data_dir=builder.data_dir, dataset_name=builder.name, filetype_suffix="array_record"
+    )
+    return tfds.core.splits.SplitDict(
+        tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=0, filename_template=files)
+        for name, count in PUBLISHED.get(builder.name, {}).items()
+    )
 
 
 def _open_prepared(dataset: str, split: str, data_dir: str | None, label: str | None) -> Source:

@@ -36,6 +36,13 @@ def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> stream
     )
 
 
+def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
+    """The batch of evaluation: as asked, else as the config says, rounded up to the devices."""
+    limit = config.optimizer.microbatch * devices or config.data.batch_size
+    size = asked or config.eval.batch_size or min(config.data.batch_size, limit)
+    return -(-size // devices) * devices
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates weights on a split: each example exactly once, whatever the batch and the mesh.
@@ -57,9 +64,6 @@ class Evaluator:
         cls, config: ConfigDict, structure: Any, source: Source, mesh: Mesh, batch_size: int = 0
     ) -> "Evaluator":
         """From a config; `batch_size` overrides the config's, and is rounded up to the devices."""
-        limit = config.optimizer.microbatch * mesh.size or config.data.batch_size
-        default = config.eval.batch_size or min(config.data.batch_size, limit)
-        batch_size = batch_size or default
         # Plain, so that runs which smooth or weigh otherwise can be compared.
         loss = metrics.Loss(config_lib.loss_name(config, source.multilabel))
         return cls(
@@ -67,7 +71,7 @@ class Evaluator:
             reader=reader_of(config, source),
             mesh=mesh,
             evaluate_batch=jit_evaluate_batch(structure, loss, mesh),
-            batch_size=-(-batch_size // mesh.size) * mesh.size,
+            batch_size=batch_size_of(config, mesh.size, batch_size),
         )
 
     def __call__(

@@ -23,10 +23,16 @@ _FREE = frozenset(
     (
         *("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all"),
         *("partition-id", "replica-id", "copy-done", "slice-done", "all-reduce-done"),
+        *("all-gather-done", "collective-permute-done"),
         *("async-done", "async-update", "while", "call", "conditional", "opt-barrier"),
         "add-dependency",
     )
 )
+
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Kinds of operations that hold products of matrices.
+_PRODUCTS = frozenset(("depthwise", "pointwise", "convolution"))
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,10 @@ def _balanced(text: str) -> tuple[str, str]:
 class Cost:
     """What one operation costs in the whole program, its loop's rounds included.
 
+    `payload` is what a collective sums or brings together, in bytes. `inside` says that it stands
+    between products of matrices, depending on one and needed by another, as batch statistics over
+    several devices do; the sum of the gradients and the count of the examples do not.
+
     An asynchronous copy goes on from line `at` of the entry computation to line `until`; all else
     has both at its own line, or at that of the loop which it stands in.
     """
@@ -138,6 +148,8 @@ class Cost:
     rounds: int
     cycles: int
     bytes: int
+    payload: int = 0
+    inside: bool = False
     at: int = 0
     until: int = 0
 
@@ -193,15 +205,76 @@ class Program:
         if operation.opcode not in _FREE:
             inside = self._inside(operation)
             op_name = _named(operation, around)
+            kind = _kind(operation, inside)
+            collective = kind in COLLECTIVES
             yield Cost(
                 operation,
-                kind=_kind(operation, inside),
+                kind=kind,
                 stage=stage(op_name),
                 backward="transpose(jvp" in op_name,
                 rounds=rounds,
                 cycles=rounds * self.cycles.get(operation.name, 0),
                 bytes=rounds * self._bytes(operation, around),
+                payload=rounds * _payload(operation, around) if collective else 0,
+                inside=collective and self._between_products(operation, computation),
             )
+
+    def _between_products(self, operation: Operation, computation: str) -> bool:
+        """Whether an operation depends on a product of its computation, and another one on it."""
+        operations = list(self.computations[computation].operations.values())
+        at = operations.index(operation)
+        return self._product_before(operation, operations[:at]) and self._product_after(
+            operation, operations[at:]
+        )
+
+    def _product_before(self, operation: Operation, before: list[Operation]) -> bool:
+        # Of each operation the outputs that are needed, None for all: the compiler puts what has
+        # nothing to do with each other into one fusion.
+        needed: dict[str, set[int | None]] = {name: {None} for name in operation.operands}
+        for earlier in reversed(before):  # operands come before those who use them
+            if earlier.name not in needed:
+                continue
+            if earlier.opcode == "get-tuple-element":
+                index = int(earlier.attribute(r"index=(\d+)"))
+                needed.setdefault(earlier.operands[0], set()).add(index)
+                continue
+            operands, product = self._behind(earlier, needed[earlier.name])
+            if product:
+                return True
+            for name in operands:
+                needed.setdefault(name, set()).add(None)
+        return False
+
+    def _behind(self, operation: Operation, outputs: set[int | None]) -> tuple[Iterable[str], bool]:
+        """The operands that some outputs depend on, and whether a product stands between."""
+        inside = self._inside(operation)
+        if None in outputs or not inside or not inside.root or inside.root.opcode != "tuple":
+            return operation.operands, self._holds_product(operation)
+        reached = {inside.root.operands[i] for i in outputs if i is not None}
+        operands, product = [], False
+        for held in reversed(inside.operations.values()):
+            if held.name not in reached:
+                continue
+            reached.update(held.operands)
+            product = product or self._holds_product(held)
+            if held.opcode == "parameter":
+                operands.append(operation.operands[int(held.rest.split(",")[0])])
+        return operands, product
+
+    def _product_after(self, operation: Operation, after: list[Operation]) -> bool:
+        reached = {operation.name}
+        for later in after:
+            if not reached.isdisjoint(later.operands):
+                if self._holds_product(later):
+                    return True
+                reached.add(later.name)
+        return False
+
+    def _holds_product(self, operation: Operation) -> bool:
+        body = self.computations.get(operation.attribute(r"(?:body|to_apply)=%([\w.\-]+)"))
+        if operation.opcode in ("while", "call") and body:
+            return any(self._holds_product(held) for held in body.operations.values())
+        return _kind(operation, self._inside(operation)) in _PRODUCTS
 
     def _rounds(self, operation: Operation) -> int:
         """How often a loop runs, read from what its condition compares its counter with."""
@@ -255,6 +328,16 @@ class Program:
             return sum(_hbm(shape) for shape in [*shapes, operation.shape])
         read = sum(_read(inside, i, shape) for i, shape in enumerate(shapes))
         return read + _written(inside, inside.root, operation.shape)
+
+
+def _payload(operation: Operation, around: Mapping[str, Operation]) -> int:
+    """Bytes of a collective's operands or of its result, whichever is more."""
+    shapes = [around[name].shape for name in operation.operands if name in around]
+    given, result = (sum(a.bytes for s in group for a in arrays(s))
+                     for group in (shapes, [operation.shape]))  # fmt: skip
+    if operation.opcode in ("all-gather-start", "collective-permute-start"):
+        result -= given  # their shape holds the operands too
+    return max(given, result)
 
 
 def _plain(operation: Operation) -> str:
@@ -327,8 +410,9 @@ def _kind(operation: Operation, inside: Computation | None) -> str:
         return "convolution" if dense else "pointwise"
     if opcodes & {"select-and-scatter", "reduce-window"}:
         return "pool"
-    if operation.opcode.startswith("all-reduce"):
-        return "all-reduce"
+    for collective in COLLECTIVES:
+        if any(opcode.startswith(collective) for opcode in opcodes):
+            return collective
     if operation.opcode in ("copy-start", "slice-start"):
         return "prefetch"
     if is_copy(operation, inside):

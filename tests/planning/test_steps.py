@@ -1,0 +1,29 @@
+"""The programs that are planned are those that a run jits."""
+
+from xception_jax import train
+from xception_jax.planning import data as data_lib
+from xception_jax.planning import steps
+from xception_jax.training import sharding
+from xception_jax.training import state as state_lib
+
+
+def test_the_steps_are_those_of_a_run(small_config):
+    small_config.mesh.data = 8
+    run = train.prepare(small_config)
+    data = data_lib.find(small_config)
+    whole = sharding.replicated(run.mesh)
+    state = state_lib.abstract(run.init, whole)
+
+    batch = steps.batch_of(small_config.data.batch_size, small_config, run.mesh, data)
+    real = next(run.batches(0))
+    assert {k: (v.shape, v.dtype, v.sharding) for k, v in real.items()} == {
+        k: (v.shape, v.dtype, v.sharding) for k, v in batch.items()
+    }
+    planned = steps.lower("train", small_config, run.mesh, data)
+    assert planned.as_text() == run.train_step.lower(state, batch).as_text()
+
+    evaluate = run.evaluate
+    batch = steps.batch_of(evaluate.batch_size, small_config, run.mesh, data)
+    planned = steps.lower("evaluate", small_config, run.mesh, data)
+    expected = evaluate.evaluate_batch.lower(state.weights(), batch)
+    assert planned.as_text() == expected.as_text()

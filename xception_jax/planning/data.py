@@ -1,0 +1,53 @@
+"""What a plan knows of a run's data, which need not be there."""
+
+from ml_collections import ConfigDict
+
+from xception_jax import config as config_lib
+from xception_jax.data import sources
+from xception_jax.errors import UsageError
+from xception_jax.planning.steps import Data
+
+
+def find(
+    config: ConfigDict,
+    *,
+    classes: int | None = None,
+    examples: int | None = None,
+    eval_examples: int | None = None,
+) -> Data:
+    """Classes and sizes of the config's data set: from its files, or from what TFDS knows of it.
+
+    Args:
+      config: valid in its fields.
+      classes: in place of what is found; then nothing is looked for, and there is one label an
+        image.
+      examples, eval_examples: of the two splits, in place of what is found.
+
+    Raises:
+      UsageError: nothing is known of the data set.
+    """
+    if classes is not None:
+        return Data(classes, False, examples, eval_examples)
+    data = config.data
+    sets = [data.dataset, *data.mix]
+    splits = [data.train_split, *(data.mix_splits or [data.train_split] * len(data.mix))]
+    train = [_of_split(config, *pair) for pair in zip(sets, splits, strict=True)]
+    test = _of_split(config, data.dataset, data.eval_split)
+    counts = [found.examples for found in train if found.examples is not None]
+    return Data(
+        test.classes,
+        test.multilabel,
+        examples or (sum(counts) if len(counts) == len(train) else None),
+        eval_examples or test.examples,
+    )
+
+
+def _of_split(config: ConfigDict, dataset: str, split: str) -> sources.Metadata:
+    data = config.data
+    if dataset.startswith(sources.FOLDER) or dataset == sources.EMBEDDED:
+        source = config_lib.open_split(config, split, dataset=dataset)
+        return sources.Metadata(len(source.class_names), source.multilabel, len(source))
+    try:
+        return sources.metadata(dataset, split, data.data_dir, label=data.label)
+    except UsageError as error:
+        raise UsageError(f"{error} (or say what it holds: --classes, --examples)") from None

@@ -1,0 +1,266 @@
+"""Plans for people and for programs: tables, rows, CSV, a plot."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from xception_jax.console import table
+from xception_jax.errors import UsageError
+from xception_jax.planning.estimate import Collective, Step
+from xception_jax.planning.planner import Fit, Plan
+
+Row = dict[str, object]
+
+LIMITS = (
+    "This project has not seen a TPU: the estimate ranks variants and slices, and is unproven as "
+    "absolute time.",
+    "Operations are taken one after the other; collectives are added in full, at the links' public "
+    "rate, as if nothing hid them.",
+    "Asynchronous copies between HBM and on-chip memory count in full; `at best` is without those "
+    "that fit beside what computes.",
+    "Operations without a schedule count by their bytes alone.",
+    "Not in the hours: the input (the hosts must keep up with the slice), the start, compilation, "
+    "checkpoints, and waiting for a machine.",
+    "Memory is the compiler's own sum, which is what it refuses a program by. The input's next "
+    "batches and what else lies on the device come on top.",
+)
+
+
+def of_plan(plan: Plan) -> Table:
+    """A plan as a table of its two steps."""
+    both = (plan.train, plan.evaluate)
+    sizes = (plan.batch, plan.eval_batch)
+    rows: list[tuple[str, ...]] = [
+        ("images on a device", *(f"{size / plan.devices:,.0f}" for size in sizes)),
+        *_memory(plan),
+        ("operations, 10^9", *(f"{step.flops / 1e9:,.0f}" for step in both)),
+        ("bytes moved, 10^9", *(f"{step.bytes / 1e9:,.2f}" for step in both)),
+        *_collectives(both),
+    ]
+    if plan.train.seconds is not None:
+        rows += _times(plan)
+    rows.append(("compiled in, s", *(f"{step.compile_s:,.0f}" for step in both)))
+    chips = f"{plan.chips} chips, " if plan.chips else ""
+    each = f"{plan.devices // plan.chips} devices a chip, " if plan.chips and (
+        plan.devices > plan.chips) else ""  # fmt: skip
+    title = f"{plan.topology}: {chips}{each}{plan.batch} images a step; what each device does"
+    return table(title, ("", "training", "evaluation"), rows)
+
+
+def _memory(plan: Plan) -> list[tuple[str, ...]]:
+    both = (plan.train.memory, plan.evaluate.memory)
+
+    def line(name: str, count) -> tuple[str, ...]:
+        return (name, *(f"{count(memory) / 2**30:.3f}" for memory in both))
+
+    has = f" of {plan.device_bytes / 2**30:.2f}" if plan.device_bytes else ""
+    return [
+        line("memory, GiB: arguments", lambda m: m.arguments),
+        line("  outputs in their place", lambda m: m.aliased),
+        line("  other outputs", lambda m: m.outputs - m.aliased),
+        line("  temporary", lambda m: m.temporary),
+        line("  program", lambda m: m.program),
+        line(f"  in all{has}", lambda m: m.total),
+    ]
+
+
+def _collectives(steps: Sequence[Step]) -> list[tuple[str, ...]]:
+    kinds = dict.fromkeys(c.kind for step in steps for c in step.collectives)
+    rows: list[tuple[str, ...]] = []
+    for kind in kinds:
+        nothing = Collective(kind, 0, 0, 0)
+        found = [next((c for c in step.collectives if c.kind == kind), nothing) for step in steps]
+        rows += [
+            (f"{kind}s", *(f"{c.count}" for c in found)),
+            ("  of them between layers", *(f"{c.inside}" for c in found)),
+            ("  bytes in all, 10^6", *(f"{c.bytes / 1e6:,.1f}" for c in found)),
+        ]
+    return rows or [("collectives", "none", "none")]
+
+
+def _times(plan: Plan) -> list[tuple[str, ...]]:
+    both, sizes = (plan.train, plan.evaluate), (plan.batch, plan.eval_batch)
+    chips = plan.chips or plan.devices
+
+    def cells(value) -> list[str]:
+        return [value(step, size) for step, size in zip(both, sizes, strict=True)]
+
+    return [
+        ("step, ms", *cells(lambda s, _: f"{s.seconds * 1e3:.2f}")),
+        ("  at best", *cells(lambda s, _: f"{s.best_seconds * 1e3:.2f}")),
+        ("  of it collectives", *cells(lambda s, _: f"{s.collective_seconds * 1e3:.2f}")),
+        ("  without schedule, operations", *cells(lambda s, _: f"{s.unscheduled}")),
+        ("images/s a chip", *cells(lambda s, size: f"{size / s.seconds / chips:,.0f}")),
+        ("images/s in all", *cells(lambda s, size: f"{size / s.seconds:,.0f}")),
+        ("matrix units busy", f"{plan.matrix_share or 0:.0%}", ""),
+        ("memory busy", f"{plan.memory_share or 0:.0%}", ""),
+    ]
+
+
+def summary(plan: Plan, duration: str) -> list[str]:
+    """Lines under a plan's table: the whole run, where the time comes from, and its limits."""
+    lines = [f"time by {plan.train.estimate}"]
+    if plan.steps is None:
+        lines.append("the run: how many examples the data holds is not known; give --examples")
+    elif plan.hours is not None:
+        cost = f", {plan.hours * plan.chips:,.1f} chip-hours" if plan.chips else ""
+        lines.append(
+            f"the run ({duration}): {plan.steps:,} steps, {plan.evaluations:,} evaluations of "
+            f"{plan.eval_steps:,} steps: {plan.hours:,.2f} hours{cost}"
+        )
+    else:
+        lines.append(f"the run ({duration}): {plan.steps:,} steps, {plan.evaluations} evaluations")
+    return lines
+
+
+def row(plan: Plan) -> Row:
+    """A plan as a flat row; times and rates None where they are not known."""
+    train, seconds = plan.train, plan.train.seconds
+    chips = plan.chips or plan.devices
+    return {
+        "topology": plan.topology,
+        "chips": plan.chips or None,
+        "devices": plan.devices,
+        "batch": plan.batch,
+        "images_a_device": plan.batch / plan.devices,
+        **{f"{name}_gib": _gib(getattr(train.memory, name)) for name in
+           ("arguments", "outputs", "aliased", "temporary", "program", "total")},
+        "device_gib": _gib(plan.device_bytes),
+        "gflop": round(train.flops / 1e9, 1),
+        "gbytes": round(train.bytes / 1e9, 3),
+        "collectives": " ".join(f"{c.count}x{c.kind}" for c in train.collectives),
+        "collectives_between_layers": sum(c.inside for c in train.collectives),
+        "collective_mb": round(sum(c.bytes for c in train.collectives) / 1e6, 2),
+        "estimate": train.estimate.partition(":")[0],
+        "step_ms": _ms(seconds),
+        "step_ms_at_best": _ms(train.best_seconds),
+        "collective_ms": _ms(train.collective_seconds),
+        "images_per_s_chip": round(plan.batch / seconds / chips, 1) if seconds else None,
+        "images_per_s": round(plan.batch / seconds, 1) if seconds else None,
+        "matrix_share": _share(plan.matrix_share),
+        "memory_share": _share(plan.memory_share),
+        "eval_total_gib": _gib(plan.evaluate.memory.total),
+        "eval_step_ms": _ms(plan.evaluate.seconds),
+        "eval_images_per_s": round(plan.eval_batch / plan.evaluate.seconds, 1)
+        if plan.evaluate.seconds else None,
+        "steps": plan.steps,
+        "hours": round(plan.hours, 3) if plan.hours is not None else None,
+        "chip_hours": round(plan.hours * plan.chips, 2)
+        if plan.hours is not None and plan.chips else None,
+        "compile_s": round(train.compile_s + plan.evaluate.compile_s),
+        "note": "",
+    }  # fmt: skip
+
+
+def _gib(count: float | None) -> float | None:
+    return None if count is None else round(count / 2**30, 4)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)
+
+
+def _share(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+_COMPARED = {
+    "devices": "devices",
+    "images_a_device": "images a device",
+    "total_gib": "memory, GiB",
+    "device_gib": "  of",
+    "collectives": "collectives",
+    "step_ms": "step, ms",
+    "images_per_s_chip": "images/s a chip",
+    "images_per_s": "images/s in all",
+    "matrix_share": "matrix units busy",
+    "memory_share": "memory busy",
+    "hours": "hours",
+    "chip_hours": "chip-hours",
+}
+
+
+def of_sweep(rows: Sequence[Mapping[str, object]]) -> Table:
+    """Plans beside each other, one a column; one that does not fit has nothing in it."""
+    slices = [str(found["topology"]) for found in rows]
+    lines = [
+        (title, *("" if found.get("note") else _cell(name, found.get(name)) for found in rows))
+        for name, title in _COMPARED.items()
+    ]
+    return table("", ("", *slices), lines)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "?"
+    if name.endswith("_share"):
+        return f"{value:.0%}"
+    return f"{value:,.2f}" if isinstance(value, float) and value < 1000 else (
+        f"{value:,.0f}" if isinstance(value, (int, float)) else str(value))  # fmt: skip
+
+
+def of_fits(fits: Iterable[Fit], topology: str) -> Table:
+    """The largest batches, with and without rematerialization."""
+    rows = [
+        (
+            f"remat={fit.remat}", f"{fit.batch}", f"{fit.bytes / 2**30:.2f}", f"{fit.refused}",
+            f"{fit.refused_bytes / 2**30:.2f}", f"{fit.device_bytes / 2**30:.2f}", f"{fit.tries}",
+        )
+        for fit in fits
+    ]  # fmt: skip
+    header = ("", "images a device", "GiB", "refused", "GiB", "of", "programs compiled")
+    return table(f"{topology}: the most images that a device takes at once", header, rows)
+
+
+def to_csv(rows: Sequence[Mapping[str, object]], notes: Mapping[str, str]) -> str:
+    """Rows under lines of notes, `# name: text`. The keys of all rows are the columns."""
+    text = io.StringIO()
+    text.writelines(f"# {name}: {note}\n" for name, note in notes.items())
+    columns = list(dict.fromkeys(key for found in rows for key in found))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def check_plot(path: Path) -> None:
+    """Raises `UsageError` where there is no Matplotlib, or it does not know the file's suffix."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("--plot needs Matplotlib: pip install 'xception_jax[plan]'") from None
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise UsageError(f"--plot={path}: its suffix is none of {', '.join(sorted(known))}")
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws images/s a chip, memory, and hours of slices beside each other.
+
+    Args:
+      rows: of plans that fit and have a time.
+      path: of the picture, see `check_plot`.
+    """
+    from matplotlib.figure import Figure
+
+    names = [str(found["topology"]) for found in rows]
+    figure = Figure(figsize=(12, 0.6 + 0.5 * len(rows)), layout="constrained")
+    speed, memory, hours = figure.subplots(1, 3, sharey=True)
+    speed.barh(names, [found["images_per_s_chip"] for found in rows])
+    speed.set_xlabel("images/s a chip, training")
+    memory.barh(names, [found["device_gib"] for found in rows], color="lightgrey", label="there")
+    memory.barh(names, [found["total_gib"] for found in rows], label="taken")
+    memory.set_xlabel("GiB of a device")
+    memory.legend()
+    hours.barh(names, [found["hours"] or 0 for found in rows], color="lightsteelblue")
+    for i, found in enumerate(rows):
+        hours.text(0, i, f" {found['chip_hours'] or 0:,.0f} chip-hours", va="center")
+    hours.set_xlabel("hours of the run")
+    speed.invert_yaxis()
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    figure.savefig(unfinished, dpi=120)
+    unfinished.replace(path)
