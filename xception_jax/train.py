@@ -117,7 +117,7 @@ class Run:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
         batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
-            batch_size=self.config.data.batch_size,
+            batch_size=data.batch_size,
             seed=self.config.seed,
             first_step=first_step,
             share=stream.Share.of_this_process(),
@@ -134,8 +134,7 @@ class Run:
 
 def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
-    data = config.data
-    mesh = sharding.make_mesh(config.mesh.data)
+    data, mesh = config.data, sharding.make_mesh(config.mesh.data)
     train_source = config_lib.open_training(config)
     eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
@@ -178,19 +177,16 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Telemetry) -> None:
     """Says what is about to run, on what."""
-    parts = state_lib.parameter_table(state.params)
-    total = sum(count for _, count in parts)
-    rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in parts]
-    rows.append(("all", f"{total:,}", "100.0%"))
+    rows = state_lib.parameter_rows(state.params)
     log.say(table(run.config.model.name, ("part", "parameters", "share"), rows))
     log.say(
         f"{run.train_source.name}: {len(run.train_source):,} examples, "
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     )
-    for note in (run.train_source.summary, run.evaluate.reader.source.summary, *notes):
-        if note:
-            log.say(note)
+    summaries = run.train_source.summary, run.evaluate.reader.source.summary
+    for note in filter(None, (*summaries, *notes)):
+        log.say(note)
 
 
 def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
@@ -201,8 +197,7 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
     evaluation_due = run.every(config.eval.every)
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
         # A signal came during this evaluation.
-        result = evaluate(run, state, first, around)
-        if result is None:
+        if (result := evaluate(run, state, first, around)) is None:
             return first
         checkpoints.add_metrics(first, result)
     batches = run.batches(first, around.skips)
@@ -221,7 +216,7 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
         if evaluation or stop or save_due(done):
             log.catch_up()
             result = evaluate(run, state, done, around) if evaluation and not stop else None
-            stop = stop or (evaluation and result is None)
+            stop |= evaluation and result is None
             with log.pause("checkpoint"):
                 checkpoints.save(state, run.meta.at(done), result)
         if stop:

@@ -146,3 +146,11 @@ def parameter_table(params: Tree) -> list[tuple[str, int]]:
         name = ".".join(keys[:2]) if len(keys) > 1 and keys[1].isdigit() else keys[0]
         counts[name] = counts.get(name, 0) + leaf.size
     return list(counts.items())
+
+
+def parameter_rows(params: Tree) -> list[tuple[str, str, str]]:
+    """`parameter_table` for people: part, parameters, share; and the whole."""
+    parts = parameter_table(params)
+    total = sum(count for _, count in parts)
+    rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in parts]
+    return [*rows, ("all", f"{total:,}", "100.0%")]
