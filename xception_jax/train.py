@@ -14,7 +14,7 @@ from rich.console import Console
 
 from xception_jax import cluster, preflight
 from xception_jax import config as config_lib
-from xception_jax.console import make_console, table
+from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
@@ -110,8 +110,8 @@ class Run:
     @property
     def meta(self) -> Meta:
         """What its checkpoints say of their data, at step 0."""
-        source = self.train_source
-        return Meta(0, source.name, len(source), source.class_names)
+        data = self.train_source
+        return Meta(0, data.name, len(data), data.class_names)
 
     def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
@@ -127,8 +127,8 @@ class Run:
 
     def every(self, duration: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of the duration."""
-        batch = self.config.data.batch_size
-        length = Duration.parse(duration).examples(batch_size=batch, epoch=len(self.train_source))
+        batch, epoch = self.config.data.batch_size, len(self.train_source)
+        length = Duration.parse(duration).examples(batch_size=batch, epoch=epoch)
         return lambda done: done * batch // length > (done - 1) * batch // length
 
 
@@ -177,16 +177,15 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Telemetry) -> None:
     """Says what is about to run, on what."""
-    rows = state_lib.parameter_rows(state.params)
-    log.say(table(run.config.model.name, ("part", "parameters", "share"), rows))
+    log.say(state_lib.parameter_table(run.config.model.name, state.params))
     log.say(
         f"{run.train_source.name}: {len(run.train_source):,} examples, "
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     )
-    summaries = run.train_source.summary, run.evaluate.reader.source.summary
-    for note in filter(None, (*summaries, *notes)):
-        log.say(note)
+    for note in (run.train_source.summary, run.evaluate.reader.source.summary, *notes):
+        if note:
+            log.say(note)
 
 
 def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
@@ -195,8 +194,8 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
     done, total = first, run.total_steps
     log_due, save_due = run.every(config.log.every), run.every(config.checkpoint.every)
     evaluation_due = run.every(config.eval.every)
+    # A signal may have come during the evaluation of the last step.
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
-        # A signal came during this evaluation.
         if (result := evaluate(run, state, first, around)) is None:
             return first
         checkpoints.add_metrics(first, result)

@@ -166,9 +166,9 @@ def test_masked_examples_do_not_count(without_dropout):
         assert halves[0][name] + halves[1][name] == pytest.approx(value, rel=1e-6)
 
 
-def test_parameter_table_counts_every_parameter(small_config):
+def test_parameter_counts_are_of_every_parameter(small_config):
     _, first, _ = start(small_config)
-    table = state.parameter_table(first.params)
+    table = state.parameter_counts(first.params)
     assert sum(count for _, count in table) == sum(x.size for x in jax.tree.leaves(first.params))
     assert {"stem", "entry_flow.0", "exit_flow.1", "head"} <= dict(table).keys()
 

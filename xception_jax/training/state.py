@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
+from rich.table import Table
 
 from xception_jax import config as config_lib
 from xception_jax import models
+from xception_jax.console import table
 from xception_jax.errors import UsageError
 
 Tree = Any  # a pytree of arrays
@@ -138,7 +140,7 @@ def initialize(init: Callable[[jax.Array], TrainState], seed: int, sharding: Any
     return jitted(jax.random.fold_in(jax.random.key(seed), _INITIAL))
 
 
-def parameter_table(params: Tree) -> list[tuple[str, int]]:
+def parameter_counts(params: Tree) -> list[tuple[str, int]]:
     """`(part of the network, number of parameters)`, in the model's order of names."""
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -148,9 +150,10 @@ def parameter_table(params: Tree) -> list[tuple[str, int]]:
     return list(counts.items())
 
 
-def parameter_rows(params: Tree) -> list[tuple[str, str, str]]:
-    """`parameter_table` for people: part, parameters, share; and the whole."""
-    parts = parameter_table(params)
+def parameter_table(name: str, params: Tree) -> Table:
+    """The parameters of each part, of the model of that name: their share, and the whole."""
+    parts = parameter_counts(params)
     total = sum(count for _, count in parts)
-    rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in parts]
-    return [*rows, ("all", f"{total:,}", "100.0%")]
+    rows = [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts]
+    rows.append(("all", f"{total:,}", "100.0%"))
+    return table(name, ("part", "parameters", "share"), rows)
