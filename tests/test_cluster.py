@@ -22,15 +22,14 @@ def test_flags_that_do_not_fit_are_told():
         cluster.join(coordinator="127.0.0.1:1", processes=2, process=2)
     with pytest.raises(UsageError, match="--coordinator is 'here'; it takes HOST:PORT"):
         cluster.join(coordinator="here", processes=2, process=0)
-    with pytest.raises(UsageError, match="no other processes are named"):
-        cluster.join(required=True)
 
 
-def test_without_a_cluster_there_is_none():
-    cluster.join()
-    cluster.join(required=False)
-    assert not cluster.connected()
-    assert cluster.is_first()
+def test_a_cluster_that_is_asked_for_and_not_there_is_told(flags, tmp_path):
+    process = finish("main", *flags(tmp_path / "run"), "--distributed")
+    assert process.returncode == 2
+    [line] = process.stderr.splitlines()
+    assert line.startswith("error: no other processes are named")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_fails_on_the_first_process_fails():

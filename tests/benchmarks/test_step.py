@@ -61,6 +61,7 @@ def test_a_table_of_two_contenders(tmp_path):
     assert float(rows[0]["ratio_cpu"]) == float(rows[0]["ratio_wall"]) == 1
 
 
+@pytest.mark.slow
 def test_training_and_a_contender_that_dies(tmp_path):
     output = tmp_path / "step.csv"
     works = ("training:5:2", "training:33:2")  # the first is too small for the model
@@ -219,6 +220,7 @@ def test_the_plain_form_is_our_model():
         assert float(jnp.abs(a - b).max()) <= 1e-4 * float(jnp.abs(b).max())
 
 
+@pytest.mark.slow
 def test_ten_training_steps_equal_those_of_the_plain_form():
     changes = {"width": 0.1, "middle_blocks": 1, "stem_stride": 1, "dropout": 0.0}
 

@@ -144,7 +144,7 @@ def test_unknown_names_suggest_the_nearest():
     "fields",
     [
         pytest.param({"remat": True}, marks=pytest.mark.slow),
-        {"scan_middle": True},
+        pytest.param({"scan_middle": True}, marks=pytest.mark.slow),
         {"remat": True, "scan_middle": True},
     ],
     ids=str,
