@@ -67,7 +67,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for (name, unit, _), values in zip(parts, turns, strict=True):
         figures = {"median": median(values), "min": min(values), "max": max(values)}
-        rows.append({"part": name, "unit": unit, **{k: digits(v) for k, v in figures.items()}})
+        rows.append({"what": name, "unit": unit, **{k: digits(v) for k, v in figures.items()}})
         print(f"{name:40}{rows[-1]['median']:>12} {unit}")
     notes = {"machine": record.machine(), "cores": "1", "rounds": str(options.rounds)}
     record.write(options.output, rows, notes)

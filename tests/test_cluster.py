@@ -5,9 +5,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.processes import Several, digests, finish, records, several
+from tests.processes import Several, finish, records, several
 from xception_jax import cluster
 from xception_jax.errors import RunError, UsageError
 
@@ -53,8 +54,13 @@ def alone(tmp_path_factory, flags) -> Path:
 
 
 def assert_same_run(workdir: Path, undisturbed: Path) -> None:
-    assert digests(workdir, 12) == digests(undisturbed, 12)
-    assert records(workdir) == records(undisturbed)
+    """The same steps and evaluations, alike to rounding: sums over processes have another order."""
+    (found, losses), (expected, right) = (
+        zip(*[((kind, step), loss) for kind, step, loss in records(folder)], strict=True)
+        for folder in (workdir, undisturbed)
+    )
+    assert found == expected
+    np.testing.assert_allclose(losses, right, rtol=1e-5)
 
 
 def go_on(workdir: Path, flags: list[str], processes: int) -> None:
@@ -71,8 +77,8 @@ def test_several_processes_compute_what_one_does(alone, flags, tmp_path, process
     with several(processes, 8 // processes, tmp_path, "main", *given, "--json") as run:
         assert run.codes() == [0] * processes, run.said(0)
     assert_same_run(tmp_path / "run", alone)
-    assert '"step": 12' in run.said(0)
-    assert "step" not in run.said(1), "the first alone tells"
+    assert '{"step": 12' in run.said(0)
+    assert "step 1/12" not in run.said(1), "the first alone tells"
     evaluation = ("evaluate", f"--workdir={tmp_path / 'run'}", "--json")
     with several(processes, 1, tmp_path / "evaluation", *evaluation) as evaluating:
         assert evaluating.codes() == [0] * processes, evaluating.said(0)
@@ -96,7 +102,7 @@ def test_when_one_is_killed_all_end_and_others_go_on(alone, flags, tmp_path, vic
         assert "another task died" in run.said(process)
     if victim:
         assert f"unhealthy (stopped sending heartbeats):\n{victim}\n" in run.said(0)
-    go_on(tmp_path / "run", given, 6 // processes)
+    go_on(tmp_path / "run", given, {2: 4, 4: 2}[processes])
     assert_same_run(tmp_path / "run", alone)
 
 
