@@ -49,8 +49,9 @@ NASTY = ["--config.a=a b", "--config.b=$(touch x)", "--config.c='\"`touch y`", "
 class Cloud:
     """What the stand-ins know and have seen."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, checkout: Path):
         self.folder = folder
+        self.checkout = checkout
         programs = folder / "bin"
         programs.mkdir()
         for name in PROGRAMS:
@@ -63,7 +64,7 @@ class Cloud:
             **os.environ,
             "STAND_INS": str(folder),
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(checkout),
             "XDG_CACHE_HOME": str(folder / "cache"),
         }
 
@@ -86,7 +87,7 @@ class Cloud:
     def start(self, launcher: str, *words: str, **more: Any) -> subprocess.Popen[str]:
         """Starts a launcher."""
         return subprocess.Popen(
-            [sys.executable, "-m", f"launch.{launcher}", *words], cwd=ROOT, env=self.env,
+            [sys.executable, "-m", f"launch.{launcher}", *words], cwd=self.checkout, env=self.env,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
         )  # fmt: skip
 
@@ -105,9 +106,30 @@ class Cloud:
         return [call for call in calls if call[0] == program or not program]
 
 
+def git(root: Path, *words: str) -> None:
+    subprocess.run(
+        ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=b", *words],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """A clone to launch from; what runs the tests may have come without its .git."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name in ("launch", "xception_jax", "configs"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", ".gitignore"):
+        shutil.copy(ROOT / name, root)
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "x")
+    return root
+
+
 @pytest.fixture
-def cloud(tmp_path) -> Iterator[Cloud]:
-    cloud = Cloud(tmp_path)
+def cloud(tmp_path, checkout) -> Iterator[Cloud]:
+    cloud = Cloud(tmp_path, checkout)
     yield cloud
     for state in tmp_path.glob("machines/*/xception_jax/state.json"):
         found = json.loads(state.read_text())
@@ -321,7 +343,7 @@ def test_the_code_that_runs_is_that_of_the_checkout(cloud):
     cloud.machines("0")
     words = tpu("install", cloud, kind="v4-8")
     assert cloud.finish("tpu_vm", *words).returncode == 0
-    code = source.pack()
+    code = source.pack(cloud.checkout)
     home = cloud.folder / "machines" / "0" / "xception_jax"
     installed = home / code.archive.name.removesuffix(".tar.gz")
     assert (installed / "launch" / "worker.py").read_bytes() == Path(worker.__file__).read_bytes()
@@ -543,18 +565,12 @@ def test_the_worker_needs_no_newer_python_than_the_images_have_and_no_package():
 
 
 def test_the_archive_holds_what_git_does_not_ignore(tmp_path):
-    def git(*words: str) -> None:
-        subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b", *words],
-            check=True, capture_output=True,
-        )  # fmt: skip
-
-    git("init", "-q")
+    git(tmp_path, "init", "-q")
     for name in ("kept", "changed", "deleted"):
         (tmp_path / name).write_text(name)
     (tmp_path / ".gitignore").write_text("ignored\n")
-    git("add", ".")
-    git("commit", "-qm", "x")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "x")
     clean = source.pack(tmp_path)
     assert clean.changed == 0
     assert source.pack(tmp_path).packed == clean.packed
@@ -725,7 +741,7 @@ def test_pools_of_nodes_and_images(cloud):
     assert not any(word.startswith("--tpu-topology") for word in tpu7x)
     assert "--accelerator=type=nvidia-l4,count=1,gpu-driver-version=default" in gpus
     build, push = cloud.calls("docker")
-    assert push == ["docker", "push", f"registry/x:{source.pack().digest}"]
+    assert push == ["docker", "push", f"registry/x:{source.pack(cloud.checkout).digest}"]
     assert "--build-arg=EXTRA=cuda" in build
     context = Path(build[-1])
     assert (context / "launch" / "Dockerfile").is_file()
