@@ -109,11 +109,17 @@ def interpreter(venv: str, platform: str, folder: Path) -> Path:
 
 
 def interpreters(
-    venvs: Iterable[str], platform: str, folder: Path
+    venvs: Iterable[str], platform: str, folder: Path | None
 ) -> tuple[dict[str, Path], list[str]]:
-    """See `interpreter`: of several, and a line for each that there is not."""
+    """See `interpreter`: of several, and a line for each that there is not.
+
+    Without a folder all contenders run in this Python, with what is installed there.
+    """
     found, missing = {}, []
     for venv in dict.fromkeys(venvs):
+        if folder is None:
+            found[venv] = Path(sys.executable)
+            continue
         try:
             found[venv] = interpreter(venv, platform, folder)
         except ContenderError as error:

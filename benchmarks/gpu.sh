@@ -3,8 +3,10 @@
 # benchmarks/results/step_gpu.csv. Takes no arguments of its own; what is given goes to step.py:
 #   benchmarks/gpu.sh
 #   benchmarks/gpu.sh --peers ours torch_compiled --rounds 3
+#   benchmarks/gpu.sh --installed --peers ours torch_compiled keras_jax
 # Needs Python 3.11 or later, the driver, and about 25 GB for the virtual environments, which are
-# kept in the cache folder (XDG_CACHE_HOME) for the next time.
+# kept in the cache folder (XDG_CACHE_HOME) for the next time. With --installed as the first
+# argument nothing is installed: all contenders run in python3, with what it has.
 set -euo pipefail
 
 case "${1:-}" in
@@ -20,14 +22,19 @@ fi
 cd "$(dirname "$0")/.."
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-venvs="${XDG_CACHE_HOME:-$HOME/.cache}/xception_jax/benchmarks"
-ours="$venvs/ours_gpu"
-[ -x "$ours/bin/python" ] || python3 -m venv "$ours"
-"$ours/bin/pip" install --quiet -e '.[cuda]'
+if [ "${1:-}" = --installed ]; then
+  shift
+  command=(python3 -m benchmarks.step --installed)
+else
+  venvs="${XDG_CACHE_HOME:-$HOME/.cache}/xception_jax/benchmarks"
+  ours="$venvs/ours_gpu"
+  [ -x "$ours/bin/python" ] || python3 -m venv "$ours"
+  "$ours/bin/pip" install --quiet -e '.[cuda]'
+  command=("$ours/bin/python" -m benchmarks.step --venvs "$venvs")
+fi
 
 measure() {
-  "$ours/bin/python" -m benchmarks.step --platform gpu --dtype bfloat16 --venvs "$venvs" \
-    --output benchmarks/results/step_gpu.csv "$@"
+  "${command[@]}" --platform gpu --dtype bfloat16 --output benchmarks/results/step_gpu.csv "$@"
 }
 
 if [ "$#" -gt 0 ]; then

@@ -101,7 +101,8 @@ def main() -> int:
     earlier, kept = record.earlier(options.output) if options.append else ({}, [])
     peers = {name: PEERS[name] for name in options.peers}
     venvs = ["ours", *(peer.venv for peer in peers.values())]
-    pythons, missing = interpreters(venvs, options.platform, options.venvs)
+    folder = None if options.installed else options.venvs
+    pythons, missing = interpreters(venvs, options.platform, folder)
     peers = {name: peer for name, peer in peers.items() if peer.venv in pythons}
     arena = Arena(options, peers, pythons, cores_to_use(options))
     peak = measure_peak(arena)
@@ -168,6 +169,10 @@ def parse() -> argparse.Namespace:
     add("--output", type=Path, help="CSV file (benchmarks/results/step_PLATFORM.csv)")
     add("--append", action="store_true", help="keep other rows of a file that is there")
     add("--venvs", type=Path, default=VENVS, help="of the peers' environments (%(default)s)")
+    add(
+        "--installed", action="store_true",
+        help="the peers run in this Python with what it has, for a machine without a network",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.platform is None:
         options.platform = "gpu" if Path("/proc/driver/nvidia").exists() else "cpu"
