@@ -13,8 +13,10 @@
 
 A variant is `configs/imagenet.py` with a few fields changed. With `/digits` it is scaled down to
 the embedded handwritten digits: `configs/digits.py` for half of its epochs (`architecture` at 40
-pixels and an eighth of the channels, for Inception V3 needs larger images).
+pixels and an eighth of the channels, for Inception V3 needs larger images; `residual` with all
+eight blocks of the middle flow, for what it is about is depth).
 `python -m benchmarks.experiments` runs all variants of an experiment, over several seeds, and draws
+what comes out.
 """
 
 from typing import Any
@@ -54,6 +56,9 @@ _DIGITS: dict[str, dict[str, Any]] = {
         "model.middle_blocks": None,
         "optimizer.weight_decay": 4e-4,
     },
+    # All eight middle blocks: what the connections are for is depth.
+    "residual/with": {"model.middle_blocks": 8},
+    "residual/without": {"model.middle_blocks": 8},
     # As wide as the features, times two, as in the paper.
     "fc/with": {"model.fc_units": (1024, 1024)},
 }
