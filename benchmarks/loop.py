@@ -134,9 +134,7 @@ def python_overhead(with_ema: bool, calls: int = 300) -> tuple[int, float]:
     run_optimizer = train.optimizer.from_config(config, lambda duration: 100)[0]
     mesh = sharding.make_mesh(1)
     whole = sharding.replicated(mesh)
-    shapes = state_lib.abstract(
-        partial(state_lib.create, make_model, run_optimizer, with_ema), whole
-    )
+    shapes = state_lib.shapes_of(partial(state_lib.create, make_model, run_optimizer, with_ema))
     # The arrays' sizes do not matter, their number does.
     state = jax.tree.map(lambda leaf: jax.device_put(np.zeros(1, leaf.dtype), whole), shapes)
     through = jax.jit(lambda state: state, in_shardings=(whole,), out_shardings=whole,

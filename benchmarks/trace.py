@@ -50,7 +50,8 @@ def compiled_step(
     }
     data = jax.device_put(data, sharding.by_example(mesh))
     recipe = step.Recipe(state_lib.structure_of(make, side), sgd, schedule)
-    return step.jit_train_step(recipe, mesh).lower(state, data).compile(), state, data
+    layout = sharding.Layout.whole(mesh)
+    return step.jit_train_step(recipe, layout).lower(state, data).compile(), state, data
 
 
 def operations(folder: Path) -> Counter[str]:

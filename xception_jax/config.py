@@ -228,7 +228,15 @@ SCHEMA: dict[str, Field] = {
         "", "folder in which compiled programs are kept, so that a run that goes on need not "
         "compile; empty: .compiled beside the workdir; none: not at all", harmless=True,
     ),
-    "mesh.data": _int(-1, "devices that share a batch; -1: all there are", low=-1, harmless=True),
+    "mesh.data": _int(-1, "devices that share a batch, times mesh.model; -1: all there are",
+                      low=-1, harmless=True),
+    "mesh.model": _int(
+        1, "devices that share the head's fully connected layers and classes", low=1, harmless=True
+    ),
+    "mesh.shard": _text(
+        "none", "what is cut over the devices of mesh.data: optimizer: its state and the averaged "
+        "weights; all: the weights too", choices=("none", "optimizer", "all"), harmless=True,
+    ),
 }  # fmt: skip
 
 

@@ -72,14 +72,13 @@ def evaluate(
         raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
     split = split or config.data.eval_split
     source = config_lib.open_split(config, split, data_dir)
-    mesh = sharding.make_mesh()
+    layout = sharding.Layout.whole(sharding.make_mesh())
     make_model = state.model_maker(config, len(source.class_names))
     evaluator = Evaluator.create(
-        config, state.structure_of(make_model, config.data.image_size), source, mesh, batch_size
+        config, state.structure_of(make_model, config.data.image_size), source, layout, batch_size
     )
-    target = state.abstract(
-        lambda key: state.create_weights(make_model, key), sharding.replicated(mesh)
-    )
+    shapes = state.shapes_of(lambda key: state.create_weights(make_model, key))
+    target = sharding.place(shapes, layout.weights)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         found = checkpoints.find(step)
         checkpoints.restore(found, {})[1].check_classes(source.name, source.class_names)

@@ -64,11 +64,25 @@ def _check_ranges(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
 
 
+def _sharing(config: ConfigDict, devices: int) -> int:
+    """How many of the devices share a batch, by `mesh.data` and `mesh.model`."""
+    data, model = config.mesh.data, config.mesh.model
+    if data == 0 or data > devices:
+        raise UsageError(f"config.mesh.data is {data}; there are {devices} devices (-1: all)")
+    if data == -1 and devices % model:
+        raise UsageError(
+            f"config.mesh.model is {model}, which does not divide the {devices} devices there are"
+        )
+    if data * model > devices:
+        raise UsageError(
+            f"config.mesh.model is {model}, and of {devices} devices config.mesh.data takes {data} "
+            f"times as many; take at most {devices // data}"
+        )
+    return devices if data == -1 else data * model
+
+
 def _check_batch(config: ConfigDict, devices: int) -> None:
-    asked = config.mesh.data
-    if asked == 0 or asked > devices:
-        raise UsageError(f"config.mesh.data is {asked}; there are {devices} devices (-1: all)")
-    devices = devices if asked == -1 else asked
+    devices = _sharing(config, devices)
     batch, virtual = config.data.batch_size, config.model.bn_virtual_batch
     if batch % devices:
         multiples = [m for m in (batch // devices * devices, -(-batch // devices) * devices) if m]

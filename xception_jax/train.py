@@ -101,9 +101,11 @@ class Run:
 
     config: ConfigDict
     mesh: Mesh
+    layout: sharding.Layout
     train_source: sources.Source
     total_steps: int
     init: Callable[[jax.Array], TrainState]
+    shapes: TrainState
     train_step: Callable[..., Any]
     evaluate: Evaluator
 
@@ -134,7 +136,7 @@ class Run:
 
 def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
-    data, mesh = config.data, sharding.make_mesh(config.mesh.data)
+    data = config.data
     train_source = config_lib.open_training(config)
     eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
@@ -144,33 +146,28 @@ def prepare(config: ConfigDict) -> Run:
         return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
 
     transformation, schedule = optimizer.from_config(config, steps)
+    init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
+    shapes = state_lib.shapes_of(init)
+    layout = sharding.from_config(config, shapes)
     recipe = step_lib.Recipe.from_config(
-        config,
-        structure,
-        transformation,
-        schedule,
-        mesh.size,
-        classes=len(train_source.class_names),
-        multilabel=train_source.multilabel,
-    )
+        config, structure, transformation, schedule, layout.mesh.size,
+        classes=len(train_source.class_names), multilabel=train_source.multilabel,
+    )  # fmt: skip
     return Run(
-        config=config,
-        mesh=mesh,
-        train_source=train_source,
-        total_steps=steps(config.duration),
-        init=partial(state_lib.create, make_model, transformation, config.ema.decay > 0),
-        train_step=step_lib.jit_train_step(recipe, mesh),
-        evaluate=Evaluator.create(config, structure, eval_source, mesh),
-    )
+        config=config, mesh=layout.mesh, layout=layout, train_source=train_source,
+        total_steps=steps(config.duration), init=init, shapes=shapes,
+        train_step=step_lib.jit_train_step(recipe, layout),
+        evaluate=Evaluator.create(config, structure, eval_source, layout),
+    )  # fmt: skip
 
 
 def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, list[str]]:
     """The newest intact checkpoint's state, else a fresh one; and what is to be said of it."""
-    whole = sharding.replicated(run.mesh)
-    state, meta, damaged = checkpoints.restore_newest(state_lib.abstract(run.init, whole))
+    lies = run.layout.state
+    state, meta, damaged = checkpoints.restore_newest(sharding.place(run.shapes, lies))
     notes = [f"DAMAGED: {note}" for note in damaged]
     if state is None or meta is None:
-        return state_lib.initialize(run.init, run.config.seed, whole), notes
+        return state_lib.initialize(run.init, run.config.seed, lies), notes
     meta.check_data(run.meta)
     return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
 
@@ -178,6 +175,8 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Telemetry) -> None:
     """Says what is about to run, on what."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params))
+    if run.mesh.size > 1:
+        log.say(sharding.layout_table(run.shapes, run.layout))
     log.say(
         f"{run.train_source.name}: {len(run.train_source):,} examples, "
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "

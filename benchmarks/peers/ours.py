@@ -45,7 +45,8 @@ def build(work: Work) -> Callable[[int], None]:
 
         return run_forward
 
-    train = step.jit_train_step(step.Recipe(structure, optimizer, schedule), mesh)
+    layout = sharding.Layout.whole(mesh)
+    train = step.jit_train_step(step.Recipe(structure, optimizer, schedule), layout)
     batch = {
         "image": jax.random.randint(key, shape, 0, 256).astype(jnp.uint8),
         "label": jax.random.randint(key, (work.batch,), 0, 1000),

@@ -231,7 +231,7 @@ def test_ten_training_steps_equal_those_of_the_plain_form():
     state = state_lib.initialize(partial(state_lib.create, make, sgd, False), 0, None)
     plain = plain_flax.copy_weights(state.params, state.batch_stats, **changes)
     recipe = step_lib.Recipe(state_lib.structure_of(make, 32), sgd, lambda step: 1e-3)
-    train_step = step_lib.jit_train_step(recipe, sharding.make_mesh(1))
+    train_step = step_lib.jit_train_step(recipe, sharding.Layout.whole(sharding.make_mesh(1)))
     optimizer = nnx.Optimizer(plain, sgd, wrt=nnx.Param)
 
     @nnx.jit

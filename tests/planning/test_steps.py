@@ -4,15 +4,13 @@ from xception_jax import train
 from xception_jax.planning import data as data_lib
 from xception_jax.planning import steps
 from xception_jax.training import sharding
-from xception_jax.training import state as state_lib
 
 
 def test_the_steps_are_those_of_a_run(small_config):
     small_config.mesh.data = 8
     run = train.prepare(small_config)
     data = data_lib.find(small_config)
-    whole = sharding.replicated(run.mesh)
-    state = state_lib.abstract(run.init, whole)
+    state = sharding.place(run.shapes, run.layout.state)
 
     batch = steps.batch_of(small_config.data.batch_size, small_config, run.mesh, data)
     real = next(run.batches(0))
@@ -25,5 +23,7 @@ def test_the_steps_are_those_of_a_run(small_config):
     evaluate = run.evaluate
     batch = steps.batch_of(evaluate.batch_size, small_config, run.mesh, data)
     planned = steps.lower("evaluate", small_config, run.mesh, data)
-    expected = evaluate.evaluate_batch.lower(state.weights(), batch)
+    expected = evaluate.evaluate_batch.lower(
+        sharding.place(run.shapes.weights(), run.layout.weights), batch
+    )
     assert planned.as_text() == expected.as_text()

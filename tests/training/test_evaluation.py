@@ -31,7 +31,8 @@ def test_sums_do_not_lose_what_a_float32_would(digits, batch_size):
         return {"loss": np.float32(loss), "top1": mask.sum(), "examples": mask.sum()}
 
     reader = stream.Reader(digits["test"], stream.Images(8))
-    evaluator = Evaluator(reader, sharding.make_mesh(1), evaluate_batch, batch_size)
+    mesh = sharding.make_mesh(1)
+    evaluator = Evaluator(reader, mesh, sharding.replicated(mesh), evaluate_batch, batch_size)
     sums = [min(batch_size, 360 - start) for start in range(0, 360, batch_size)]
     expected = sum(float(np.float32(np.float32(1e6 + 0.0625) * n)) for n in sums) / 360
     assert evaluator({})["loss"] == pytest.approx(expected, abs=1e-9)

@@ -120,5 +120,14 @@ class Network(nnx.Module):
           train: normalize by the statistics of the batch, move the running ones, and drop out.
           rngs: the stream `dropout`, needed in training where `dropout` is above 0.
         """
-        pooled = self.features(images, train=train).mean((1, 2), dtype=jnp.float32)
+        return self.classify(self.pooled(images, train=train), train=train, rngs=rngs)
+
+    def pooled(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """The mean of each feature map, float32 `[batch, channels]`."""
+        return self.features(images, train=train).mean((1, 2), dtype=jnp.float32)
+
+    def classify(
+        self, pooled: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """The logits of `pooled`, which is returned itself where there is no head."""
         return pooled if self.head is None else self.head(pooled, train=train, rngs=rngs)

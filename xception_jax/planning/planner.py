@@ -118,7 +118,7 @@ def for_topology(config: ConfigDict, topology: Topology, data: Data, say: Say) -
 
 def for_devices(config: ConfigDict, data: Data, say: Say) -> Plan:
     """Compiles both steps for the devices that are there; see `for_topology`."""
-    mesh = sharding.make_mesh(config.mesh.data)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, config.mesh.shard)
     device = mesh.devices.flat[0]
     chip = next((c for c in CHIPS.values() if c.device_kind == device.device_kind), None)
 

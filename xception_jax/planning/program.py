@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from xception_jax import config as config_lib
 from xception_jax.planning import steps
+from xception_jax.training import sharding
 
 # What the compiler says where a program takes more than a device's memory holds.
 _REFUSAL = re.compile(r"\(([\d.]+)([KMGTP])\) exceeds available HBM \(([\d.]+)([KMGTP])\)")
 _UNITS = {letter: 2 ** (10 * i) for i, letter in enumerate("KMGTP", start=1)}
 
 
-def mesh_of(topology: str, options: dict[str, str]) -> Mesh:
+def mesh_of(topology: str, options: dict[str, str], model: int = 1, shard: str = "none") -> Mesh:
     """A mesh like `sharding.make_mesh`'s on a topology such as `v5e:2x2`."""
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
-    return Mesh(np.array(found.devices), ("data",), axis_types=(AxisType.Auto,))
+    return sharding.lay_out(found.devices, model, shard)
 
 
 def answer(lowered: Any, request: dict[str, Any]) -> None:
@@ -82,8 +82,9 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
 
 def main(request: dict[str, Any]) -> None:
     """Compiles the step that the request names."""
-    mesh = mesh_of(request["topology"], request["options"])
     config = config_lib.from_flat(request["config"])
+    asked = config.mesh
+    mesh = mesh_of(request["topology"], request["options"], asked.model, asked.shard)
     answer(steps.lower(request["step"], config, mesh, steps.Data(**request["data"])), request)
 
 

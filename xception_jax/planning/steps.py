@@ -65,12 +65,15 @@ def lower(
 
     transformation, schedule = optimizer.from_config(config, steps)
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
-    state = state_lib.abstract(init, sharding.replicated(mesh))
+    shapes = state_lib.shapes_of(init)
+    layout = sharding.Layout.of(shapes, mesh, config.mesh.shard)
+    state = sharding.place(shapes, layout.state)
     if name == "evaluate":
         loss = metrics.Loss(config_lib.loss_name(config, data.multilabel))
-        evaluate: Any = step_lib.jit_evaluate_batch(structure, loss, mesh)
+        evaluate: Any = step_lib.jit_evaluate_batch(structure, loss, layout)
         size = evaluation.batch_size_of(config, mesh.size)
-        return evaluate.lower(state.weights(), batch_of(size, config, mesh, data))
+        weights = sharding.place(shapes.weights(), layout.weights)
+        return evaluate.lower(weights, batch_of(size, config, mesh, data))
     recipe = step_lib.Recipe.from_config(
         config,
         structure,
@@ -80,7 +83,7 @@ def lower(
         classes=data.classes,
         multilabel=data.multilabel,
     )
-    train: Any = step_lib.jit_train_step(recipe, mesh)
+    train: Any = step_lib.jit_train_step(recipe, layout)
     return train.lower(state, batch_of(config.data.batch_size, config, mesh, data))
 
 

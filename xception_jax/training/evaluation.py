@@ -16,6 +16,7 @@ from xception_jax.data.skips import Skips
 from xception_jax.data.sources import Source
 from xception_jax.errors import RunError
 from xception_jax.training import metrics, sharding
+from xception_jax.training.sharding import Layout
 from xception_jax.training.state import Tree
 from xception_jax.training.step import Scalars, jit_evaluate_batch
 
@@ -50,18 +51,20 @@ class Evaluator:
     Attributes:
       reader: of the split.
       mesh: the devices.
+      weights: their shardings, which `evaluate_batch` takes them in.
       evaluate_batch: the jitted step.
       batch_size: over all devices, which divide it.
     """
 
     reader: stream.Reader
     mesh: Mesh
+    weights: Any
     evaluate_batch: Any
     batch_size: int
 
     @classmethod
     def create(
-        cls, config: ConfigDict, structure: Any, source: Source, mesh: Mesh, batch_size: int = 0
+        cls, config: ConfigDict, structure: Any, source: Source, layout: Layout, batch_size: int = 0
     ) -> "Evaluator":
         """From a config; `batch_size` overrides the config's, and is rounded up to the devices."""
         # Plain, so that runs which smooth or weigh otherwise can be compared.
@@ -69,9 +72,10 @@ class Evaluator:
         return cls(
             # Without workers: to start them would take longer than most evaluations.
             reader=reader_of(config, source),
-            mesh=mesh,
-            evaluate_batch=jit_evaluate_batch(structure, loss, mesh),
-            batch_size=batch_size_of(config, mesh.size, batch_size),
+            mesh=layout.mesh,
+            weights=layout.weights,
+            evaluate_batch=jit_evaluate_batch(structure, loss, layout),
+            batch_size=batch_size_of(config, layout.mesh.size, batch_size),
         )
 
     def __call__(
@@ -91,6 +95,7 @@ class Evaluator:
         batches = self.reader.evaluation_batches(
             batch_size=self.batch_size, share=stream.Share.of_this_process(), skips=skips
         )
+        weights = _gathered(weights, self.weights)
         totals: collections.Counter = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
         for batch in stream.to_devices(batches, sharding.by_example(self.mesh)):
@@ -110,6 +115,17 @@ class Evaluator:
             "examples": examples,
             "skipped": len(self.reader.source) - examples,
         }
+
+
+def _gathered(weights: Tree, shardings: Any) -> Tree:
+    """The weights where they are taken: once, not for each batch. None is copied that is there."""
+    wanted = jax.tree.leaves(sharding.place(weights, shardings))
+    there = jax.tree.leaves(weights)
+    if all(
+        a.sharding.is_equivalent_to(b.sharding, a.ndim) for a, b in zip(there, wanted, strict=True)
+    ):
+        return weights
+    return jax.jit(lambda tree: tree, out_shardings=shardings)(weights)
 
 
 def _floats(sums: Scalars) -> dict[str, float]:

@@ -1,19 +1,99 @@
-"""Which device holds what. For now: the batch is cut over the axis `data`, all else is whole."""
+"""Which device holds what: the mesh, the rules, and what they come to for a state.
+
+A batch is cut over all devices. Of the state, `mesh.shard` cuts parts over those of the axis
+`data` (ZeRO, arXiv:1910.02054), by size alone; `mesh.model` cuts the head's large layers over the
+axis `model`, by `RULES`. Without either, every device holds all of the state.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from xception_jax.console import table
+from xception_jax.errors import UsageError
+
+Tree = Any  # a pytree of arrays
+MODEL = "model"
+
+# What the axis `model` cuts: the end of a parameter's path, and which dimension. The first rule
+# that fits counts; what none fits stays whole. Of the fully connected layers every other one is cut
+# by its columns and the next by its rows, so that nothing is exchanged between the two, and one sum
+# after them (arXiv:1909.08053, section 3); the classifier by its classes. The optimizer's arrays
+# and the averages lie like the parameter that they are of.
+RULES = (
+    (r"head\.fc\.\d*[02468]\.kernel", 1),
+    (r"head\.fc\.\d*[02468]\.bias", 0),
+    (r"head\.fc\.\d*[13579]\.kernel", 0),
+    (r"head\.classifier\.kernel", 1),
+    (r"head\.classifier\.bias", 0),
+)
+
+# Smaller arrays are not cut over `data`: to exchange one takes longer than it saves. Of Xception
+# they are 0.3 %.
+SMALLEST = 2**10
+
+# The parts of a state that each value of `mesh.shard` cuts over `data`.
+CUT = {
+    "none": (),
+    "optimizer": ("opt_state", "ema"),
+    "all": ("opt_state", "ema", "params"),
+}
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """A mesh of the first `data` devices (-1: of all) with the one axis `data`.
+def make_mesh(data: int = -1, model: int = 1, shard: str = "none") -> Mesh:
+    """A mesh of the first `data` x `model` devices; `data` is -1: of all; see `lay_out`.
 
     Those of a process stand side by side: its part of a batch is a contiguous one, see
     `data.stream`.
     """
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    devices = np.array(found[: None if data == -1 else data])
-    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    return lay_out(found[: None if data == -1 else data * model], model, shard)
+
+
+def lay_out(devices: Sequence[Any], model: int = 1, shard: str = "none") -> Mesh:
+    """A mesh of these devices, with the axes `data` and, where it is cut by it, `model`."""
+    axes = axes_of(len(devices), model, shard)
+    shape = tuple(axes.values())
+    return Mesh(np.array(devices).reshape(shape), tuple(axes), (AxisType.Auto,) * len(shape))
+
+
+def without_devices(count: int, model: int = 1, shard: str = "none") -> AbstractMesh:
+    """The mesh of so many devices that are not there: good for tables, not for arrays."""
+    axes = axes_of(count, model, shard)
+    return AbstractMesh(tuple(axes.values()), tuple(axes))
+
+
+def axes_of(devices: int, model: int, shard: str) -> dict[str, int]:
+    """Names and sizes of the mesh's axes.
+
+    Where arrays are cut over `data`, that is an axis for each of its prime factors, `data0`,
+    `data1` and so on: 16 devices do not divide 728 channels, but 8 do, and the other dimension of
+    the kernel takes the factor that is left.
+    """
+    data = devices // model
+    axes = {"data": data}
+    if CUT[shard] and data > 1:
+        axes = {f"data{i}": factor for i, factor in enumerate(_primes(data))}
+    return axes | ({MODEL: model} if model > 1 else {})
+
+
+def _primes(number: int) -> list[int]:
+    factor = next((f for f in range(2, math.isqrt(number) + 1) if number % f == 0), number)
+    return [factor, *(_primes(number // factor) if factor < number else [])]
+
+
+def data_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes that `data` is made of."""
+    return tuple(name for name in mesh.axis_names if name != MODEL)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -22,5 +102,188 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-    """The first axis cut over the axis `data`."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis cut over all devices."""
+    names = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec(names[0] if len(names) == 1 else names))
+
+
+def for_head(features: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Features `[batch, channels]` as the head takes them: cut over `data` alone.
+
+    The devices of an axis `model` share the head's layers, so each takes all of their examples.
+    Everything before is cut by example over all devices.
+    """
+    if mesh is None or MODEL not in mesh.axis_names:
+        return features
+    # Both, lest the second spreads backwards and the devices of `model` all compute the same.
+    features = jax.lax.with_sharding_constraint(features, by_example(mesh))
+    rows = NamedSharding(mesh, PartitionSpec(data_axes(mesh)))
+    return jax.lax.with_sharding_constraint(features, rows)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the arrays of a run lie; shardings are trees, or one for all of a tree.
+
+    Attributes:
+      mesh: the devices.
+      state: shardings of the `TrainState` between steps.
+      weights: of `{"params", "batch_stats"}` where the model computes: whole, but for `model`.
+      update: of the gradients and the new parameters where the optimizer computes: as its own
+        arrays; None: as everywhere.
+    """
+
+    mesh: Mesh
+    state: Any
+    weights: Any
+    update: Tree | None = None
+
+    @classmethod
+    def whole(cls, mesh: Mesh) -> "Layout":
+        """Everything whole on every device."""
+        return cls(mesh, replicated(mesh), replicated(mesh))
+
+    @classmethod
+    def of(cls, shapes: Any, mesh: Mesh, shard: str = "none") -> "Layout":
+        """That of a state.
+
+        Args:
+          shapes: the `TrainState` as arrays or `jax.ShapeDtypeStruct`s.
+          mesh: from `lay_out` for this `shard`.
+          shard: a key of `CUT`.
+
+        Raises:
+          UsageError: the mesh has an axis `model` that divides none of the head's layers.
+        """
+        if not CUT[shard] and MODEL not in mesh.axis_names:
+            return cls.whole(mesh)
+        parts = {
+            field.name: _lay(getattr(shapes, field.name), mesh, field.name in CUT[shard])
+            for field in fields(shapes)
+        }
+        weights = {k: _lay(getattr(shapes, k), mesh, False) for k in ("params", "batch_stats")}
+        specs = [leaf.spec for leaf in jax.tree.leaves(weights)]
+        if MODEL in mesh.axis_names and not any(MODEL in spec for spec in specs):
+            raise UsageError(
+                f"config.mesh.model is {mesh.shape[MODEL]}, which divides no layer of the head; "
+                f"take a divisor of config.model.fc_units or of the number of classes, or 1"
+            )
+        update = _lay(shapes.params, mesh, True) if CUT[shard] else None
+        return cls(mesh, replace(shapes, **parts), weights, update)
+
+    def to_compute(self, params: Tree) -> Tree:
+        """Within a step: parameters as the model takes them, gathered where they are cut."""
+        if self.update is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, self.weights["params"])
+
+    def to_update(self, params: Tree) -> Tree:
+        """Within a step: gradients or parameters as the optimizer takes them."""
+        if self.update is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, self.update)
+
+
+def from_config(config: ConfigDict, shapes: Any) -> Layout:
+    """What a config asks for, on the devices that are there; see `Layout.of`."""
+    asked = config.mesh
+    return Layout.of(shapes, make_mesh(asked.data, asked.model, asked.shard), asked.shard)
+
+
+def place(shapes: Tree, shardings: Any) -> Tree:
+    """`jax.ShapeDtypeStruct`s of arrays that lie so."""
+    if isinstance(shardings, NamedSharding):
+        one = shardings
+        shardings = jax.tree.map(lambda _: one, shapes)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
+
+
+def _lay(tree: Tree, mesh: Mesh, over_data: bool) -> Tree:
+    """Shardings of a tree, by the paths and the sizes of its leaves."""
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return NamedSharding(mesh, spec(name, leaf.shape, dict(mesh.shape), over_data))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def spec(path: str, shape: tuple[int, ...], axes: dict[str, int], over_data: bool) -> PartitionSpec:
+    """How an array is cut.
+
+    Args:
+      path: of its leaf, as `head.classifier.kernel`.
+      shape: its own.
+      axes: of the mesh, with their sizes.
+      over_data: over the axes of `data` too: by the largest dimension that they divide, or if there
+        is none by several, as far as it goes.
+    """
+    cut: list[tuple[str, ...] | str | None] = [None] * len(shape)
+    rule = next((d for pattern, d in RULES if re.search(rf"(^|\.){pattern}$", path)), None)
+    if rule is not None and MODEL in axes and shape[rule] % axes[MODEL] == 0:
+        cut[rule] = MODEL
+    left = {name: size for name, size in axes.items() if name != MODEL and size > 1}
+    if over_data and left and math.prod(shape) >= SMALLEST:
+        free = sorted((d for d, c in enumerate(cut) if c is None), key=lambda d: -shape[d])
+        fits = [d for d in free if shape[d] % math.prod(left.values()) == 0]
+        for d in fits[:1] or free:
+            taken = _divisors(shape[d], left)
+            cut[d] = taken or None
+            left = {name: size for name, size in left.items() if name not in taken}
+    while cut and cut[-1] is None:
+        cut.pop()
+    return PartitionSpec(*cut)
+
+
+def _divisors(size: int, axes: dict[str, int]) -> tuple[str, ...]:
+    """The axes, taken in turn, whose sizes together divide a dimension."""
+    taken = []
+    for name, factor in axes.items():
+        if size % factor == 0:
+            size //= factor
+            taken.append(name)
+    return tuple(taken)
+
+
+def layout_table(shapes: Any, layout: Layout) -> Table:
+    """What of a state is cut how, and how many bytes a device holds of it."""
+    placed = place(shapes, layout.state)
+    axes = dict(layout.mesh.shape)
+    rows, whole_bytes, held_bytes = [], 0, 0
+    for part in fields(placed):
+        groups: dict[str, Counter[str]] = {}
+        for leaf in jax.tree.leaves(getattr(placed, part.name)):
+            group = groups.setdefault(_words(leaf.sharding.spec, axes), Counter())
+            group["arrays"] += 1
+            group["whole"] += leaf.size * leaf.dtype.itemsize
+            group["held"] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for words, group in sorted(groups.items()):
+            rows.append((part.name, words, f"{group['arrays']}", f"{group['whole']:,}",
+                         f"{group['held']:,}"))  # fmt: skip
+            whole_bytes, held_bytes = whole_bytes + group["whole"], held_bytes + group["held"]
+    rows.append(("all", "", "", f"{whole_bytes:,}", f"{held_bytes:,}"))
+    data = math.prod(layout.mesh.shape[name] for name in data_axes(layout.mesh))
+    model = axes.get(MODEL, 1)
+    return table(
+        f"state on {data} x {model} devices (data x model); batches are cut over all",
+        ("state", "cut", "arrays", "bytes", "bytes a device"),
+        rows,
+    )
+
+
+def _words(spec: PartitionSpec, axes: dict[str, int]) -> str:
+    """A spec for people: `data / 8, model / 2`, or `whole`."""
+    names = [
+        name
+        for entry in spec
+        for name in (entry if isinstance(entry, tuple) else (entry,))
+        if name is not None
+    ]
+    data = math.prod(axes[name] for name in names if name != MODEL)
+    words = [f"data / {data}"] if data > 1 else []
+    words += [f"model / {axes[MODEL]}"] if MODEL in names else []
+    return ", ".join(words) or "whole"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.console import table
 from xception_jax.errors import UsageError
+from xception_jax.training import sharding
 
 Tree = Any  # a pytree of arrays
 
@@ -85,7 +87,13 @@ def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) 
 
 
 def apply(
-    structure: Any, weights: Tree, images: jax.Array, *, train: bool = False, key=None
+    structure: Any,
+    weights: Tree,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Tree]:
     """Runs the model: logits, and the batch statistics as they are afterwards.
 
@@ -94,10 +102,12 @@ def apply(
       weights: `{"params", "batch_stats"}`.
       images: normalized, `[batch, height, width, 3]`.
       key: of the dropout, in training.
+      mesh: the devices; needed where they share the head, see `sharding.for_head`.
     """
     model = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    logits = model(images, train=train, rngs=rngs)
+    pooled = sharding.for_head(model.pooled(images, train=train), mesh)
+    logits = model.classify(pooled, train=train, rngs=rngs)
     return logits, split(model)[2]
 
 
@@ -113,7 +123,7 @@ def create(
     with_ema: bool,
     key: jax.Array,
 ) -> TrainState:
-    """The state at step 0; to be traced, see `abstract` and `initialize`."""
+    """The state at step 0; to be traced, see `shapes_of` and `initialize`."""
     weights = create_weights(make_model, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -123,20 +133,17 @@ def create(
     )
 
 
-def abstract(init: Callable[[jax.Array], Tree], sharding: Any) -> Tree:
-    """Shapes, dtypes and shardings of what `init(key)` makes, without making it."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )
+def shapes_of(init: Callable[[jax.Array], Tree]) -> Tree:
+    """Shapes and dtypes of what `init(key)` makes, without making it."""
+    return jax.eval_shape(init, jax.random.key(0))
 
 
-def initialize(init: Callable[[jax.Array], TrainState], seed: int, sharding: Any) -> TrainState:
-    """Makes the state at step 0 on the devices."""
+def initialize(init: Callable[[jax.Array], TrainState], seed: int, shardings: Any) -> TrainState:
+    """Makes the state at step 0 on the devices, where its shardings (or one for all) say."""
     # A program that runs once: unoptimized it compiles in 3 s instead of 13 (a small Xception).
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    jitted = jax.jit(init, out_shardings=sharding, compiler_options=options)
+    jitted = jax.jit(init, out_shardings=shardings, compiler_options=options)
     return jitted(jax.random.fold_in(jax.random.key(seed), _INITIAL))
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax.data import augment
 from xception_jax.training import metrics, sharding
+from xception_jax.training.sharding import Layout
 from xception_jax.training.state import TrainState, Tree, apply
 
 Batch = dict[str, jax.Array]
@@ -34,7 +35,7 @@ class Recipe:
       accumulate: microbatches that a batch is cut into, one after the other through the model.
       virtual_batch: of batch normalization; needed where `accumulate` is above 1.
       ema_decay: of the averaged weights; 0 where the state has none.
-      mesh: the devices; None: one. Filled in by `jit_train_step`.
+      layout: of the state; None: one device. Filled in by `jit_train_step`.
     """
 
     structure: Any
@@ -47,7 +48,12 @@ class Recipe:
     accumulate: int = 1
     virtual_batch: int | None = None
     ema_decay: float = 0.0
-    mesh: Mesh | None = None
+    layout: Layout | None = None
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices."""
+        return self.layout.mesh if self.layout else None
 
     @classmethod
     def from_config(
@@ -97,8 +103,9 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     augment_key, dropout_key = jax.random.split(key)
     batch = _augmented(recipe, state.step, augment_key, batch)
     gradients, batch_stats, sums = _gradients(recipe, state, batch, dropout_key)
-    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    gradients, params = _to_update(recipe, gradients), _to_update(recipe, state.params)
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, params)
+    params = _to_update(recipe, optax.apply_updates(params, updates))
     new = TrainState(
         step=state.step + 1,
         params=params,
@@ -112,6 +119,11 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         "grad_norm": grad_norm,
         "learning_rate": jnp.asarray(recipe.schedule(state.step), jnp.float32),
     }
+
+
+def _to_update(recipe: Recipe, tree: Tree) -> Tree:
+    """Gradients or parameters, each device its part where the optimizer's state is cut."""
+    return recipe.layout.to_update(tree) if recipe.layout else tree
 
 
 def _augmented(recipe: Recipe, step: jax.Array, key: jax.Array, batch: Batch) -> Batch:
@@ -136,11 +148,14 @@ def _gradients(
 ) -> tuple[Tree, Tree, Scalars]:
     """Gradients of the mean loss, the moved batch statistics, and the sums of the metrics."""
     examples = batch["mask"].sum()
+    weights = recipe.layout.to_compute(state.params) if recipe.layout else state.params
 
     def loss_of(params: Tree, part: Batch, key: jax.Array):
-        weights = {"params": params, "batch_stats": state.batch_stats}
+        all_weights = {"params": params, "batch_stats": state.batch_stats}
         images = augment.normalize(part["image"])
-        logits, batch_stats = apply(recipe.structure, weights, images, train=True, key=key)
+        logits, batch_stats = apply(
+            recipe.structure, all_weights, images, train=True, key=key, mesh=recipe.mesh
+        )
         losses = recipe.loss(logits, part.get("targets", metrics.labels_of(part)))
         loss = jnp.sum(losses * part["mask"])
         return loss / examples, (
@@ -150,11 +165,11 @@ def _gradients(
 
     gradient_of = jax.grad(loss_of, has_aux=True)
     if recipe.accumulate == 1:
-        gradients, (batch_stats, sums) = gradient_of(state.params, batch, key)
+        gradients, (batch_stats, sums) = gradient_of(weights, batch, key)
         return gradients, batch_stats, sums
 
     def add(total, part_and_key):
-        gradients, (batch_stats, sums) = gradient_of(state.params, *part_and_key)
+        gradients, (batch_stats, sums) = gradient_of(weights, *part_and_key)
         # The running statistics move linearly: the mean over the parts is the whole batch's.
         batch_stats = jax.tree.map(lambda leaf: leaf / recipe.accumulate, batch_stats)
         return jax.tree.map(jnp.add, total, (gradients, batch_stats)), sums
@@ -162,7 +177,7 @@ def _gradients(
     parts = microbatches(batch, recipe.accumulate, recipe.virtual_batch)
     keys = jax.random.split(key, recipe.accumulate)
     nothing = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.params, state.batch_stats)
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (weights, state.batch_stats)
     )
     (gradients, batch_stats), sums = jax.lax.scan(add, nothing, (parts, keys))
     return gradients, batch_stats, jax.tree.map(partial(jnp.sum, axis=0), sums)
@@ -197,7 +212,7 @@ def evaluate_batch(
     structure: Any, loss: metrics.Loss, mesh: Mesh, weights: Tree, batch: Batch
 ) -> Scalars:
     """Sums over the unmasked examples of a batch: `loss` and those of `metrics.sums`."""
-    logits, _ = apply(structure, weights, augment.normalize(batch["image"]))
+    logits, _ = apply(structure, weights, augment.normalize(batch["image"]), mesh=mesh)
     losses = loss(logits, metrics.labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
@@ -205,24 +220,24 @@ def evaluate_batch(
     }
 
 
-def jit_train_step(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, Batch], Any]:
-    """`train_step` on the mesh: the state whole on every device and donated, the batch cut."""
-    whole, cut = sharding.replicated(mesh), sharding.by_example(mesh)
+def jit_train_step(recipe: Recipe, layout: Layout) -> Callable[[TrainState, Batch], Any]:
+    """`train_step` on the layout's devices: the state as it says and donated, the batch cut."""
+    whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
-        partial(train_step, replace(recipe, mesh=mesh)),
-        in_shardings=(whole, cut),
-        out_shardings=whole,
+        partial(train_step, replace(recipe, layout=layout)),
+        in_shardings=(layout.state, cut),
+        out_shardings=(layout.state, whole),
         donate_argnums=0,
     )
 
 
 def jit_evaluate_batch(
-    structure: Any, loss: metrics.Loss, mesh: Mesh
+    structure: Any, loss: metrics.Loss, layout: Layout
 ) -> Callable[[Tree, Batch], Scalars]:
-    """`evaluate_batch` on the mesh."""
-    whole, cut = sharding.replicated(mesh), sharding.by_example(mesh)
+    """`evaluate_batch` on the layout's devices, of weights as the model takes them."""
+    whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
-        partial(evaluate_batch, structure, loss, mesh),
-        in_shardings=(whole, cut),
+        partial(evaluate_batch, structure, loss, layout.mesh),
+        in_shardings=(layout.weights, cut),
         out_shardings=whole,
     )
