@@ -128,11 +128,13 @@ SCHEMA: dict[str, Field] = {
     "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
     "data.eval_preset": _text(
         "area",
-        "how evaluation resizes: area: a centred square, averaged; keras: all, squeezed, nearest "
+        "how evaluation resizes: area: a centred square, averaged; inception: the paper's, the "
+        "centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, squeezed, nearest "
         "pixels; timm: the shorter side, bicubic, then the centre",
-        choices=("area", "keras", "timm"),
+        choices=("area", "inception", "keras", "timm"),
     ),
-    "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept", low=0.01, high=1.0),
+    "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept; inception: of both",
+                             low=0.01, high=1.0),
     "data.threads": _int(
         0, "of each process that makes batches; 0: one for each core", harmless=True
     ),

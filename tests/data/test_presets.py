@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from xception_jax.data import decode, presets
 
@@ -29,6 +30,31 @@ def test_area_is_the_mean_of_what_a_pixel_covers():
     image = np.repeat(image[..., None], 3, 2)
     made = presets.area(np.pad(image, ((0, 0), (5, 5), (0, 0))), 4, 1.0)
     np.testing.assert_array_equal(made[..., 0], np.arange(16).reshape(4, 4))
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_inception_interpolates_between_the_pixels_of_the_centre(pictures, crop):
+    for picture in pictures:
+        starts = [int((side - side * crop) / 2) for side in picture.shape[:2]]
+        centre = picture[tuple(slice(start, -start or None) for start in starts)]
+        rows, columns = (np.arange(99) * side / 99 for side in centre.shape[:2])
+        places = np.meshgrid(rows, columns, indexing="ij")
+        made = presets.inception(picture, 99, crop)
+        for channel in range(3):
+            plane = centre[..., channel].astype(float)
+            expected = ndimage.map_coordinates(plane, places, order=1, mode="nearest")
+            np.testing.assert_allclose(made[..., channel], expected, atol=0.51)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_inception_preset_is_slims(pictures, crop):
+    tf = pytest.importorskip("tensorflow", reason="comes with the extra [prepare]")
+    for picture in pictures:
+        centre = tf.image.central_crop(tf.cast(picture, tf.float32), crop)
+        [theirs] = tf.compat.v1.image.resize_bilinear(centre[None], (299, 299))
+        made = presets.inception(picture, 299, crop)
+        np.testing.assert_allclose(made, theirs.numpy(), atol=0.51)
 
 
 def test_keras_takes_the_nearest_pixel_of_all_of_the_picture(pictures):

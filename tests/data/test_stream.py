@@ -140,7 +140,9 @@ def test_balanced_mixed_and_repeated_batches():
     assert not np.array_equal(repeated["image"][:24], repeated["image"][24:]), "other crops"
 
 
-@pytest.mark.parametrize(("preset", "crop"), [("area", 0.9), ("keras", 1.0), ("timm", 0.8)])
+@pytest.mark.parametrize(
+    ("preset", "crop"), [("area", 0.9), ("inception", 0.875), ("keras", 1.0), ("timm", 0.8)]
+)
 def test_evaluation_resizes_as_it_is_told(preset, crop):
     source = numbered(3)
     images = stream.Images(7, eval_preset=preset, eval_crop=crop)

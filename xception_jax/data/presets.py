@@ -1,7 +1,7 @@
-"""How evaluation makes an image of a picture: as this project does, as Keras or as timm.
+"""How evaluation makes an image of a picture: as this project, Inception, Keras or timm do.
 
 Weights do best on images made as in their training. All presets end in pixels that the step scales
-to [-1, 1], as Keras' and timm's Xceptions take them. The libraries' own resizing is Pillow's.
+to [-1, 1], as Keras' and timm's Xceptions take them. Keras' and timm's resizing is Pillow's.
 """
 
 import math
@@ -17,6 +17,29 @@ def area(image: np.ndarray, size: int, crop: float) -> np.ndarray:
     """The centred square of `crop` of the shorter side, averaged where it shrinks."""
     height, width, _ = image.shape
     return decode.crop_and_resize(image, decode.centre_box(height, width, crop), size)
+
+
+def inception(image: np.ndarray, size: int, crop: float) -> np.ndarray:
+    """The central `crop` of both sides, squeezed to a square, bilinear without antialiasing.
+
+    The paper says no more than "single crop"; this is what Inception, which it is compared with,
+    was published with: `preprocess_for_eval` in tensorflow/models, research/slim/preprocessing/
+    inception_preprocessing.py, where `crop` is 0.875. A pixel shows the place of its upper left
+    corner, not of its centre.
+    """
+    for axis in (0, 1):
+        side = image.shape[axis]
+        start = int((side - side * crop) / 2)
+        kept = side - 2 * start
+        places = np.arange(size, dtype=np.float32) * np.float32(kept / size)
+        low = places.astype(np.int32)
+        high = np.minimum(low + 1, kept - 1)
+        share = (places - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        first, second = (
+            np.take(image, start + at, axis).astype(np.float32, copy=False) for at in (low, high)
+        )
+        image = first + (second - first) * share
+    return np.round(image).astype(np.uint8)
 
 
 def keras(image: np.ndarray, size: int, crop: float) -> np.ndarray:
@@ -45,6 +68,7 @@ def timm(image: np.ndarray, size: int, crop: float) -> np.ndarray:
 
 PRESETS: dict[str, Callable[[np.ndarray, int, float], np.ndarray]] = {
     "area": area,
+    "inception": inception,
     "keras": keras,
     "timm": timm,
 }
