@@ -1,0 +1,252 @@
+"""An exported model: a run's own probabilities, by JAX alone, in a process of its own."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import expit, softmax
+
+from tests.processes import ROOT, finish, result
+from xception_jax import export as command
+from xception_jax import serving
+from xception_jax.data import augment, presets
+from xception_jax.data.stream import Images
+from xception_jax.errors import RunError, UsageError
+from xception_jax.training import sharding, state
+from xception_jax.training.checkpoint import Checkpoints
+from xception_jax.training.workdir import read_config
+
+BATCHES = (1, 3, 8)
+
+
+@pytest.fixture(scope="module")
+def exported(undisturbed, tmp_path_factory) -> Path:
+    """The best checkpoint of a run, for all platforms."""
+    folder = tmp_path_factory.mktemp("export") / "model"
+    flags = f"--workdir={undisturbed}", f"--output={folder}", "--step=best", "--json"
+    about = result(finish("export", *flags))
+    assert about == json.loads((folder / "model.json").read_text())
+    return folder
+
+
+@cache
+def run_of(workdir: Path, weights: str = "ema"):
+    """The best checkpoint of a run: structure, weights and class names."""
+    config = read_config(workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.find("best")
+        names = checkpoints.restore(step, {})[1].class_names
+        make = state.model_maker(config, len(names))
+        target = state.abstract(
+            lambda key: state.create_weights(make, key), sharding.replicated(sharding.make_mesh(1))
+        )
+        items, _ = checkpoints.restore(step, {"ema": target} if weights == "ema" else target)
+    structure = state.structure_of(make, config.data.image_size)
+    return structure, items["ema"] if weights == "ema" else items, names
+
+
+@partial(jax.jit, static_argnums=0)
+def logits_of(structure, weights, pixels):
+    """The model's own logits of uint8 pixels of its size."""
+    return state.apply(structure, weights, augment.normalize(pixels))[0]
+
+
+def own(workdir: Path, pixels: np.ndarray, weights: str = "ema") -> np.ndarray:
+    """The run's own probabilities."""
+    return np.asarray(jax.nn.softmax(logits_of(*run_of(workdir, weights)[:2], pixels)))
+
+
+def pixels(batch: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(batch).integers(0, 256, (batch, height, width, 3), np.uint8)
+
+
+ALONE = """
+import sys, numpy as np, jax
+from jax import export
+folder, given, found = sys.argv[1:]
+model = jax.jit(export.deserialize(open(f"{folder}/model.bin", "rb").read()).call)
+with np.load(given) as images:
+    np.savez(found, **{name: model(images[name]) for name in images})
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"xception_jax", "flax", "optax", "orbax", "grain", "cv2"}, loaded
+"""
+
+
+def test_jax_alone_gives_the_models_own_probabilities(exported, undisturbed, tmp_path):
+    given = {str(batch): pixels(batch, 8, 8) for batch in BATCHES}
+    given["large"] = pixels(2, 20, 31)
+    np.savez(tmp_path / "given.npz", **given)
+    arguments = [exported, tmp_path / "given.npz", tmp_path / "found.npz"]
+    subprocess.run(
+        [sys.executable, "-c", ALONE, *map(str, arguments)],
+        cwd=tmp_path,  # away from the clone, where the package could be imported
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # four programs
+        check=True,
+    )
+    with np.load(tmp_path / "found.npz") as found:
+        for batch in BATCHES:
+            expected = own(undisturbed, given[str(batch)])
+            np.testing.assert_allclose(found[str(batch)], expected, rtol=0, atol=1e-6)
+        resized = np.stack([presets.area(image, 8, 1.0) for image in given["large"]])
+        # One grey level of 255 here and there.
+        np.testing.assert_allclose(found["large"], own(undisturbed, resized), rtol=0, atol=1e-4)
+
+
+def test_the_lines_of_the_docs_classify_a_file(exported, undisturbed, digits, tmp_path):
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+    assert block == serving.LOADER
+    assert block.replace("\n", "\n    ").rstrip() in (exported / "README.md").read_text()
+    (tmp_path / "classify.py").write_text(block)
+    (tmp_path / "digit.png").write_bytes(digits["test"][0].encoded)
+    process = subprocess.run(
+        [sys.executable, "classify.py", exported, "digit.png"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    image = np.asarray(Image.open(tmp_path / "digit.png").convert("RGB"))
+    [expected] = own(undisturbed, image[None])
+    file, name, probability = process.stdout.split()
+    assert (file, name) == ("digit.png", run_of(undisturbed)[2][int(expected.argmax())])
+    assert float(probability) == pytest.approx(float(expected.max()), abs=2e-6)
+
+
+def test_what_it_says_of_itself(exported, undisturbed):
+    program, about = serving.load(exported)
+    assert about["input"] == {
+        "shape": ["batch", "height", "width", 3], "dtype": "uint8", "channels": "RGB",
+    }  # fmt: skip
+    assert about["output"]["shape"] == ["batch", 10]
+    assert about["platforms"] == list(program.platforms) == ["cpu", "cuda", "tpu"]
+    assert about["jax"] == jax.__version__
+    assert about["calling_convention"] == program.calling_convention_version
+    assert about["classes"] == list(run_of(undisturbed)[2])
+    assert about["source"]["weights"] == "ema"
+    # Each platform has its own form of each operation, see `models.ops`.
+    text = program.mlir_module()
+    assert "stablehlo.case" in text
+    assert "feature_group_count = 1" in text
+    assert {path.name for path in exported.iterdir()} == {"model.bin", "model.json", "README.md"}
+
+
+def test_raw_weights_of_the_models_size_for_one_platform(undisturbed, tmp_path):
+    about = command.export_run(
+        undisturbed, tmp_path / "raw", step="best", weights="raw", platforms=("cpu",),
+        resize="outside",
+    )  # fmt: skip
+    assert about["input"]["shape"] == ["batch", 8, 8, 3]
+    assert about["platforms"] == ["cpu"]
+    program, _ = serving.load(tmp_path / "raw")
+    images = pixels(3, 8, 8)
+    expected = own(undisturbed, images, "raw")
+    np.testing.assert_allclose(jax.jit(program.call)(images), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_probabilities_that_are_sure(activation, undisturbed):
+    """The run is short and unsure; its logits, made large, span the whole range."""
+    structure, weights, _ = run_of(undisturbed)
+    head = weights["params"]["head"]["classifier"]
+    params = weights["params"] | {
+        "head": {"classifier": {"kernel": head["kernel"] * 5e4, "bias": head["bias"]}}
+    }
+    weights = weights | {"params": params}
+    program = serving.export(
+        structure, weights, Images(8), activation=activation, platforms=("cpu",)
+    )
+    images = pixels(3, 8, 8)
+    logits = np.asarray(logits_of(structure, weights, images), np.float64)
+    expected = softmax(logits, 1) if activation == "softmax" else expit(logits)
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(jax.jit(program.call)(images), expected, rtol=0, atol=1e-6)
+
+
+def test_it_checks_an_export(exported):
+    process = finish("export", f"--check={exported}")
+    assert process.returncode == 0, process.stderr
+    assert "cpu, cuda, tpu" in process.stdout
+
+
+@pytest.fixture
+def copy(exported, tmp_path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def test_a_flipped_bit_is_found_and_named(copy):
+    program = bytearray((copy / "model.bin").read_bytes())
+    program[len(program) // 2] ^= 1
+    (copy / "model.bin").write_bytes(program)
+    with pytest.raises(RunError, match=r"copy/model\.bin is damaged"):
+        serving.load(copy)
+    (copy / "model.json").write_text("{")
+    process = finish("export", f"--check={copy}")
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: .*copy/model\.json is damaged: .*\n", process.stderr)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [("calling_convention", 10**6, "export it anew"), ("format", 2, "this version reads 1")],
+)
+def test_a_program_of_another_age_is_refused(copy, field, value, complaint):
+    about = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps({**about, field: value}))
+    with pytest.raises(UsageError, match=complaint):
+        serving.load(copy)
+
+
+def test_a_folder_that_holds_something_is_left_alone(undisturbed, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    process = finish("export", f"--workdir={undisturbed}", f"--output={tmp_path / 'mine'}")
+    assert process.returncode == 2
+    assert re.fullmatch(r"error: --output=.*mine is not empty; .*\n", process.stderr)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_nothing_is_left_of_a_folder_that_cannot_be_made(exported, tmp_path):
+    program, about = serving.load(exported)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written"):
+        serving.write(tmp_path / "file" / "model", program, about)
+    (tmp_path / "empty").mkdir()
+    serving.write(tmp_path / "empty", program, about)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "empty"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ([], "--workdir and --output are needed"),
+        (["--check=x", "--output=y"], "--check stands alone"),
+        (["--workdir=nowhere", "--output=y"], "no run in nowhere"),
+        (["--check=nowhere"], "no exported model in nowhere"),
+    ],
+)
+def test_bad_usage_is_told_in_one_line(flags, complaint):
+    process = finish("export", *flags)
+    assert process.returncode == 2
+    assert complaint in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+def test_an_unknown_platform_is_refused(undisturbed, tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'cuda'"):
+        command.export_run(undisturbed, tmp_path / "model", platforms=("cpu", "cudda"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_only_the_host_can_do_is_refused():
+    with pytest.raises(UsageError, match="--resize=outside"):
+        serving.export(None, {}, Images(8, eval_preset="timm"))

@@ -1,0 +1,249 @@
+"""A model as a program that needs nothing of this package: StableHLO, by `jax.export`.
+
+The program holds the weights and what is done to the pixels before the model, so that one file is
+all that a server needs. docs/export.md shows how to load it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from xception_jax.data import augment, resize
+from xception_jax.data.stream import Images
+from xception_jax.errors import RunError, UsageError
+from xception_jax.training.state import Tree, apply
+
+# Of `model.json`; raised when a reader of today would misread it.
+FORMAT = 1
+PROGRAM, ABOUT, README = "model.bin", "model.json", "README.md"
+PLATFORMS = ("cpu", "cuda", "tpu")
+ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+# docs/export.md shows the same lines; a test runs them.
+LOADER = """\
+import json, pathlib, sys
+import jax, numpy as np
+from jax import export
+from PIL import Image
+
+folder, *files = map(pathlib.Path, sys.argv[1:])
+about = json.loads((folder / "model.json").read_text())
+model = jax.jit(export.deserialize((folder / "model.bin").read_bytes()).call)
+for file in files:
+    image = Image.open(file).convert("RGB")
+    if isinstance(about["input"]["shape"][1], int):  # a program that does not resize
+        image = image.resize(about["input"]["shape"][2:0:-1], Image.Resampling.BICUBIC)
+    probabilities = np.asarray(model(np.asarray(image)[None]))[0]
+    best = probabilities.argmax()
+    print(f"{file}  {about['classes'][best]}  {probabilities[best]:.6f}")
+"""
+
+_HOW = {
+    "inside": "crops the centred square of {crop:g} of the shorter side and resizes it to "
+    "{size} x {size} pixels (averaged where it shrinks, else linear), then scales to [-1, 1]",
+    "outside": "scales to [-1, 1]; the caller resizes to {size} x {size} pixels, as the "
+    "evaluation's preset `{preset}` with crop {crop:g} does",
+}
+
+
+def export(
+    structure: Any,
+    weights: Tree,
+    images: Images,
+    *,
+    activation: str = "softmax",
+    resizes: bool = True,
+    platforms: tuple[str, ...] = PLATFORMS,
+) -> jax_export.Exported:
+    """Lowers a model with its weights, and all that is done to an image, for each platform.
+
+    Args:
+      structure: of the model, see `state.structure_of`; wherever its weights come from.
+      weights: `{"params", "batch_stats"}`; they become constants of the program.
+      images: the size that the model takes, and how evaluation crops.
+      activation: of `ACTIVATIONS`.
+      resizes: take images of any height and width; else of the model's size only.
+      platforms: of `jax.export`.
+
+    Returns:
+      A program of uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`, for any batch.
+
+    Raises:
+      UsageError: the evaluation resizes in a way that is only known on the host.
+    """
+    if resizes and images.eval_preset != "area":
+        raise UsageError(
+            f"the program cannot resize as config.data.eval_preset {images.eval_preset} does; "
+            f"take --resize=outside, and resize before it"
+        )
+    weights = jax.device_get(weights)
+
+    def predict(pixels: jax.Array) -> jax.Array:
+        if resizes:
+            pixels = resize.area(pixels, images.size, images.eval_crop)
+        logits, _ = apply(structure, weights, augment.normalize(pixels))
+        return ACTIVATIONS[activation](logits)
+
+    sides = "height, width" if resizes else f"{images.size}, {images.size}"
+    shape = jax_export.symbolic_shape(f"batch, {sides}, 3")
+    try:
+        return jax_export.export(jax.jit(predict), platforms=platforms)(
+            jax.ShapeDtypeStruct(shape, jnp.uint8)
+        )
+    except NotImplementedError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"the model cannot be lowered for {', '.join(platforms)}: {reason}") from (
+            None
+        )
+
+
+def describe(
+    exported: jax_export.Exported,
+    images: Images,
+    *,
+    activation: str,
+    class_names: tuple[str, ...],
+    source: dict[str, Any],
+) -> dict[str, Any]:
+    """What `model.json` says of a program, but for its digest; `source` says what it is made of."""
+    resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
+    how = _HOW["inside" if resizes else "outside"]
+    shape, out = (
+        [str(side) if jax_export.is_symbolic_dim(side) else side for side in aval.shape]
+        for aval in (exported.in_avals[0], exported.out_avals[0])
+    )
+    return {
+        "format": FORMAT,
+        "source": source,
+        "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
+        "output": {"shape": out, "dtype": "float32", "activation": activation},
+        "preprocessing": "the program "
+        + how.format(crop=images.eval_crop, size=images.size, preset=images.eval_preset),
+        "platforms": list(exported.platforms),
+        "jax": jax.__version__,
+        "calling_convention": exported.calling_convention_version,
+        "classes": list(class_names),
+    }
+
+
+def check_output(folder: Path) -> None:
+    """Raises `UsageError` where an export must not be written: only into no or an empty folder."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output={folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"--output={folder} is not empty; name another folder, or remove it")
+
+
+def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) -> dict[str, Any]:
+    """Writes program, description and README as a whole or not at all.
+
+    Returns:
+      `about`, with the program's `bytes` and `sha256`.
+
+    Raises:
+      UsageError: the folder holds something, or cannot be made.
+    """
+    check_output(folder)
+    program = exported.serialize()
+    digest = hashlib.sha256(program).hexdigest()
+    about = {**about, "program": {"file": PROGRAM, "bytes": len(program), "sha256": digest}}
+    draft = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
+        (draft / PROGRAM).write_bytes(program)
+        (draft / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        (draft / README).write_text(_readme(about))
+        draft.chmod(0o755)  # a server is often another user
+        os.rename(draft, folder)
+    except OSError as error:
+        raise UsageError(f"--output={folder} cannot be written: {error.strerror}") from None
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+    return about
+
+
+def _readme(about: dict[str, Any]) -> str:
+    shape = ", ".join(map(str, about["input"]["shape"]))
+    lines = LOADER.replace("\n", "\n    ").rstrip()
+    return f"""# An image classifier, exported by xception_jax
+
+`{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, weights included: RGB images, uint8
+`[{shape}]`, to the {about["output"]["activation"]} probabilities of {len(about["classes"])}
+classes, float32. What is done to the pixels: {about["preprocessing"]}.
+
+`{ABOUT}` names the classes, in order, and the versions. It runs without xception_jax: `pip install
+jax flatbuffers pillow`, then `python classify.py FOLDER IMAGE...` with these lines as classify.py:
+
+    {lines}
+
+The lines above squeeze an image to the program's size where it does not resize itself.
+"""
+
+
+def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
+    """Reads an export back, and checks that it is whole and that this JAX can run it.
+
+    Raises:
+      UsageError: there is no export, or it is for another JAX.
+      RunError: it is damaged.
+    """
+    path = folder / ABOUT
+    if not path.is_file() or not (folder / PROGRAM).is_file():
+        raise UsageError(f"no exported model in {folder}: it needs {ABOUT} and {PROGRAM}")
+    try:
+        about = json.loads(path.read_text())
+        version, convention = about["format"], about["calling_convention"]
+        written_by, digest = about["jax"], about["program"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    if version != FORMAT:
+        raise UsageError(f"{path} has format {version}; this version reads {FORMAT}")
+    least = jax_export.minimum_supported_calling_convention_version
+    most = jax_export.maximum_supported_calling_convention_version
+    if not least <= convention <= most:
+        raise UsageError(
+            f"{folder} was exported by jax {written_by} with calling convention {convention}; jax "
+            f"{jax.__version__} takes {least} to {most}: export it anew, or install another jax"
+        )
+    program = (folder / PROGRAM).read_bytes()
+    if hashlib.sha256(program).hexdigest() != digest:
+        raise RunError(f"{folder / PROGRAM} is damaged: it is not what was exported")
+    return jax_export.deserialize(bytearray(program)), about
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Runs an export on this machine; returns its description.
+
+    Raises:
+      UsageError: it is not for this machine's platform; and what `load` raises.
+      RunError: what it computes are no probabilities.
+    """
+    exported, about = load(folder)
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in exported.platforms:
+        raise UsageError(
+            f"{folder} is for {', '.join(exported.platforms)}, and this machine has {platform}"
+        )
+    sides = [side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:]]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *sides), np.uint8)
+    found = np.asarray(jax.jit(exported.call)(pixels))
+    sums = found.sum(1)
+    softmax = about["output"]["activation"] == "softmax"
+    if (
+        found.shape != (2, len(about["classes"]))
+        or not ((found >= 0) & (found <= 1)).all()
+        or (softmax and not np.allclose(sums, 1, atol=1e-3))
+    ):
+        raise RunError(f"{folder} does not give probabilities of its classes")
+    return about
