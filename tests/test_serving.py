@@ -46,9 +46,8 @@ def run_of(workdir: Path, weights: str = "ema"):
         step = checkpoints.find("best")
         names = checkpoints.restore(step, {})[1].class_names
         make = state.model_maker(config, len(names))
-        target = state.abstract(
-            lambda key: state.create_weights(make, key), sharding.replicated(sharding.make_mesh(1))
-        )
+        shapes = state.shapes_of(lambda key: state.create_weights(make, key))
+        target = sharding.place(shapes, sharding.replicated(sharding.make_mesh(1)))
         items, _ = checkpoints.restore(step, {"ema": target} if weights == "ema" else target)
     structure = state.structure_of(make, config.data.image_size)
     return structure, items["ema"] if weights == "ema" else items, names

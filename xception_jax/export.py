@@ -104,10 +104,8 @@ def _restore(workdir: pathlib.Path, config: ConfigDict, step: str, weights: str)
         meta = checkpoints.restore(found, {})[1]
         make_model = state.model_maker(config, len(meta.class_names))
         structure = state.structure_of(make_model, config.data.image_size)
-        target = state.abstract(
-            lambda key: state.create_weights(make_model, key),
-            sharding.replicated(sharding.make_mesh(1)),
-        )
+        shapes = state.shapes_of(lambda key: state.create_weights(make_model, key))
+        target = sharding.place(shapes, sharding.replicated(sharding.make_mesh(1)))
         items, _ = checkpoints.restore(found, {"ema": target} if weights == "ema" else target)
         metrics = checkpoints.metrics(found)
     return found, structure, items["ema"] if weights == "ema" else items, meta, metrics
