@@ -12,6 +12,13 @@ from jax.typing import DTypeLike
 from xception_jax.errors import UsageError
 from xception_jax.models.layers import Layers
 
+# Says of a layer of the head, by its name, and its output `[batch, units]` where that lies.
+Place = Callable[[str, jax.Array], jax.Array]
+
+
+def _anywhere(layer: str, output: jax.Array) -> jax.Array:
+    return output
+
 
 class Head(nnx.Module):
     """Pooled features to logits: fully connected layers with ReLU, dropout, logistic regression."""
@@ -31,11 +38,13 @@ class Head(nnx.Module):
         # In float32 whatever the compute dtype, for the sake of the loss.
         self.classifier = nnx.Linear(widths[-1], num_classes, rngs=layers.rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
-        for layer in self.fc:
-            x = nnx.relu(layer(x))
+    def __call__(
+        self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None, place: Place
+    ) -> jax.Array:
+        for i, layer in enumerate(self.fc):
+            x = place(f"fc.{i}", nnx.relu(layer(x)))
         x = self.dropout(x.astype(jnp.float32), deterministic=not train, rngs=rngs)
-        return self.classifier(x)
+        return place("classifier", self.classifier(x))
 
 
 def scaled(channels: int, width: float) -> int:
@@ -127,7 +136,14 @@ class Network(nnx.Module):
         return self.features(images, train=train).mean((1, 2), dtype=jnp.float32)
 
     def classify(
-        self, pooled: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        pooled: jax.Array,
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        place: Place = _anywhere,
     ) -> jax.Array:
         """The logits of `pooled`, which is returned itself where there is no head."""
-        return pooled if self.head is None else self.head(pooled, train=train, rngs=rngs)
+        if self.head is None:
+            return pooled
+        return self.head(pooled, train=train, rngs=rngs, place=place)

@@ -107,18 +107,28 @@ def by_example(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(names[0] if len(names) == 1 else names))
 
 
-def for_head(features: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Features `[batch, channels]` as the head takes them: cut over `data` alone.
+def for_head(features: jax.Array, mesh: Mesh | None) -> tuple[jax.Array, Any]:
+    """Features `[batch, channels]` as the head takes them, and its `place` (see `network.Place`).
 
-    The devices of an axis `model` share the head's layers, so each takes all of their examples.
-    Everything before is cut by example over all devices.
+    The devices of an axis `model` share the head's layers, so each takes all of their examples: the
+    features are cut over `data` alone, and a layer's output also as its bias is. Everything before
+    is cut by example over all devices.
     """
     if mesh is None or MODEL not in mesh.axis_names:
-        return features
-    # Both, lest the second spreads backwards and the devices of `model` all compute the same.
+        return features, lambda layer, output: output
+
+    def put(array: jax.Array, *columns: Any) -> jax.Array:
+        where = PartitionSpec(data_axes(mesh), *columns)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, where))
+
+    def place(layer: str, output: jax.Array) -> jax.Array:
+        # Left to itself, XLA gathers the weights and goes on by example.
+        return put(output, *spec(f"head.{layer}.bias", output.shape[1:], dict(mesh.shape), False))
+
+    # First as they are, lest the other cut spreads backwards: the devices of `model` would all
+    # compute the same.
     features = jax.lax.with_sharding_constraint(features, by_example(mesh))
-    rows = NamedSharding(mesh, PartitionSpec(data_axes(mesh)))
-    return jax.lax.with_sharding_constraint(features, rows)
+    return put(features), place
 
 
 @dataclass(frozen=True)

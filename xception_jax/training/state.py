@@ -106,8 +106,8 @@ def apply(
     """
     model = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    pooled = sharding.for_head(model.pooled(images, train=train), mesh)
-    logits = model.classify(pooled, train=train, rngs=rngs)
+    pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
+    logits = model.classify(pooled, train=train, rngs=rngs, place=place)
     return logits, split(model)[2]
 
 
