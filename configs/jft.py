@@ -10,6 +10,9 @@ and 6.70 without them (`--config.model.fc_units="()"`), on 14,000 other images a
 weighted (table 2): no figure to compare with. This config has not been run to its end by this
 project.
 
+The head has 95 million parameters, the rest 21; `--config.mesh.model=4` shares it among four
+devices (docs/sharding.md).
+
 Each value below is marked `paper`, or `chosen` with the reason: the paper does not state it.
 """
 

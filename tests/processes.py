@@ -118,6 +118,8 @@ class Several:
 def several(count: int, devices: int, folder: Path, module: str, *flags: str) -> Iterator[Several]:
     """Starts a command in `count` processes of `devices` virtual devices each; ends what is left.
 
+    One process is a cluster of one: it takes the sums over its devices as several processes do.
+
     Args:
       folder: made, for the outputs.
     """
@@ -138,7 +140,7 @@ def several(count: int, devices: int, folder: Path, module: str, *flags: str) ->
             with path.open("w") as file:
                 processes.append(
                     subprocess.Popen(
-                        command(module, *flags, *(where if count > 1 else [])),
+                        command(module, *flags, *where),
                         cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, text=True,
                     )
                 )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import Several, finish, records, several
+from tests.processes import Several, digests, finish, records, several
 from xception_jax import cluster
 from xception_jax.errors import RunError, UsageError
 
@@ -53,8 +53,14 @@ def alone(tmp_path_factory, flags) -> Path:
     return folder / "run"
 
 
-def assert_same_run(workdir: Path, undisturbed: Path) -> None:
-    """The same steps and evaluations, alike to rounding: sums over processes have another order."""
+def assert_same_bits(workdir: Path, undisturbed: Path) -> None:
+    """The same steps, losses and evaluations, and at the end every bit of the state."""
+    assert records(workdir) == records(undisturbed)
+    assert digests(workdir, 12) == digests(undisturbed, 12)
+
+
+def assert_same_to_rounding(workdir: Path, undisturbed: Path) -> None:
+    """The same steps and evaluations; the sums may have another order."""
     (found, losses), (expected, right) = (
         zip(*[((kind, step), loss) for kind, step, loss in records(folder)], strict=True)
         for folder in (workdir, undisturbed)
@@ -63,9 +69,10 @@ def assert_same_run(workdir: Path, undisturbed: Path) -> None:
     np.testing.assert_allclose(losses, right, rtol=1e-5)
 
 
-def go_on(workdir: Path, flags: list[str], processes: int) -> None:
-    """The run's end by so many processes."""
-    with several(processes, 8 // processes, workdir.parent / "again", "main", *flags) as run:
+def go_on(workdir: Path, flags: list[str], processes: int, devices: int = 8) -> None:
+    """The run's end by so many processes of so many devices in all."""
+    folder = workdir.parent / f"again-{processes}-{devices}"
+    with several(processes, devices // processes, folder, "main", *flags) as run:
         assert run.codes() == [0] * processes, run.said(0)
     assert "continues from the checkpoint of step" in run.said(0)
 
@@ -76,7 +83,7 @@ def test_several_processes_compute_what_one_does(alone, flags, tmp_path, process
     given = flags(tmp_path / "run", **EIGHT)
     with several(processes, 8 // processes, tmp_path, "main", *given, "--json") as run:
         assert run.codes() == [0] * processes, run.said(0)
-    assert_same_run(tmp_path / "run", alone)
+    assert_same_bits(tmp_path / "run", alone)
     assert '{"step": 12' in run.said(0)
     assert "step 1/12" not in run.said(1), "the first alone tells"
     evaluation = ("evaluate", f"--workdir={tmp_path / 'run'}", "--json")
@@ -103,7 +110,7 @@ def test_when_one_is_killed_all_end_and_others_go_on(alone, flags, tmp_path, vic
     if victim:
         assert f"unhealthy (stopped sending heartbeats):\n{victim}\n" in run.said(0)
     go_on(tmp_path / "run", given, {2: 4, 4: 2}[processes])
-    assert_same_run(tmp_path / "run", alone)
+    assert_same_bits(tmp_path / "run", alone)
 
 
 def stop(run: Several, victim: int, number: signal.Signals, text: str) -> float:
@@ -133,7 +140,34 @@ def test_a_signal_to_one_stops_all_at_the_same_step(alone, flags, tmp_path, vict
     stopped = int(run.said(0).split("stopped at step ")[1].split()[0])
     assert str(stopped) in steps, "both saved there: it is finalized when all have written"
     go_on(tmp_path / "run", given, 1)
-    assert_same_run(tmp_path / "run", alone)
+    assert_same_bits(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_cluster_is_the_same_to_rounding(alone, flags, tmp_path):
+    assert finish("main", *flags(tmp_path / "run", **EIGHT)).returncode == 0
+    assert_same_to_rounding(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_with_other_devices_and_processes(alone, flags, tmp_path):
+    """Eight devices, then two processes of two, then one device that holds all."""
+    given = flags(tmp_path / "run", **EIGHT, mesh__shard="all", checkpoint__every="100 steps")
+    with several(1, 8, tmp_path, "main", *given) as run:
+        stop(run, 0, signal.SIGTERM, "step 2/12")
+    assert "data / 8" in run.said(0)
+    given += ["--allow_config_changes", "--config.mesh.shard=optimizer"]
+    with several(2, 2, tmp_path / "two", "main", *given) as two:
+        stop(two, 1, signal.SIGTERM, f"step {last_step(tmp_path / 'run') + 1}/12")
+    assert "data / 4" in two.said(0)
+    assert "continues from the checkpoint of step" in two.said(0)
+    go_on(tmp_path / "run", [*given, "--config.mesh.shard=none"], 1, devices=1)
+    assert_same_to_rounding(tmp_path / "run", alone)
+
+
+def last_step(workdir: Path) -> int:
+    """Of the newest checkpoint."""
+    return max(int(name) for name in os.listdir(workdir / "checkpoints") if name.isdecimal())
 
 
 @pytest.mark.slow

@@ -94,6 +94,9 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("data.eval_preset", "tim", "is 'tim'; did you mean 'timm'?"),
         ("mesh.data", 9, "is 9; there are 8 devices"),
         ("mesh.data", 0, "is 0; there are 8 devices"),
+        ("mesh.model", 3, "is 3, which does not divide the 8 devices there are"),
+        ("mesh.model", 0, "is 0; it takes at least 1"),
+        ("mesh.shard", "al", "is 'al'; did you mean 'all'? It takes: none, optimizer, all"),
     ],
 )
 def test_values_that_are_refused(field, value, message):
@@ -201,6 +204,15 @@ def test_what_is_left_to_the_hardware_is_settled():
     begun.model.dtype = "bfloat16"
     assert config_lib.resolve(config, begun).model.dtype == "bfloat16", "begun on a GPU"
     assert config_lib.resolve(begun).model.dtype == "bfloat16"
+
+
+def test_a_mesh_of_more_devices_than_there_are():
+    complaint = refusal(**{"mesh.data": 4, "mesh.model": 4})
+    assert complaint.startswith(
+        "config.mesh.model is 4 and config.mesh.data 4, and there are 8 devices"
+    )
+    complaint = refusal(**{"mesh.data": 2, "mesh.model": 3, "data.batch_size": 64})
+    assert complaint.startswith("config.data.batch_size is 64, which 6 devices do not divide")
 
 
 def test_a_virtual_batch_and_a_share_that_do_not_fit():

@@ -16,7 +16,6 @@ from PIL import Image
 from scipy.special import expit, softmax
 
 from tests.processes import ROOT, finish, result
-from xception_jax import export as command
 from xception_jax import serving
 from xception_jax.data import augment, presets
 from xception_jax.data.stream import Images
@@ -139,10 +138,9 @@ def test_what_it_says_of_itself(exported, undisturbed):
 
 
 def test_raw_weights_of_the_models_size_for_one_platform(undisturbed, tmp_path):
-    about = command.export_run(
-        undisturbed, tmp_path / "raw", step="best", weights="raw", platforms=("cpu",),
-        resize="outside",
-    )  # fmt: skip
+    flags = f"--workdir={undisturbed}", f"--output={tmp_path / 'raw'}", "--step=best", "--json"
+    chosen = "--weights=raw", "--platforms=cpu", "--resize=outside"
+    about = result(finish("export", *flags, *chosen))
     assert about["input"]["shape"] == ["batch", 8, 8, 3]
     assert about["platforms"] == ["cpu"]
     program, _ = serving.load(tmp_path / "raw")
@@ -241,8 +239,10 @@ def test_bad_usage_is_told_in_one_line(flags, complaint):
 
 
 def test_an_unknown_platform_is_refused(undisturbed, tmp_path):
-    with pytest.raises(UsageError, match="did you mean 'cuda'"):
-        command.export_run(undisturbed, tmp_path / "model", platforms=("cpu", "cudda"))
+    flags = f"--workdir={undisturbed}", f"--output={tmp_path / 'model'}"
+    process = finish("export", *flags, "--platforms=cpu,cudda")
+    assert process.returncode == 2
+    assert "did you mean 'cuda'" in process.stderr
     assert not any(tmp_path.iterdir())
 
 

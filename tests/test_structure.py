@@ -11,10 +11,10 @@ LAUNCHERS = sorted((PACKAGE.parent / "launch").glob("*.py"))
 
 # Who may import whom: a module imports from its own level or from levels further down.
 LEVELS = [
-    {"main", "evaluate", "plan", "prepare", "contact_sheet", "export"},
+    {"main", "evaluate", "plan", "prepare", "contact_sheet", "export", "convert"},
     {"cli"},
     {"train"},
-    {"planning", "serving"},
+    {"planning", "serving", "weights"},
     {"training"},
     {"preflight"},
     {"config"},

@@ -45,6 +45,10 @@ _OWN = "None: the model's own default"
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
     "duration": _text("90 epochs", "of the whole run", duration=True),
+    "init_from": _text(
+        "", "weights to begin with: a Keras or timm file, a converted one, or a run's folder; a "
+        "classifier of other classes begins anew; empty: from scratch", harmless=True,
+    ),
     "model.name": _text("xception", "one of models.names()"),
     "model.dtype": _text(
         "auto",
@@ -80,6 +84,10 @@ SCHEMA: dict[str, Field] = {
     "model.bn_scale": _flag(None, f"batch normalization has a scale; {_OWN}"),
     "model.bn_virtual_batch": _int(
         None, "examples whose statistics normalize together; None: the whole batch", low=1
+    ),
+    "model.freeze": _text(
+        None, "last block that is not trained: block4, mixed2, blocks.3, as the model's blocks() "
+        "names them, or a flow, as middle_flow; None: all are trained"
     ),
     "model.remat": _flag(
         None, f"compute blocks again for their gradients, to save memory; {_OWN}", harmless=True

@@ -145,13 +145,15 @@ def _fit(config: ConfigDict, topology: "Topology", data: "Data", console: "Conso
 def _single(
     config: ConfigDict, topology: "Topology | None", data: "Data", console: "Console"
 ) -> "planner.Plan":
-    from xception_jax.planning import planner, report
+    from xception_jax.planning import planner, report, steps
 
     if topology is None:
         plan = planner.for_devices(config, data, console.print)
     else:
         plan = planner.for_topology(config, topology, data, console.print)
     console.print(report.of_plan(plan))
+    if plan.devices > 1:
+        console.print(steps.layout_table(config, data, plan.devices))
     for line in report.summary(plan, config.duration):
         console.print(line)
     if plan.train.seconds is not None:

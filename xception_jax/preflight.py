@@ -75,8 +75,8 @@ def _sharing(config: ConfigDict, devices: int) -> int:
         )
     if data * model > devices:
         raise UsageError(
-            f"config.mesh.model is {model}, and of {devices} devices config.mesh.data takes {data} "
-            f"times as many; take at most {devices // data}"
+            f"config.mesh.model is {model} and config.mesh.data {data}, and there are {devices} "
+            f"devices; take a mesh.model of at most {devices // data}"
         )
     return devices if data == -1 else data * model
 

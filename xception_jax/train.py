@@ -18,7 +18,7 @@ from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
-from xception_jax.training import optimizer, sharding, signals, telemetry, workdir
+from xception_jax.training import optimizer, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import Checkpoints, Meta
@@ -26,6 +26,8 @@ from xception_jax.training.evaluation import Evaluator, reader_of
 from xception_jax.training.goodput import Goodput
 from xception_jax.training.profiling import Profile
 from xception_jax.training.state import TrainState
+from xception_jax.training.telemetry import Telemetry
+from xception_jax.weights import initial
 
 
 def train(
@@ -48,14 +50,13 @@ def train(
 
     Raises:
       UsageError: the config, the data or the folder will not do; nothing has been compiled.
-      RunError: the run cannot go on: its loss is not finite, a checkpoint cannot be written, or
-        too many examples cannot be used.
+      RunError: it cannot go on: its loss is not finite, a write failed, too many bad examples.
     """
     goodput = Goodput()
     with signals.stop_requested() as stop_requested:
         with goodput.spending("start"):
             preflight.validate(config)
-            config = config_lib.resolve(config, workdir.begun_config(folder))
+            config = initial.resolve(config, workdir.begun_config(folder))
             run = prepare(config)
         with (
             workdir.claim(folder, config, allow_changes=allow_config_changes),
@@ -64,7 +65,7 @@ def train(
             with goodput.spending("start"):
                 state, notes = restore_or_initialize(run, checkpoints)
             first = int(state.step)
-            with telemetry.Telemetry(
+            with Telemetry(
                 folder,
                 console or make_console(),
                 goodput,
@@ -89,7 +90,7 @@ class Around:
     """What a run writes to, and listens to, from step to step."""
 
     checkpoints: Checkpoints
-    log: telemetry.Telemetry
+    log: Telemetry
     skips: Skips
     profile: Profile
     stop_requested: Callable[[], bool]
@@ -167,12 +168,13 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
     state, meta, damaged = checkpoints.restore_newest(sharding.place(run.shapes, lies))
     notes = [f"DAMAGED: {note}" for note in damaged]
     if state is None or meta is None:
-        return state_lib.initialize(run.init, run.config.seed, lies), notes
+        fresh = state_lib.initialize(run.init, run.config.seed, lies)
+        return initial.fill(run.config, fresh, run.meta.class_names, notes)
     meta.check_data(run.meta)
     return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
 
 
-def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Telemetry) -> None:
+def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Says what is about to run, on what."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params))
     if run.mesh.size > 1:
@@ -182,9 +184,9 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: telemetry.Tele
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     )
-    for note in (run.train_source.summary, run.evaluate.reader.source.summary, *notes):
-        if note:
-            log.say(note)
+    summaries = run.train_source.summary, run.evaluate.reader.source.summary
+    for note in filter(None, (*summaries, *notes)):
+        log.say(note)
 
 
 def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
@@ -235,9 +237,7 @@ def evaluate(run: Run, state: TrainState, step: int, around: Around) -> dict[str
     return result
 
 
-def conclude(
-    run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: telemetry.Telemetry
-) -> None:
+def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: Telemetry) -> None:
     """Says where the run stands and what to do next."""
     if last < run.total_steps:
         log.say(f"stopped at step {last} and saved; the same command continues")

@@ -1,5 +1,6 @@
 """Sums over a split in double precision."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,3 +38,22 @@ def test_sums_do_not_lose_what_a_float32_would(digits, batch_size):
     expected = sum(float(np.float32(np.float32(1e6 + 0.0625) * n)) for n in sums) / 360
     assert evaluator({})["loss"] == pytest.approx(expected, abs=1e-9)
     assert evaluator({})["examples"] == 360
+
+
+def test_weights_that_are_cut_are_gathered_once(digits):
+    mesh, seen = sharding.make_mesh(8), []
+
+    def evaluate_batch(weights, batch):
+        seen.append(weights["kernel"])
+        return {"loss": 0.0, "top1": 0.0, "examples": np.asarray(batch["mask"]).sum()}
+
+    reader = stream.Reader(digits["test"], stream.Images(8))
+    evaluator = Evaluator(reader, mesh, sharding.replicated(mesh), evaluate_batch, 64)
+    kernel = jax.device_put(np.arange(16.0), sharding.by_example(mesh))
+    evaluator({"kernel": kernel})
+    assert len(seen) == 6
+    assert all(weights is seen[0] for weights in seen)
+    assert seen[0].is_fully_replicated
+    np.testing.assert_array_equal(seen[0], np.arange(16.0))
+    evaluator({"kernel": seen[0]})
+    assert seen[-1] is seen[0], "nothing is copied that lies there already"

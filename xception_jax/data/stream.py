@@ -73,7 +73,7 @@ class Host:
 
     Attributes:
       threads: of each process that makes them; 0: one for each core it may use.
-      workers: processes that make them; 0: this one.
+      workers: processes that make those of training, unless they are kept in memory; 0: this one.
       memory: bytes of finished images that may be kept, where nothing about them is random.
     """
 
@@ -150,7 +150,7 @@ class Reader:
             examples = examples.map(self._uncropped)
         piece = _piece(each)
         pieces = examples.batch(piece, drop_remainder=True)
-        return self._batches(pieces, each // piece, share, first_step, skips)
+        return self._batches(pieces, each // piece, share, first_step, skips, self.host.workers)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -236,6 +236,7 @@ class Reader:
         share: Share,
         first_step: int,
         skips: Skips | None,
+        workers: int = 0,
     ) -> Iterator[Batch]:
         """This process' parts of the batches, made ahead; tells `skips` what their rows report.
 
@@ -244,22 +245,24 @@ class Reader:
         is made of `count` pieces, of which each thread makes one at a time: many threads then hold
         no more than a few batches in memory.
         """
+        turns = max(1, workers)
 
         def mine(number: int) -> Batch:
-            step, piece = divmod(number, count)
+            # Grain deals the numbers out to the workers like cards, before they are joined. So a
+            # worker's own are counted: the pieces of a batch are to be in one hand.
+            own, worker = divmod(number, turns)
+            step = own // count * turns + worker
             part = (first_step + step) * share.count + share.index
-            return pieces[part * count + piece]
+            return pieces[part * count + own % count]
 
-        steps = len(pieces) // (count * share.count) - first_step
+        steps = (len(pieces) // (count * share.count) - first_step) // turns * turns
         threads = self.host.at_once
         made = grain.MapDataset.range(steps * count).map(mine).to_iter_dataset(
             grain.ReadOptions(threads, prefetch_buffer_size=threads)
         ).batch(count, batch_fn=_joined)  # fmt: skip
-        if self.host.workers and not self._fits:
-            # Elements here are whole batches, which the workers take in turn: the order stays.
-            made = made.mp_prefetch(
-                grain.MultiprocessingOptions(self.host.workers, per_worker_buffer_size=2)
-            )
+        if workers:
+            # Elements here are whole batches, which the workers give in turn: the order stays.
+            made = made.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
         for batch in made:
             for text in filter(None, batch.pop("skipped")):
                 skipped = json.loads(str(text))

@@ -87,7 +87,7 @@ def create(
       **changes: overrides of the model's own arguments, see `overrides(name)`.
 
     Raises:
-      UsageError: the name or an override is not known; the message gives the nearest.
+      UsageError: the name, an override or a block is not known; the message gives the nearest.
     """
     known = overrides(name)
     for change in changes:
@@ -98,4 +98,6 @@ def create(
             )
     model = _MODELS[name]
     arguments = model.defaults | changes
-    return model.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **arguments)
+    made = model.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **arguments)
+    made.frozen()  # raises where `freeze` names no block
+    return made

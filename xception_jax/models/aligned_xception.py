@@ -183,7 +183,7 @@ class AlignedXception(Network):
       dropout: share of the features dropped before the classifier.
       bn_epsilon, bn_momentum: timm's values; its 41p has an epsilon of 1e-5.
       bn_virtual_batch: see `layers.BatchNorm`.
-      remat, scan_middle: see `Network`.
+      freeze, remat, scan_middle: see `Network`.
     """
 
     def __init__(
@@ -202,10 +202,11 @@ class AlignedXception(Network):
         bn_epsilon: float = 1e-3,
         bn_momentum: float = 0.9,
         bn_virtual_batch: int | None = None,
+        freeze: str | None = None,
         remat: bool = False,
         scan_middle: bool = False,
     ):
-        super().__init__(dtype or jnp.float32, remat=remat, scan_middle=scan_middle)
+        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat, scan_middle=scan_middle)
         layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
         block = PreactivationBlock if preactivation else Block
         c32, channels, c728, c1024, c1536, c2048 = (

@@ -159,7 +159,7 @@ class InceptionV3(Network):
         the two are compared alike (arXiv:1610.02357v3, section 4.3).
       bn_epsilon, bn_momentum: Keras' values.
       bn_virtual_batch: see `layers.BatchNorm`.
-      remat: see `Network`.
+      freeze, remat: see `Network`.
     """
 
     def __init__(
@@ -177,9 +177,10 @@ class InceptionV3(Network):
         bn_epsilon: float = 1e-3,
         bn_momentum: float = 0.99,
         bn_virtual_batch: int | None = None,
+        freeze: str | None = None,
         remat: bool = False,
     ):
-        super().__init__(dtype or jnp.float32, remat=remat)
+        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat)
         layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, bn_scale)
         build = _Builder(layers, width, count_padding)
         self.stem, channels = _stem(build, stem_stride)

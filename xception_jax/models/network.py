@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from xception_jax.errors import UsageError
+from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import Layers
 
 # Says of a layer of the head, by its name, and its output `[batch, units]` where that lies.
@@ -82,6 +82,9 @@ class Network(nnx.Module):
       head: of the logits, or None.
       min_image_size: the least side of an image, in pixels.
       dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
+      freeze: name of the last block that is not trained, or of a flow (`entry_flow`); None: all are
+        trained. Up to there batch normalization goes by its running statistics in training too,
+        which stay as they are, and there is no gradient.
       remat: compute the inside of each block again for its gradient instead of keeping it: less
         memory, more time.
       scan_middle: compile one block of `middle_flow`, whose blocks are alike, and loop over it:
@@ -92,12 +95,41 @@ class Network(nnx.Module):
     middle_flow: Sequence[nnx.Module]
     min_image_size: int
 
-    def __init__(self, dtype: DTypeLike, *, remat: bool, scan_middle: bool = False):
-        self.dtype, self.remat, self.scan_middle = dtype, remat, scan_middle
+    def __init__(
+        self, dtype: DTypeLike, *, freeze: str | None, remat: bool, scan_middle: bool = False
+    ):
+        self.dtype, self.freeze = dtype, freeze
+        self.remat, self.scan_middle = remat, scan_middle
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The blocks in order, each with its name in the model's source."""
         raise NotImplementedError
+
+    def frozen(self) -> tuple[str, ...]:
+        """Where the weights of the frozen blocks are, as `("stem", "entry_flow.0")`.
+
+        Raises:
+          UsageError: `freeze` names no block.
+        """
+        held = {id(block) for _, block in list(self.blocks())[: self._frozen_blocks()]}
+        paths = (path for path, module in nnx.iter_modules(self) if id(module) in held)
+        return tuple(".".join(map(str, path)) for path in paths)
+
+    def _frozen_blocks(self) -> int:
+        """How many of the first blocks are frozen."""
+        if self.freeze is None:
+            return 0
+        names, blocks = zip(*self.blocks(), strict=True)
+        ends = {name: i for i, name in enumerate(names, start=1)}
+        for flow in ("entry_flow", "middle_flow", "exit_flow"):
+            if held := list(getattr(self, flow, ())):
+                ends[flow] = ends[names[[block is held[-1] for block in blocks].index(True)]]
+        if self.freeze not in ends:
+            raise UsageError(
+                f"freeze is {self.freeze!r}{nearest(self.freeze, ends) or ';'} The blocks are: "
+                f"{', '.join(ends)}"
+            )
+        return ends[self.freeze]
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The last feature map, `[batch, height_out, width_out, channels]` in `dtype`."""
@@ -106,10 +138,20 @@ class Network(nnx.Module):
                 f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
                 f"least side of {self.min_image_size}"
             )
-        x = images.astype(self.dtype)
+        x, blocks, held = images.astype(self.dtype), list(self.blocks()), self._frozen_blocks()
+        if held:
+            # Without a gradient beyond it, XLA leaves the frozen blocks' backward pass out.
+            x = jax.lax.stop_gradient(self._run(blocks[:held], x, train=False))
+        return self._run(blocks[held:], x, train=train)
+
+    def _run(
+        self, blocks: Sequence[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """Applies some of the blocks in turn."""
         apply = partial(_remat if self.remat else _apply, train=train)
-        middle = list(self.middle_flow) if self.scan_middle else []
-        for name, block in self.blocks():
+        of_middle = {id(block) for block in self.middle_flow} if self.scan_middle else set()
+        middle = [block for _, block in blocks if id(block) in of_middle]
+        for name, block in blocks:
             # Traces and compiled programs name the source's modules.
             if middle and block is middle[0]:
                 with jax.named_scope("middle_flow"):

@@ -162,7 +162,7 @@ class Xception(Network):
       dropout: share of the features dropped before the classifier (0.5 on ImageNet).
       bn_epsilon, bn_momentum: Keras' values; the paper does not state them.
       bn_virtual_batch: see `layers.BatchNorm`.
-      remat, scan_middle: see `Network`.
+      freeze, remat, scan_middle: see `Network`.
 
     Raises:
       UsageError: `order`, `intermediate_activation` or `pool_padding` is not known.
@@ -187,10 +187,11 @@ class Xception(Network):
         bn_epsilon: float = 1e-3,
         bn_momentum: float = 0.99,
         bn_virtual_batch: int | None = None,
+        freeze: str | None = None,
         remat: bool = False,
         scan_middle: bool = False,
     ):
-        super().__init__(dtype or jnp.float32, remat=remat, scan_middle=scan_middle)
+        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat, scan_middle=scan_middle)
         _check_choice("order", order, ORDERS)
         _check_choice("intermediate_activation", intermediate_activation, list(ACTIVATIONS))
         _check_choice("pool_padding", pool_padding, ("same", "symmetric"))

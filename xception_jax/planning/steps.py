@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from rich.table import Table
 
 from xception_jax import config as config_lib
 from xception_jax.fields import Duration
@@ -57,13 +58,7 @@ def lower(
     """
     make_model = make_model or state_lib.model_maker(config, data.classes)
     structure = state_lib.structure_of(make_model, config.data.image_size)
-
-    def steps(duration: str) -> int:
-        # Of a size that is not known any will do: only constants of the schedule depend on it.
-        epoch = data.examples or 1000 * config.data.batch_size
-        return Duration.parse(duration).steps(batch_size=config.data.batch_size, epoch=epoch)
-
-    transformation, schedule = optimizer.from_config(config, steps)
+    transformation, schedule = _optimizer(config, data)
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
     layout = sharding.Layout.of(shapes, mesh, config.mesh.shard)
@@ -85,6 +80,26 @@ def lower(
     )
     train: Any = step_lib.jit_train_step(recipe, layout)
     return train.lower(state, batch_of(config.data.batch_size, config, mesh, data))
+
+
+def _optimizer(config: ConfigDict, data: Data) -> Any:
+    """What `optimizer.from_config` makes, for data whose size need not be known."""
+
+    def steps(duration: str) -> int:
+        # Of a size that is not known any will do: only constants of the schedule depend on it.
+        epoch = data.examples or 1000 * config.data.batch_size
+        return Duration.parse(duration).steps(batch_size=config.data.batch_size, epoch=epoch)
+
+    return optimizer.from_config(config, steps)
+
+
+def layout_table(config: ConfigDict, data: Data, devices: int) -> Table:
+    """What of the run's state each of so many devices holds, see `sharding.layout_table`."""
+    make_model = state_lib.model_maker(config, data.classes)
+    init = partial(state_lib.create, make_model, _optimizer(config, data)[0], config.ema.decay > 0)
+    shapes, asked = state_lib.shapes_of(init), config.mesh
+    mesh = sharding.without_devices(devices, asked.model, asked.shard)
+    return sharding.layout_table(shapes, sharding.Layout.of(shapes, mesh, asked.shard))
 
 
 def batch_of(count: int, config: ConfigDict, mesh: Mesh, data: Data) -> Any:

@@ -1,7 +1,7 @@
 """Which device holds what: the mesh, the rules, and what they come to for a state.
 
-A batch is cut over all devices. Of the state, `mesh.shard` cuts parts over those of the axis
-`data` (ZeRO, arXiv:1910.02054), by size alone; `mesh.model` cuts the head's large layers over the
+A batch is cut over all devices. Of the state, `mesh.shard` cuts parts over the axis `data`
+(ZeRO, arXiv:1910.02054), by size alone; `mesh.model` cuts the head's large layers over the
 axis `model`, by `RULES`. Without either, every device holds all of the state.
 """
 
@@ -96,7 +96,7 @@ def data_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     return tuple(name for name in mesh.axis_names if name != MODEL)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same array, whole, on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -136,25 +136,25 @@ class Layout:
     """Where the arrays of a run lie; shardings are trees, or one for all of a tree.
 
     Attributes:
-      mesh: the devices.
+      mesh: the devices, or `without_devices`.
       state: shardings of the `TrainState` between steps.
       weights: of `{"params", "batch_stats"}` where the model computes: whole, but for `model`.
       update: of the gradients and the new parameters where the optimizer computes: as its own
         arrays; None: as everywhere.
     """
 
-    mesh: Mesh
+    mesh: Any
     state: Any
     weights: Any
     update: Tree | None = None
 
     @classmethod
-    def whole(cls, mesh: Mesh) -> "Layout":
+    def whole(cls, mesh: Mesh | AbstractMesh) -> "Layout":
         """Everything whole on every device."""
         return cls(mesh, replicated(mesh), replicated(mesh))
 
     @classmethod
-    def of(cls, shapes: Any, mesh: Mesh, shard: str = "none") -> "Layout":
+    def of(cls, shapes: Any, mesh: Mesh | AbstractMesh, shard: str = "none") -> "Layout":
         """That of a state.
 
         Args:
@@ -188,10 +188,14 @@ class Layout:
         return jax.lax.with_sharding_constraint(params, self.weights["params"])
 
     def to_update(self, params: Tree) -> Tree:
-        """Within a step: gradients or parameters as the optimizer takes them."""
+        """Within a step: gradients or parameters (None: frozen) as the optimizer takes them."""
         if self.update is None:
             return params
-        return jax.lax.with_sharding_constraint(params, self.update)
+
+        def lay(leaf: jax.Array | None, where: NamedSharding) -> jax.Array | None:
+            return None if leaf is None else jax.lax.with_sharding_constraint(leaf, where)
+
+        return jax.tree.map(lay, params, self.update, is_leaf=lambda leaf: leaf is None)
 
 
 def from_config(config: ConfigDict, shapes: Any) -> Layout:
@@ -212,7 +216,7 @@ def place(shapes: Tree, shardings: Any) -> Tree:
     )
 
 
-def _lay(tree: Tree, mesh: Mesh, over_data: bool) -> Tree:
+def _lay(tree: Tree, mesh: Mesh | AbstractMesh, over_data: bool) -> Tree:
     """Shardings of a tree, by the paths and the sizes of its leaves."""
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:

@@ -117,6 +117,30 @@ def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array)
     return {"params": params, "batch_stats": batch_stats}
 
 
+def frozen_parts(structure: Any, weights: Tree) -> tuple[str, ...]:
+    """Where the weights are that are not trained, see `models.network.Network.frozen`."""
+    model: Any = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
+    return model.frozen()
+
+
+def trainable(tree: Tree, frozen: tuple[str, ...]) -> Tree:
+    """Params or batch statistics with None in place of the frozen leaves."""
+
+    def keep(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return None if name.startswith(tuple(f"{part}." for part in frozen)) else leaf
+
+    return jax.tree_util.tree_map_with_path(keep, tree)
+
+
+def completed(tree: Tree, whole: Tree) -> Tree:
+    """The tree, its None replaced by the leaves of another one; the inverse of `trainable`."""
+    return jax.tree.map(
+        lambda leaf, other: other if leaf is None else leaf,
+        tree, whole, is_leaf=lambda leaf: leaf is None,
+    )  # fmt: skip
+
+
 def create(
     make_model: Callable[[nnx.Rngs], nnx.Module],
     optimizer: optax.GradientTransformation,
@@ -124,10 +148,12 @@ def create(
     key: jax.Array,
 ) -> TrainState:
     """The state at step 0; to be traced, see `shapes_of` and `initialize`."""
-    weights = create_weights(make_model, key)
+    structure, *made = split(make_model(nnx.Rngs(params=key)))
+    weights: Tree = dict(zip(("params", "batch_stats"), made, strict=True))
+    trained = trainable(weights["params"], frozen_parts(structure, weights))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        opt_state=optimizer.init(weights["params"]),
+        opt_state=optimizer.init(trained),
         ema=weights if with_ema else None,
         **weights,
     )

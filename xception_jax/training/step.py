@@ -15,7 +15,7 @@ from xception_jax import config as config_lib
 from xception_jax.data import augment
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
-from xception_jax.training.state import TrainState, Tree, apply
+from xception_jax.training.state import TrainState, Tree, apply, completed, frozen_parts, trainable
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
@@ -102,16 +102,24 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     augment_key, dropout_key = jax.random.split(key)
     batch = _augmented(recipe, state.step, augment_key, batch)
-    gradients, batch_stats, sums = _gradients(recipe, state, batch, dropout_key)
-    gradients, params = _to_update(recipe, gradients), _to_update(recipe, state.params)
-    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, params)
-    params = _to_update(recipe, optax.apply_updates(params, updates))
+    weights = {"params": state.params, "batch_stats": state.batch_stats}
+    frozen = frozen_parts(recipe.structure, weights)
+    gradients, batch_stats, sums = _gradients(recipe, state, frozen, batch, dropout_key)
+    gradients = _to_update(recipe, gradients)
+    trained = _to_update(recipe, trainable(state.params, frozen))
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, trained)
+    params = completed(_to_update(recipe, optax.apply_updates(trained, updates)), state.params)
+    # Averages would round what is frozen.
+    batch_stats = completed(trainable(batch_stats, frozen), state.batch_stats)
+    ema = _averaged(recipe, state, {"params": params, "batch_stats": batch_stats})
+    if ema is not None and state.ema is not None:
+        ema = {name: completed(trainable(ema[name], frozen), state.ema[name]) for name in ema}
     new = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=_averaged(recipe, state, {"params": params, "batch_stats": batch_stats}),
+        ema=ema,
     )
     grad_norm = optax.tree.norm(gradients)
     return new, {
@@ -144,14 +152,19 @@ def _augmented(recipe: Recipe, step: jax.Array, key: jax.Array, batch: Batch) ->
 
 
 def _gradients(
-    recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
+    recipe: Recipe, state: TrainState, frozen: tuple[str, ...], batch: Batch, key: jax.Array
 ) -> tuple[Tree, Tree, Scalars]:
-    """Gradients of the mean loss, the moved batch statistics, and the sums of the metrics."""
+    """Gradients of the mean loss, the moved batch statistics, and the sums of the metrics.
+
+    The gradients have None for what is frozen.
+    """
     examples = batch["mask"].sum()
     weights = recipe.layout.to_compute(state.params) if recipe.layout else state.params
+    trained = trainable(weights, frozen)
 
     def loss_of(params: Tree, part: Batch, key: jax.Array):
-        all_weights = {"params": params, "batch_stats": state.batch_stats}
+        whole = completed(params, weights)
+        all_weights = {"params": whole, "batch_stats": state.batch_stats}
         images = augment.normalize(part["image"])
         logits, batch_stats = apply(
             recipe.structure, all_weights, images, train=True, key=key, mesh=recipe.mesh
@@ -165,11 +178,11 @@ def _gradients(
 
     gradient_of = jax.grad(loss_of, has_aux=True)
     if recipe.accumulate == 1:
-        gradients, (batch_stats, sums) = gradient_of(weights, batch, key)
+        gradients, (batch_stats, sums) = gradient_of(trained, batch, key)
         return gradients, batch_stats, sums
 
     def add(total, part_and_key):
-        gradients, (batch_stats, sums) = gradient_of(weights, *part_and_key)
+        gradients, (batch_stats, sums) = gradient_of(trained, *part_and_key)
         # The running statistics move linearly: the mean over the parts is the whole batch's.
         batch_stats = jax.tree.map(lambda leaf: leaf / recipe.accumulate, batch_stats)
         return jax.tree.map(jnp.add, total, (gradients, batch_stats)), sums
@@ -177,7 +190,7 @@ def _gradients(
     parts = microbatches(batch, recipe.accumulate, recipe.virtual_batch)
     keys = jax.random.split(key, recipe.accumulate)
     nothing = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (weights, state.batch_stats)
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (trained, state.batch_stats)
     )
     (gradients, batch_stats), sums = jax.lax.scan(add, nothing, (parts, keys))
     return gradients, batch_stats, jax.tree.map(partial(jnp.sum, axis=0), sums)

@@ -1,0 +1,41 @@
+"""Small models with weights of their own, as files of every kind."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from xception_jax.weights import keras, keras_files, timm, timm_files
+from xception_jax.weights.tensors import abstract, to_theirs, variables
+
+SMALL = {"width": 0.05, "stem_stride": 1}
+
+
+def create(
+    name: str, num_classes: int | None = 3, seed: int = 0, **overrides: object
+) -> nnx.Module:
+    """A narrow model; no two of its tensors are alike."""
+    options = {**SMALL, **overrides}
+    model = abstract(name, num_classes, options)
+    rng = np.random.default_rng(seed)
+    for variable in variables(model).values():
+        values = rng.uniform(0.5, 1.5, variable.shape).astype(np.float32)
+        variable.set_value(jnp.asarray(values))
+    return model
+
+
+def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    return {name: np.asarray(variable[...]) for name, variable in variables(model).items()}
+
+
+def write_keras(model: nnx.Module, path: Path) -> Path:
+    layers = keras.layers(model)
+    theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], arrays(model))
+    keras_files.write(path, path.name, layers, theirs)
+    return path
+
+
+def write_timm(model: nnx.Module, path: Path) -> Path:
+    timm_files.write(path, path.name, to_theirs(timm.tensors(model), arrays(model)))
+    return path

@@ -1,0 +1,192 @@
+"""The map to Keras' tensors (keras/src/applications/xception.py and inception_v3.py, Keras 3.15).
+
+Keras' files know a layer by its place among the layers of its class, in the order of the model's
+graph: from the inputs on, by the distance to the output, and of equal ones by the order of the
+branches. So `conv2d_4/0` is the first tensor of the fifth dense convolution. Names that Keras
+makes up (`conv2d_7`) depend on what a process has built before; those that it is given do not.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+
+from xception_jax.errors import UsageError
+from xception_jax.models.inception_modules import Branches, Chain
+from xception_jax.models.layers import BatchNorm, ConvNorm, SeparableConv
+from xception_jax.models.xception import Xception
+from xception_jax.weights.tensors import SAME, Layout, Names, Tensor, parts
+
+# What Keras' models compute with, in the names of our overrides.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "xception": {"bn_epsilon": 1e-3, "pool_padding": "same"},
+    "legacy_xception": {"bn_epsilon": 1e-3, "pool_padding": "same"},
+    "inception_v3": {"bn_epsilon": 1e-3, "bn_scale": False, "count_padding": False},
+}
+
+# Its bias has one number a class.
+CLASSIFIER = "dense/1"
+
+_LAYOUTS = {
+    "depthwise": Layout(lambda x: x.swapaxes(2, 3), lambda x: x.swapaxes(2, 3)),
+    "pointwise": Layout(lambda x: x[None, None], lambda x: x[0, 0]),
+}
+_TENSOR_NAMES = {
+    "depthwise": "depthwise_kernel",
+    "pointwise": "pointwise_kernel",
+    "conv": "kernel",
+    "linear": "kernel",
+    "scale": "gamma",
+    "bias": "beta",
+    "mean": "moving_mean",
+    "var": "moving_variance",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of Keras'.
+
+    Attributes:
+      key: its class and place, `conv2d_4`.
+      name: its own; where Keras makes names up, what a fresh process would.
+      given: whether the name is given.
+      tensors: of it, `KEY/0` and on.
+      names: theirs in legacy files, `kernel`.
+    """
+
+    key: str
+    name: str
+    given: bool
+    tensors: list[Tensor]
+    names: list[str]
+
+
+# A layer of ours, its name in Keras (None: made up), in the order of the graph.
+_Placed = tuple[nnx.Module, str | None]
+
+
+def layers(model: Any) -> list[Layer]:
+    """Keras' layers that have weights, for a model of ours, in the order of Keras' graph.
+
+    Raises:
+      UsageError: Keras has no such model, or no place for some of its tensors.
+    """
+    kind = type(model).__name__
+    if kind not in _PLACES:
+        raise UsageError("keras.applications has Xception and InceptionV3 alone")
+    if getattr(model, "head", None) is not None and model.head.fc:
+        raise UsageError("Keras' models have no fully connected layers before the classifier")
+    names, places, made_up = Names(model), Counter[str](), _made_up_names(model)
+    found = []
+    for layer, name in _PLACES[kind](model):
+        theirs = _class_of(layer)
+        key = f"{theirs}_{places[theirs]}" if places[theirs] else theirs
+        places[theirs] += 1
+        held = list(parts(layer))
+        tensors = [
+            names.tensor(variable, f"{key}/{i}", _LAYOUTS.get(part, SAME))
+            for i, (part, variable) in enumerate(held)
+        ]
+        legacy = [_TENSOR_NAMES[part] for part, _ in held]
+        if theirs in ("conv2d", "dense"):
+            legacy = ["kernel", "bias"][: len(held)]
+        found.append(Layer(key, name or made_up[id(layer)], name is not None, tensors, legacy))
+    names.check_complete([t for layer in found for t in layer.tensors], f"Keras' {kind}")
+    if kind == "InceptionV3" and model.stem.layers[0].bn.scale is not None:
+        raise UsageError("Keras' InceptionV3 has no scale in its batch normalization (bn_scale)")
+    return found
+
+
+def tensors(model: Any) -> list[Tensor]:
+    """The map."""
+    return [tensor for layer in layers(model) for tensor in layer.tensors]
+
+
+def _class_of(layer: nnx.Module) -> str:
+    if isinstance(layer, BatchNorm):
+        return "batch_normalization"
+    if isinstance(layer, SeparableConv):
+        return "separable_conv2d"
+    return "dense" if isinstance(layer, nnx.Linear) else "conv2d"
+
+
+def _made_up_names(model: Any) -> dict[int, str]:
+    """Of the layers that Keras gives no name, numbered as they are made."""
+    if isinstance(model, Xception):
+        made: list[Any] = [block.skip for _, block in model.blocks() if hasattr(block, "skip")]
+        made = [skip for skip in made if skip is not None]
+    else:
+        made = [layer for _, block in model.blocks() for layer in _conv_norms(block)]
+    names: dict[int, str] = {}
+    for i, layer in enumerate(made):
+        end = f"_{i}" if i else ""
+        names |= {id(layer.conv): f"conv2d{end}", id(layer.bn): f"batch_normalization{end}"}
+    return names
+
+
+def _conv_norms(module: Any) -> Iterator[ConvNorm]:
+    """Of an Inception module, as Keras makes them: branch by branch."""
+    if isinstance(module, ConvNorm):
+        yield module
+    elif isinstance(module, Chain):
+        for layer in module.layers:
+            yield from _conv_norms(layer)
+    elif isinstance(module, Branches):
+        for name in module.names:
+            yield from _conv_norms(getattr(module, name))
+
+
+def _xception(model: Any) -> Iterator[_Placed]:
+    for i in (1, 2):
+        yield getattr(model.stem, f"conv{i}"), f"block1_conv{i}"
+        yield getattr(model.stem, f"bn{i}"), f"block1_conv{i}_bn"
+    for name, block in list(model.blocks())[1:]:
+        for i, unit in enumerate(block.units, start=1):
+            yield unit.conv, f"{name}_sepconv{i}"
+            yield unit.bn, f"{name}_sepconv{i}_bn"
+        if getattr(block, "skip", None) is not None:
+            # At the distances of the pooling and of what comes before it.
+            yield from ((block.skip.conv, None), (block.skip.bn, None))
+    yield from _predictions(model)
+
+
+def _inception(model: Any) -> Iterator[_Placed]:
+    for _, block in model.blocks():
+        placed, _ = _distances(block, 0)
+        for _, layer in sorted(placed, key=lambda both: -both[0]):  # stable: by branch
+            yield layer, None
+    yield from _predictions(model)
+
+
+def _predictions(model: Any) -> Iterator[_Placed]:
+    if model.head is not None:
+        yield model.head.classifier, "predictions"
+
+
+def _distances(module: Any, end: int) -> tuple[list[tuple[int, nnx.Module]], int]:
+    """Layers of an Inception module with their distance to its end, and that of its input.
+
+    Keras' graph has a convolution, its normalization, its activation, a pooling and a
+    concatenation as nodes, each one further away than what takes its output.
+    """
+    if isinstance(module, ConvNorm):
+        return [(end + 3, module.conv), (end + 2, module.bn)], end + 3
+    if isinstance(module, Chain):
+        found: list[tuple[int, nnx.Module]] = []
+        for layer in reversed(module.layers):
+            inner, end = _distances(layer, end)
+            found += inner
+        return found, end
+    if isinstance(module, Branches):
+        branches = [_distances(getattr(module, name), end + 1) for name in module.names]
+        return [pair for inner, _ in branches for pair in inner], max(far for _, far in branches)
+    return [], end + 1  # a pooling
+
+
+_PLACES: dict[str, Callable[[Any], Iterator[_Placed]]] = {
+    "Xception": _xception,
+    "InceptionV3": _inception,
+}

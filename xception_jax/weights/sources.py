@@ -1,0 +1,310 @@
+"""Where weights come from: a Keras or timm file, a converted one, a checkpoint of a run."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from xception_jax import config as config_lib
+from xception_jax import models
+from xception_jax.errors import UsageError
+from xception_jax.models.aligned_xception import AlignedXception
+from xception_jax.models.inception_modules import AveragePool
+from xception_jax.models.layers import BatchNorm
+from xception_jax.models.xception import Unit, Xception
+from xception_jax.training import sharding, state
+from xception_jax.training.checkpoint import Checkpoints
+from xception_jax.training.workdir import read_config
+from xception_jax.weights import converted, keras, keras_files, timm, timm_files
+from xception_jax.weights.converted import About
+from xception_jax.weights.tensors import (
+    Tensor,
+    Tensors,
+    flatten,
+    listed,
+    to_ours,
+    variables,
+)
+
+FORMATS = ("keras", "timm", "xception_jax")
+
+# The overrides that change what weights compute or which there are; the others are training's.
+ARCHITECTURE = (
+    "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
+    "residual", "pool_padding", "count_padding", "fc_units", "bn_epsilon", "bn_scale",
+)  # fmt: skip
+
+_MAPS = {"keras": keras.tensors, "timm": timm.tensors}
+_OVERRIDES = {"keras": keras.OVERRIDES, "timm": timm.OVERRIDES}
+_HEADS = {
+    "keras": ("dense/",),
+    "timm": ("fc.", "head.fc."),
+    "xception_jax": ("params.head.",),
+}
+_PREPROCESSING: dict[str, dict[str, Any]] = {
+    "keras": {"image_size": 299, "eval_preset": "keras", "eval_crop": 1.0,
+              "interpolation": "nearest"},
+    "timm": {"image_size": 299, "eval_preset": "timm", "interpolation": "bicubic"},
+}  # fmt: skip
+_RANGE = {"range": [-1, 1], "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that can be read.
+
+    Attributes:
+      path: of the file or the run.
+      format: one of `FORMATS`.
+      num_classes: None without a classifier.
+      read: gives the tensors, by the names of the format.
+      origin: of `About.source`.
+      class_names: None where they are not known.
+      model, held_overrides: what the source says of itself; a Keras or timm file says little.
+      layer_names: of a Keras file, see `keras_files.read`.
+      left_out: tensors that have no part in the logits.
+      preprocessing: see `About`.
+    """
+
+    path: Path
+    format: str
+    num_classes: int | None
+    read: Callable[[], Tensors]
+    origin: dict[str, Any]
+    class_names: tuple[str, ...] | None = None
+    model: str | None = None
+    held_overrides: dict[str, Any] = field(default_factory=dict)
+    layer_names: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    def overrides(self, name: str) -> dict[str, Any]:
+        """What the model of that name must be built with for these weights.
+
+        Raises:
+          UsageError: the source holds another model, or its format has none of that name.
+        """
+        if self.model not in (None, name):
+            raise UsageError(f"{self.path} holds {self.model}, not {name}; ask for that model")
+        return library_overrides(self.format, name) | self.held_overrides
+
+    def tensors(
+        self, model: Any, name: str, *, without_head: bool = False
+    ) -> dict[str, np.ndarray]:
+        """The tensors of a model, of arrays or shapes, by our names.
+
+        Args:
+          model: the one that the source must hold.
+          name: its name.
+          without_head: leave the source's classifier, and what comes right before it, out.
+
+        Raises:
+          UsageError: one is missing, surplus or of another shape.
+        """
+        source = f"{self.path} is no {name} of {self.format}"
+        if self.format == "keras":
+            keras_files.check_order(keras.layers(model), self.layer_names, source)
+        found = self.read()
+        if without_head:
+            heads = _HEADS[self.format]
+            found = {key: array for key, array in found.items() if not key.startswith(heads)}
+        return to_ours(names_of(self.format, model), found, source)
+
+    def about(self, name: str) -> About:
+        """What a converted file says of these weights."""
+        built = effective(name, self.overrides(name))
+        return About(name, built, self.num_classes, self.class_names,
+                     _RANGE | self.preprocessing, self.origin)  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """What is to be said of the source."""
+        tower = [name for name in self.left_out if name.startswith("AuxLogits.")]
+        return [f"left out, as the logits do without: {listed(tower)}"] if tower else []
+
+
+def names_of(format: str, model: Any) -> list[Tensor]:
+    """The map between a model of ours and a format."""
+    if format in _MAPS:
+        return _MAPS[format](model)
+    return [Tensor(name, name, tuple(v.shape)) for name, v in variables(model).items()]
+
+
+def library_overrides(format: str, name: str) -> dict[str, Any]:
+    """What a library's model computes with, in the names of our overrides.
+
+    Raises:
+      UsageError: it has no model of that name.
+    """
+    models.overrides(name)
+    known = _OVERRIDES.get(format)
+    if known is None:
+        return {}
+    if name not in known:
+        raise UsageError(f"{format} has no {name}; it has: {', '.join(known)}")
+    return known[name]
+
+
+def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """All of a model's overrides that count for its weights, as they are with these changes."""
+    built = models.overrides(name) | changes
+    return {key: built[key] for key in ARCHITECTURE if key in built}
+
+
+def open_source(
+    path: Path, *, format: str | None = None, step: str = "latest", weights: str | None = None
+) -> Source:
+    """Opens weights.
+
+    Args:
+      path: a file, a run's folder, or `RUN/checkpoints/STEP`.
+      format: one of `FORMATS`; unless given, as the name ends and the content says.
+      step, weights: of a run, see `xception_jax.evaluate`.
+
+    Raises:
+      UsageError: there is nothing that can be read.
+    """
+    if path.parent.name == "checkpoints" and path.name.isdecimal() and path.is_dir():
+        path, step = path.parents[1], path.name
+    if not path.exists():
+        raise UsageError(f"there are no weights at {path}")
+    found = _format_of(path)
+    if format not in (None, found):
+        raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
+    if path.is_dir():
+        return _from_run(path, step, weights)
+    origin = {"format": found, "file": path.name, "sha256": _sha256(path)}
+    return {"keras": _from_keras, "timm": _from_timm, "xception_jax": _from_converted}[found](
+        path, origin
+    )
+
+
+def _format_of(path: Path) -> str:
+    if path.is_dir():
+        return "xception_jax"
+    if path.suffix in keras_files.SUFFIXES:
+        return "keras"
+    if path.suffix in timm_files.PICKLED:
+        return "timm"
+    if path.suffix == ".safetensors":
+        return "timm" if converted.read_about(path) is None else "xception_jax"
+    known = ", ".join((*keras_files.SUFFIXES, *timm_files.SUFFIXES))
+    raise UsageError(f"{path} is no file of weights; their names end in {known}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
+    found, names, epsilon = keras_files.read(path)
+    bias = found.get(keras.CLASSIFIER)
+    return Source(
+        path, "keras", None if bias is None else bias.size, lambda: found, origin,
+        held_overrides={} if epsilon is None else {"bn_epsilon": epsilon}, layer_names=names,
+        preprocessing=_PREPROCESSING["keras"],
+    )  # fmt: skip
+
+
+def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
+    found, left_out = timm_files.read(path)
+    biases = [found[name] for name in timm.CLASSIFIERS if name in found]
+    return Source(
+        path, "timm", biases[0].size if biases else None, lambda: found, origin,
+        left_out=tuple(left_out),
+        preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
+    )  # fmt: skip
+
+
+def _from_converted(path: Path, origin: dict[str, Any]) -> Source:
+    about = converted.read_about(path)
+    assert about is not None, "that is how it was recognized"
+    origin["of"] = about.source
+    return Source(
+        path, "xception_jax", about.num_classes, lambda: converted.read(path), origin,
+        class_names=about.class_names, model=about.model, held_overrides=about.overrides,
+        preprocessing=about.preprocessing,
+    )  # fmt: skip
+
+
+def _from_run(path: Path, step: str, weights: str | None) -> Source:
+    config = read_config(path)
+    weights = weights or ("ema" if config.ema.decay else "raw")
+    if weights == "ema" and not config.ema.decay:
+        raise UsageError(f"the run in {path} has no averaged weights; take --weights=raw")
+    with Checkpoints(path, read_only=True) as checkpoints:
+        found = checkpoints.find(step)
+        meta = checkpoints.restore(found, {})[1]
+
+    def read() -> Tensors:
+        make = state.model_maker(config, len(meta.class_names))
+        whole = sharding.replicated(sharding.make_mesh())
+        shapes = state.shapes_of(lambda key: state.create_weights(make, key))
+        target = sharding.place(shapes, whole)
+        with Checkpoints(path, read_only=True) as checkpoints:
+            wanted = {"ema": target} if weights == "ema" else target
+            items, _ = checkpoints.restore(found, wanted)
+        return flatten(items["ema"] if weights == "ema" else items)
+
+    data = config.data
+    return Source(
+        path, "xception_jax", len(meta.class_names), read,
+        {"format": "xception_jax", "step": found, "weights": weights},
+        class_names=meta.class_names, model=config.model.name,
+        held_overrides=effective(config.model.name, config_lib.model_overrides(config)),
+        preprocessing={"image_size": data.image_size, "eval_preset": data.eval_preset,
+                       "eval_crop": data.eval_crop},
+    )  # fmt: skip
+
+
+def load(model: nnx.Module, path: str | Path) -> None:
+    """Fills a model with weights, in place.
+
+    A model without a classifier leaves that of the weights out.
+
+    Args:
+      model: from `models.create`.
+      path: see `open_source`.
+
+    Raises:
+      UsageError: the weights are not those of such a model: a tensor is missing, surplus or of
+        another shape, or they are for another epsilon or padding than the model has.
+    """
+    source, own = open_source(Path(path)), variables(model)
+    name = source.model or _name_of(model)
+    asked = source.overrides(name)
+    for trait, value in _traits(model).items():
+        if asked.get(trait, value) != value:
+            raise UsageError(
+                f"{path} is for a model of {trait}={asked[trait]!r}, and this one has {value!r}; "
+                f"give that to models.create"
+            )
+    headless = getattr(model, "head", None) is None
+    for tensor, array in source.tensors(model, name, without_head=headless).items():
+        own[tensor][...] = array
+
+
+def _name_of(model: Any) -> str:
+    """The name of the model that is built like this one, whatever its width."""
+    if not isinstance(model, AlignedXception):
+        return "xception" if isinstance(model, Xception) else "inception_v3"
+    flows = len(model.entry_flow), len(model.middle_flow)
+    depth = {(3, 16): 65, (5, 16): 71}.get(flows, 41)
+    return f"xception{depth}{'p' if hasattr(model.entry_flow[0], 'bn') else ''}"
+
+
+def _traits(model: nnx.Module) -> dict[str, Any]:
+    """What a model computes with besides its tensors."""
+    found: dict[str, Any] = {}
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            found["bn_epsilon"] = module.epsilon
+        elif isinstance(module, AveragePool):
+            found["count_padding"] = module.count_padding
+        elif isinstance(module, Unit) and module.pool is not None:
+            found["pool_padding"] = module.pool.lower()
+    return found
