@@ -192,10 +192,16 @@ class Layout:
         if self.update is None:
             return params
 
-        def lay(leaf: jax.Array | None, where: NamedSharding) -> jax.Array | None:
-            return None if leaf is None else jax.lax.with_sharding_constraint(leaf, where)
+        def lay(leaf: jax.Array | None, *places: NamedSharding) -> jax.Array | None:
+            for where in places if leaf is not None else ():
+                leaf = jax.lax.with_sharding_constraint(leaf, where)
+            return leaf
 
-        return jax.tree.map(lay, params, self.update, is_leaf=lambda leaf: leaf is None)
+        # First as in the model, lest the cut spreads backwards: XLA would cut convolutions by
+        # channels.
+        return jax.tree.map(
+            lay, params, self.weights["params"], self.update, is_leaf=lambda leaf: leaf is None
+        )
 
 
 def from_config(config: ConfigDict, shapes: Any) -> Layout:
