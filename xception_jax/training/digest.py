@@ -33,7 +33,15 @@ def digests(tree: Tree) -> tuple[dict[str, int], list[str]]:
     seconds.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    results = jax.device_get([_digest(leaf) for _, leaf in leaves])
+    results = []
+    for _, leaf in leaves:
+        result = _digest(leaf)
+        if not leaf.is_fully_replicated:
+            # The devices add up their parts. On CPU each such sum that waits for other processes
+            # holds a thread: with dozens of them in flight two processes waited for ever.
+            jax.block_until_ready(result)
+        results.append(result)
+    results = jax.device_get(results)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     found = {name: int(digest) for name, (digest, _) in zip(names, results, strict=True)}
     broken = [name for name, (_, finite) in zip(names, results, strict=True) if not finite]
