@@ -1,5 +1,8 @@
 """The embedded data set against scikit-learn's copy of it."""
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 from sklearn.datasets import load_digits
@@ -32,3 +35,21 @@ def test_the_split_is_stratified(digits):
     }
     shares = {name: np.bincount(values) / len(values) for name, values in labels.items()}
     np.testing.assert_allclose(shares["train"], shares["test"], atol=0.002)
+
+
+def test_several_processes_may_prepare_it_at_once(tmp_path):
+    """As the processes of a run do on a machine that has no data yet."""
+    barrier = tmp_path / "go"
+    code = (
+        "import sys, time, pathlib\n"
+        "from xception_jax.data import sources\n"
+        "print('ready', flush=True)\n"
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.001)\n"
+        "print(len(sources.open_split('optical_digits', 'test', sys.argv[1])))\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "data", barrier]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    barrier.touch()
+    assert [process.communicate()[0] for process in running] == ["360\n"] * 3

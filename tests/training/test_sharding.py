@@ -176,7 +176,7 @@ def test_every_layout_trains_alike(small_config, changes, clip):
 
 
 @pytest.mark.slow
-def test_several_labels_and_microbatches_with_a_shared_head(small_config):
+def test_sigmoid_loss_and_microbatches_with_a_shared_head(small_config):
     """The head's devices see each other's examples; the trunk's virtual batches stay apart."""
     config = small_config
     config.model.fc_units, config.loss.name = (64, 64), "sigmoid"

@@ -231,7 +231,10 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
                 builder.download_and_prepare(file_format="array_record")
         except OSError as error:
-            raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
+            # Another process may have prepared it meanwhile: theirs is as good.
+            builder = find_builder(dataset, data_dir)
+            if not builder.info.splits:
+                raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
     elif not builder.info.splits:
         raise UsageError(
             f"{dataset} is not prepared in {builder.data_dir}; prepare it with: "
