@@ -62,32 +62,24 @@ def evaluate(
     """
     from xception_jax.data.skips import Skips
     from xception_jax.training import sharding, state
-    from xception_jax.training.checkpoint import Checkpoints
     from xception_jax.training.evaluation import Evaluator
-    from xception_jax.training.workdir import read_config
+    from xception_jax.training.trained import Trained
 
-    config = read_config(workdir)
-    weights = weights or ("ema" if config.ema.decay else "raw")
-    if weights == "ema" and not config.ema.decay:
-        raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
+    trained = Trained.find(workdir, step, weights)
+    config = trained.config
     split = split or config.data.eval_split
     source = config_lib.open_split(config, split, data_dir)
+    trained.meta.check_classes(source.name, source.class_names)
     layout = sharding.Layout.whole(sharding.make_mesh())
     make_model = state.model_maker(config, len(source.class_names))
     evaluator = Evaluator.create(
         config, state.structure_of(make_model, config.data.image_size), source, layout, batch_size
     )
-    shapes = state.shapes_of(lambda key: state.create_weights(make_model, key))
-    target = sharding.place(shapes, layout.weights)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        found = checkpoints.find(step)
-        checkpoints.restore(found, {})[1].check_classes(source.name, source.class_names)
-        items, _ = checkpoints.restore(found, {"ema": target} if weights == "ema" else target)
     most = config.data.max_skipped if max_skipped is None else max_skipped
     skips = Skips(workdir, most, say, flag="--max_skipped")
-    metrics = evaluator(items["ema"] if weights == "ema" else items, skips)
+    metrics = evaluator(trained.weights(layout.weights), skips)
     assert metrics is not None, "nobody asks it to stop"
-    return {"step": found, "weights": weights, "split": split, **metrics}
+    return {"step": trained.step, "weights": trained.kind, "split": split, **metrics}
 
 
 def main() -> None:

@@ -62,7 +62,8 @@ def export_run(
     """
     from xception_jax import serving
     from xception_jax.data.stream import Images
-    from xception_jax.training.workdir import read_config
+    from xception_jax.training import sharding, state
+    from xception_jax.training.trained import Trained
 
     for platform in platforms:
         if platform not in _KNOWN:
@@ -71,44 +72,28 @@ def export_run(
                 f"There are: {', '.join(_KNOWN)}"
             )
     serving.check_output(output)
-    config = read_config(workdir)
-    weights = weights or ("ema" if config.ema.decay else "raw")
-    if weights == "ema" and not config.ema.decay:
-        raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
-    found, structure, held, meta, metrics = _restore(workdir, config, step, weights)
+    trained = Trained.find(workdir, step, weights)
+    meta, config = trained.meta, trained.config
+    make_model = state.model_maker(config, len(meta.class_names))
     data = config.data
     images = Images(data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop)
-    activation = activation_of(config, metrics)
+    activation = activation_of(config, trained.metrics)
     exported = serving.export(
-        structure,
-        held,
+        state.structure_of(make_model, data.image_size),
+        trained.weights(sharding.replicated(sharding.make_mesh(1))),
         images,
         activation=activation,
         resizes=(resize or ("inside" if data.eval_preset == "area" else "outside")) == "inside",
         platforms=platforms,
     )
-    source = {"model": config.model.name, "step": found, "weights": weights, "data": meta.dataset}
+    source = {
+        "model": config.model.name, "step": trained.step, "weights": trained.kind,
+        "data": meta.dataset,
+    }  # fmt: skip
     about = serving.describe(
         exported, images, activation=activation, class_names=meta.class_names, source=source
     )
     return serving.write(output, exported, about)
-
-
-def _restore(workdir: pathlib.Path, config: ConfigDict, step: str, weights: str):
-    """The checkpoint's step, the model's structure, its weights, meta and metrics."""
-    from xception_jax.training import sharding, state
-    from xception_jax.training.checkpoint import Checkpoints
-
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        found = checkpoints.find(step)
-        meta = checkpoints.restore(found, {})[1]
-        make_model = state.model_maker(config, len(meta.class_names))
-        structure = state.structure_of(make_model, config.data.image_size)
-        shapes = state.shapes_of(lambda key: state.create_weights(make_model, key))
-        target = sharding.place(shapes, sharding.replicated(sharding.make_mesh(1)))
-        items, _ = checkpoints.restore(found, {"ema": target} if weights == "ema" else target)
-        metrics = checkpoints.metrics(found)
-    return found, structure, items["ema"] if weights == "ema" else items, meta, metrics
 
 
 def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:

@@ -16,9 +16,8 @@ from xception_jax.models.aligned_xception import AlignedXception
 from xception_jax.models.inception_modules import AveragePool
 from xception_jax.models.layers import BatchNorm
 from xception_jax.models.xception import Unit, Xception
-from xception_jax.training import sharding, state
-from xception_jax.training.checkpoint import Checkpoints
-from xception_jax.training.workdir import read_config
+from xception_jax.training import sharding
+from xception_jax.training.trained import Trained
 from xception_jax.weights import converted, keras, keras_files, timm, timm_files
 from xception_jax.weights.converted import About
 from xception_jax.weights.tensors import (
@@ -117,8 +116,9 @@ class Source:
     def about(self, name: str) -> About:
         """What a converted file says of these weights."""
         built = effective(name, self.overrides(name))
+        digest = {"sha256": _sha256(self.path)} if self.path.is_file() else {}
         return About(name, built, self.num_classes, self.class_names,
-                     _RANGE | self.preprocessing, self.origin)  # fmt: skip
+                     _RANGE | self.preprocessing, self.origin | digest)  # fmt: skip
 
     def notes(self) -> list[str]:
         """What is to be said of the source."""
@@ -176,7 +176,7 @@ def open_source(
         raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
     if path.is_dir():
         return _from_run(path, step, weights)
-    origin = {"format": found, "file": path.name, "sha256": _sha256(path)}
+    origin = {"format": found, "file": path.name}
     return {"keras": _from_keras, "timm": _from_timm, "xception_jax": _from_converted}[found](
         path, origin
     )
@@ -232,29 +232,16 @@ def _from_converted(path: Path, origin: dict[str, Any]) -> Source:
 
 
 def _from_run(path: Path, step: str, weights: str | None) -> Source:
-    config = read_config(path)
-    weights = weights or ("ema" if config.ema.decay else "raw")
-    if weights == "ema" and not config.ema.decay:
-        raise UsageError(f"the run in {path} has no averaged weights; take --weights=raw")
-    with Checkpoints(path, read_only=True) as checkpoints:
-        found = checkpoints.find(step)
-        meta = checkpoints.restore(found, {})[1]
+    trained = Trained.find(path, step, weights)
+    config, data = trained.config, trained.config.data
 
     def read() -> Tensors:
-        make = state.model_maker(config, len(meta.class_names))
-        whole = sharding.replicated(sharding.make_mesh())
-        shapes = state.shapes_of(lambda key: state.create_weights(make, key))
-        target = sharding.place(shapes, whole)
-        with Checkpoints(path, read_only=True) as checkpoints:
-            wanted = {"ema": target} if weights == "ema" else target
-            items, _ = checkpoints.restore(found, wanted)
-        return flatten(items["ema"] if weights == "ema" else items)
+        return flatten(trained.weights(sharding.replicated(sharding.make_mesh())))
 
-    data = config.data
     return Source(
-        path, "xception_jax", len(meta.class_names), read,
-        {"format": "xception_jax", "step": found, "weights": weights},
-        class_names=meta.class_names, model=config.model.name,
+        path, "xception_jax", len(trained.meta.class_names), read,
+        {"format": "xception_jax", "step": trained.step, "weights": trained.kind},
+        class_names=trained.meta.class_names, model=config.model.name,
         held_overrides=effective(config.model.name, config_lib.model_overrides(config)),
         preprocessing={"image_size": data.image_size, "eval_preset": data.eval_preset,
                        "eval_crop": data.eval_crop},

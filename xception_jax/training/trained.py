@@ -1,0 +1,69 @@
+"""The weights of a run's checkpoint, for who applies the model: evaluation, export, conversion."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from xception_jax.errors import UsageError
+from xception_jax.training import sharding, state
+from xception_jax.training.checkpoint import Checkpoints, Meta
+from xception_jax.training.state import Tree
+from xception_jax.training.workdir import read_config
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a run, none of whose arrays have been read yet.
+
+    Attributes:
+      workdir: the run's folder.
+      config: the run's.
+      step: of the checkpoint.
+      kind: `ema` (averaged) or `raw`, which of its weights are meant.
+      meta: what the checkpoint says of itself.
+      metrics: what the run's evaluation at this step found, if there was one.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    step: int
+    kind: str
+    meta: Meta
+    metrics: dict[str, float] | None
+
+    @classmethod
+    def find(cls, workdir: Path, step: str = "latest", kind: str | None = None) -> "Trained":
+        """Finds a checkpoint.
+
+        Args:
+          workdir: the run's folder.
+          step: `latest`, `best` or a number.
+          kind: unless given, `ema` if the run has averaged weights.
+
+        Raises:
+          UsageError: there is no such run, checkpoint or kind of weights.
+        """
+        config = read_config(workdir)
+        kind = kind or ("ema" if config.ema.decay else "raw")
+        if kind == "ema" and not config.ema.decay:
+            raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            found = checkpoints.find(step)
+            meta = checkpoints.restore(found, {})[1]
+            return cls(workdir, config, found, kind, meta, checkpoints.metrics(found))
+
+    def weights(self, lies: NamedSharding) -> Tree:
+        """`{"params", "batch_stats"}`, placed so and checked against their digests.
+
+        Raises:
+          RunError: the checkpoint is damaged.
+        """
+        make_model = state.model_maker(self.config, len(self.meta.class_names))
+        shapes = state.shapes_of(lambda key: state.create_weights(make_model, key))
+        target = sharding.place(shapes, lies)
+        with Checkpoints(self.workdir, read_only=True) as checkpoints:
+            if self.kind == "ema":
+                return checkpoints.restore(self.step, {"ema": target})[0]["ema"]
+            return checkpoints.restore(self.step, target)[0]
