@@ -175,7 +175,7 @@ def main() -> None:
     give_the_device_its_own_core()
     config = config_from(options.config, dict(options.change), options.steps)
     run = train.prepare(config)
-    whole = sharding.replicated(run.mesh)
+    whole = sharding.replicated(run.layout.mesh)
     state = state_lib.initialize(run.init, config.seed, whole)
     looped(run, state, options.steps)  # compiles all
     pairs = []

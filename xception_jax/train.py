@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -101,7 +100,6 @@ class Run:
     """What a run is made of, once its config has met the devices and the data."""
 
     config: ConfigDict
-    mesh: Mesh
     layout: sharding.Layout
     train_source: sources.Source
     total_steps: int
@@ -126,7 +124,7 @@ class Run:
             share=stream.Share.of_this_process(),
             skips=skips,
         )
-        return stream.to_devices(batches, sharding.by_example(self.mesh))
+        return stream.to_devices(batches, sharding.by_example(self.layout.mesh))
 
     def every(self, duration: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of the duration."""
@@ -155,7 +153,7 @@ def prepare(config: ConfigDict) -> Run:
         classes=len(train_source.class_names), multilabel=train_source.multilabel,
     )  # fmt: skip
     return Run(
-        config=config, mesh=layout.mesh, layout=layout, train_source=train_source,
+        config=config, layout=layout, train_source=train_source,
         total_steps=steps(config.duration), init=init, shapes=shapes,
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
@@ -177,12 +175,13 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Says what is about to run, on what."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params))
-    if run.mesh.size > 1:
+    mesh = run.layout.mesh
+    if mesh.size > 1:
         log.say(sharding.layout_table(run.shapes, run.layout))
     log.say(
         f"{run.train_source.name}: {len(run.train_source):,} examples, "
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
-        f"{run.config.data.batch_size} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+        f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
     summaries = run.train_source.summary, run.evaluate.reader.source.summary
     for note in filter(None, (*summaries, *notes)):

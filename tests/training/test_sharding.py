@@ -15,7 +15,7 @@ from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.planning import steps as planned
-from xception_jax.training import optimizer, sharding, state
+from xception_jax.training import optimizer, rules, sharding, state
 from xception_jax.training.checkpoint import Checkpoints, Meta
 from xception_jax.training.digest import digests
 
@@ -44,9 +44,9 @@ def test_the_mesh_is_one_axis_unless_something_is_cut():
     ],
 )
 def test_how_an_array_is_cut(path, shape, expected):
-    assert sharding.spec(path, shape, SIXTEEN, True) == PartitionSpec(*expected)
+    assert rules.spec(path, shape, SIXTEEN, True) == PartitionSpec(*expected)
     rule = tuple(entry if entry == "model" else None for entry in expected)
-    assert [e for e in sharding.spec(path, shape, SIXTEEN, False) if e] == [e for e in rule if e]
+    assert [e for e in rules.spec(path, shape, SIXTEEN, False) if e] == [e for e in rule if e]
 
 
 def bytes_of(part, held):
@@ -101,7 +101,7 @@ def test_a_cut_state_trains_as_the_whole_one(small_config):
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     agree(whole, cut)
     for part in (cut.opt_state, cut.ema, cut.params):
-        kernels = [x for x in jax.tree.leaves(part) if x.size >= sharding.SMALLEST]
+        kernels = [x for x in jax.tree.leaves(part) if x.size >= rules.SMALLEST]
         assert all(x.addressable_shards[0].data.size * 8 == x.size for x in kernels)
 
 
@@ -194,7 +194,7 @@ def test_a_shared_head_gathers_no_weights(small_config):
     small_config.model.fc_units, small_config.model.middle_blocks = (512, 512), 0
     small_config.mesh.data, small_config.mesh.model = 4, 2
     run = train.prepare(small_config)
-    mesh, data = run.mesh, planned.Data(10)
+    mesh, data = run.layout.mesh, planned.Data(10)
     text = (
         planned.lower("evaluate", small_config, mesh, data)
         .compile({"xla_backend_optimization_level": 0})

@@ -18,7 +18,7 @@ from xception_jax.training.evaluation import reader_of
 def start(config):
     """A run, its first state and its first batches (on the host)."""
     run = train.prepare(config)
-    first = state.initialize(run.init, config.seed, sharding.replicated(run.mesh))
+    first = state.initialize(run.init, config.seed, sharding.replicated(run.layout.mesh))
     batches = reader_of(config, run.train_source).training_batches(
         batch_size=config.data.batch_size, seed=config.seed
     )
@@ -201,6 +201,6 @@ def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):
     metrics_of = quick(
         lambda *args: {name: run.train_step(*args)[1][name] for name in ("loss", "top1")}
     )
-    metrics = metrics_of(first, jax.device_put(batches[0], sharding.by_example(run.mesh)))
+    metrics = metrics_of(first, jax.device_put(batches[0], sharding.by_example(run.layout.mesh)))
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["top1"]) == pytest.approx(np.mean(logits.argmax(1) == label))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
@@ -50,15 +49,13 @@ class Evaluator:
 
     Attributes:
       reader: of the split.
-      mesh: the devices.
-      weights: their shardings, which `evaluate_batch` takes them in.
+      layout: whose weights `evaluate_batch` takes.
       evaluate_batch: the jitted step.
       batch_size: over all devices, which divide it.
     """
 
     reader: stream.Reader
-    mesh: Mesh
-    weights: Any
+    layout: Layout
     evaluate_batch: Any
     batch_size: int
 
@@ -72,8 +69,7 @@ class Evaluator:
         return cls(
             # Without workers: to start them would take longer than most evaluations.
             reader=reader_of(config, source),
-            mesh=layout.mesh,
-            weights=layout.weights,
+            layout=layout,
             evaluate_batch=jit_evaluate_batch(structure, loss, layout),
             batch_size=batch_size_of(config, layout.mesh.size, batch_size),
         )
@@ -95,10 +91,10 @@ class Evaluator:
         batches = self.reader.evaluation_batches(
             batch_size=self.batch_size, share=stream.Share.of_this_process(), skips=skips
         )
-        weights = _gathered(weights, self.weights)
+        weights = _gathered(weights, self.layout.weights)
         totals: collections.Counter = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
-        for batch in stream.to_devices(batches, sharding.by_example(self.mesh)):
+        for batch in stream.to_devices(batches, sharding.by_example(self.layout.mesh)):
             waiting.append(self.evaluate_batch(weights, batch))
             if len(waiting) > _BATCHES_AHEAD:
                 totals.update(_floats(waiting.popleft()))

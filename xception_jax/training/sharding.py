@@ -1,12 +1,11 @@
-"""Which device holds what: the mesh, the rules, and what they come to for a state.
+"""Which device holds what: the mesh, and what the rules come to for a state.
 
 A batch is cut over all devices. Of the state, `mesh.shard` cuts parts over the axis `data`
 (ZeRO, arXiv:1910.02054), by size alone; `mesh.model` cuts the head's large layers over the
-axis `model`, by `RULES`. Without either, every device holds all of the state.
+axis `model`, by `rules.RULES`. Without either, every device holds all of the state.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,33 +19,9 @@ from rich.table import Table
 
 from xception_jax.console import table
 from xception_jax.errors import UsageError
+from xception_jax.training.rules import CUT, MODEL, spec
 
 Tree = Any  # a pytree of arrays
-MODEL = "model"
-
-# What the axis `model` cuts: the end of a parameter's path, and which dimension. The first rule
-# that fits counts; what none fits stays whole. Of the fully connected layers every other one is cut
-# by its columns and the next by its rows, so that nothing is exchanged between the two, and one sum
-# after them (arXiv:1909.08053, section 3); the classifier by its classes. The optimizer's arrays
-# and the averages lie like the parameter that they are of.
-RULES = (
-    (r"head\.fc\.\d*[02468]\.kernel", 1),
-    (r"head\.fc\.\d*[02468]\.bias", 0),
-    (r"head\.fc\.\d*[13579]\.kernel", 0),
-    (r"head\.classifier\.kernel", 1),
-    (r"head\.classifier\.bias", 0),
-)
-
-# Smaller arrays are not cut over `data`: to exchange one takes longer than it saves. Of Xception
-# they are 0.3 %.
-SMALLEST = 2**10
-
-# The parts of a state that each value of `mesh.shard` cuts over `data`.
-CUT = {
-    "none": (),
-    "optimizer": ("opt_state", "ema"),
-    "all": ("opt_state", "ema", "params"),
-}
 
 
 def make_mesh(data: int = -1, model: int = 1, shard: str = "none") -> Mesh:
@@ -230,43 +205,6 @@ def _lay(tree: Tree, mesh: Mesh | AbstractMesh, over_data: bool) -> Tree:
         return NamedSharding(mesh, spec(name, leaf.shape, dict(mesh.shape), over_data))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def spec(path: str, shape: tuple[int, ...], axes: dict[str, int], over_data: bool) -> PartitionSpec:
-    """How an array is cut.
-
-    Args:
-      path: of its leaf, as `head.classifier.kernel`.
-      shape: its own.
-      axes: of the mesh, with their sizes.
-      over_data: over the axes of `data` too: by the largest dimension that they divide, or if there
-        is none by several, as far as it goes.
-    """
-    cut: list[tuple[str, ...] | str | None] = [None] * len(shape)
-    rule = next((d for pattern, d in RULES if re.search(rf"(^|\.){pattern}$", path)), None)
-    if rule is not None and MODEL in axes and shape[rule] % axes[MODEL] == 0:
-        cut[rule] = MODEL
-    left = {name: size for name, size in axes.items() if name != MODEL and size > 1}
-    if over_data and left and math.prod(shape) >= SMALLEST:
-        free = sorted((d for d, c in enumerate(cut) if c is None), key=lambda d: -shape[d])
-        fits = [d for d in free if shape[d] % math.prod(left.values()) == 0]
-        for d in fits[:1] or free:
-            taken = _divisors(shape[d], left)
-            cut[d] = taken or None
-            left = {name: size for name, size in left.items() if name not in taken}
-    while cut and cut[-1] is None:
-        cut.pop()
-    return PartitionSpec(*cut)
-
-
-def _divisors(size: int, axes: dict[str, int]) -> tuple[str, ...]:
-    """The axes, taken in turn, whose sizes together divide a dimension."""
-    taken = []
-    for name, factor in axes.items():
-        if size % factor == 0:
-            size //= factor
-            taken.append(name)
-    return tuple(taken)
 
 
 def layout_table(shapes: Any, layout: Layout) -> Table:

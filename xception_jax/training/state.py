@@ -133,6 +133,11 @@ def trainable(tree: Tree, frozen: tuple[str, ...]) -> Tree:
     return jax.tree_util.tree_map_with_path(keep, tree)
 
 
+def keep_frozen(tree: Tree, before: Tree, frozen: tuple[str, ...]) -> Tree:
+    """The tree with the frozen leaves as they were before: averaging has rounded them."""
+    return completed(trainable(tree, frozen), before)
+
+
 def completed(tree: Tree, whole: Tree) -> Tree:
     """The tree, its None replaced by the leaves of another one; the inverse of `trainable`."""
     return jax.tree.map(

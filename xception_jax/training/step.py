@@ -15,7 +15,15 @@ from xception_jax import config as config_lib
 from xception_jax.data import augment
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
-from xception_jax.training.state import TrainState, Tree, apply, completed, frozen_parts, trainable
+from xception_jax.training.state import (
+    TrainState,
+    Tree,
+    apply,
+    completed,
+    frozen_parts,
+    keep_frozen,
+    trainable,
+)
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
@@ -109,17 +117,13 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     trained = _to_update(recipe, trainable(state.params, frozen))
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, trained)
     params = completed(_to_update(recipe, optax.apply_updates(trained, updates)), state.params)
-    # Averages would round what is frozen.
-    batch_stats = completed(trainable(batch_stats, frozen), state.batch_stats)
-    ema = _averaged(recipe, state, {"params": params, "batch_stats": batch_stats})
-    if ema is not None and state.ema is not None:
-        ema = {name: completed(trainable(ema[name], frozen), state.ema[name]) for name in ema}
+    batch_stats = keep_frozen(batch_stats, state.batch_stats, frozen)
     new = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=ema,
+        ema=_averaged(recipe, state, {"params": params, "batch_stats": batch_stats}, frozen),
     )
     grad_norm = optax.tree.norm(gradients)
     return new, {
@@ -213,12 +217,15 @@ def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def _averaged(recipe: Recipe, state: TrainState, weights: Tree) -> Tree | None:
+def _averaged(
+    recipe: Recipe, state: TrainState, weights: Tree, frozen: tuple[str, ...]
+) -> Tree | None:
     """The averaged weights after the step; early on they follow faster, as in TensorFlow's."""
     if state.ema is None:
         return None
     decay = jnp.minimum(recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    return optax.incremental_update(weights, state.ema, 1 - decay)
+    averaged = optax.incremental_update(weights, state.ema, 1 - decay)
+    return {name: keep_frozen(averaged[name], state.ema[name], frozen) for name in averaged}
 
 
 def evaluate_batch(
