@@ -136,8 +136,8 @@ SCHEMA: dict[str, Field] = {
     "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
     "data.eval_preset": _text(
         "area",
-        "how evaluation resizes: area: a centred square, averaged; inception: the paper's, the "
-        "centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, squeezed, nearest "
+        "how evaluation resizes: area: a centred square, averaged; inception: as Inception was "
+        "judged: the centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, squeezed, nearest "
         "pixels; timm: the shorter side, bicubic, then the centre",
         choices=("area", "inception", "keras", "timm"),
     ),

@@ -20,8 +20,7 @@ RULES = (
     (r"head\.classifier\.bias", 0),
 )
 
-# Smaller arrays are not cut over `data`: to exchange one takes longer than it saves. Of Xception
-# they are 0.3 %.
+# Smaller arrays are not cut over `data`: of Xception 75 of the 156, with 0.2 % of the parameters.
 SMALLEST = 2**10
 
 # The parts of a state that each value of `mesh.shard` cuts over `data`.
