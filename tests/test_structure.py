@@ -1,6 +1,7 @@
 """The house rules that keep the code readable in one sitting."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,13 @@ def test_no_function_is_longer_than_sixty_lines(path):
 
 def test_train_is_one_page():
     assert len((PACKAGE / "train.py").read_text().splitlines()) < 250
+
+
+def test_no_placeholder_is_left_in_the_docs():
+    root = PACKAGE.parent
+    lines = [
+        (path.name, line)
+        for path in [root / "README.md", *(root / "docs").glob("*.md")]
+        for line in path.read_text().splitlines()
+    ]
+    assert not [told for told in lines if re.fullmatch(r"[@_A-Z]+", told[1])]
