@@ -137,8 +137,8 @@ SCHEMA: dict[str, Field] = {
     "data.eval_preset": _text(
         "area",
         "how evaluation resizes: area: a centred square, averaged; inception: as Inception was "
-        "judged: the centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, squeezed, nearest "
-        "pixels; timm: the shorter side, bicubic, then the centre",
+        "judged: the centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, "
+        "squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre",
         choices=("area", "inception", "keras", "timm"),
     ),
     "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept; inception: of both",
