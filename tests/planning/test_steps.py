@@ -12,17 +12,17 @@ def test_the_steps_are_those_of_a_run(small_config):
     data = data_lib.find(small_config)
     state = sharding.place(run.shapes, run.layout.state)
 
-    batch = steps.batch_of(small_config.data.batch_size, small_config, run.mesh, data)
+    batch = steps.batch_of(small_config.data.batch_size, small_config, run.layout.mesh, data)
     real = next(run.batches(0))
     assert {k: (v.shape, v.dtype, v.sharding) for k, v in real.items()} == {
         k: (v.shape, v.dtype, v.sharding) for k, v in batch.items()
     }
-    planned = steps.lower("train", small_config, run.mesh, data)
+    planned = steps.lower("train", small_config, run.layout.mesh, data)
     assert planned.as_text() == run.train_step.lower(state, batch).as_text()
 
     evaluate = run.evaluate
-    batch = steps.batch_of(evaluate.batch_size, small_config, run.mesh, data)
-    planned = steps.lower("evaluate", small_config, run.mesh, data)
+    batch = steps.batch_of(evaluate.batch_size, small_config, run.layout.mesh, data)
+    planned = steps.lower("evaluate", small_config, run.layout.mesh, data)
     expected = evaluate.evaluate_batch.lower(
         sharding.place(run.shapes.weights(), run.layout.weights), batch
     )
