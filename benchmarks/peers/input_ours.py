@@ -52,14 +52,10 @@ def _floor(work: Work) -> Callable[[int], None]:
     rng = np.random.default_rng(0)
     height, width = cv2.imread(str(files[0])).shape[:2]
     boxes = cycle([decode.random_box(rng, height, width, AREA, ASPECT) for _ in range(1024)])
-    size = (work.side, work.side)
 
     def run(steps: int) -> None:
         for _ in range(steps * work.batch):
             image = cv2.imdecode(next(encoded), cv2.IMREAD_COLOR_RGB)
-            top, left, height, width = next(boxes)
-            part = image[top : top + height, left : left + width]
-            shrinks = work.side < height or work.side < width
-            cv2.resize(part, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            decode.crop_and_resize(image, next(boxes), work.side)
 
     return run

@@ -148,7 +148,30 @@ def test_centre_box_is_a_centred_square_inside(height, width, fraction):
     assert 0 <= width - w - 2 * left <= 1
 
 
-def test_resizing_averages_where_it_shrinks():
+@pytest.mark.parametrize(
+    "box", [(0, 0, 90, 120), (5, 0, 75, 64), (0, 9, 64, 100), (0, 0, 118, 119)]
+)
+def test_crops_shrink_more_smoothly_than_by_interpolation_alone(box):
+    noise = np.random.default_rng(0).integers(0, 256, (120, 130, 3), np.uint8)
+    image = cv2.blur(noise, (2, 2))
+    top, left, height, width = box
+    part = image[top : top + height, left : left + width]
+    pillows = Image.fromarray(part).resize((64, 64), Image.Resampling.BILINEAR)
+
+    def distance(made: np.ndarray) -> float:
+        return np.std(made.astype(float) - np.asarray(pillows))
+
+    made = decode.crop_and_resize(image, box, 64)
+    assert distance(made) < 0.8 * distance(cv2.resize(part, (64, 64)))
+
+
+def test_a_crop_that_grows_is_interpolated():
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    made = decode.crop_and_resize(noise, (2, 3, 10, 20), 24)
+    np.testing.assert_array_equal(made, cv2.resize(noise[2:12, 3:23], (24, 24)))
+
+
+def test_crops_are_averaged_where_they_shrink_much():
     board = np.indices((40, 40)).sum(0) % 2 * 255
     image = np.repeat(board[..., None], 3, 2).astype(np.uint8)
     small = decode.crop_and_resize(image, (0, 0, 40, 40), 10)

@@ -111,7 +111,10 @@ def test_who_reads(tmp_path, workers):
 
 def test_a_batch_is_made_of_pieces():
     """A part of 24 rows is made of two pieces of 12; one of 17, a prime, row by row."""
-    assert [stream._piece(rows) for rows in (24, 64, 16, 7, 17)] == [12, 16, 16, 7, 1]
+    pieces = [stream._pieces(lambda p: {"position": p}, rows) for rows in (24, 64, 16, 7, 17)]
+    assert [(len(piece[1]["position"]), count) for piece, count in pieces] == [
+        (12, 2), (16, 4), (16, 1), (7, 1), (1, 17)
+    ]  # fmt: skip
     [whole], [rows] = (
         batches(numbered(50), 1, batch_size=34, seed=5, host=stream.Host(threads), share=share)
         for threads, share in ((1, stream.Share()), (3, stream.Share(1, 2)))

@@ -1,5 +1,6 @@
 """What the host does to one image: decode, crop, resize. All uint8, RGB, with OpenCV."""
 
+import math
 import os
 
 import cv2
@@ -77,20 +78,18 @@ def random_box(
       A box inside the image. Where ten draws do not fit: the largest centred box whose aspect is
       nearest to the image's.
     """
-    areas = rng.uniform(*area, size=10) * height * width
-    aspects = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]), size=10))
-    heights = np.round(np.sqrt(areas / aspects)).astype(int)
-    widths = np.round(np.sqrt(areas * aspects)).astype(int)
-    fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
-    corner = rng.random(2)
-    if not fits.any():
-        ratio = min(max(width / height, aspect[0]), aspect[1])
-        h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
-        h, w = max(h, 1), max(w, 1)
-        return (height - h) // 2, (width - w) // 2, h, w
-    first = int(np.argmax(fits))
-    h, w = int(heights[first]), int(widths[first])
-    return int(corner[0] * (height - h + 1)), int(corner[1] * (width - w + 1)), h, w
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    drawn = rng.random(22).tolist()  # at once, and then in plain numbers: a quarter of the time
+    for of_area, of_aspect in zip(drawn[:10], drawn[10:20], strict=True):
+        pixels = (area[0] + of_area * (area[1] - area[0])) * height * width
+        ratio = math.exp(low + of_aspect * (high - low))
+        h, w = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return int(drawn[20] * (height - h + 1)), int(drawn[21] * (width - w + 1)), h, w
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
+    h, w = max(h, 1), max(w, 1)
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def centre_box(height: int, width: int, fraction: float) -> Box:
@@ -100,11 +99,24 @@ def centre_box(height: int, width: int, fraction: float) -> Box:
 
 
 def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """The part of the image in the box as uint8 `[size, size, 3]`, averaged where it shrinks."""
+    """The part of the image in the box as uint8 `[size, size, 3]`, antialiased where it shrinks.
+
+    OpenCV's average over areas takes four times as long as its linear interpolation, and averages
+    only where both sides shrink. Down to half its size, three taps along each side that shrinks
+    make the interpolation as wide as Pillow's antialiased one, and come about as near to that.
+    """
     top, left, height, width = box
     part = image[top : top + height, left : left + width]
-    shrinks = size < height or size < width
-    resized = cv2.resize(
-        part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    return np.ascontiguousarray(resized)
+    most = max(height, width) / size
+    if most >= 2:
+        return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+    if most > 1:
+        rows, columns = _widening(height / size), _widening(width / size)
+        part = cv2.sepFilter2D(part, -1, columns, rows, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _widening(shrinkage: float) -> np.ndarray:
+    """Three taps with the second moment that a triangle gains when it is stretched so far."""
+    side = max(shrinkage**2 - 1, 0) / 12
+    return np.asarray([side, 1 - 2 * side, side], np.float32)

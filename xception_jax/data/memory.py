@@ -4,12 +4,27 @@ Where nothing about a record is drawn at random, what is made of it is the same 
 images then cost less to copy than to index.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from xception_jax.data.skips import Row
+
+
+def stacked(rows: Iterable[Row], count: int) -> Row:
+    """Some rows as one: each is copied when it is made, while it lies in the processor's cache.
+
+    Args:
+      rows: all with the same keys, and below each the same shape and dtype.
+      count: how many there are.
+    """
+    columns: Row = {}
+    for number, row in enumerate(rows):
+        columns = columns or _columns(row, count)
+        for name, value in row.items():
+            columns[name][number] = value
+    return columns
 
 
 class Kept:
@@ -27,10 +42,7 @@ class Kept:
         self._make = make
         self._made = np.zeros(records, bool)
         first = make(0)
-        self._columns = {
-            name: np.zeros((records, *np.shape(value)), _dtype(value))
-            for name, value in first.items()
-        }
+        self._columns = _columns(first, records)
         self._keep(0, first)
 
     def batch(self, records: Sequence[int]) -> Row:
@@ -44,6 +56,11 @@ class Kept:
         for name, value in row.items():
             self._columns[name][record] = value
         self._made[record] = True  # last: what is marked is whole
+
+
+def _columns(row: Row, count: int) -> dict[str, np.ndarray]:
+    """Room for some rows like this one."""
+    return {name: np.empty((count, *np.shape(value)), _dtype(value)) for name, value in row.items()}
 
 
 def _dtype(value: Any) -> np.dtype:

@@ -7,6 +7,7 @@ to [-1, 1], as Keras' and timm's Xceptions take them. Keras' and timm's resizing
 import math
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -16,7 +17,9 @@ from xception_jax.data import decode
 def area(image: np.ndarray, size: int, crop: float) -> np.ndarray:
     """The centred square of `crop` of the shorter side, averaged where it shrinks."""
     height, width, _ = image.shape
-    return decode.crop_and_resize(image, decode.centre_box(height, width, crop), size)
+    top, left, side, _ = decode.centre_box(height, width, crop)
+    how = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
+    return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=how)
 
 
 def inception(image: np.ndarray, size: int, crop: float) -> np.ndarray:

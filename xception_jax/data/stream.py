@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from xception_jax.data import decode
-from xception_jax.data.memory import Kept
+from xception_jax.data.memory import Kept, stacked
 from xception_jax.data.order import Sampling
-from xception_jax.data.presets import PRESETS
+from xception_jax.data.presets import PRESETS, area
 from xception_jax.data.skips import Row, Skips, candidates, first_usable
 from xception_jax.data.sources import Source
 from xception_jax.errors import ExampleError
@@ -142,15 +142,16 @@ class Reader:
                 lambda part: kept.batch([order[part * each + row] for row in range(each)])
             )
             return self._batches(parts, 1, share, first_step, skips)
-        examples = grain.MapDataset.source(order)
-        if self.images.crops:
-            # An explicit seed: Grain's own would change with a step added to the pipeline.
-            examples = examples.random_map(self._cropped, seed=crop_seed)
-        else:
-            examples = examples.map(self._uncropped)
-        piece = _piece(each)
-        pieces = examples.batch(piece, drop_remainder=True)
-        return self._batches(pieces, each // piece, share, first_step, skips, self.host.workers)
+
+        def row(position: int) -> Row:
+            if not self.images.crops:
+                return self._uncropped(order[position])
+            # A counter for each example: whoever makes it draws the same numbers.
+            bits = np.random.Philox(key=crop_seed, counter=position << 64)
+            return self._cropped(order[position], np.random.Generator(bits))
+
+        pieces, pieces_each = _pieces(row, each)
+        return self._batches(pieces, pieces_each, share, first_step, skips, self.host.workers)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -168,9 +169,8 @@ class Reader:
                 lambda part: kept.batch([min(part * each + row, count) for row in range(each)])
             )
             return self._batches(parts, 1, share, 0, skips)
-        piece = _piece(each)
-        pieces = grain.MapDataset.range(padded).map(self._centred).batch(piece)
-        return self._batches(pieces, each // piece, share, 0, skips)
+        pieces, pieces_each = _pieces(self._centred, each, padded)
+        return self._batches(pieces, pieces_each, share, 0, skips)
 
     def _cropped(self, record: int, rng: np.random.Generator) -> Row:
         """Of a record or the next that can be used, cropped for training at random."""
@@ -185,13 +185,8 @@ class Reader:
 
     def _uncropped(self, record: int) -> Row:
         """Of a record or the next that can be used, for training without random crops."""
-
-        def crop(image: np.ndarray) -> np.ndarray:
-            height, width, _ = image.shape
-            box = decode.centre_box(height, width, 1.0)
-            return decode.crop_and_resize(image, box, self.images.size)
-
-        return self._row_of(candidates(record, len(self.source)), crop)
+        records = candidates(record, len(self.source))
+        return self._row_of(records, lambda image: area(image, self.images.size, 1.0))
 
     def _centred(self, record: int) -> Row:
         """Of a record, cropped for evaluation; a blank where it cannot be used or is none."""
@@ -273,9 +268,25 @@ class Reader:
             yield batch
 
 
-def _piece(rows: int) -> int:
-    """Into pieces of how many rows a process' part of a batch is cut: a divisor, at most 16."""
-    return max(piece for piece in range(1, min(rows, 16) + 1) if rows % piece == 0)
+def _pieces(
+    row: Callable[[int], Row], each: int, rows: int = sys.maxsize
+) -> tuple[grain.MapDataset, int]:
+    """Rows by position, in the pieces that a process' part of a batch is cut into.
+
+    Args:
+      row: makes the one of a position.
+      each: rows of a part.
+      rows: of all parts.
+
+    Returns:
+      The pieces, each of the largest divisor of `each` up to 16 rows, and how many make a part.
+    """
+    length = max(length for length in range(1, min(each, 16) + 1) if each % length == 0)
+
+    def piece(number: int) -> Batch:
+        return stacked(map(row, range(number * length, (number + 1) * length)), length)
+
+    return grain.MapDataset.range(rows // length).map(piece), each // length
 
 
 def _joined(pieces: Sequence[Batch]) -> Batch:
