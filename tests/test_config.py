@@ -1,6 +1,7 @@
 """The schema: what is let through, what is refused, and what the refusal says."""
 
 import runpy
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,21 @@ def test_files_that_are_gone_are_missed_at_once(tmp_path):
     config.data.dataset, config.data.data_dir = "tiny_gone", str(tmp_path)
     with pytest.raises(UsageError, match=r"tiny_gone/1\.0\.0:train cannot be read: "):
         preflight.validate(config)
+
+
+def test_a_trace_beside_a_libtpu_that_would_crash_it_is_refused(monkeypatch):
+    there = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "0.0.1" if name == "libtpu" else there(name)
+    )
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    complaint = refusal(**{"profile.steps": (1, 2)})
+    assert "cannot trace beside libtpu 0.0.1, only beside ==" in complaint
+    config = config_lib.default()
+    preflight.validate(config)
+    config.profile.steps = (1, 2)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    preflight.validate(config)
 
 
 def test_every_field_is_described():

@@ -1,9 +1,12 @@
 """Whether a run can begin: its config against the model, the devices and the data on disk."""
 
 import itertools
+import os
+from importlib import metadata
 
 import jax
 from ml_collections import ConfigDict
+from packaging.requirements import Requirement
 
 from xception_jax import config as config_lib
 from xception_jax import models
@@ -19,7 +22,31 @@ def validate(config: ConfigDict) -> None:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
     check_without_data(config, jax.device_count())
+    if config.profile.steps:
+        _check_profiler()
     _check_data(config)
+
+
+def _check_profiler() -> None:
+    """Refuses to trace where JAX has loaded a libtpu that it was not made for.
+
+    Its profiler would end the process by a segmentation fault, also where there is no TPU.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms:
+        return
+    try:
+        there = metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        return
+    needs = (Requirement(text) for text in metadata.requires("jax") or ())
+    for need in needs:
+        if need.name == "libtpu" and not need.specifier.contains(there, prereleases=True):
+            raise UsageError(
+                f"config.profile.steps: JAX {jax.__version__} cannot trace beside libtpu {there}, "
+                f"only beside {need.specifier}; set JAX_PLATFORMS=cpu (or cuda) where there is no "
+                f"TPU, else pip install 'xception_jax[tpu]'"
+            )
 
 
 def check_without_data(config: ConfigDict, devices: int) -> None:

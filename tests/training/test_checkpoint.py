@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is found, and that damage is never restored."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 from xception_jax.errors import RunError, UsageError
-from xception_jax.training import sharding
+from xception_jax.training import digest, sharding
 from xception_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState
 
@@ -64,6 +65,18 @@ def test_restored_is_what_was_saved(tmp_path, with_ema, devices):
     assert_equal(state, make_state(3, with_ema=with_ema))
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {devices}
     assert (meta.step, meta.train_examples, meta.class_names, notes) == (3, 100, ("a", "b"), [])
+
+
+def test_a_save_compiles_nothing_that_was_compiled_before(tmp_path):
+    state = make_state(3)
+    state = dataclasses.replace(state, batch_stats={"mean": jnp.ones((3, 5, 7))})  # none of others
+    with Checkpoints(tmp_path) as checkpoints:
+        before = digest._digest._cache_size()
+        checkpoints.compile(state)
+        compiled = digest._digest._cache_size()
+        assert compiled > before
+        checkpoints.save(state, META.at(3))
+        assert digest._digest._cache_size() == compiled
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):
