@@ -60,6 +60,22 @@ def test_a_run_learns_and_evaluates(config, tmp_path):
     assert again == {"weights": "ema", "split": "test"}
 
 
+@pytest.mark.slow
+def test_a_shared_head_finds_the_same(config, tmp_path):
+    """Eight devices, of which each two share the classes and the wide layers, against one."""
+    config.model.fc_units, config.optimizer.microbatch = (64, 64), 0
+    config.duration = config.eval.every = config.log.every = "3 steps"
+    found, lines = {}, {}
+    for name, data, model in (("one", 1, 1), ("shared", 4, 2)):
+        config.mesh.data, config.mesh.model = data, model
+        found[name] = train.train(config, tmp_path / name, console=telemetry.Console(quiet=True))
+        with (tmp_path / name / "metrics.jsonl").open() as file:
+            lines[name] = next(entry for entry in map(json.loads, file) if entry["kind"] == "train")
+    assert found["shared"] == pytest.approx(found["one"], rel=1e-3)
+    for metric in ("loss", "map", "precision", "recall", "grad_norm"):
+        assert lines["shared"][metric] == pytest.approx(lines["one"][metric], rel=1e-3), metric
+
+
 @pytest.mark.parametrize(
     ("name", "multilabel", "expected"),
     [("auto", True, "sigmoid"), ("auto", False, "softmax"), ("sigmoid", False, "sigmoid")],
