@@ -26,7 +26,7 @@ keras = pytest.importorskip("keras")
 SIZE, CLASSES, BATCH, STEPS = 71, 10, 8, 10
 # Rounding flips a ReLU now and then, and each step magnifies that. At 1e-3 Keras' own means are off
 # by 3e-4 when it starts from weights that are off by 6e-8.
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 2e-4
 
 
 def make(rngs: nnx.Rngs) -> nnx.Module:
