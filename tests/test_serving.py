@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from scipy.special import expit, softmax
 
 from tests.processes import ROOT, finish, result
+from tests.weights import builders
 from xception_jax import serving
 from xception_jax.data import augment, presets
 from xception_jax.data.stream import Images
@@ -23,6 +25,7 @@ from xception_jax.errors import RunError, UsageError
 from xception_jax.training import sharding, state
 from xception_jax.training.checkpoint import Checkpoints
 from xception_jax.training.workdir import read_config
+from xception_jax.weights import converted, sources
 
 BATCHES = (1, 3, 8)
 
@@ -79,24 +82,106 @@ assert not loaded & {"xception_jax", "flax", "optax", "orbax", "grain", "cv2"}, 
 """
 
 
-def test_jax_alone_gives_the_models_own_probabilities(exported, undisturbed, tmp_path):
-    given = {str(batch): pixels(batch, 8, 8) for batch in BATCHES}
-    given["large"] = pixels(2, 20, 31)
+def alone(folder: Path, given: dict[str, np.ndarray], tmp_path: Path) -> dict[str, np.ndarray]:
+    """What an exported model gives for some batches, in a process that imports JAX only."""
     np.savez(tmp_path / "given.npz", **given)
-    arguments = [exported, tmp_path / "given.npz", tmp_path / "found.npz"]
+    arguments = [folder, tmp_path / "given.npz", tmp_path / "found.npz"]
     subprocess.run(
         [sys.executable, "-c", ALONE, *map(str, arguments)],
         cwd=tmp_path,  # away from the clone, where the package could be imported
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # four programs
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # a program a batch
         check=True,
     )
     with np.load(tmp_path / "found.npz") as found:
-        for batch in BATCHES:
-            expected = own(undisturbed, given[str(batch)])
-            np.testing.assert_allclose(found[str(batch)], expected, rtol=0, atol=1e-6)
-        resized = np.stack([presets.area(image, 8, 1.0) for image in given["large"]])
-        # One grey level of 255 here and there.
-        np.testing.assert_allclose(found["large"], own(undisturbed, resized), rtol=0, atol=1e-4)
+        return dict(found)
+
+
+def test_jax_alone_gives_the_models_own_probabilities(exported, undisturbed, tmp_path):
+    given = {str(batch): pixels(batch, 8, 8) for batch in BATCHES}
+    given["large"] = pixels(2, 20, 31)
+    found = alone(exported, given, tmp_path)
+    for batch in BATCHES:
+        expected = own(undisturbed, given[str(batch)])
+        np.testing.assert_allclose(found[str(batch)], expected, rtol=0, atol=1e-6)
+    resized = np.stack([presets.area(image, 8, 1.0) for image in given["large"]])
+    # One grey level of 255 here and there.
+    np.testing.assert_allclose(found["large"], own(undisturbed, resized), rtol=0, atol=1e-4)
+
+
+def check_file(folder: Path, model, size: int, tmp_path: Path) -> None:
+    """Holds what was exported of a file against the model whose weights the file is."""
+    brightness = np.array([0.2, 0.6, 1])[:, None, None, None]
+    given = (pixels(3, size, size) * brightness).astype(np.uint8)
+    quick = {"xla_backend_optimization_level": 0}
+    logits = jax.jit(lambda x: model(augment.normalize(x)), compiler_options=quick)(given)
+    expected = softmax(np.asarray(logits, np.float64), 1)
+    assert np.ptp(expected) > 0.1
+    found = alone(folder, {"given": given}, tmp_path)["given"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """An Xception of timm's, whose epsilon and padding are not ours, as a converted file."""
+    folder = tmp_path_factory.mktemp("narrow")
+    built = {"width": 0.05, "middle_blocks": 0, "bn_epsilon": 1e-5, "pool_padding": "symmetric"}
+    model = builders.create("xception", 5, stem_stride=2, **built)
+    source = sources.open_source(builders.write_timm(model, folder / "timm.safetensors"))
+    about = source.about("xception")
+    # The command takes timm's own sizes only.
+    about = replace(about, overrides=about.overrides | built)
+    about.preprocessing.update(image_size=96)
+    converted.write(folder / "ours.safetensors", about, source.tensors(model, "xception"))
+    return model, folder / "ours.safetensors"
+
+
+def test_a_converted_file_gives_the_models_own_probabilities(narrow, tmp_path):
+    model, path = narrow
+    flags = f"--input={path}", f"--output={tmp_path / 'out'}", "--platforms=cpu", "--json"
+    about = result(finish("export", *flags))
+    assert about["input"]["shape"] == ["batch", 96, 96, 3]
+    assert about["output"]["activation"] == "softmax"
+    assert about["classes"] == list("01234")
+    assert about["source"]["model"] == "xception"
+    assert about["source"]["of"]["file"] == "timm.safetensors"
+    assert "timm` with a crop that the weights do not tell" in about["preprocessing"]
+    check_file(tmp_path / "out", model, 96, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name", "built"),
+    [
+        ("keras", "xception", {"stem_stride": 2}),
+        ("timm", "inception_v3", {"stem_stride": 2, "bn_scale": True, "count_padding": True}),
+        ("timm", "xception41p", {"stem_stride": 2, "bn_epsilon": 1e-5}),
+    ],
+)
+def test_from_a_librarys_file_by_the_commands_to_jax_alone(kind, name, built, tmp_path):
+    model = builders.create(name, 5, width=1.0, **built)
+    ours = tmp_path / "ours.safetensors"
+    theirs = tmp_path / {"keras": "theirs.weights.h5", "timm": "theirs.safetensors"}[kind]
+    {"keras": builders.write_keras, "timm": builders.write_timm}[kind](model, theirs)
+    flags = f"--from={kind}", f"--model={name}", f"--input={theirs}", f"--output={ours}", "--json"
+    result(finish("convert", *flags))
+    result(finish("export", f"--input={ours}", f"--output={tmp_path / 'out'}", "--json"))
+    check_file(tmp_path / "out", model, 299, tmp_path)
+
+
+def test_a_file_that_cannot_be_exported_is_told_in_one_line(narrow, tmp_path):
+    builders.write_timm(narrow[0], tmp_path / "timm.safetensors")
+    of = {"format": "xception_jax", "of": {"format": "xception_jax", "step": 3}}
+    converted.write(tmp_path / "run.safetensors", converted.About("xception", {}, 5, source=of), {})
+    files = set(tmp_path.iterdir())
+    for file, said in (
+        ("timm.safetensors", "is a file of timm; give what python -m xception_jax.convert"),
+        ("run.safetensors", "give --activation=softmax or sigmoid"),
+    ):
+        process = finish("export", f"--input={tmp_path / file}", f"--output={tmp_path / 'out'}")
+        assert process.returncode == 2
+        [line] = process.stderr.splitlines()
+        assert said in line
+    assert set(tmp_path.iterdir()) == files
 
 
 def test_the_lines_of_the_docs_classify_a_file(exported, undisturbed, digits, tmp_path):
@@ -227,6 +312,8 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_made(exported, tmp_path):
     [
         ([], "--workdir and --output are needed"),
         (["--check=x", "--output=y"], "--check stands alone"),
+        (["--input=x", "--output=y", "--weights=raw"], "--input goes without --workdir"),
+        (["--input=tests", "--output=y"], "is a folder; of a run, give --workdir"),
         (["--workdir=nowhere", "--output=y"], "no run in nowhere"),
         (["--check=nowhere"], "no exported model in nowhere"),
     ],

@@ -1,8 +1,9 @@
-r"""Writes a checkpoint as a program that JAX alone runs: StableHLO, weights included.
+r"""Writes a model as a program that JAX alone runs: StableHLO, weights included.
 
     python -m xception_jax.export --workdir=runs/digits --output=exported/digits
     python -m xception_jax.export --workdir=runs/digits --output=exported/best --step=best \
         --weights=raw --platforms=cpu
+    python -m xception_jax.export --input=xception.safetensors --output=exported/xception
     python -m xception_jax.export --check=exported/digits        # is it whole, does it run here
 
 Images of any size go in, as uint8 [batch, height, width, 3]; probabilities come out. docs/export.md
@@ -21,10 +22,20 @@ from xception_jax import config as config_lib
 from xception_jax.errors import UsageError, nearest
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+_INPUT = flags.DEFINE_string(
+    "input", None, "instead of --workdir: a file that xception_jax.convert wrote"
+)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to make; one that holds something is refused")
 _STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
+)
+_ACTIVATION = flags.DEFINE_enum(
+    "activation",
+    None,
+    ["softmax", "sigmoid"],
+    "what makes probabilities of the logits; unless given, as the run was trained, and of Keras' "
+    "and timm's weights softmax",
 )
 _PLATFORMS = flags.DEFINE_list(
     "platforms", ["cpu", "cuda", "tpu"], "that the program is for: of cpu, cuda, rocm, tpu"
@@ -34,7 +45,8 @@ _RESIZE = flags.DEFINE_enum(
     None,
     ["inside", "outside"],
     "inside: the program takes any image and crops and resizes as the run's evaluation; outside: "
-    "it takes images of the model's size; unless given, inside where data.eval_preset is area",
+    "it takes images of the model's size; unless given, inside where data.eval_preset is area, "
+    "which it is not of Keras' and timm's weights",
 )
 _CHECK = flags.DEFINE_string("check", None, "instead: an exported folder to check and to run")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
@@ -48,6 +60,7 @@ def export_run(
     *,
     step: str = "latest",
     weights: str | None = None,
+    activation: str | None = None,
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
     resize: str | None = None,
 ) -> dict[str, Any]:
@@ -60,10 +73,89 @@ def export_run(
       UsageError: there is no such run, checkpoint or platform, or the output is in use.
       RunError: the checkpoint is damaged.
     """
-    from xception_jax import serving
     from xception_jax.data.stream import Images
     from xception_jax.training import sharding, state
     from xception_jax.training.trained import Trained
+
+    _check(platforms, output)
+    trained = Trained.find(workdir, step, weights)
+    meta, config = trained.meta, trained.config
+    make_model = state.model_maker(config, len(meta.class_names))
+    data = config.data
+    return _export(
+        output,
+        state.structure_of(make_model, data.image_size),
+        trained.weights(sharding.replicated(sharding.make_mesh(1))),
+        Images(data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop),
+        activation=activation or activation_of(config, trained.metrics),
+        platforms=platforms,
+        resize=resize,
+        class_names=meta.class_names,
+        source={
+            "model": config.model.name, "step": trained.step, "weights": trained.kind,
+            "data": meta.dataset,
+        },
+    )  # fmt: skip
+
+
+def export_file(
+    path: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    activation: str | None = None,
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+    resize: str | None = None,
+) -> dict[str, Any]:
+    """Exports a converted file, in float32; otherwise as `export_run`.
+
+    Raises:
+      UsageError: it is none, is damaged or has no classifier, or nobody can tell the activation;
+        there is no such platform, or the output is in use.
+    """
+    if path.is_dir():
+        raise UsageError(f"--input={path} is a folder; of a run, give --workdir")
+    import jax.numpy as jnp
+
+    from xception_jax.data.stream import Images
+    from xception_jax.training import state
+    from xception_jax.weights import sources
+    from xception_jax.weights.tensors import abstract, variables
+
+    _check(platforms, output)
+    file = sources.open_source(path)
+    name, classes, made_for = file.model, file.num_classes, file.preprocessing
+    if name is None:
+        raise UsageError(f"--input={path} is a file of {file.format}; give what python -m "
+                         f"xception_jax.convert --from={file.format} makes of it")  # fmt: skip
+    if classes is None:
+        raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
+    if activation is None and _of_a_run(file.origin):
+        raise UsageError(f"--input={path} is of a run, and does not say what its loss was: give "
+                         f"--activation=softmax or sigmoid")  # fmt: skip
+    about = file.about(name)
+    built = {key: value for key, value in about.overrides.items() if value is not None}
+    model = abstract(name, classes, built)
+    tensors = file.tensors(model, name)
+    for key, variable in variables(model).items():
+        variable.set_value(jnp.asarray(tensors[key]))
+    structure, params, batch_stats = state.split(model)
+    return _export(
+        output,
+        structure,
+        {"params": params, "batch_stats": batch_stats},
+        Images(made_for["image_size"], eval_preset=made_for["eval_preset"],
+               eval_crop=made_for.get("eval_crop", 1.0)),
+        crop_known="eval_crop" in made_for,
+        activation=activation or "softmax",
+        platforms=platforms,
+        resize=resize,
+        class_names=file.class_names or tuple(map(str, range(classes))),
+        source={"model": name, **about.source},
+    )  # fmt: skip
+
+
+def _check(platforms: tuple[str, ...], output: pathlib.Path) -> None:
+    from xception_jax import serving
 
     for platform in platforms:
         if platform not in _KNOWN:
@@ -72,27 +164,36 @@ def export_run(
                 f"There are: {', '.join(_KNOWN)}"
             )
     serving.check_output(output)
-    trained = Trained.find(workdir, step, weights)
-    meta, config = trained.meta, trained.config
-    make_model = state.model_maker(config, len(meta.class_names))
-    data = config.data
-    images = Images(data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop)
-    activation = activation_of(config, trained.metrics)
+
+
+def _export(
+    output: pathlib.Path,
+    structure: Any,
+    weights: Any,
+    images: Any,
+    *,
+    crop_known: bool = True,
+    activation: str,
+    platforms: tuple[str, ...],
+    resize: str | None,
+    class_names: tuple[str, ...],
+    source: dict[str, Any],
+) -> dict[str, Any]:
+    """Exports a model; see `serving.export` and `serving.describe`."""
+    from xception_jax import serving
+
     exported = serving.export(
-        state.structure_of(make_model, data.image_size),
-        trained.weights(sharding.replicated(sharding.make_mesh(1))),
+        structure,
+        weights,
         images,
         activation=activation,
-        resizes=(resize or ("inside" if data.eval_preset == "area" else "outside")) == "inside",
+        resizes=(resize or ("inside" if images.eval_preset == "area" else "outside")) == "inside",
         platforms=platforms,
     )
-    source = {
-        "model": config.model.name, "step": trained.step, "weights": trained.kind,
-        "data": meta.dataset,
-    }  # fmt: skip
     about = serving.describe(
-        exported, images, activation=activation, class_names=meta.class_names, source=source
-    )
+        exported, images, activation=activation, class_names=class_names, source=source,
+        crop_known=crop_known,
+    )  # fmt: skip
     return serving.write(output, exported, about)
 
 
@@ -108,13 +209,28 @@ def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
     return config_lib.loss_name(config, source.multilabel)
 
 
+def _of_a_run(origin: dict[str, Any]) -> bool:
+    """Whether weights were trained here, maybe with the sigmoid loss, which their file omits."""
+    while "of" in origin:
+        origin = origin["of"]
+    return "step" in origin
+
+
 def main() -> None:
     check, workdir, output = _CHECK.value, _WORKDIR.value, _OUTPUT.value
-    if check and (workdir or output):
-        raise UsageError("--check stands alone: without --workdir and --output")
+    if check and (workdir or output or _INPUT.value):
+        raise UsageError("--check stands alone: without --workdir, --input and --output")
+    if _INPUT.value and (workdir or _STEP.value != "latest" or _WEIGHTS.value):
+        raise UsageError("--input goes without --workdir, --step and --weights, which say what of "
+                         "a run is meant")  # fmt: skip
     from xception_jax import console, serving
     from xception_jax.training.workdir import read_config
 
+    how: dict[str, Any] = {
+        "activation": _ACTIVATION.value,
+        "platforms": tuple(_PLATFORMS.value),
+        "resize": _RESIZE.value,
+    }
     if check:
         about = serving.check(pathlib.Path(check))
     elif workdir and output:
@@ -126,11 +242,13 @@ def main() -> None:
             pathlib.Path(output),
             step=_STEP.value,
             weights=_WEIGHTS.value,
-            platforms=tuple(_PLATFORMS.value),
-            resize=_RESIZE.value,
+            **how,
         )
+    elif _INPUT.value and output:
+        about = export_file(pathlib.Path(_INPUT.value), pathlib.Path(output), **how)
     else:
-        raise UsageError("--workdir and --output are needed, or --check; --help shows an example")
+        raise UsageError("--workdir and --output are needed, or --input and --output, or --check; "
+                         "--help shows an example")  # fmt: skip
     if _JSON.value:
         print(json.dumps(about))
         return

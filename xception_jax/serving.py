@@ -51,7 +51,7 @@ _HOW = {
     "inside": "crops the centred square of {crop:g} of the shorter side and resizes it to "
     "{size} x {size} pixels (averaged where it shrinks, else linear), then scales to [-1, 1]",
     "outside": "scales to [-1, 1]; the caller resizes to {size} x {size} pixels, as the "
-    "evaluation's preset `{preset}` with crop {crop:g} does",
+    "evaluation's preset `{preset}` with {share} does",
 }
 
 
@@ -113,10 +113,15 @@ def describe(
     activation: str,
     class_names: tuple[str, ...],
     source: dict[str, Any],
+    crop_known: bool = True,
 ) -> dict[str, Any]:
-    """What `model.json` says of a program, but for its digest; `source` says what it is made of."""
+    """What `model.json` says of a program, but for its digest.
+
+    `source` says what it is made of, `crop_known` whether `images.eval_crop` is more than a guess.
+    """
     resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
     how = _HOW["inside" if resizes else "outside"]
+    share = f"crop {images.eval_crop:g}" if crop_known else "a crop that the weights do not tell"
     shape, out = (
         [str(side) if jax_export.is_symbolic_dim(side) else side for side in aval.shape]
         for aval in (exported.in_avals[0], exported.out_avals[0])
@@ -127,7 +132,9 @@ def describe(
         "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
         "output": {"shape": out, "dtype": "float32", "activation": activation},
         "preprocessing": "the program "
-        + how.format(crop=images.eval_crop, size=images.size, preset=images.eval_preset),
+        + how.format(
+            crop=images.eval_crop, size=images.size, preset=images.eval_preset, share=share
+        ),
         "platforms": list(exported.platforms),
         "jax": jax.__version__,
         "calling_convention": exported.calling_convention_version,

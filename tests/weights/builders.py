@@ -15,13 +15,16 @@ SMALL = {"width": 0.05, "stem_stride": 1}
 def create(
     name: str, num_classes: int | None = 3, seed: int = 0, **overrides: object
 ) -> nnx.Module:
-    """A narrow model; no two of its tensors are alike."""
+    """A narrow model; no two of its tensors are alike, and its logits are of a moderate size."""
     options = {**SMALL, **overrides}
     model = abstract(name, num_classes, options)
     rng = np.random.default_rng(seed)
-    for variable in variables(model).values():
-        values = rng.uniform(0.5, 1.5, variable.shape).astype(np.float32)
-        variable.set_value(jnp.asarray(values))
+    for key, variable in variables(model).items():
+        if key.endswith("kernel"):
+            values = rng.normal(0, np.prod(variable.shape[:-1]) ** -0.5, variable.shape)
+        else:
+            values = rng.uniform(0.5, 1.5, variable.shape)
+        variable.set_value(jnp.asarray(values, jnp.float32))
     return model
 
 
