@@ -1,11 +1,13 @@
 """The command, and runs that begin with converted weights."""
 
 import json
+import re
+import signal
 
 import numpy as np
 import pytest
 
-from tests.processes import finish, result
+from tests.processes import digests, finish, records, result, signal_at
 from tests.weights import builders
 from xception_jax import config as config_lib
 from xception_jax.weights import sources
@@ -22,16 +24,16 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(pretrained, flags, tmp_path_factory):
-    """Three steps from these weights, with the first three blocks frozen; and what was said."""
+    """Six steps from these weights, with the first three blocks frozen; and what was said."""
     workdir = tmp_path_factory.mktemp("tuned") / "run"
     process = finish("main", *tuned_flags(flags, workdir, pretrained), "--json")
-    assert result(process)["step"] == 3
+    assert result(process)["step"] == 6
     return workdir, process.stderr
 
 
 def tuned_flags(flags, workdir, init_from, **more):
     return flags(
-        workdir, init_from=init_from, model__freeze="block3", duration="3 steps",
+        workdir, init_from=init_from, model__freeze="block3", duration="6 steps",
         checkpoint__every="1 step", model__pool_padding="symmetric", **more,
     )  # fmt: skip
 
@@ -42,18 +44,22 @@ def tensors(path, **options):
     return source.tensors(abstract("xception", source.num_classes, built), "xception")
 
 
-@pytest.mark.parametrize("kind", ["raw", "ema"])
-def test_frozen_blocks_do_not_change_a_bit_and_the_others_do(tuned, pretrained, kind):
+def check_frozen(workdir, pretrained, kind):
+    """Holds the weights of a run against the file that it began with."""
     before = sources.open_source(pretrained)
     small = {"width": 0.1, "middle_blocks": 0, "stem_stride": 1}
     before = before.tensors(abstract("xception", 3, small), "xception")
-    after = tensors(tuned[0], weights=kind)
     frozen = ("stem.", "entry_flow.0.", "entry_flow.1.")
-    for name, array in after.items():
+    for name, array in tensors(workdir, weights=kind).items():
         if name.partition(".")[2].startswith(frozen):
             np.testing.assert_array_equal(array, before[name], err_msg=name)
         elif name.endswith(("kernel", "mean")) and not name.startswith("params.head"):
             assert not np.array_equal(array, before[name]), name
+
+
+@pytest.mark.parametrize("kind", ["raw", "ema"])
+def test_frozen_blocks_do_not_change_a_bit_and_the_others_do(tuned, pretrained, kind):
+    check_frozen(tuned[0], pretrained, kind)
 
 
 def test_a_run_says_what_it_starts_from(tuned, pretrained):
@@ -63,12 +69,18 @@ def test_a_run_says_what_it_starts_from(tuned, pretrained):
     assert "config.model.pool_padding is 'symmetric', and the weights were made with 'same'" in said
 
 
-def test_a_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_path):
+def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_path):
+    """It ends as the one that nothing disturbed, in every bit."""
+    workdir = tmp_path / "run"
+    again = tuned_flags(flags, workdir, pretrained)
+    # A checkpoint is written before the next one is begun: that of step 1 is there.
+    code, _ = signal_at(3, signal.SIGKILL, "main", *again)
+    assert code == -signal.SIGKILL
     aside = pretrained.rename(pretrained.with_name("moved.weights.h5"))
     try:
-        process = finish("main", *tuned_flags(flags, tuned[0], pretrained), "--json")
-        assert result(process)["step"] == 3
-        assert "continues from the checkpoint of step 3" in process.stderr
+        process = finish("main", *again, "--json")
+        assert result(process)["step"] == 6
+        assert re.search("continues from the checkpoint of step [1-5]\n", process.stderr)
         assert "starts from" not in process.stderr
         again = finish("main", *tuned_flags(flags, tmp_path / "new", pretrained))
         assert again.returncode == 2
@@ -76,6 +88,35 @@ def test_a_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_path):
         assert not (tmp_path / "new").exists()
     finally:
         aside.rename(pretrained)
+    assert digests(workdir, 6) == digests(tuned[0], 6)
+    assert records(workdir) == records(tuned[0])
+    for kind in ("raw", "ema"):
+        check_frozen(workdir, pretrained, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 5])
+def test_a_killed_run_that_began_from_a_checkpoint(undisturbed, flags, tmp_path, first):
+    """The first kill comes before or after it has a checkpoint of its own."""
+    began = undisturbed / "checkpoints" / "6"
+    changes = {"init_from": began, "model__freeze": "entry_flow", "duration": "6 steps"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert finish("main", *flags(whole, **changes)).returncode == 0
+    code, _ = signal_at(first, signal.SIGKILL, "main", *flags(killed, **changes))
+    assert code == -signal.SIGKILL
+    process = finish("main", *flags(killed, **changes), "--json")
+    assert result(process)["step"] == 6
+    assert ("starts from" in process.stderr) == (first == 1)
+    assert digests(killed, 6) == digests(whole, 6)
+    assert records(killed) == records(whole)
+    before = digests(undisturbed, 6)["ema"]
+    frozen = ("stem.", "entry_flow.")
+    held = [name for name in before if name.partition(".")[2].startswith(frozen)]
+    assert held
+    for name in held:
+        kind, _, leaf = name.partition(".")
+        assert digests(killed, 6)["ema"][name] == before[name]
+        assert digests(killed, 6)[kind][leaf] == before[name]
 
 
 def test_a_run_to_keras_timm_and_our_own_and_on(tuned, tmp_path):
@@ -89,7 +130,7 @@ def test_a_run_to_keras_timm_and_our_own_and_on(tuned, tmp_path):
     about = sources.open_source(ours).about("xception")
     assert about.class_names == tuple("0123456789")
     assert about.overrides["pool_padding"] == "symmetric"
-    assert about.source["of"] == {"format": "xception_jax", "step": 3, "weights": "ema"}
+    assert about.source["of"] == {"format": "xception_jax", "step": 6, "weights": "ema"}
     kept, run = tensors(ours), tensors(workdir)
     assert all(np.array_equal(kept[name], run[name]) for name in run)
     # Overrides that a config leaves open are the weights' own, and stand in the run's config.
