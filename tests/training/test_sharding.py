@@ -78,31 +78,71 @@ def test_eight_devices_hold_an_eighth_each_of_the_papers_network():
 
 
 def after(config, count=3):
-    """The losses of some steps, the state after them, and the run."""
-    run, _, batches = start(config)
+    """The run, its state after some steps, their losses, and its first state."""
+    run, first, batches = start(config)
     current = state.initialize(run.init, config.seed, run.layout.state)
     losses = []
     for batch in batches[:count]:
         current, found = run.train_step(current, batch)
         losses.append(float(found["loss"]))
-    return run, current, losses
+    return run, current, losses, first
 
 
-def agree(one, two):
+def agree(one, two, rtol=1e-4):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=1e-7)
 
 
-def test_a_cut_state_trains_as_the_whole_one(small_config):
-    small_config.mesh.data = 8
-    _, whole, losses = after(small_config)
-    small_config.mesh.shard = "all"
-    _, cut, found = after(small_config)
-    np.testing.assert_allclose(found, losses, rtol=1e-5)
-    agree(whole, cut)
-    for part in (cut.opt_state, cut.ema, cut.params):
-        kernels = [x for x in jax.tree.leaves(part) if x.size >= rules.SMALLEST]
+def by_name(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize(
+    ("shard", "freeze", "frozen"),
+    [
+        ("all", "block2", ("stem.", "entry_flow.0.")),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("all", None, ()),
+                ("all", "exit_flow", ("stem.", "entry_flow.", "exit_flow.")),
+                ("optimizer", "block2", ("stem.", "entry_flow.0.")),
+            )
+        ),
+    ],
+)
+def test_a_cut_state_trains_as_the_whole_one(small_config, shard, freeze, frozen):
+    small_config.mesh.data, small_config.model.freeze = 8, freeze
+    _, whole, losses, _ = after(small_config)
+    small_config.mesh.shard = shard
+    _, cut, found, first = after(small_config)
+    np.testing.assert_allclose(found, losses, rtol=1e-6)
+    agree(whole, cut, rtol=1e-5)
+    for part in rules.CUT[shard]:
+        kernels = [x for x in jax.tree.leaves(getattr(cut, part)) if x.size >= rules.SMALLEST]
+        assert kernels
         assert all(x.addressable_shards[0].data.size * 8 == x.size for x in kernels)
+    check_frozen(first, cut, frozen)
+
+
+def check_frozen(first, after, frozen):
+    """Holds a state against the first one: what is frozen has every bit, and no optimizer state."""
+    for one, other in (
+        (first.params, after.params),
+        (first.batch_stats, after.batch_stats),
+        (first.ema["params"], after.ema["params"]),
+        (first.ema["batch_stats"], after.ema["batch_stats"]),
+    ):
+        now = by_name(other)
+        for name, array in by_name(one).items():
+            if name.startswith(frozen):
+                np.testing.assert_array_equal(array, now[name], err_msg=name)
+            elif name.endswith(("kernel", "mean")):
+                assert not np.array_equal(array, now[name]), name
+    [momentum] = [part.trace for part in after.opt_state if hasattr(part, "trace")]
+    trained = {name for name in by_name(after.params) if not name.startswith(frozen)}
+    assert by_name(momentum).keys() == trained
 
 
 def synthetic_state():
@@ -159,15 +199,15 @@ def test_every_layout_trains_alike(small_config, changes, clip):
     small_config.model.fc_units, small_config.optimizer.clip_norm = (64, 64), clip
     small_config.data.batch_size, small_config.model.bn_virtual_batch = 80, 8
     small_config.augment.mixup = 0.2
-    _, whole, losses = after(small_config)
+    _, whole, losses, _ = after(small_config)
     small_config.mesh.data = 8
     small_config.mesh.update(changes)
     if changes.get("data") == 1:
         small_config.model.bn_virtual_batch = 16
         small_config.mesh.model = 1
-        _, whole, losses = after(small_config)
+        _, whole, losses, _ = after(small_config)
         small_config.mesh.model = 5
-    run, cut, found = after(small_config)
+    run, cut, found, _ = after(small_config)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     agree(whole.params, cut.params)
     assert run.evaluate(cut.weights())["loss"] == pytest.approx(
@@ -182,9 +222,9 @@ def test_sigmoid_loss_and_microbatches_with_a_shared_head(small_config):
     config.model.fc_units, config.loss.name = (64, 64), "sigmoid"
     config.model.bn_virtual_batch, config.optimizer.microbatch = 4, 4
     config.model.dropout, config.mesh.data = 0.0, 8
-    _, whole, losses = after(config)
+    _, whole, losses, _ = after(config)
     config.mesh.data, config.mesh.model = 4, 2
-    _, cut, found = after(config)
+    _, cut, found, _ = after(config)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     agree(whole.params, cut.params)
 
