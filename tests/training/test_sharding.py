@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from tests.training.test_step import start
+from tests.training.test_step import distance, start
 from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.errors import UsageError
@@ -18,6 +18,7 @@ from xception_jax.planning import steps as planned
 from xception_jax.training import optimizer, rules, sharding, state
 from xception_jax.training.checkpoint import Checkpoints, Meta
 from xception_jax.training.digest import digests
+from xception_jax.weights.tensors import flatten
 
 SIXTEEN = sharding.axes_of(32, 2, "all")
 
@@ -88,24 +89,14 @@ def after(config, count=3):
     return run, current, losses, first
 
 
-def agree(one, two, rtol=1e-4):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=1e-7)
-
-
-def by_name(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
 @pytest.mark.parametrize(
     ("shard", "freeze", "frozen"),
     [
+        ("all", None, ()),
         ("all", "block2", ("stem.", "entry_flow.0.")),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                ("all", None, ()),
                 ("all", "exit_flow", ("stem.", "entry_flow.", "exit_flow.")),
                 ("optimizer", "block2", ("stem.", "entry_flow.0.")),
             )
@@ -118,7 +109,8 @@ def test_a_cut_state_trains_as_the_whole_one(small_config, shard, freeze, frozen
     small_config.mesh.shard = shard
     _, cut, found, first = after(small_config)
     np.testing.assert_allclose(found, losses, rtol=1e-6)
-    agree(whole, cut, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
     for part in rules.CUT[shard]:
         kernels = [x for x in jax.tree.leaves(getattr(cut, part)) if x.size >= rules.SMALLEST]
         assert kernels
@@ -134,15 +126,15 @@ def check_frozen(first, after, frozen):
         (first.ema["params"], after.ema["params"]),
         (first.ema["batch_stats"], after.ema["batch_stats"]),
     ):
-        now = by_name(other)
-        for name, array in by_name(one).items():
+        now = flatten(other)
+        for name, array in flatten(one).items():
             if name.startswith(frozen):
                 np.testing.assert_array_equal(array, now[name], err_msg=name)
             elif name.endswith(("kernel", "mean")):
                 assert not np.array_equal(array, now[name]), name
     [momentum] = [part.trace for part in after.opt_state if hasattr(part, "trace")]
-    trained = {name for name in by_name(after.params) if not name.startswith(frozen)}
-    assert by_name(momentum).keys() == trained
+    trained = {name for name in flatten(after.params) if not name.startswith(frozen)}
+    assert flatten(momentum).keys() == trained
 
 
 def synthetic_state():
@@ -209,9 +201,9 @@ def test_every_layout_trains_alike(small_config, changes, clip):
         small_config.mesh.model = 5
     run, cut, found, _ = after(small_config)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
-    agree(whole.params, cut.params)
+    assert distance(whole.params, cut.params) < 1e-5
     assert run.evaluate(cut.weights())["loss"] == pytest.approx(
-        run.evaluate(whole.weights())["loss"], rel=1e-5
+        run.evaluate(jax.device_put(whole.weights(), run.layout.weights))["loss"], rel=1e-5
     )
 
 
@@ -226,7 +218,7 @@ def test_sigmoid_loss_and_microbatches_with_a_shared_head(small_config):
     config.mesh.data, config.mesh.model = 4, 2
     _, cut, found, _ = after(config)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
-    agree(whole.params, cut.params)
+    assert distance(whole.params, cut.params) < 1e-5
 
 
 def test_a_shared_head_gathers_no_weights(small_config):
