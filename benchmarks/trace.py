@@ -21,7 +21,7 @@ from flax import nnx
 
 from benchmarks import arguments
 from benchmarks.arguments import assignment, count
-from xception_jax import models
+from xception_jax import models, preflight
 from xception_jax.training import optimizer, sharding, step
 from xception_jax.training import state as state_lib
 
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the trace is left")
     options = parser.parse_args()
     overrides = dict(options.override)
+    preflight.check_profiler()
 
     compiled, state, batch = compiled_step(options.side, options.batch, options.dtype, overrides)
     names = dict(m.groups() for m in map(_INSTRUCTION.match, compiled.as_text().splitlines()) if m)

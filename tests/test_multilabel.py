@@ -9,7 +9,7 @@ from tests import tiny_datasets
 from tests.processes import digests, finish, result
 from xception_jax import train
 from xception_jax.errors import UsageError
-from xception_jax.training import metrics, step, telemetry
+from xception_jax.training import digest, metrics, step, telemetry
 from xception_jax.training.checkpoint import Checkpoints
 
 
@@ -38,11 +38,21 @@ def config(small_config, data_dir):
     return small_config
 
 
-def test_a_run_learns_and_evaluates(config, tmp_path):
+def test_a_run_learns_and_evaluates(config, tmp_path, monkeypatch):
+    compiled, save = [], Checkpoints.save
+
+    def saves(*args):
+        compiled.append(digest._digest._cache_size())
+        save(*args)
+        compiled.append(digest._digest._cache_size())
+
+    monkeypatch.setattr(Checkpoints, "save", saves)
+    digest._digest.clear_cache()
     console = telemetry.Console(file=io.StringIO(), width=200)
     found = train.train(config, tmp_path / "run", console=console)
     lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     first, last = [line for line in lines if line["kind"] == "train"]
+    assert compiled[0] == compiled[1] > 0, "a save that a signal asks for is a quick one"
     assert last["loss"] < first["loss"]
     # Guesses in random order would have about the share of the labels, 0.35, among six classes
     # a little more.

@@ -171,11 +171,15 @@ def test_from_a_librarys_file_by_the_commands_to_jax_alone(kind, name, built, tm
 def test_a_file_that_cannot_be_exported_is_told_in_one_line(narrow, tmp_path):
     builders.write_timm(narrow[0], tmp_path / "timm.safetensors")
     of = {"format": "xception_jax", "of": {"format": "xception_jax", "step": 3}}
-    converted.write(tmp_path / "run.safetensors", converted.About("xception", {}, 5, source=of), {})
+    made_for = {"image_size": 8, "eval_preset": "area"}
+    for name, preprocessing, source in (("run", made_for, of), ("bare", {}, {})):
+        about = converted.About("xception", {}, 5, None, preprocessing, source)
+        converted.write(tmp_path / f"{name}.safetensors", about, {})
     files = set(tmp_path.iterdir())
     for file, said in (
         ("timm.safetensors", "is a file of timm; give what python -m xception_jax.convert"),
         ("run.safetensors", "give --activation=softmax or sigmoid"),
+        ("bare.safetensors", "does not say what images its weights were made for"),
     ):
         process = finish("export", f"--input={tmp_path / file}", f"--output={tmp_path / 'out'}")
         assert process.returncode == 2

@@ -77,7 +77,7 @@ def export_run(
     from xception_jax.training import sharding, state
     from xception_jax.training.trained import Trained
 
-    _check(platforms, output)
+    _check_target(platforms, output)
     trained = Trained.find(workdir, step, weights)
     meta, config = trained.meta, trained.config
     make_model = state.model_maker(config, len(meta.class_names))
@@ -121,7 +121,7 @@ def export_file(
     from xception_jax.weights import sources
     from xception_jax.weights.tensors import abstract, variables
 
-    _check(platforms, output)
+    _check_target(platforms, output)
     file = sources.open_source(path)
     name, classes, made_for = file.model, file.num_classes, file.preprocessing
     if name is None:
@@ -129,6 +129,8 @@ def export_file(
                          f"xception_jax.convert --from={file.format} makes of it")  # fmt: skip
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
+    if not {"image_size", "eval_preset"} <= made_for.keys():
+        raise UsageError(f"--input={path} does not say what images its weights were made for")
     if activation is None and _of_a_run(file.origin):
         raise UsageError(f"--input={path} is of a run, and does not say what its loss was: give "
                          f"--activation=softmax or sigmoid")  # fmt: skip
@@ -154,7 +156,7 @@ def export_file(
     )  # fmt: skip
 
 
-def _check(platforms: tuple[str, ...], output: pathlib.Path) -> None:
+def _check_target(platforms: tuple[str, ...], output: pathlib.Path) -> None:
     from xception_jax import serving
 
     for platform in platforms:

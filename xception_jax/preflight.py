@@ -23,18 +23,18 @@ def validate(config: ConfigDict) -> None:
     """
     check_without_data(config, jax.device_count())
     if config.profile.steps:
-        _check_profiler()
+        check_profiler()
     _check_data(config)
 
 
-def _check_profiler() -> None:
-    """Refuses to trace where JAX has loaded a libtpu that it was not made for.
+def check_profiler() -> None:
+    """Refuses to trace where JAX has loaded another libtpu than it asks for.
 
-    Its profiler would end the process by a segmentation fault, also where there is no TPU.
+    JAX 0.10.2 with libtpu 0.0.52 ends by a segmentation fault then, also where there is no TPU.
     """
     platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms and "tpu" not in platforms:
-        return
+    if (platforms and "tpu" not in platforms) or "TPU_LIBRARY_PATH" in os.environ:
+        return  # none is loaded, or one that whoever named it answers for
     try:
         there = metadata.version("libtpu")
     except metadata.PackageNotFoundError:
@@ -43,7 +43,7 @@ def _check_profiler() -> None:
     for need in needs:
         if need.name == "libtpu" and not need.specifier.contains(there, prereleases=True):
             raise UsageError(
-                f"config.profile.steps: JAX {jax.__version__} cannot trace beside libtpu {there}, "
+                f"JAX {jax.__version__} cannot trace beside libtpu {there}, "
                 f"only beside {need.specifier}; set JAX_PLATFORMS=cpu (or cuda) where there is no "
                 f"TPU, else pip install 'xception_jax[tpu]'"
             )

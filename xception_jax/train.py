@@ -205,8 +205,8 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
             batch = next(batches)
         if done == first + 1:
             with log.goodput.spending("compilation"):
-                checkpoints.compile(state)
                 cluster.compile_together(run.train_step, state, batch)
+                checkpoints.warm_up(state)
         with around.profile.begin(done):
             state, metrics = run.train_step(state, batch)
         around.profile.end(done, metrics)

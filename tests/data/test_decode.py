@@ -149,10 +149,10 @@ def test_centre_box_is_a_centred_square_inside(height, width, fraction):
 
 
 @pytest.mark.parametrize(
-    "box", [(0, 0, 90, 120), (5, 0, 75, 64), (0, 9, 64, 100), (0, 0, 118, 119)]
+    "box", [(0, 0, 90, 120), (5, 0, 75, 64), (0, 9, 64, 100), (0, 0, 118, 119), (0, 0, 320, 50)]
 )
 def test_crops_shrink_more_smoothly_than_by_interpolation_alone(box):
-    noise = np.random.default_rng(0).integers(0, 256, (120, 130, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (320, 130, 3), np.uint8)
     image = cv2.blur(noise, (2, 2))
     top, left, height, width = box
     part = image[top : top + height, left : left + width]

@@ -225,7 +225,22 @@ def test_the_order_is_the_one_that_runs_have_begun_with():
     assert batch["label"].tolist() == [43, 18, 30, 0, 38, 40]
 
 
+def test_the_crops_are_drawn_as_runs_have_begun_with():
+    draws = [stream._generator(seed, position).random() for seed in (0, 1) for position in (0, 7)]
+    np.testing.assert_allclose(
+        draws, [0.011546754, 0.189764556, 0.303568034, 0.811984264], rtol=1e-6
+    )
+
+
+def test_no_two_examples_draw_the_same_numbers():
+    drawn = [stream._generator(5, p).bit_generator.random_raw(500) for p in (*range(4), 2**62)]
+    assert len(np.unique(drawn)) == 5 * 500
+
+
 def test_seeds_differ():
+    one = numbered(1)
+    first, second = (batches(one, 1, batch_size=1, seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first[0]["image"], second[0]["image"]), "another crop"
     first, second = (batches(numbered(50), 1, batch_size=50, seed=seed) for seed in (0, 1))
     assert not np.array_equal(first[0]["label"], second[0]["label"])
 

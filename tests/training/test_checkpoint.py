@@ -72,7 +72,7 @@ def test_a_save_compiles_nothing_that_was_compiled_before(tmp_path):
     state = dataclasses.replace(state, batch_stats={"mean": jnp.ones((3, 5, 7))})  # none of others
     with Checkpoints(tmp_path) as checkpoints:
         before = digest._digest._cache_size()
-        checkpoints.compile(state)
+        checkpoints.warm_up(state)
         compiled = digest._digest._cache_size()
         assert compiled > before
         checkpoints.save(state, META.at(3))

@@ -20,10 +20,9 @@ import grain
 import jax
 import numpy as np
 
-from xception_jax.data import decode
+from xception_jax.data import decode, presets
 from xception_jax.data.memory import Kept, stacked
 from xception_jax.data.order import Sampling
-from xception_jax.data.presets import PRESETS, area
 from xception_jax.data.skips import Row, Skips, candidates, first_usable
 from xception_jax.data.sources import Source
 from xception_jax.errors import ExampleError
@@ -146,9 +145,7 @@ class Reader:
         def row(position: int) -> Row:
             if not self.images.crops:
                 return self._uncropped(order[position])
-            # A counter for each example: whoever makes it draws the same numbers.
-            bits = np.random.Philox(key=crop_seed, counter=position << 64)
-            return self._cropped(order[position], np.random.Generator(bits))
+            return self._cropped(order[position], _generator(crop_seed, position))
 
         pieces, pieces_each = _pieces(row, each)
         return self._batches(pieces, pieces_each, share, first_step, skips, self.host.workers)
@@ -186,13 +183,13 @@ class Reader:
     def _uncropped(self, record: int) -> Row:
         """Of a record or the next that can be used, for training without random crops."""
         records = candidates(record, len(self.source))
-        return self._row_of(records, lambda image: area(image, self.images.size, 1.0))
+        return self._row_of(records, lambda image: presets.area(image, self.images.size, 1.0))
 
     def _centred(self, record: int) -> Row:
         """Of a record, cropped for evaluation; a blank where it cannot be used or is none."""
 
         def crop(image: np.ndarray) -> np.ndarray:
-            preset = PRESETS[self.images.eval_preset]
+            preset = presets.PRESETS[self.images.eval_preset]
             return preset(image, self.images.size, self.images.eval_crop)
 
         return self._row_of([record] if record < len(self.source) else [], crop)
@@ -266,6 +263,14 @@ class Reader:
                     raise ExampleError(name, reason)
                 skips.add(self.source, skipped)
             yield batch
+
+
+def _generator(seed: int, position: int) -> np.random.Generator:
+    """Of an example's own random numbers, which are the same whoever makes it.
+
+    Each position has 2^64 blocks of four numbers to itself.
+    """
+    return np.random.Generator(np.random.Philox(key=seed, counter=position << 64))
 
 
 def _pieces(

@@ -136,8 +136,8 @@ class Checkpoints:
         """What the run's evaluation at this step found, if there was one."""
         return self._manager.metrics(step)
 
-    def compile(self, state: TrainState) -> None:
-        """Compiles what `save` does with such a state: a signal's save is to be a quick one."""
+    def warm_up(self, state: TrainState) -> None:
+        """Computes the digests of a state once, so that a save in a hurry compiles nothing."""
         for tree in _items(state).values():
             digests(tree)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xception_jax import models
 from xception_jax.errors import UsageError
 
 
@@ -63,6 +64,8 @@ def read_about(path: Path) -> About | None:
             for name, value in held.pop("overrides").items()
         }
         names = None if names is None else tuple(names)
+        if held["model"] not in models.names():
+            raise ValueError(f"no model {held['model']!r}")
         return About(**held, overrides=overrides, class_names=names)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path} is damaged: its header: {error}") from None
