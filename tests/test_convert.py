@@ -69,6 +69,7 @@ def test_a_run_says_what_it_starts_from(tuned, pretrained):
     assert "config.model.pool_padding is 'symmetric', and the weights were made with 'same'" in said
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_path):
     """It ends as the one that nothing disturbed, in every bit."""
     workdir = tmp_path / "run"

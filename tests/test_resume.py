@@ -12,7 +12,7 @@ from xception_jax.training.checkpoint import Checkpoints
 
 @pytest.mark.parametrize(
     "step",
-    [1, 6, 11, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3, 4, 5, 7, 8, 9, 10))],
+    [6, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 12) if s != 6)],
 )
 def test_killed_at_any_step_and_started_again_ends_bit_identical(
     undisturbed, flags, tmp_path, step

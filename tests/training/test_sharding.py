@@ -92,11 +92,11 @@ def after(config, count=3):
 @pytest.mark.parametrize(
     ("shard", "freeze", "frozen"),
     [
-        ("all", None, ()),
         ("all", "block2", ("stem.", "entry_flow.0.")),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                ("all", None, ()),
                 ("all", "exit_flow", ("stem.", "entry_flow.", "exit_flow.")),
                 ("optimizer", "block2", ("stem.", "entry_flow.0.")),
             )
