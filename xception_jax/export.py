@@ -157,6 +157,7 @@ def export_file(
 
 
 def _check_target(platforms: tuple[str, ...], output: pathlib.Path) -> None:
+    """Refuses an unknown platform, and an output that holds something, before any work."""
     from xception_jax import serving
 
     for platform in platforms:

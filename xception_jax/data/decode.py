@@ -101,8 +101,8 @@ def centre_box(height: int, width: int, fraction: float) -> Box:
 def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """The part of the image in the box as uint8 `[size, size, 3]`, antialiased where it shrinks.
 
-    To half of its size or less, a side is averaged over areas. That takes four times as long as
-    linear interpolation; above half, three taps make the latter as wide as Pillow's antialiased
+    Where a side shrinks to half or less, it is averaged over areas. That takes four times as long
+    as linear interpolation; otherwise three taps make the latter as wide as Pillow's antialiased
     one, from which it then differs about as little as the average does.
     """
     top, left, height, width = box
