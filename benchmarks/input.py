@@ -21,6 +21,7 @@ from xception_jax import cache
 PEERS = {
     "ours": Peer("input_ours", "threads"),
     "ours_workers": Peer("input_ours", "workers"),
+    "ours_whole": Peer("input_ours", "whole"),
     "floor": Peer("input_ours", "floor"),
     "tf_bicubic": Peer("input_tf", "bicubic", "keras_tf"),
     "tf_bilinear": Peer("input_tf", "bilinear", "keras_tf"),

@@ -183,8 +183,9 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> 
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
+    reader = reader_of(run.config, run.train_source)
     summaries = run.train_source.summary, run.evaluate.reader.source.summary
-    for note in filter(None, (*summaries, *notes)):
+    for note in filter(None, (*summaries, reader.note, *notes)):
         log.say(note)
 
 

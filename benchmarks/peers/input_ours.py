@@ -1,7 +1,8 @@
 """Our own input, from the files to arrays on the device.
 
-Variants: `threads` and `workers` (one process) read a folder of pictures; `floor` does nothing but
-decode bytes that lie in memory and resize a part of them, with OpenCV, as our input does.
+Variants: `threads` and `workers` (one process) read a folder of pictures and decode their crops
+alone, `whole` all of them, by threads; `floor` does nothing but decode bytes that lie in memory and
+resize a part of them, with OpenCV, as our input does.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import numpy as np
 from absl import flags
 from worker import Work
 
-from xception_jax.data import decode, sources, stream
+from xception_jax.data import decode, sources, stream, turbojpeg
+from xception_jax.errors import RunError
 from xception_jax.training import sharding
 
 PREFETCHES = True
@@ -27,10 +29,12 @@ def build(work: Work) -> Callable[[int], None]:
 
 
 def _stream(work: Work) -> Callable[[int], None]:
+    if work.variant != "whole" and turbojpeg.library() is None:
+        raise RunError("libturbojpeg 3 is missing: pip install -e '.[turbojpeg]'")
     reader = stream.Reader(
         sources.open_split(f"folder:{work.data}", "train"),
         stream.Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
-        stream.Host(workers=1 if work.variant == "workers" else 0),
+        stream.Host(workers=1 if work.variant == "workers" else 0, parts=work.variant != "whole"),
     )
     flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
     mesh = sharding.make_mesh(1)
@@ -51,11 +55,13 @@ def _floor(work: Work) -> Callable[[int], None]:
     encoded = cycle([np.frombuffer(path.read_bytes(), np.uint8) for path in files])
     rng = np.random.default_rng(0)
     height, width = cv2.imread(str(files[0])).shape[:2]
-    boxes = cycle([decode.random_box(rng, height, width, AREA, ASPECT) for _ in range(1024)])
+    draws = [rng.random(decode.DRAWS).tolist() for _ in range(1024)]
+    boxes = cycle([decode.random_box(drawn, height, width, AREA, ASPECT) for drawn in draws])
 
     def run(steps: int) -> None:
         for _ in range(steps * work.batch):
             image = cv2.imdecode(next(encoded), cv2.IMREAD_COLOR_RGB)
-            decode.crop_and_resize(image, next(boxes), work.side)
+            top, left, rows, columns = next(boxes)
+            decode.resize(image[top : top + rows, left : left + columns], work.side)
 
     return run

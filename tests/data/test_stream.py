@@ -111,7 +111,10 @@ def test_who_reads(tmp_path, workers):
 
 def test_a_batch_is_made_of_pieces():
     """A part of 24 rows is made of two pieces of 12; one of 17, a prime, row by row."""
-    pieces = [stream._pieces(lambda p: {"position": p}, rows) for rows in (24, 64, 16, 7, 17)]
+    pieces = [
+        stream._pieces(lambda positions: ({"position": p} for p in positions), rows)
+        for rows in (24, 64, 16, 7, 17)
+    ]
     assert [(len(piece[1]["position"]), count) for piece, count in pieces] == [
         (12, 2), (16, 4), (16, 1), (7, 1), (1, 17)
     ]  # fmt: skip
@@ -226,15 +229,18 @@ def test_the_order_is_the_one_that_runs_have_begun_with():
 
 
 def test_the_crops_are_drawn_as_runs_have_begun_with():
-    draws = [stream._generator(seed, position).random() for seed in (0, 1) for position in (0, 7)]
+    draws = [next(stream._draws(seed, range(p, p + 1)))[0] for seed in (0, 1) for p in (0, 7)]
     np.testing.assert_allclose(
         draws, [0.011546754, 0.189764556, 0.303568034, 0.811984264], rtol=1e-6
     )
 
 
-def test_no_two_examples_draw_the_same_numbers():
-    drawn = [stream._generator(5, p).bit_generator.random_raw(500) for p in (*range(4), 2**62)]
-    assert len(np.unique(drawn)) == 5 * 500
+@pytest.mark.parametrize("first", [0, 1000, 2**62])
+def test_every_example_draws_its_own_numbers_whichever_are_drawn_before(first):
+    together = list(stream._draws(5, range(first, first + 20)))
+    alone = [next(stream._draws(5, range(p, p + 1))) for p in range(first, first + 20)]
+    assert together == alone
+    assert len(np.unique(together)) == 20 * decode.DRAWS
 
 
 def test_seeds_differ():

@@ -14,12 +14,13 @@ def test_the_reader_is_what_the_config_says(digits, small_config):
     small_config.data.crop_area, small_config.data.crop_aspect = (0.5, 0.9), (0.8, 1.2)
     small_config.data.eval_preset, small_config.data.eval_crop = "timm", 0.7
     small_config.data.threads, small_config.data.in_memory = 3, 5
+    small_config.data.decode_parts = False
     small_config.data.balanced, small_config.data.repeats = True, 2
     small_config.data.mix_weights = (1.0, 2.0)
     reader = reader_of(small_config, digits["test"], workers=2)
     assert reader.sampling == Sampling(balanced=True, weights=(1.0, 2.0), repeats=2)
     assert reader.images == stream.Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7)
-    assert reader.host == stream.Host(threads=3, workers=2, memory=5 * 2**20)
+    assert reader.host == stream.Host(threads=3, workers=2, memory=5 * 2**20, parts=False)
 
 
 @pytest.mark.parametrize("batch_size", [8, 256])

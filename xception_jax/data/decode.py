@@ -2,10 +2,13 @@
 
 import math
 import os
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 
+from xception_jax.data import turbojpeg
+from xception_jax.data.turbojpeg import Box
 from xception_jax.errors import ExampleError
 
 # The pipeline's own threads each handle an image; OpenCV's would only compete with them.
@@ -13,7 +16,8 @@ cv2.setNumThreads(0)
 # What it warns of is an `ExampleError` here, with the name of the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-Box = tuple[int, int, int, int]  # top, left, height, width
+# Numbers that `random_box` takes.
+DRAWS = 22
 
 # How files begin, to say of one that cannot be decoded what it was meant to be.
 _BEGINNINGS = {
@@ -51,6 +55,25 @@ def decode(encoded: bytes, name: str = "it") -> np.ndarray:
     return image
 
 
+def decode_part(
+    encoded: bytes, choose: Callable[[int, int], Box], name: str = "it", *, whole: bool = False
+) -> np.ndarray:
+    """The part of an image that `choose` names by its height and width, as `decode` has it.
+
+    Of a JPEG only that part is decoded, where libturbojpeg 3 is installed, unless `whole`. Damage
+    to what lies below is then found only if it breaks the sequence of codes.
+
+    Raises:
+      ExampleError: see `decode`.
+    """
+    part = None if whole else turbojpeg.part(encoded, choose)
+    if part is not None:
+        return part
+    image = decode(encoded, name)
+    top, left, height, width = choose(*image.shape[:2])
+    return image[top : top + height, left : left + width]
+
+
 def _explain(error: cv2.error) -> str:
     """What OpenCV's exception means, in one line."""
     if "CV_IO_MAX_IMAGE_" in str(error):
@@ -60,16 +83,16 @@ def _explain(error: cv2.error) -> str:
 
 
 def random_box(
-    rng: np.random.Generator,
+    drawn: Sequence[float],
     height: int,
     width: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
-    """Draws the part of an image that Inception's training sees (arXiv:1409.4842, section 6).
+    """The part of an image that Inception's training sees (arXiv:1409.4842, section 6).
 
     Args:
-      rng: the example's own.
+      drawn: the example's own `DRAWS` random numbers, from 0 to 1.
       height, width: of the image.
       area: least and largest share of the image's area.
       aspect: least and largest width / height; drawn evenly on a logarithmic scale.
@@ -79,7 +102,6 @@ def random_box(
       nearest to the image's.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
-    drawn = rng.random(22).tolist()  # plain numbers: with NumPy's it takes four times as long
     for of_area, of_aspect in zip(drawn[:10], drawn[10:20], strict=True):
         pixels = (area[0] + of_area * (area[1] - area[0])) * height * width
         ratio = math.exp(low + of_aspect * (high - low))
@@ -98,15 +120,14 @@ def centre_box(height: int, width: int, fraction: float) -> Box:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def crop_and_resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """The part of the image in the box as uint8 `[size, size, 3]`, antialiased where it shrinks.
+def resize(part: np.ndarray, size: int) -> np.ndarray:
+    """Makes any image uint8 `[size, size, 3]`, antialiased where it shrinks.
 
     Where a side shrinks to half or less, it is averaged over areas. That takes four times as long
     as linear interpolation; otherwise three taps make the latter as wide as Pillow's antialiased
     one, from which it then differs about as little as the average does.
     """
-    top, left, height, width = box
-    part = image[top : top + height, left : left + width]
+    height, width, _ = part.shape
     most = max(height, width) / size
     if most >= 2:
         # In two steps where the other side grows: OpenCV averages only where none does.

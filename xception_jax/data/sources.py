@@ -73,12 +73,12 @@ class Source:
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise ExampleError(name, f"cannot be read: {reason}") from None
-        labels = np.atleast_1d(np.asarray(_value(record, self.label_key), np.int64))
-        outside = labels[(labels < 0) | (labels >= len(self.class_names))]
-        if outside.size:
+        labels = np.ravel(_value(record, self.label_key)).tolist()
+        classes = len(self.class_names)
+        outside = [label for label in labels if not 0 <= label < classes]
+        if outside:
             # On the device it would train the wrong class, or give NaN with finite gradients.
-            most = len(self.class_names) - 1
-            raise ExampleError(name, f"has label {outside[0]}, outside 0...{most}")
+            raise ExampleError(name, f"has label {outside[0]}, outside 0...{classes - 1}")
         label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
         return Example(record[self.image_key], label, name)
 
@@ -86,7 +86,8 @@ class Source:
         """What a complaint calls an example."""
         return self.describe(index) if self.describe else f"example {index} of {self.name}"
 
-    def _multi_hot(self, record: Any, labels: np.ndarray) -> np.ndarray:
+    def _multi_hot(self, record: Any, marked: list[int]) -> np.ndarray:
+        labels = np.asarray(marked, np.int64)
         found = np.zeros(len(self.class_names), np.uint8)
         found[labels] = 1
         if self.confidence_key:

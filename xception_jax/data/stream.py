@@ -13,14 +13,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from xception_jax.data import decode, presets
+from xception_jax.data import decode, presets, turbojpeg
 from xception_jax.data.memory import Kept, stacked
 from xception_jax.data.order import Sampling
 from xception_jax.data.skips import Row, Skips, candidates, first_usable
@@ -28,6 +28,9 @@ from xception_jax.data.sources import Source
 from xception_jax.errors import ExampleError
 
 Batch = dict[str, Any]  # of numpy arrays
+
+# Bytes to which XLA wants arrays aligned that it takes without a copy, on the CPU.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,13 @@ class Host:
       threads: of each process that makes them; 0: one for each core it may use.
       workers: processes that make those of training, unless they are kept in memory; 0: this one.
       memory: bytes of finished images that may be kept, where nothing about them is random.
+      parts: decode of JPEGs only the random crop, where that can be done.
     """
 
     threads: int = 0
     workers: int = 0
     memory: int = 0
+    parts: bool = True
 
     @property
     def at_once(self) -> int:
@@ -142,12 +147,15 @@ class Reader:
             )
             return self._batches(parts, 1, share, first_step, skips)
 
-        def row(position: int) -> Row:
+        def rows(positions: range) -> Iterator[Row]:
             if not self.images.crops:
-                return self._uncropped(order[position])
-            return self._cropped(order[position], _generator(crop_seed, position))
+                return (self._uncropped(order[position]) for position in positions)
+            draws = _draws(crop_seed, positions)
+            return (
+                self._cropped(order[p], drawn) for p, drawn in zip(positions, draws, strict=True)
+            )
 
-        pieces, pieces_each = _pieces(row, each)
+        pieces, pieces_each = _pieces(rows, each)
         return self._batches(pieces, pieces_each, share, first_step, skips, self.host.workers)
 
     def evaluation_batches(
@@ -166,40 +174,57 @@ class Reader:
                 lambda part: kept.batch([min(part * each + row, count) for row in range(each)])
             )
             return self._batches(parts, 1, share, 0, skips)
-        pieces, pieces_each = _pieces(self._centred, each, padded)
+        pieces, pieces_each = _pieces(partial(map, self._centred), each, padded)
         return self._batches(pieces, pieces_each, share, 0, skips)
 
-    def _cropped(self, record: int, rng: np.random.Generator) -> Row:
+    @property
+    def note(self) -> str:
+        """What is to be said at the start of a run of how images are decoded; may be empty."""
+        if not self.images.crops or not self.host.parts:
+            return ""
+        if turbojpeg.library():
+            return "of JPEGs only the random crop is decoded, by libturbojpeg"
+        return (
+            "JPEGs are decoded whole; with libturbojpeg 3, which the extra [turbojpeg] brings, only "
+            "their random crop would be, in less time"
+        )
+
+    def _cropped(self, record: int, drawn: Sequence[float]) -> Row:
         """Of a record or the next that can be used, cropped for training at random."""
+        area, aspect = self.images.crop_area, self.images.crop_aspect
 
-        def crop(image: np.ndarray) -> np.ndarray:
-            height, width, _ = image.shape
-            area, aspect = self.images.crop_area, self.images.crop_aspect
-            box = decode.random_box(rng, height, width, area, aspect)
-            return decode.crop_and_resize(image, box, self.images.size)
+        def choose(height: int, width: int) -> decode.Box:
+            return decode.random_box(drawn, height, width, area, aspect)
 
-        return self._row_of(candidates(record, len(self.source)), crop)
+        def image(encoded: bytes, name: str) -> np.ndarray:
+            part = decode.decode_part(encoded, choose, name, whole=not self.host.parts)
+            return decode.resize(part, self.images.size)
+
+        return self._row_of(candidates(record, len(self.source)), image)
 
     def _uncropped(self, record: int) -> Row:
         """Of a record or the next that can be used, for training without random crops."""
-        records = candidates(record, len(self.source))
-        return self._row_of(records, lambda image: presets.area(image, self.images.size, 1.0))
+
+        def image(encoded: bytes, name: str) -> np.ndarray:
+            return presets.area(decode.decode(encoded, name), self.images.size, 1.0)
+
+        return self._row_of(candidates(record, len(self.source)), image)
 
     def _centred(self, record: int) -> Row:
         """Of a record, cropped for evaluation; a blank where it cannot be used or is none."""
+        preset = presets.PRESETS[self.images.eval_preset]
 
-        def crop(image: np.ndarray) -> np.ndarray:
-            preset = presets.PRESETS[self.images.eval_preset]
-            return preset(image, self.images.size, self.images.eval_crop)
+        def image(encoded: bytes, name: str) -> np.ndarray:
+            return preset(decode.decode(encoded, name), self.images.size, self.images.eval_crop)
 
-        return self._row_of([record] if record < len(self.source) else [], crop)
+        return self._row_of([record] if record < len(self.source) else [], image)
 
-    def _row_of(self, records: Iterable[int], crop: Callable[[np.ndarray], np.ndarray]) -> Row:
-        """Of the first of some records that can be used, read, decoded and cropped."""
+    def _row_of(self, records: Iterable[int], image: Callable[[bytes, str], np.ndarray]) -> Row:
+        """Of the first of some records that can be used; `image` makes it of the encoded one."""
 
         def make(record: int) -> Row:
             example = self.source[record]
-            return _row(crop(decode.decode(example.encoded, example.name)), example.label)
+            return _row(image(example.encoded, example.name), example.label)
 
         return first_usable(make, records, self._blank)
 
@@ -265,23 +290,29 @@ class Reader:
             yield batch
 
 
-def _generator(seed: int, position: int) -> np.random.Generator:
-    """Of an example's own random numbers, which are the same whoever makes it.
+def _draws(seed: int, positions: range) -> Iterator[list[float]]:
+    """The random numbers of some examples, which are the same whoever makes them.
 
-    Each position has 2^64 blocks of four numbers to itself.
+    Each position has 2^64 of Philox' counts to itself, of four numbers each.
     """
-    return np.random.Generator(np.random.Philox(key=seed, counter=position << 64))
+    bits = np.random.Philox(key=seed, counter=positions.start << 64)
+    rng = np.random.Generator(bits)
+    for _ in positions:
+        yield rng.random(
+            decode.DRAWS
+        ).tolist()  # with NumPy's numbers a box takes four times as long
+        bits.advance(2**64 - -(-decode.DRAWS // 4))
 
 
 def _pieces(
-    row: Callable[[int], Row], each: int, rows: int = sys.maxsize
+    rows: Callable[[range], Iterable[Row]], each: int, count: int = sys.maxsize
 ) -> tuple[grain.MapDataset, int]:
     """Rows by position, in the pieces that a process' part of a batch is cut into.
 
     Args:
-      row: makes the one of a position.
+      rows: makes those of some positions.
       each: rows of a part.
-      rows: of all parts.
+      count: rows of all parts.
 
     Returns:
       The pieces, each of the largest divisor of `each` up to 16 rows, and how many make a part.
@@ -289,13 +320,25 @@ def _pieces(
     length = max(length for length in range(1, min(each, 16) + 1) if each % length == 0)
 
     def piece(number: int) -> Batch:
-        return stacked(map(row, range(number * length, (number + 1) * length)), length)
+        return stacked(rows(range(number * length, (number + 1) * length)), length)
 
-    return grain.MapDataset.range(rows // length).map(piece), each // length
+    return grain.MapDataset.range(count // length).map(piece), each // length
 
 
 def _joined(pieces: Sequence[Batch]) -> Batch:
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    return {
+        name: np.concatenate([piece[name] for piece in pieces], out=_aligned(rows, len(pieces)))
+        for name, rows in pieces[0].items()
+    }
+
+
+def _aligned(rows: np.ndarray, count: int) -> np.ndarray:
+    """Room for so many arrays like this one, one after the other, which a CPU device can share."""
+    if rows.dtype == object:
+        return np.empty(count * len(rows), object)
+    room = np.empty(count * rows.nbytes + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + count * rows.nbytes].view(rows.dtype).reshape(-1, *rows.shape[1:])
 
 
 def _row(image: np.ndarray, label: int | np.ndarray, mask: float = 1.0) -> Row:

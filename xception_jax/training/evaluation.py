@@ -31,7 +31,7 @@ def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> stream
         stream.Images(
             data.image_size, data.crop_area, data.crop_aspect, data.eval_preset, data.eval_crop
         ),
-        stream.Host(data.threads, workers, data.in_memory * 2**20),
+        stream.Host(data.threads, workers, data.in_memory * 2**20, data.decode_parts),
         Sampling(data.balanced, data.mix_weights, data.repeats),
     )
 

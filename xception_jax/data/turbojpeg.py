@@ -1,0 +1,126 @@
+"""Decodes only a part of a JPEG, with libturbojpeg 3 where that is installed.
+
+Of what lies beside and above the part only the codes are read, of what lies below not even those.
+The pixels are those of the whole image, which OpenCV decodes by the same library's means. This is
+for plain files; what is unusual or damaged is left to OpenCV.
+"""
+
+import ctypes
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+_NAMES = "libturbojpeg.so.0", "libturbojpeg.0.dylib"
+
+# The API's numbers, from turbojpeg.h of libjpeg-turbo 3.
+_DECOMPRESS = 1
+_SUBSAMPLING, _WIDTH, _HEIGHT, _COLOURS = 4, 5, 6, 8
+_444, _422, _420, _GREY, _440 = range(5)
+_YCBCR, _GREYSCALE = 1, 2
+_RGB = 0
+
+# The pixels of a part begin and end at a block of the file: of 8 or 16 columns in these samplings.
+_BLOCK = 16
+
+# Segments of a plain file: a sequential frame, its tables, what applications add, comments.
+_SCAN, _EXIF = 0xDA, 0xE1
+_PLAIN = {0xC0, 0xC1, 0xC4, 0xDB, 0xDD, _SCAN, *range(0xE0, 0xF0), 0xFE}
+_END = b"\xff\xd9"
+
+# An entry of EXIF's orientation, in either order of bytes, that is not "a short: 1", upright.
+_TURNED = re.compile(
+    rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)", re.DOTALL
+)
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The system's libturbojpeg, else that of the package turbojpeg, if it can decode a part."""
+    names = list(_NAMES)
+    # The package's module is linked with its own library, whose functions are found through it.
+    package = importlib.util.find_spec("turbojpeg")
+    if package and package.origin and not package.origin.endswith(".py"):
+        names.append(package.origin)
+    for name in names:
+        try:
+            found = ctypes.CDLL(name)
+            pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+            found.tj3Init.restype = pointer
+            found.tj3Destroy.argtypes = [pointer]
+            found.tj3Get.argtypes = [pointer, number]
+            found.tj3DecompressHeader.argtypes = [pointer, ctypes.c_char_p, size]
+            found.tj3SetCroppingRegion.argtypes = [pointer, _Region]
+            found.tj3Decompress8.argtypes = [
+                pointer, ctypes.c_char_p, size, pointer, number, number,
+            ]  # fmt: skip
+        except (OSError, AttributeError):  # there is none, or it is of version 2
+            continue
+        return found
+    return None
+
+
+def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None:
+    """A part of a plain, whole JPEG, as it is in the decoded image.
+
+    Args:
+      encoded: any file.
+      choose: says of the image's height and width which part; the same if it is asked again.
+
+    Returns:
+      uint8 `[height, width, 3]` of the part, RGB; or None: there is no library, the file is no
+      plain JPEG, damaged or turned by EXIF, or it has more pixels than the environment variable
+      `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
+    """
+    turbo = library()
+    if turbo is None or not _is_plain(encoded):
+        return None
+    handle = turbo.tj3Init(_DECOMPRESS)
+    try:
+        if turbo.tj3DecompressHeader(handle, encoded, len(encoded)):
+            return None
+        height, width = turbo.tj3Get(handle, _HEIGHT), turbo.tj3Get(handle, _WIDTH)
+        if (
+            height * width > int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
+            or turbo.tj3Get(handle, _SUBSAMPLING) not in (_444, _422, _420, _GREY, _440)
+            or turbo.tj3Get(handle, _COLOURS) not in (_YCBCR, _GREYSCALE)
+        ):
+            return None
+        top, left, rows, columns = choose(height, width)
+        # A column more on either side: colours of half the resolution are smoothed across.
+        begin = max(left - 1, 0) // _BLOCK * _BLOCK
+        end = min(-(-(left + columns + 1) // _BLOCK) * _BLOCK, width)
+        pixels = np.empty((rows, end - begin, 3), np.uint8)
+        region = _Region(begin, top, end - begin, rows)
+        if turbo.tj3SetCroppingRegion(handle, region) or turbo.tj3Decompress8(
+            handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB
+        ):
+            return None
+    finally:
+        turbo.tj3Destroy(handle)
+    return pixels[:, left - begin : left - begin + columns]
+
+
+def _is_plain(encoded: bytes) -> bool:
+    """Whether it is an upright sequential JPEG that has an end."""
+    at = 2
+    if not encoded.startswith(b"\xff\xd8"):
+        return False
+    while encoded[at : at + 1] == b"\xff":
+        kind = encoded[at + 1] if at + 1 < len(encoded) else None
+        data = at + 2
+        at = data + int.from_bytes(encoded[data : data + 2])
+        if kind not in _PLAIN or (kind == _EXIF and _TURNED.search(encoded, data, at)):
+            return False
+        if kind == _SCAN:
+            return encoded.rfind(_END, at) >= 0
+    return False
