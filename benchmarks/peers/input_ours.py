@@ -56,12 +56,13 @@ def _floor(work: Work) -> Callable[[int], None]:
     rng = np.random.default_rng(0)
     height, width = cv2.imread(str(files[0])).shape[:2]
     draws = [rng.random(decode.DRAWS).tolist() for _ in range(1024)]
+    made = np.empty((work.side, work.side, 3), np.uint8)
     boxes = cycle([decode.random_box(drawn, height, width, AREA, ASPECT) for drawn in draws])
 
     def run(steps: int) -> None:
         for _ in range(steps * work.batch):
             image = cv2.imdecode(next(encoded), cv2.IMREAD_COLOR_RGB)
             top, left, rows, columns = next(boxes)
-            decode.resize(image[top : top + rows, left : left + columns], work.side)
+            decode.resize(image[top : top + rows, left : left + columns], made)
 
     return run

@@ -79,7 +79,7 @@ def test_what_is_kept_in_memory_is_what_is_made_anew(hosts):
     assert_nothing_changes(CROPPED, hosts, kept)
 
 
-def test_worker_processes_change_nothing_where_a_batch_is_several_pieces():
+def test_two_worker_processes_change_nothing():
     flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
     assert_nothing_changes(CROPPED, 1, stream.Host(threads=2, workers=2))
 
@@ -109,20 +109,16 @@ def test_who_reads(tmp_path, workers):
     assert (os.getpid() in readers) == (workers == 0)
 
 
-def test_a_batch_is_made_of_pieces():
-    """A part of 24 rows is made of two pieces of 12; one of 17, a prime, row by row."""
-    pieces = [
-        stream._pieces(lambda positions: ({"position": p} for p in positions), rows)
-        for rows in (24, 64, 16, 7, 17)
-    ]
-    assert [(len(piece[1]["position"]), count) for piece, count in pieces] == [
-        (12, 2), (16, 4), (16, 1), (7, 1), (1, 17)
-    ]  # fmt: skip
-    [whole], [rows] = (
-        batches(numbered(50), 1, batch_size=34, seed=5, host=stream.Host(threads), share=share)
-        for threads, share in ((1, stream.Share()), (3, stream.Share(1, 2)))
-    )
-    np.testing.assert_array_equal(whole["image"][17:], rows["image"])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 17, 24])
+@pytest.mark.parametrize("threads", [1, 3, 40])
+def test_threads_fill_slices_of_a_batch(rows, threads):
+    """However the slices fall, rows are those of a batch of another size."""
+    [whole] = batches(numbered(50), 1, batch_size=2 * rows, seed=5, host=stream.Host(1))
+    [made] = batches(
+        numbered(50), 1, batch_size=2 * rows, seed=5, host=stream.Host(threads),
+        share=stream.Share(1, 2),
+    )  # fmt: skip
+    assert_same([{name: column[rows:] for name, column in whole.items()}], [made])
 
 
 @pytest.mark.parametrize(

@@ -120,14 +120,15 @@ def centre_box(height: int, width: int, fraction: float) -> Box:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def resize(part: np.ndarray, size: int) -> np.ndarray:
-    """Makes any image uint8 `[size, size, 3]`, antialiased where it shrinks.
+def resize(part: np.ndarray, into: np.ndarray) -> None:
+    """Makes any image fill another one, uint8 `[size, size, 3]`, antialiased where it shrinks.
 
     Where a side shrinks to half or less, it is averaged over areas. That takes four times as long
     as linear interpolation; otherwise three taps make the latter as wide as Pillow's antialiased
     one, from which it then differs about as little as the average does.
     """
     height, width, _ = part.shape
+    size, _, _ = into.shape
     most = max(height, width) / size
     if most >= 2:
         # In two steps where the other side grows: OpenCV averages only where none does.
@@ -136,7 +137,7 @@ def resize(part: np.ndarray, size: int) -> np.ndarray:
     elif most > 1:
         rows, columns = _widening(height / size), _widening(width / size)
         part = cv2.sepFilter2D(part, -1, columns, rows, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+    cv2.resize(part, (size, size), dst=into, interpolation=cv2.INTER_LINEAR)
 
 
 def _widening(shrinkage: float) -> np.ndarray:

@@ -9,14 +9,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from xception_jax.data.sources import Source
 from xception_jax.errors import ExampleError, RunError
 
-Row = dict[str, Any]  # an example as numpy arrays
+Made = TypeVar("Made")
 Skip = tuple[int, str, str]  # record, its name, the reason
 
 # So many records one after the other are no accident: the folder is gone, or the disk.
@@ -28,26 +28,26 @@ def candidates(record: int, count: int) -> Iterator[int]:
     return ((record + n) % count for n in range(min(IN_A_ROW, count)))
 
 
-def first_usable(make: Callable[[int], Row], records: Iterable[int], blank: Row) -> Row:
+def first_usable(make: Callable[[int], Made], records: Iterable[int]) -> tuple[Made | None, str]:
     """Makes an example of the first record that can be used.
 
     Args:
       make: raises `ExampleError` for a record that cannot be used.
       records: in the order in which they are tried.
-      blank: stands in where none can be used.
 
     Returns:
-      The example, and in `skipped` the records that were skipped, as JSON; empty where none was.
+      What is made, None where no record can be used; and the records that were skipped, as JSON;
+      empty where none was.
     """
     skipped: list[Skip] = []
-    row = blank
+    made = None
     for record in records:
         try:
-            row = make(record)
+            made = make(record)
             break
         except ExampleError as error:
             skipped.append((record, error.name, error.reason))
-    return {**row, "skipped": json.dumps(skipped) if skipped else ""}
+    return made, json.dumps(skipped) if skipped else ""
 
 
 class Skips:

@@ -12,8 +12,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import grain
@@ -21,16 +22,18 @@ import jax
 import numpy as np
 
 from xception_jax.data import decode, presets, turbojpeg
-from xception_jax.data.memory import Kept, stacked
+from xception_jax.data.memory import Kept, aligned
 from xception_jax.data.order import Sampling
-from xception_jax.data.skips import Row, Skips, candidates, first_usable
-from xception_jax.data.sources import Source
+from xception_jax.data.skips import Skips, candidates, first_usable
+from xception_jax.data.sources import Example, Source
 from xception_jax.errors import ExampleError
 
 Batch = dict[str, Any]  # of numpy arrays
+Paint = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size, size, 3]`
+Fill = Callable[[Batch, int, range], None]  # writes rows from one on, of these positions
 
-# Bytes to which XLA wants arrays aligned that it takes without a copy, on the CPU.
-_ALIGNMENT = 64
+# Rows that a thread fills at a time.
+_SLICE = 8
 
 
 @dataclass(frozen=True)
@@ -142,21 +145,26 @@ class Reader:
         each = batch_size // share.count
         if not self.images.crops and self._fits:
             kept = self._kept_for_training
-            parts = grain.MapDataset.range(sys.maxsize // each).map(
-                lambda part: kept.batch([order[part * each + row] for row in range(each)])
-            )
-            return self._batches(parts, 1, share, first_step, skips)
 
-        def rows(positions: range) -> Iterator[Row]:
-            if not self.images.crops:
-                return (self._uncropped(order[position]) for position in positions)
-            draws = _draws(crop_seed, positions)
-            return (
-                self._cropped(order[p], drawn) for p, drawn in zip(positions, draws, strict=True)
-            )
+            def make(part: int) -> Batch:
+                return kept.batch([order[part * each + row] for row in range(each)])
 
-        pieces, pieces_each = _pieces(rows, each)
-        return self._batches(pieces, pieces_each, share, first_step, skips, self.host.workers)
+            parts, ahead = sys.maxsize // each, self.host.at_once
+            return self._batches(make, parts, share, first_step, skips, ahead=ahead)
+
+        def fill(batch: Batch, first: int, positions: range) -> None:
+            paints: Iterable[Paint] = itertools.repeat(self._squared)
+            if self.images.crops:
+                paints = (partial(self._cropped, drawn) for drawn in _draws(crop_seed, positions))
+            for row, position, paint in zip(itertools.count(first), positions, paints):
+                records = candidates(order[position], len(self.source))
+                self._fill_row(batch, row, records, paint)
+
+        make = partial(self._make, fill, each)
+        return self._batches(
+            make, sys.maxsize // each, share, first_step, skips,
+            ahead=self._ahead(each), workers=self.host.workers,
+        )  # fmt: skip
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -167,15 +175,21 @@ class Reader:
         example that cannot be used. See `training_batches`.
         """
         count, each = len(self.source), batch_size // share.count
-        padded = -(-count // batch_size) * batch_size
+        parts = -(-count // batch_size) * share.count
         if self._fits:
             kept = self._kept_for_evaluation  # its record `count` is a blank
-            parts = grain.MapDataset.range(padded // each).map(
-                lambda part: kept.batch([min(part * each + row, count) for row in range(each)])
-            )
-            return self._batches(parts, 1, share, 0, skips)
-        pieces, pieces_each = _pieces(partial(map, self._centred), each, padded)
-        return self._batches(pieces, pieces_each, share, 0, skips)
+
+            def make(part: int) -> Batch:
+                return kept.batch([min(part * each + row, count) for row in range(each)])
+
+            return self._batches(make, parts, share, 0, skips, ahead=self.host.at_once)
+
+        def fill(batch: Batch, first: int, positions: range) -> None:
+            for row, record in enumerate(positions, first):
+                self._fill_centred(batch, row, record)
+
+        make = partial(self._make, fill, each)
+        return self._batches(make, parts, share, 0, skips, ahead=self._ahead(each))
 
     @property
     def note(self) -> str:
@@ -185,100 +199,124 @@ class Reader:
         if turbojpeg.library():
             return "of JPEGs only the random crop is decoded, by libturbojpeg"
         return (
-            "JPEGs are decoded whole; with libturbojpeg 3, which the extra [turbojpeg] brings, only "
-            "their random crop would be, in less time"
+            "JPEGs are decoded whole; with libturbojpeg 3, which the extra [turbojpeg] brings, "
+            "only their random crop would be, in less time"
         )
 
-    def _cropped(self, record: int, drawn: Sequence[float]) -> Row:
-        """Of a record or the next that can be used, cropped for training at random."""
+    def _cropped(self, drawn: Sequence[float], example: Example, into: np.ndarray) -> None:
+        """Paints a random crop for training."""
         area, aspect = self.images.crop_area, self.images.crop_aspect
 
         def choose(height: int, width: int) -> decode.Box:
             return decode.random_box(drawn, height, width, area, aspect)
 
-        def image(encoded: bytes, name: str) -> np.ndarray:
-            part = decode.decode_part(encoded, choose, name, whole=not self.host.parts)
-            return decode.resize(part, self.images.size)
+        whole = not self.host.parts
+        part = decode.decode_part(example.encoded, choose, example.name, whole=whole)
+        decode.resize(part, into)
 
-        return self._row_of(candidates(record, len(self.source)), image)
+    def _squared(self, example: Example, into: np.ndarray) -> None:
+        """Paints the largest centred square, for training without random crops."""
+        image = decode.decode(example.encoded, example.name)
+        into[:] = presets.area(image, self.images.size, 1.0)
 
-    def _uncropped(self, record: int) -> Row:
-        """Of a record or the next that can be used, for training without random crops."""
-
-        def image(encoded: bytes, name: str) -> np.ndarray:
-            return presets.area(decode.decode(encoded, name), self.images.size, 1.0)
-
-        return self._row_of(candidates(record, len(self.source)), image)
-
-    def _centred(self, record: int) -> Row:
-        """Of a record, cropped for evaluation; a blank where it cannot be used or is none."""
+    def _centred(self, example: Example, into: np.ndarray) -> None:
+        """Paints what evaluation sees."""
+        image = decode.decode(example.encoded, example.name)
         preset = presets.PRESETS[self.images.eval_preset]
+        into[:] = preset(image, self.images.size, self.images.eval_crop)
 
-        def image(encoded: bytes, name: str) -> np.ndarray:
-            return preset(decode.decode(encoded, name), self.images.size, self.images.eval_crop)
+    def _fill_centred(self, batch: Batch, row: int, record: int) -> None:
+        """Of a record, as evaluation sees it; a blank where it cannot be used or is none."""
+        self._fill_row(batch, row, [record] if record < len(self.source) else [], self._centred)
 
-        return self._row_of([record] if record < len(self.source) else [], image)
+    def _fill_squared(self, batch: Batch, row: int, record: int) -> None:
+        """Of a record or the next that can be used, for training without random crops."""
+        self._fill_row(batch, row, candidates(record, len(self.source)), self._squared)
 
-    def _row_of(self, records: Iterable[int], image: Callable[[bytes, str], np.ndarray]) -> Row:
-        """Of the first of some records that can be used; `image` makes it of the encoded one."""
+    def _fill_row(self, batch: Batch, row: int, records: Iterable[int], paint: Paint) -> None:
+        """Makes a row of the first of some records that can be used; a blank if there is none."""
 
-        def make(record: int) -> Row:
+        def make(record: int) -> Example:
             example = self.source[record]
-            return _row(image(example.encoded, example.name), example.label)
+            paint(example, batch["image"][row])
+            return example
 
-        return first_usable(make, records, self._blank)
+        made, batch["skipped"][row] = first_usable(make, records)
+        if made is None:
+            batch["image"][row] = 0
+        label = self.source.no_label if made is None else made.label
+        batch["labels" if self.source.multilabel else "label"][row] = label
+        batch["mask"][row] = made is not None
 
-    @cached_property
-    def _blank(self) -> Row:
-        black = np.zeros((self.images.size, self.images.size, 3), np.uint8)
-        return _row(black, self.source.no_label, mask=0.0)
+    def _room(self, rows: int) -> Batch:
+        """Room for so many rows."""
+        label = "labels" if self.source.multilabel else "label"
+        labels = np.asarray(self.source.no_label)
+        return {
+            "image": aligned((rows, self.images.size, self.images.size, 3), np.uint8),
+            label: aligned((rows, *labels.shape), np.uint8 if labels.ndim else np.int32),
+            "mask": aligned((rows,), np.float32),
+            "skipped": np.full(rows, "", object),
+        }
+
+    def _make(self, fill: Fill, each: int, part: int) -> Batch:
+        """A part of a batch, of `each` rows; the threads fill slices of it."""
+        batch = self._room(each)
+        first, pool = part * each, _pool(self.host.at_once)
+        tasks = [
+            pool.submit(fill, batch, row, range(first + row, first + min(row + _SLICE, each)))
+            for row in range(0, each, _SLICE)
+        ]
+        for task in tasks:
+            task.result()
+        return batch
+
+    def _ahead(self, each: int) -> int:
+        """Parts at once for every thread to have a slice to fill, also while the last ones are."""
+        return 1 + -(-self.host.at_once * _SLICE // each)
 
     @property
     def _fits(self) -> bool:
-        row = sum(np.asarray(value).nbytes for value in self._blank.values())
+        row = sum(column.nbytes for name, column in self._room(1).items() if name != "skipped")
         return len(self.source) * row <= self.host.memory
 
     @cached_property
     def _kept_for_training(self) -> Kept:
-        return Kept(self._uncropped, len(self.source))
+        return Kept(self._room(len(self.source)), self._fill_squared)
 
     @cached_property
     def _kept_for_evaluation(self) -> Kept:
-        return Kept(self._centred, len(self.source) + 1)
+        return Kept(self._room(len(self.source) + 1), self._fill_centred)
 
     def _batches(
         self,
-        pieces: grain.MapDataset,
-        count: int,
+        make: Callable[[int], Batch],
+        parts: int,
         share: Share,
         first_step: int,
         skips: Skips | None,
+        *,
+        ahead: int,
         workers: int = 0,
     ) -> Iterator[Batch]:
         """This process' parts of the batches, made ahead; tells `skips` what their rows report.
 
         A part is contiguous, so that the rows of the global batch are in stream order whatever the
-        number of processes, and virtual batches of batch normalization hold the same examples. It
-        is made of `count` pieces, of which each thread makes one at a time: many threads then hold
-        no more than a few batches in memory.
+        number of processes, and virtual batches of batch normalization hold the same examples.
+
+        Args:
+          make: gives a part by its number.
+          parts: how many there are.
+          ahead: parts made at once.
         """
-        turns = max(1, workers)
 
-        def mine(number: int) -> Batch:
-            # Grain deals the numbers out to the workers like cards, before they are joined. So a
-            # worker's own are counted: the pieces of a batch are to be in one hand.
-            own, worker = divmod(number, turns)
-            step = own // count * turns + worker
-            part = (first_step + step) * share.count + share.index
-            return pieces[part * count + own % count]
+        def mine(step: int) -> Batch:
+            return make((first_step + step) * share.count + share.index)
 
-        steps = (len(pieces) // (count * share.count) - first_step) // turns * turns
-        threads = self.host.at_once
-        made = grain.MapDataset.range(steps * count).map(mine).to_iter_dataset(
-            grain.ReadOptions(threads, prefetch_buffer_size=threads)
-        ).batch(count, batch_fn=_joined)  # fmt: skip
+        made = grain.MapDataset.range(parts // share.count - first_step).map(mine).to_iter_dataset(
+            grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
+        )  # fmt: skip
         if workers:
-            # Elements here are whole batches, which the workers give in turn: the order stays.
             made = made.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
         for batch in made:
             for text in filter(None, batch.pop("skipped")):
@@ -298,52 +336,15 @@ def _draws(seed: int, positions: range) -> Iterator[list[float]]:
     bits = np.random.Philox(key=seed, counter=positions.start << 64)
     rng = np.random.Generator(bits)
     for _ in positions:
-        yield rng.random(
-            decode.DRAWS
-        ).tolist()  # with NumPy's numbers a box takes four times as long
+        # As plain numbers: with NumPy's a box takes four times as long.
+        yield rng.random(decode.DRAWS).tolist()
         bits.advance(2**64 - -(-decode.DRAWS // 4))
 
 
-def _pieces(
-    rows: Callable[[range], Iterable[Row]], each: int, count: int = sys.maxsize
-) -> tuple[grain.MapDataset, int]:
-    """Rows by position, in the pieces that a process' part of a batch is cut into.
-
-    Args:
-      rows: makes those of some positions.
-      each: rows of a part.
-      count: rows of all parts.
-
-    Returns:
-      The pieces, each of the largest divisor of `each` up to 16 rows, and how many make a part.
-    """
-    length = max(length for length in range(1, min(each, 16) + 1) if each % length == 0)
-
-    def piece(number: int) -> Batch:
-        return stacked(rows(range(number * length, (number + 1) * length)), length)
-
-    return grain.MapDataset.range(count // length).map(piece), each // length
-
-
-def _joined(pieces: Sequence[Batch]) -> Batch:
-    return {
-        name: np.concatenate([piece[name] for piece in pieces], out=_aligned(rows, len(pieces)))
-        for name, rows in pieces[0].items()
-    }
-
-
-def _aligned(rows: np.ndarray, count: int) -> np.ndarray:
-    """Room for so many arrays like this one, one after the other, which a CPU device can share."""
-    if rows.dtype == object:
-        return np.empty(count * len(rows), object)
-    room = np.empty(count * rows.nbytes + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + count * rows.nbytes].view(rows.dtype).reshape(-1, *rows.shape[1:])
-
-
-def _row(image: np.ndarray, label: int | np.ndarray, mask: float = 1.0) -> Row:
-    name, value = ("labels", label) if isinstance(label, np.ndarray) else ("label", np.int32(label))
-    return {"image": image, name: value, "mask": np.float32(mask)}
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """What fills the batches of all readers of this process."""
+    return ThreadPoolExecutor(threads, "batches")
 
 
 def to_devices(
