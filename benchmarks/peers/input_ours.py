@@ -1,8 +1,8 @@
 """Our own input, from the files to arrays on the device.
 
 Variants: `threads` and `workers` (one process) read a folder of pictures and decode their crops
-alone, `whole` all of them, by threads; `floor` does nothing but decode bytes that lie in memory and
-resize a part of them, with OpenCV, as our input does.
+alone, `whole` all of them, by threads; `floor` does nothing but decode bytes that lie in memory,
+all of them, by OpenCV, and resize a part as our input does.
 """
 
 from collections.abc import Callable

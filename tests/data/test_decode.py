@@ -100,7 +100,8 @@ def test_flipped_bits_give_an_image_or_an_error_of_the_example(name, data):
         assert image.shape[2] == 3
 
 
-def test_the_limit_on_pixels_holds_for_every_format_before_they_are_decoded():
+@pytest.mark.parametrize(("limit", "said"), [("2239", "2,239"), ("2KB", "2KB")])
+def test_the_limit_on_pixels_holds_for_every_format_before_they_are_decoded(limit, said):
     """In a process of its own: OpenCV reads the limit once. 2240 pixels are too many here."""
     code = (
         "import sys, json, base64\n"
@@ -115,10 +116,10 @@ def test_the_limit_on_pixels_holds_for_every_format_before_they_are_decoded():
     files = {kind: base64.b64encode(data).decode() for kind, data in WHOLE.items()}
     process = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "OPENCV_IO_MAX_IMAGE_PIXELS": "2239"},
+        env={**os.environ, "OPENCV_IO_MAX_IMAGE_PIXELS": limit},
         input=json.dumps(files), cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    fault = "cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, 2,239 pixels"
+    fault = f"cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {said} pixels"
     assert process.stdout.splitlines() == [f"{kind} {fault}" for kind in WHOLE]
 
 

@@ -1,6 +1,8 @@
 """Parts of JPEGs against the whole images that OpenCV decodes."""
 
 import itertools
+import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -115,6 +117,49 @@ def test_what_is_not_unusual_is_decoded_in_part():
         np.testing.assert_array_equal(part, of(decode.decode(encoded), middle(40, 56)))
 
 
+def exif(order: str, value: int) -> bytes:
+    """A segment whose only entry is the orientation."""
+    entries = struct.pack(f"{order}HHHIHHI", 1, 0x112, 3, 1, value, 0, 0)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    data = b"Exif\0\0" + head + entries
+    return b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("value", range(1, 9))
+def test_an_orientation_is_seen_in_either_order_of_bytes(order, value):
+    plain = jpeg(40, 56, "420")
+    encoded = plain[:2] + exif(order, value) + plain[2:]
+    whole = decode.decode(encoded)
+    assert (whole.shape == (40, 56, 3)) == (value <= 4)
+    assert (turbojpeg.part(encoded, middle) is None) == (value > 1)
+    np.testing.assert_array_equal(
+        decode.decode_part(encoded, middle), of(whole, middle(*whole.shape[:2]))
+    )
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image():
+    thumbnail, plain = jpeg(8, 8, "420"), jpeg(60, 80, "420")
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    encoded = plain[:2] + segment + plain[2:]
+    assert turbojpeg.part(encoded, middle) is not None
+    with pytest.raises(ExampleError, match="truncated or damaged JPEG"):
+        decode.decode_part(encoded[:-9], lambda *_: (0, 0, 4, 4))
+
+
+def test_nothing_is_kept_of_a_file():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    encoded = jpeg(40, 56, "420")
+    for _ in range(20):
+        turbojpeg.part(encoded, middle)
+    before = resident()
+    for _ in range(500):
+        turbojpeg.part(encoded, middle)
+    assert resident() - before < 5e6
+
+
 def outcome(encoded: bytes, box: decode.Box, *, whole: bool) -> np.ndarray | str:
     def choose(height: int, width: int) -> decode.Box:
         top, left, rows, columns = box
@@ -151,20 +196,24 @@ def test_damage_ends_alike_in_part_and_whole(kind, data):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_stream_is_the_same_in_part_and_whole(tmp_path):
+def test_a_stream_is_the_same_in_part_and_whole(monkeypatch):
     """Also with a file that is cut below the crop."""
+    asked = []
+    part = turbojpeg.part
+    monkeypatch.setattr(turbojpeg, "part", lambda *args: asked.append(1) or part(*args))
     records = []
     for i in range(24):
         encoded = jpeg(60, 80, PLAIN[i % 5], quality=70 + i)
         records.append({"image": encoded[:-99] if i % 7 == 3 else encoded, "label": i})
     source = sources.Source("jpegs", tuple(map(str, range(24))), records, "image", "label")
     images = stream.Images(32, (0.08, 1.0), (3 / 4, 4 / 3))
-    made = [
-        list(itertools.islice(
-            stream.Reader(source, images, stream.Host(threads=2, parts=parts)).training_batches(
-                batch_size=24, seed=0, skips=Named()), 3))
-        for parts in (True, False)
-    ]  # fmt: skip
+    made = []
+    for parts in (False, True):
+        assert not asked
+        reader = stream.Reader(source, images, stream.Host(threads=2, parts=parts))
+        found = reader.training_batches(batch_size=24, seed=0, skips=Named())
+        made.append(list(itertools.islice(found, 3)))
+    assert len(asked) >= 3 * 24
     for one, other in zip(*made, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
@@ -178,6 +227,22 @@ class Named:
         for record, _, reason in skipped:
             assert record % 7 == 3
             assert "truncated or damaged JPEG" in reason
+
+
+def test_a_run_says_how_it_decodes(monkeypatch):
+    records = [{"image": jpeg(9, 9, "420"), "label": 0}, {"image": b"", "label": 0}]
+    source = sources.Source("jpegs", ("a", "b"), records, "image", "label")
+    images = stream.Images(8, (0.5, 1.0), (1.0, 1.0))
+    note = stream.Reader(source, images).note
+    assert note == "of JPEGs only the random crop is decoded, by libturbojpeg"
+    assert not stream.Reader(source, stream.Images(8)).note
+    assert not stream.Reader(source, images, stream.Host(parts=False)).note
+    for other in (b"", pictures.encode(pictures.PICTURE, "PNG")):
+        records[0]["image"] = other
+        assert not stream.Reader(source, images).note
+    records[0]["image"] = jpeg(9, 9, "420")
+    monkeypatch.setattr(turbojpeg, "library", lambda: None)
+    assert "the extra [turbojpeg] brings" in stream.Reader(source, images).note
 
 
 def test_a_library_of_another_version_is_passed_over(monkeypatch):

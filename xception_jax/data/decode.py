@@ -60,8 +60,8 @@ def decode_part(
 ) -> np.ndarray:
     """The part of an image that `choose` names by its height and width, as `decode` has it.
 
-    Of a JPEG only that part is decoded, where libturbojpeg 3 is installed, unless `whole`. Damage
-    to what lies below is then found only if it breaks the sequence of codes.
+    Of a JPEG only that part is decoded, where libturbojpeg 3 is installed, unless `whole`. That
+    refuses what is refused as a whole, and no more.
 
     Raises:
       ExampleError: see `decode`.
@@ -77,8 +77,9 @@ def decode_part(
 def _explain(error: cv2.error) -> str:
     """What OpenCV's exception means, in one line."""
     if "CV_IO_MAX_IMAGE_" in str(error):
-        most = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
-        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {most:,} pixels"
+        most = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+        pixels = f"{int(most):,}" if most.isdecimal() else most  # OpenCV understands 128MB too
+        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {pixels} pixels"
     return " ".join(str(error).split())
 
 

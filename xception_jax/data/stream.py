@@ -12,9 +12,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any
 
 import grain
@@ -26,6 +25,7 @@ from xception_jax.data.memory import Kept, aligned
 from xception_jax.data.order import Sampling
 from xception_jax.data.skips import Skips, candidates, first_usable
 from xception_jax.data.sources import Example, Source
+from xception_jax.data.threads import Threads
 from xception_jax.errors import ExampleError
 
 Batch = dict[str, Any]  # of numpy arrays
@@ -152,6 +152,8 @@ class Reader:
             parts, ahead = sys.maxsize // each, self.host.at_once
             return self._batches(make, parts, share, first_step, skips, ahead=ahead)
 
+        workers = self.host.workers
+
         def fill(batch: Batch, first: int, positions: range) -> None:
             paints: Iterable[Paint] = itertools.repeat(self._squared)
             if self.images.crops:
@@ -160,11 +162,7 @@ class Reader:
                 records = candidates(order[position], len(self.source))
                 self._fill_row(batch, row, records, paint)
 
-        make = partial(self._make, fill, each)
-        return self._batches(
-            make, sys.maxsize // each, share, first_step, skips,
-            ahead=self._ahead(each), workers=self.host.workers,
-        )  # fmt: skip
+        return self._filled(fill, each, sys.maxsize // each, share, first_step, skips, workers)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -188,13 +186,12 @@ class Reader:
             for row, record in enumerate(positions, first):
                 self._fill_centred(batch, row, record)
 
-        make = partial(self._make, fill, each)
-        return self._batches(make, parts, share, 0, skips, ahead=self._ahead(each))
+        return self._filled(fill, each, parts, share, 0, skips)
 
     @property
     def note(self) -> str:
         """What is to be said at the start of a run of how images are decoded; may be empty."""
-        if not self.images.crops or not self.host.parts:
+        if not self.images.crops or not self.host.parts or not self._begins_with_a_jpeg:
             return ""
         if turbojpeg.library():
             return "of JPEGs only the random crop is decoded, by libturbojpeg"
@@ -202,6 +199,13 @@ class Reader:
             "JPEGs are decoded whole; with libturbojpeg 3, which the extra [turbojpeg] brings, "
             "only their random crop would be, in less time"
         )
+
+    @property
+    def _begins_with_a_jpeg(self) -> bool:
+        try:
+            return turbojpeg.is_jpeg(self.source[0].encoded)
+        except ExampleError:
+            return False
 
     def _cropped(self, drawn: Sequence[float], example: Example, into: np.ndarray) -> None:
         """Paints a random crop for training."""
@@ -259,21 +263,37 @@ class Reader:
             "skipped": np.full(rows, "", object),
         }
 
-    def _make(self, fill: Fill, each: int, part: int) -> Batch:
-        """A part of a batch, of `each` rows; the threads fill slices of it."""
-        batch = self._room(each)
-        first, pool = part * each, _pool(self.host.at_once)
-        tasks = [
-            pool.submit(fill, batch, row, range(first + row, first + min(row + _SLICE, each)))
-            for row in range(0, each, _SLICE)
-        ]
-        for task in tasks:
-            task.result()
-        return batch
+    def _filled(
+        self,
+        fill: Fill,
+        each: int,
+        parts: int,
+        share: Share,
+        first_step: int,
+        skips: Skips | None,
+        workers: int = 0,
+    ) -> Iterator[Batch]:
+        """See `_batches`; of parts of `each` rows, which threads fill by slices."""
+        threads = Threads(self.host.at_once)
 
-    def _ahead(self, each: int) -> int:
-        """Parts at once for every thread to have a slice to fill, also while the last ones are."""
-        return 1 + -(-self.host.at_once * _SLICE // each)
+        def make(part: int) -> Batch:
+            batch = self._room(each)
+            starts = range(0, each, _SLICE)
+            ends = (min(start + _SLICE, each) for start in starts)
+            first = part * each
+            threads.run(
+                partial(fill, batch, start, range(first + start, first + end))
+                for start, end in zip(starts, ends, strict=True)
+            )
+            return batch
+
+        # So many at once that each thread has a slice to fill, also while the last of one are.
+        slices = -(-each // _SLICE)
+        ahead = 1 + -(-self.host.at_once // slices)
+        with threads:
+            yield from self._batches(
+                make, parts, share, first_step, skips, ahead=ahead, workers=workers
+            )
 
     @property
     def _fits(self) -> bool:
@@ -339,12 +359,6 @@ def _draws(seed: int, positions: range) -> Iterator[list[float]]:
         # As plain numbers: with NumPy's a box takes four times as long.
         yield rng.random(decode.DRAWS).tolist()
         bits.advance(2**64 - -(-decode.DRAWS // 4))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """What fills the batches of all readers of this process."""
-    return ThreadPoolExecutor(threads, "batches")
 
 
 def to_devices(

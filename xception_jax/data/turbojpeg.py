@@ -31,12 +31,10 @@ _BLOCK = 16
 # Segments of a plain file: a sequential frame, its tables, what applications add, comments.
 _SCAN, _EXIF = 0xDA, 0xE1
 _PLAIN = {0xC0, 0xC1, 0xC4, 0xDB, 0xDD, _SCAN, *range(0xE0, 0xF0), 0xFE}
-_END = b"\xff\xd9"
+_BEGINNING, _END = b"\xff\xd8", b"\xff\xd9"
 
 # An entry of EXIF's orientation, in either order of bytes, that is not "a short: 1", upright.
-_TURNED = re.compile(
-    rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)", re.DOTALL
-)
+_TURNED = re.compile(rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)")
 
 
 class _Region(ctypes.Structure):
@@ -69,6 +67,11 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def is_jpeg(encoded: bytes) -> bool:
+    """Whether a file begins as a JPEG does."""
+    return encoded.startswith(_BEGINNING)
+
+
 def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None:
     """A part of a plain, whole JPEG, as it is in the decoded image.
 
@@ -89,8 +92,10 @@ def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None
         if turbo.tj3DecompressHeader(handle, encoded, len(encoded)):
             return None
         height, width = turbo.tj3Get(handle, _HEIGHT), turbo.tj3Get(handle, _WIDTH)
+        limit = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]  # OpenCV understands 128MB too
         if (
-            height * width > int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
+            not limit.isdecimal()
+            or height * width > int(limit)
             or turbo.tj3Get(handle, _SUBSAMPLING) not in (_444, _422, _420, _GREY, _440)
             or turbo.tj3Get(handle, _COLOURS) not in (_YCBCR, _GREYSCALE)
         ):
@@ -112,8 +117,8 @@ def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None
 
 def _is_plain(encoded: bytes) -> bool:
     """Whether it is an upright sequential JPEG that has an end."""
-    at = 2
-    if not encoded.startswith(b"\xff\xd8"):
+    at = len(_BEGINNING)
+    if not is_jpeg(encoded):
         return False
     while encoded[at : at + 1] == b"\xff":
         kind = encoded[at + 1] if at + 1 < len(encoded) else None
