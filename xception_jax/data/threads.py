@@ -1,5 +1,6 @@
 """Threads that can be left at any moment, and sent to another process."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,8 @@ class Threads:
     def __init__(self, count: int):
         self._count = count
         self._pool = ThreadPoolExecutor(count, "batches")
+        # Not by __exit__ alone: a generator that is closed while Python ends comes too late.
+        self._end = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Threads, (self._count,)
@@ -30,4 +33,4 @@ class Threads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._end()
