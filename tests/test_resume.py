@@ -47,6 +47,7 @@ def test_a_finished_run_started_again_has_nothing_to_do(undisturbed, flags):
     assert records(undisturbed) == before
 
 
+@pytest.mark.slow
 def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path):
     workdir = tmp_path / "run"
     signal_at(4, signal.SIGTERM, "main", *flags(workdir))

@@ -138,10 +138,10 @@ def test_a_fault_of_our_own_ends_the_stream():
 
 def test_a_stream_that_is_left_reads_no_further():
     source = numbered(50)
-    records = Broken(source.records, seconds=0.02)
+    records = Broken(source.records, seconds=0.01)
     source = dataclasses.replace(source, records=records)
     reader = stream.Reader(source, CROPPED, stream.Host(threads=2))
-    made = reader.training_batches(batch_size=400, seed=0)
+    made = reader.training_batches(batch_size=160, seed=0)
     next(made)
     made.close()
     begun = records.read

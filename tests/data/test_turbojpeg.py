@@ -65,7 +65,7 @@ def middle(height: int, width: int) -> decode.Box:
     kind=st.sampled_from(PLAIN), height=st.integers(1, 90), width=st.integers(1, 90),
     quality=st.integers(20, 100), restarts=st.sampled_from((0, 0, 1, 3)), data=st.data(),
 )  # fmt: skip
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=200, deadline=None)
 def test_a_part_is_the_same_part_of_the_whole(kind, height, width, quality, restarts, data):
     encoded = jpeg(height, width, kind, quality=quality, restarts=restarts)
     box = drawn_box(data, height, width)
@@ -173,7 +173,7 @@ def outcome(encoded: bytes, box: decode.Box, *, whole: bool) -> np.ndarray | str
 
 
 @hypothesis.given(kind=st.sampled_from(PLAIN), data=st.data())
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=200, deadline=None)
 def test_damage_ends_alike_in_part_and_whole(kind, data):
     """What is refused is the same: a stream is the same on a machine without the library."""
     damaged = bytearray(jpeg(53, 70, kind))
