@@ -34,7 +34,9 @@ def _stream(work: Work) -> Callable[[int], None]:
     reader = stream.Reader(
         sources.open_split(f"folder:{work.data}", "train"),
         stream.Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
-        stream.Host(workers=1 if work.variant == "workers" else 0, parts=work.variant != "whole"),
+        stream.Host(
+            workers=1 if work.variant == "workers" else 0, decode_parts=work.variant != "whole"
+        ),
     )
     flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
     mesh = sharding.make_mesh(1)

@@ -210,7 +210,7 @@ def test_a_stream_is_the_same_in_part_and_whole(monkeypatch):
     made = []
     for parts in (False, True):
         assert not asked
-        reader = stream.Reader(source, images, stream.Host(threads=2, parts=parts))
+        reader = stream.Reader(source, images, stream.Host(threads=2, decode_parts=parts))
         found = reader.training_batches(batch_size=24, seed=0, skips=Named())
         made.append(list(itertools.islice(found, 3)))
     assert len(asked) >= 3 * 24
@@ -236,7 +236,7 @@ def test_a_run_says_how_it_decodes(monkeypatch):
     note = stream.Reader(source, images).note
     assert note == "of JPEGs only the random crop is decoded, by libturbojpeg"
     assert not stream.Reader(source, stream.Images(8)).note
-    assert not stream.Reader(source, images, stream.Host(parts=False)).note
+    assert not stream.Reader(source, images, stream.Host(decode_parts=False)).note
     for other in (b"", pictures.encode(pictures.PICTURE, "PNG")):
         records[0]["image"] = other
         assert not stream.Reader(source, images).note

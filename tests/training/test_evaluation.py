@@ -20,7 +20,7 @@ def test_the_reader_is_what_the_config_says(digits, small_config):
     reader = reader_of(small_config, digits["test"], workers=2)
     assert reader.sampling == Sampling(balanced=True, weights=(1.0, 2.0), repeats=2)
     assert reader.images == stream.Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7)
-    assert reader.host == stream.Host(threads=3, workers=2, memory=5 * 2**20, parts=False)
+    assert reader.host == stream.Host(threads=3, workers=2, memory=5 * 2**20, decode_parts=False)
 
 
 @pytest.mark.parametrize("batch_size", [8, 256])

@@ -19,7 +19,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Numbers that `random_box` takes.
 DRAWS = 22
 
-# How files begin, to say of one that cannot be decoded what it was meant to be.
+# How files begin, to say what one is, or was meant to be.
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
@@ -49,10 +49,15 @@ def decode(encoded: bytes, name: str = "it") -> np.ndarray:
     except cv2.error as error:
         raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
     if image is None:
-        kind = next((k for begins, k in _BEGINNINGS.items() if encoded.startswith(begins)), None)
+        kind = kind_of(encoded)
         fault = f"are a truncated or damaged {kind}" if kind else "are no image"
         raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes {fault}")
     return image
+
+
+def kind_of(encoded: bytes) -> str | None:
+    """The format that a file begins like, as `JPEG`; None: of none that is known here."""
+    return next((kind for begins, kind in _BEGINNINGS.items() if encoded.startswith(begins)), None)
 
 
 def decode_part(

@@ -80,13 +80,13 @@ class Host:
       threads: of each process that makes them; 0: one for each core it may use.
       workers: processes that make those of training, unless they are kept in memory; 0: this one.
       memory: bytes of finished images that may be kept, where nothing about them is random.
-      parts: decode of JPEGs only the random crop, where that can be done.
+      decode_parts: of JPEGs only the random crop is decoded, where that can be done.
     """
 
     threads: int = 0
     workers: int = 0
     memory: int = 0
-    parts: bool = True
+    decode_parts: bool = True
 
     @property
     def at_once(self) -> int:
@@ -152,8 +152,6 @@ class Reader:
             parts, ahead = sys.maxsize // each, self.host.at_once
             return self._batches(make, parts, share, first_step, skips, ahead=ahead)
 
-        workers = self.host.workers
-
         def fill(batch: Batch, first: int, positions: range) -> None:
             paints: Iterable[Paint] = itertools.repeat(self._squared)
             if self.images.crops:
@@ -162,7 +160,8 @@ class Reader:
                 records = candidates(order[position], len(self.source))
                 self._fill_row(batch, row, records, paint)
 
-        return self._filled(fill, each, sys.maxsize // each, share, first_step, skips, workers)
+        parts, workers = sys.maxsize // each, self.host.workers
+        return self._filled(fill, each, parts, share, first_step, skips, workers)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -191,7 +190,7 @@ class Reader:
     @property
     def note(self) -> str:
         """What is to be said at the start of a run of how images are decoded; may be empty."""
-        if not self.images.crops or not self.host.parts or not self._begins_with_a_jpeg:
+        if not self.images.crops or not self.host.decode_parts or not self._begins_with_a_jpeg:
             return ""
         if turbojpeg.library():
             return "of JPEGs only the random crop is decoded, by libturbojpeg"
@@ -203,7 +202,7 @@ class Reader:
     @property
     def _begins_with_a_jpeg(self) -> bool:
         try:
-            return turbojpeg.is_jpeg(self.source[0].encoded)
+            return decode.kind_of(self.source[0].encoded) == "JPEG"
         except ExampleError:
             return False
 
@@ -214,7 +213,7 @@ class Reader:
         def choose(height: int, width: int) -> decode.Box:
             return decode.random_box(drawn, height, width, area, aspect)
 
-        whole = not self.host.parts
+        whole = not self.host.decode_parts
         part = decode.decode_part(example.encoded, choose, example.name, whole=whole)
         decode.resize(part, into)
 
@@ -287,7 +286,8 @@ class Reader:
             )
             return batch
 
-        # So many at once that each thread has a slice to fill, also while the last of one are.
+        # So many parts at once that each thread has a slice to fill, also while others fill the
+        # last slices of a part.
         slices = -(-each // _SLICE)
         ahead = 1 + -(-self.host.at_once // slices)
         with threads:
@@ -337,6 +337,7 @@ class Reader:
             grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
         )  # fmt: skip
         if workers:
+            # Elements are whole parts, which the workers give in turn: the order stays.
             made = made.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
         for batch in made:
             for text in filter(None, batch.pop("skipped")):

@@ -67,11 +67,6 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def is_jpeg(encoded: bytes) -> bool:
-    """Whether a file begins as a JPEG does."""
-    return encoded.startswith(_BEGINNING)
-
-
 def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None:
     """A part of a plain, whole JPEG, as it is in the decoded image.
 
@@ -118,7 +113,7 @@ def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None
 def _is_plain(encoded: bytes) -> bool:
     """Whether it is an upright sequential JPEG that has an end."""
     at = len(_BEGINNING)
-    if not is_jpeg(encoded):
+    if not encoded.startswith(_BEGINNING):
         return False
     while encoded[at : at + 1] == b"\xff":
         kind = encoded[at + 1] if at + 1 < len(encoded) else None
