@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny_datasets
 from tests.processes import finish, records, result
+from xception_jax.data import turbojpeg
 from xception_jax.training.checkpoint import Checkpoints
 
 
@@ -92,3 +93,5 @@ def test_any_data_set_trains_by_name(tmp_path):
         "--config.model.middle_blocks=1",
     )  # fmt: skip
     assert result(process)["examples"] == 20
+    how = "the random crop is decoded, by" if turbojpeg.library() else "JPEGs are decoded whole"
+    assert how in process.stderr
