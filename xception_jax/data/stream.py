@@ -71,6 +71,14 @@ class Share:
     def of_this_process(cls) -> "Share":
         return cls(jax.process_index(), jax.process_count())
 
+    def parts(self, batches: int, first: int = 0) -> range:
+        """The numbers of this part of the batches from `first` on, among the parts of all.
+
+        Parts are contiguous, so that the rows of the global batch are in stream order whatever the
+        number of processes, and virtual batches of batch normalization hold the same examples.
+        """
+        return range(first * self.count + self.index, batches * self.count, self.count)
+
 
 @dataclass(frozen=True)
 class Host:
@@ -143,14 +151,14 @@ class Reader:
         order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
         order = self.sampling.order(self.source, order_seed, batch_size)
         each = batch_size // share.count
+        parts = share.parts(sys.maxsize // batch_size, first_step)
         if not self.images.crops and self._fits:
             kept = self._kept_for_training
 
             def make(part: int) -> Batch:
                 return kept.batch([order[part * each + row] for row in range(each)])
 
-            parts, ahead = sys.maxsize // each, self.host.at_once
-            return self._batches(make, parts, share, first_step, skips, ahead=ahead)
+            return self._batches(make, parts, skips, ahead=self.host.at_once)
 
         def fill(batch: Batch, first: int, positions: range) -> None:
             paints: Iterable[Paint] = itertools.repeat(self._squared)
@@ -160,8 +168,7 @@ class Reader:
                 records = candidates(order[position], len(self.source))
                 self._fill_row(batch, row, records, paint)
 
-        parts, workers = sys.maxsize // each, self.host.workers
-        return self._filled(fill, each, parts, share, first_step, skips, workers)
+        return self._filled(fill, each, parts, skips, self.host.workers)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -172,20 +179,20 @@ class Reader:
         example that cannot be used. See `training_batches`.
         """
         count, each = len(self.source), batch_size // share.count
-        parts = -(-count // batch_size) * share.count
+        parts = share.parts(-(-count // batch_size))
         if self._fits:
             kept = self._kept_for_evaluation  # its record `count` is a blank
 
             def make(part: int) -> Batch:
                 return kept.batch([min(part * each + row, count) for row in range(each)])
 
-            return self._batches(make, parts, share, 0, skips, ahead=self.host.at_once)
+            return self._batches(make, parts, skips, ahead=self.host.at_once)
 
         def fill(batch: Batch, first: int, positions: range) -> None:
             for row, record in enumerate(positions, first):
                 self._fill_centred(batch, row, record)
 
-        return self._filled(fill, each, parts, share, 0, skips)
+        return self._filled(fill, each, parts, skips)
 
     @property
     def note(self) -> str:
@@ -266,9 +273,7 @@ class Reader:
         self,
         fill: Fill,
         each: int,
-        parts: int,
-        share: Share,
-        first_step: int,
+        parts: range,
         skips: Skips | None,
         workers: int = 0,
     ) -> Iterator[Batch]:
@@ -291,9 +296,7 @@ class Reader:
         slices = -(-each // _SLICE)
         ahead = 1 + -(-self.host.at_once // slices)
         with threads:
-            yield from self._batches(
-                make, parts, share, first_step, skips, ahead=ahead, workers=workers
-            )
+            yield from self._batches(make, parts, skips, ahead=ahead, workers=workers)
 
     @property
     def _fits(self) -> bool:
@@ -311,31 +314,22 @@ class Reader:
     def _batches(
         self,
         make: Callable[[int], Batch],
-        parts: int,
-        share: Share,
-        first_step: int,
+        parts: range,
         skips: Skips | None,
         *,
         ahead: int,
         workers: int = 0,
     ) -> Iterator[Batch]:
-        """This process' parts of the batches, made ahead; tells `skips` what their rows report.
-
-        A part is contiguous, so that the rows of the global batch are in stream order whatever the
-        number of processes, and virtual batches of batch normalization hold the same examples.
+        """These parts of the batches, made ahead; tells `skips` what their rows report.
 
         Args:
           make: gives a part by its number.
-          parts: how many there are.
+          parts: their numbers, see `Share.parts`.
           ahead: parts made at once.
         """
-
-        def mine(step: int) -> Batch:
-            return make((first_step + step) * share.count + share.index)
-
-        made = grain.MapDataset.range(parts // share.count - first_step).map(mine).to_iter_dataset(
-            grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
-        )  # fmt: skip
+        numbers = grain.MapDataset.range(parts.start, parts.stop, parts.step)
+        options = grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
+        made = numbers.map(make).to_iter_dataset(options)
         if workers:
             # Elements are whole parts, which the workers give in turn: the order stays.
             made = made.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
