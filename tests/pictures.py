@@ -79,6 +79,8 @@ def odd() -> dict[str, bytes]:
         "plain.tif": encode(PICTURE, "TIFF", compression="tiff_lzw"),
         "plain.jp2": encode(PICTURE, "JPEG2000"),
         "plain.ppm": encode(PICTURE, "PPM"),
+        "thin.png": encode(Image.new("RGB", (2, 30_000), (9, 99, 199)), "PNG"),
+        "flat.png": encode(Image.new("RGB", (30_000, 2), (9, 99, 199)), "PNG"),
     }
 
 

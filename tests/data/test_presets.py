@@ -1,6 +1,7 @@
 """Evaluation's presets beside the libraries whose names they bear."""
 
 import io
+import resource
 
 import cv2
 import numpy as np
@@ -78,6 +79,33 @@ def test_keras_preset_is_keras_load_img(pictures):
         theirs = keras.utils.load_img(io.BytesIO(encoded), target_size=(299, 299))
         ours = presets.keras(decode.decode(encoded), 299, 1.0)
         np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_timms_centre_of_a_long_picture_is_the_same_made_alone(monkeypatch, crop):
+    rng = np.random.default_rng(0)
+    for height, width in [(20, 900), (900, 21), (301, 400)]:
+        # Coarse, since Pillow clips between its two passes, whose order may be another.
+        coarse = rng.integers(64, 192, (height // 9 + 1, width // 9 + 1, 3), np.uint8)
+        picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+        whole = presets.timm(picture, 99, crop)
+        with monkeypatch.context() as patch:
+            patch.setattr(presets, "_LARGE", 0)
+            alone = presets.timm(picture, 99, crop)
+        np.testing.assert_allclose(alone.astype(int), whole, atol=2)
+        assert whole.std() > 5
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+@pytest.mark.parametrize("shape", [(2, 1_000_000), (1_000_000, 2)])
+def test_no_preset_takes_much_memory_for_a_long_picture(preset, shape):
+    """NumPy and Pillow ask for it; a run would end for want of it."""
+    picture = np.full((*shape, 3), 77, np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = presets.PRESETS[preset](picture, 299, 1.0)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    np.testing.assert_array_equal(made, np.full((299, 299, 3), 77))
+    assert grown < 256 * 1024, "KiB"
 
 
 @pytest.mark.slow

@@ -13,6 +13,9 @@ from PIL import Image
 
 from xception_jax.data import decode
 
+# Pixels of a resized picture, of which more than the centre is not made: 50 MB.
+_LARGE = 2**24
+
 
 def area(image: np.ndarray, size: int, crop: float) -> np.ndarray:
     """The centred square of `crop` of the shorter side, averaged where it shrinks."""
@@ -30,7 +33,8 @@ def inception(image: np.ndarray, size: int, crop: float) -> np.ndarray:
     inception_preprocessing.py, where `crop` is 0.875. A pixel shows the place of its upper left
     corner, not of its centre.
     """
-    for axis in (0, 1):
+    # The longer side first: floats of all of it times `size` could be more than there is room for.
+    for axis in np.argsort(image.shape[:2])[::-1]:
         side = image.shape[axis]
         start = int((side - side * crop) / 2)
         kept = side - 2 * start
@@ -60,13 +64,20 @@ def timm(image: np.ndarray, size: int, crop: float) -> np.ndarray:
     """
     height, width, _ = image.shape
     shorter = math.floor(size / crop)
-    height, width = (
+    rows, columns = (
         shorter if side == min(height, width) else int(side * shorter / min(height, width))
         for side in (height, width)
     )
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return np.asarray(resized)[top : top + size, left : left + size]
+    top, left = round((rows - size) / 2), round((columns - size) / 2)
+    picture = Image.fromarray(image)
+    if rows * columns <= _LARGE:
+        resized = picture.resize((columns, rows), Image.Resampling.BICUBIC)
+        return np.asarray(resized)[top : top + size, left : left + size]
+    # What is long and narrow would grow beyond all measure: only what is kept of it is made. That
+    # is the same to the rounding between the two passes, of which Pillow chooses the order.
+    down, across = height / rows, width / columns
+    kept = left * across, top * down, (left + size) * across, (top + size) * down
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=kept))
 
 
 PRESETS: dict[str, Callable[[np.ndarray, int, float], np.ndarray]] = {
