@@ -103,13 +103,12 @@ def _rows(
     from xception_jax.data import augment, randaugment
 
     settings = augment.Augmentation.from_config(config.augment)
-    step_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))[0]
     keys = augment.example_keys(config.seed, jnp.asarray(0), len(images))
     apply = jax.jit(jax.vmap(randaugment.apply, (0, None, 0)))
 
     @partial(jax.jit, static_argnums=0)
     def augmented(settings: augment.Augmentation, images: jax.Array) -> jax.Array:
-        made = augment.augment(settings, step_key, keys, images)
+        made = augment.augment(settings, keys, images)
         targets = jnp.eye(len(images))
         return augment.mix(settings, keys, made, targets)[0] if settings.mixes else made
 

@@ -185,9 +185,8 @@ def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):
 
     @quick
     def forward(weights, images, labels):
-        step_key = jax.random.fold_in(jax.random.key(config.seed), 0)
         keys = augment.example_keys(config.seed, jnp.asarray(0), len(images))
-        images = augment.augment(settings, jax.random.split(step_key)[0], keys, images)
+        images = augment.augment(settings, keys, images)
         images, targets = augment.mix(settings, keys, images, jax.nn.one_hot(labels, 10))
         return state.apply(structure, weights, augment.normalize(images), train=True)[0], targets
 

@@ -20,8 +20,8 @@ from xception_jax.data.randaugment import randaugment
 # Sets the examples' keys apart from those of the steps, which count from 0 and are below 2**31.
 _EXAMPLES = 2**32 - 2
 # Each kind draws by a key of its own, so that what it draws does not depend on what else is on.
-_KINDS = 5
-_RANDAUGMENT, _JITTER, _RECTANGLE, _NOISE, _MIX = range(_KINDS)
+_KINDS = 6
+_RANDAUGMENT, _JITTER, _RECTANGLE, _NOISE, _MIX, _MOVE = range(_KINDS)
 
 # Rectangles that are drawn, of which the first that fits is erased.
 _TRIES = 10
@@ -88,25 +88,18 @@ def _place(step: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     return high + (lows < low), lows
 
 
-def augment(
-    settings: Augmentation, step_key: jax.Array, keys: jax.Array, images: jax.Array
-) -> jax.Array:
+def augment(settings: Augmentation, keys: jax.Array, images: jax.Array) -> jax.Array:
     """Flip, shift, RandAugment, colour jitter and random erasing, in this order.
 
     Args:
       settings: static.
-      step_key: the step's; flips and shifts draw by it and the row.
-      keys: `[batch]` of `example_keys`; all else draws by them.
+      keys: `[batch]` of `example_keys`.
       images: uint8 `[batch, height, width, 3]`.
 
     Returns:
       Images of the same shape and dtype.
     """
-    if settings.flip or settings.shift:
-        rows = jnp.arange(images.shape[0])
-        row_keys = jax.vmap(partial(jax.random.fold_in, step_key))(rows)
-        images = jax.vmap(partial(_move, settings))(row_keys, images)
-    return jax.vmap(partial(_recolour_and_erase, settings))(keys, images)
+    return jax.vmap(partial(_augmented, settings))(keys, images)
 
 
 def mix(
@@ -129,8 +122,10 @@ def _move(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.Array
     return image
 
 
-def _recolour_and_erase(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.Array:
+def _augmented(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.Array:
     own = jax.random.split(key, _KINDS)
+    if settings.flip or settings.shift:
+        image = _move(settings, own[_MOVE], image)
     if settings.randaugment:
         image = randaugment(
             own[_RANDAUGMENT], image,

@@ -107,9 +107,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
       loss is that of the mixed targets, and the metrics ask for the labels of the image that the
       row held before.
     """
-    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    augment_key, dropout_key = jax.random.split(key)
-    batch = _augmented(recipe, state.step, augment_key, batch)
+    dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    batch = _augmented(recipe, state.step, batch)
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     frozen = frozen_parts(recipe.structure, weights)
     gradients, batch_stats, sums = _gradients(recipe, state, frozen, batch, dropout_key)
@@ -138,11 +137,11 @@ def _to_update(recipe: Recipe, tree: Tree) -> Tree:
     return recipe.layout.to_update(tree) if recipe.layout else tree
 
 
-def _augmented(recipe: Recipe, step: jax.Array, key: jax.Array, batch: Batch) -> Batch:
+def _augmented(recipe: Recipe, step: jax.Array, batch: Batch) -> Batch:
     """The batch with other images, and if they are mixed float32 `targets` `[batch, classes]`."""
     settings = recipe.augmentation
     keys = augment.example_keys(recipe.seed, step, batch["image"].shape[0])
-    images = augment.augment(settings, key, keys, batch["image"])
+    images = augment.augment(settings, keys, batch["image"])
     if not settings.mixes:
         return {**batch, "image": images}
     if recipe.classes is None:
