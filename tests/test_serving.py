@@ -254,7 +254,10 @@ def test_probabilities_that_are_sure(activation, undisturbed):
     logits = np.asarray(logits_of(structure, weights, images), np.float64)
     expected = softmax(logits, 1) if activation == "softmax" else expit(logits)
     assert np.ptp(expected) > 0.5
-    np.testing.assert_allclose(jax.jit(program.call)(images), expected, rtol=0, atol=1e-6)
+    # What two programs round otherwise in such logits is more than a millionth of a probability,
+    # and neither activation is steeper than a quarter.
+    bound = 1e-6 * max(1, np.abs(logits).max() / 4)
+    np.testing.assert_allclose(jax.jit(program.call)(images), expected, rtol=0, atol=bound)
 
 
 def test_it_checks_an_export(exported):
