@@ -114,6 +114,12 @@ class Several:
         return [process.wait(max(0.1, until - time.monotonic())) for process in self.processes]
 
 
+def free_port() -> int:
+    """One of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 @contextlib.contextmanager
 def several(count: int, devices: int, folder: Path, module: str, *flags: str) -> Iterator[Several]:
     """Starts a command in `count` processes of `devices` virtual devices each; ends what is left.
@@ -123,8 +129,7 @@ def several(count: int, devices: int, folder: Path, module: str, *flags: str) ->
     Args:
       folder: made, for the outputs.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     outputs = [folder / f"{process}.txt" for process in range(count)]
     env = {

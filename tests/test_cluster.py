@@ -2,13 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.processes import Several, digests, finish, records, several
+from tests.processes import ROOT, Several, digests, finish, free_port, records, several
 from xception_jax import cluster
 from xception_jax.errors import RunError, UsageError
 
@@ -42,6 +44,29 @@ def test_what_fails_on_the_first_process_fails():
     done = []
     cluster.on_first(lambda: done.append(1))
     assert done == [1]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_data_that_is_not_the_same_everywhere_is_told_by_all(same):
+    code = (
+        "import sys\n"
+        "from xception_jax import cluster\n"
+        "address, process, data = sys.argv[1:]\n"
+        "cluster.join(coordinator=address, processes=2, process=int(process))\n"
+        "cluster.check_same('the labels', data.encode())\n"
+    )
+    address = f"127.0.0.1:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(process), "a" if same else str(process)],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[1] for process in running]
+    assert all((process.returncode == 0) == same for process in running), said
+    for text in said:
+        assert ("RunError: the labels are not the same in processes 0 and 1" in text) != same
 
 
 @pytest.fixture(scope="module")

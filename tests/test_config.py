@@ -276,6 +276,9 @@ def test_what_cannot_be_mixed_or_sampled():
         **{"data.mix": digits, "data.mix_weights": (1.0, 1.0), "data.balanced": True}
     )
     assert "not a multiple of config.data.repeats, 3" in refusal(**{"data.repeats": 3})
+    assert "mix each image with itself" in refusal(
+        **{"data.batch_size": 8, "data.repeats": 8, "augment.mixup": 0.2}
+    )
     assert "it takes a tuple of text" in refusal(**{"data.mix": (3,)})
     assert "no data set 'optical_digit'" in refusal(**{"data.mix": ("optical_digit",)})
 

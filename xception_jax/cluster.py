@@ -5,6 +5,7 @@ connects them; where a cluster's environment names the processes (Cloud TPU, GKE
 nothing has to be said, see `jax.distributed.initialize`.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,20 @@ def on_first(action: Callable[[], None]) -> None:
             complaint = (UsageError if told["kind"] == 1 else RunError)(words)
     if complaint:
         raise complaint
+
+
+def check_same(what: str, data: bytes) -> None:
+    """Raises `RunError` in all processes of the run where they do not have the same data."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    others = np.flatnonzero((digests != digests[0]).any(1))
+    if others.size:
+        raise RunError(
+            f"{what} are not the same in processes 0 and {others[0]}; is the data the same there, "
+            f"and can all of it be read?"
+        )
 
 
 def compile_together(function: Any, *arguments: Any) -> None:

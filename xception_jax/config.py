@@ -144,7 +144,8 @@ SCHEMA: dict[str, Field] = {
     "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept; inception: of both",
                              low=0.01, high=1.0),
     "data.threads": _int(
-        0, "of each process that makes batches; 0: one for each core", harmless=True
+        0, "of each process that makes batches; 0: so many that there is one for each core",
+        harmless=True
     ),
     "data.workers": _int(
         0, "processes of a host that make training batches; 0: threads of the run's own, which "

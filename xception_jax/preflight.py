@@ -179,6 +179,11 @@ def _check_sampling(config: ConfigDict) -> None:
             f"config.data.batch_size is {data.batch_size}, not a multiple of config.data.repeats, "
             f"{data.repeats}"
         )
+    if data.batch_size == data.repeats and (config.augment.mixup or config.augment.cutmix):
+        raise UsageError(
+            f"config.data.repeats is {data.repeats}, all of the batch: config.augment.mixup and "
+            f"cutmix would mix each image with itself"
+        )
 
 
 def _check_readable(source: sources.Source, record: int, most: int) -> None:

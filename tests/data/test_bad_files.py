@@ -10,11 +10,13 @@ import cv2
 import hypothesis
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import strategies as st
 
 from tests import pictures, tiny_datasets
 from tests.processes import digests, finish, result
 from xception_jax.data import skips, sources, stream
+from xception_jax.data.order import Sampling
 from xception_jax.errors import ExampleError, RunError
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
@@ -46,8 +48,8 @@ def logged(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "skipped.jsonl").read_text().splitlines()]
 
 
-def batches(source, count, *, images=CROPPED, host=None, **options):
-    reader = stream.Reader(source, images, host or stream.Host())
+def batches(source, count, *, images=CROPPED, host=None, sampling=None, **options):
+    reader = stream.Reader(source, images, host or stream.Host(), sampling or Sampling())
     return list(itertools.islice(reader.training_batches(**options), count))
 
 
@@ -171,7 +173,7 @@ def test_more_than_the_budget_stops_and_a_continued_run_goes_on_with_the_count(t
     assert str(caught.value) == (
         f"2 of the 100 examples of numbered cannot be used, more than the share of 0.01 that may "
         f"be skipped; {tmp_path}/skipped.jsonl names them: mend them and remove it, or go on with "
-        f"--config.data.max_skipped=0.04"
+        f"--allow_config_changes --config.data.max_skipped=0.04"
     )
     with pytest.raises(RunError, match="2 of the 100"):  # the same command again
         taken(tmp_path, most=0.01)[0].add(source, note)
@@ -181,6 +183,35 @@ def test_more_than_the_budget_stops_and_a_continued_run_goes_on_with_the_count(t
     lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
     assert len(lines) == 4, "two, half a one, one"
     assert json.loads(lines[-1])["name"] == "thirty"
+
+
+def test_the_processes_of_a_run_count_together_and_name_nothing_twice(tmp_path, monkeypatch):
+    source = numbered(100)
+    notes = [(record, str(record), "is bad") for record in range(3)]
+    kept = []
+    for process in range(3):
+        monkeypatch.setattr(skips.jax, "process_index", lambda process=process: process)
+        kept.append(taken(tmp_path, most=0.02)[0])
+    kept[1].add(source, [notes[0]])
+    kept[2].add(source, [notes[0]])
+    kept[2].add(source, [notes[1]])
+    for process in (1, 2):
+        lines = (tmp_path / f"skipped.{process}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["record"] for line in lines] == [process - 1]
+    taken(tmp_path, most=0.02)[0].add(source, [notes[0]])  # one that continues
+    with pytest.raises(RunError, match=r"3 of the 100 .* skipped; \S+/skipped\*\.jsonl names them"):
+        kept[0].add(source, [notes[2]])
+
+
+def test_a_damaged_log_is_read_as_far_as_it_goes_and_one_that_is_not_ours_is_told(tmp_path):
+    log = tmp_path / "skipped.jsonl"
+    log.write_bytes(b'{"split": "numbered", "record": 1}\n\xff\xfe\n[]\n{"split": "numbered"}\n')
+    with pytest.raises(RunError, match="2 of the 100"):
+        taken(tmp_path, most=0.01)[0].add(numbered(100), [(2, "two", "is bad")])
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(RunError, match=r"skipped\.jsonl cannot be read: Is a directory"):
+        taken(tmp_path)
 
 
 @pytest.mark.parametrize("count", [5, 400])
@@ -196,7 +227,7 @@ def test_a_log_that_cannot_be_written_stops_the_run(tmp_path):
     shutil.rmtree(tmp_path / "skipped.jsonl")
     kept, _ = taken(tmp_path)
     (tmp_path / "skipped.jsonl").mkdir()
-    with pytest.raises(RunError, match=r"skipped\.jsonl cannot be written: Is a directory"):
+    with pytest.raises(RunError, match=r"skipped\.jsonl cannot be (read|written): Is a directory"):
         kept.add(numbered(3), [(0, "it", "is bad")])
 
 
@@ -212,6 +243,48 @@ def test_a_damaged_record_of_a_tfds_set_is_skipped(tmp_path):
     [entry] = logged(tmp_path)
     assert entry["reason"].startswith("cannot be read: Corrupted Riegeli/records file")
     assert "\n" not in entry["reason"]
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+def test_a_record_that_is_whole_and_no_example_is_skipped(tmp_path, kind):
+    """What a writer that was killed, or another program, may leave behind."""
+    garbage = [b"", b"garbage", b"\x0a\x00", bytes(100)]
+    tiny_datasets.prepare(tmp_path / "good", "tiny_photos", examples={"train": 20})
+    good = tmp_path / "good/tiny_photos/1.0.0"
+    target = tmp_path / "bad/tiny_photos/1.0.0"
+    records = tiny_datasets.as_tfrecord(good, target, shards=1)["train"]
+    records[3:7] = garbage
+    if kind == "tfrecord":
+        [path] = target.glob("*.tfrecord-*")
+        path.write_bytes(b"".join(map(tiny_datasets.tfrecord_frame, records)))
+    else:
+        shutil.rmtree(target)
+        shutil.copytree(good, target)
+        [path] = target.glob("*train*.array_record*")
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    source = sources.open_split("tiny_photos", "train", str(tmp_path / "bad"))
+    kept, _ = taken(tmp_path)
+    batches(source, 1, batch_size=20, seed=0, skips=kept)
+    entries = logged(tmp_path)
+    assert sorted(entry["record"] for entry in entries) == [3, 4, 5, 6]
+    for entry in entries:
+        assert entry["reason"].startswith(("cannot be read: ", "has no "))
+
+
+def test_balanced_classes_count_and_name_what_they_cannot_use(tmp_path):
+    bad = frozenset((1, 2, 8, 15))
+    kept, _ = taken(tmp_path)
+    options = {"batch_size": 20, "seed": 0, "sampling": Sampling(balanced=True)}
+    [batch] = batches(numbered(20, bad), 1, **options, skips=kept)
+    assert sorted(entry["record"] for entry in logged(tmp_path)) == sorted(bad)
+    classes, counts = np.unique(batch["label"], return_counts=True)
+    assert set(classes) == set(range(20)) - bad
+    assert counts.max() - counts.min() <= 1, "those without bad records"
+    with pytest.raises(RunError, match="of the 20 examples"):
+        batches(numbered(20, bad), 1, **options, skips=taken(tmp_path, most=0.1)[0])
 
 
 def write_digits(root: Path, count: int, extra: dict[str, bytes]) -> None:

@@ -64,7 +64,9 @@ def test_an_exif_rotation_is_applied(orientation):
 @pytest.mark.parametrize(
     ("name", "fault"),
     {
-        **dict.fromkeys(pictures.bad(), "its [0-9]+ bytes are a truncated or damaged "),
+        **dict.fromkeys(
+            pictures.bad(), "its [0-9]+ bytes are a truncated, damaged or unsupported "
+        ),
         **dict.fromkeys(("empty.jpg", "random.jpg", "text.png"), "its [0-9]+ bytes are no image"),
         "huge.png": "it has more than OPENCV_IO_MAX_IMAGE_PIXELS, 134,217,728 pixels",
     }.items(),

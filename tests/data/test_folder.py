@@ -107,7 +107,7 @@ def test_the_order_is_that_of_the_names_alone(tmp_path):
     assert other != opened(first).name.split("@")[1], "as many files, but another one"
 
 
-def test_a_part_holds_every_class(tmp_path):
+def test_a_part_holds_about_its_share_of_every_class(tmp_path):
     fill(tmp_path, [f"train/{kind}/{i}.jpg" for kind in "abcd" for i in range(50)])
     part = opened(tmp_path, "train[:20%]")
     counts = np.bincount([part[i].label for i in range(len(part))], minlength=4)

@@ -44,6 +44,33 @@ def test_labels_are_read_once_and_kept(photos, tmp_path):
         labels_of(kept)  # other data: to be read again
 
 
+class Hiccup:
+    """Records of which some cannot be read for now."""
+
+    def __init__(self, records, gone):
+        self.records, self.gone = records, gone
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, record: int):
+        if record in self.gone:
+            raise OSError(5, "Input/output error")
+        return self.records[record]
+
+
+def test_what_could_not_be_read_is_looked_for_again_and_nothing_else(photos):
+    expected = [photos[record].label for record in range(9)]
+    bad = dataclasses.replace(photos, records=Hiccup(photos.records, {2, 5}))
+    without = [-1 if record in (2, 5) else label for record, label in enumerate(expected)]
+    assert labels_of(bad).tolist() == without
+    assert labels_of(bad).tolist() == without
+    others = dataclasses.replace(photos, records=Hiccup(photos.records, set(range(9)) - {2, 5}))
+    assert labels_of(others).tolist() == expected
+    kept = dataclasses.replace(photos, records=Unread())
+    assert labels_of(kept).tolist() == expected
+
+
 def test_labels_that_cannot_be_used_are_minus_one(photos):
     wrong = dataclasses.replace(photos, class_names=photos.class_names[:2])
     labels = np.array([photos[record].label for record in range(9)])
@@ -62,6 +89,7 @@ def test_several_sets_as_one(photos):
 def test_sets_that_cannot_be_one(photos):
     with pytest.raises(UsageError, match="have different classes: only one of them has '4'"):
         joined.join([photos, numbered(5)])
-    several = dataclasses.replace(photos, multilabel=True)
-    with pytest.raises(UsageError, match="has several labels an image"):
-        joined.join([photos, several])
+    several = dataclasses.replace(photos, name="scenes", multilabel=True)
+    for parts in ([photos, several], [several, photos]):
+        with pytest.raises(UsageError, match="scenes has several labels an image, and tiny_photos"):
+            joined.join(parts)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests import tiny_datasets
-from xception_jax.data import sources, stream
+from xception_jax.data import joined, sources, stream
+from xception_jax.data.order import Sampling
 from xception_jax.errors import RunError, UsageError
 
 COUNT = 21
@@ -53,6 +54,19 @@ def test_evaluation_takes_each_once_and_fills_up_with_nothing(data_dir):
     np.testing.assert_array_equal(whole["labels"][:COUNT], truth(source))
     np.testing.assert_array_equal(whole["mask"], np.arange(24) < COUNT)
     assert not whole["labels"][COUNT:].any()
+
+
+def test_several_sets_are_mixed_label_by_label(data_dir):
+    parts = [sources.open_split("tiny_scenes", "train", data_dir, label="objects/label"),
+             sources.open_split("tiny_tags", "train", data_dir)]  # fmt: skip
+    both = joined.join(parts)
+    labels = np.stack([both[i].label for i in range(len(both))])
+    np.testing.assert_array_equal(labels, np.concatenate([truth(part) for part in parts]))
+    reader = stream.Reader(both, stream.Images(8), sampling=Sampling(weights=(2.0, 1.0)))
+    batch = next(reader.training_batches(batch_size=6 * COUNT, seed=0))
+    assert batch["labels"].sum() == pytest.approx(
+        4 * labels[:COUNT].sum() + 2 * labels[COUNT:].sum()
+    )
 
 
 def test_a_training_batch_brings_the_labels_of_its_images(data_dir):

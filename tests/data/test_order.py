@@ -102,7 +102,9 @@ def test_mixed_keeps_to_the_weights_and_to_each_sets_epochs(sizes, seed, data):
     assert take(mixed, 100, 2500) == drawn[2500:2600].tolist(), "the same from any position"
 
 
-def test_balanced_leaves_out_what_has_no_label():
-    drawn = take(order.Balanced(np.array([0, -1, 1, 1]), 0), 40)
-    assert set(drawn) == {0, 2, 3}
-    assert drawn.count(0) == 20
+def test_balanced_has_what_has_no_label_with_the_next_that_has_one():
+    """So it is tried, found bad, counted, and replaced by one of the class whose turn it is."""
+    drawn = take(order.Balanced(np.array([-1, 0, -1, -1, 1, 1, -1]), 0), 60)
+    assert sorted(set(drawn)) == list(range(7))
+    assert len([record for record in drawn if record in (6, 0, 1)]) == 30
+    assert set(take(order.Balanced(np.full(3, -1), 0), 30)) == {0, 1, 2}

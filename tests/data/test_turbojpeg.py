@@ -143,7 +143,7 @@ def test_the_end_of_a_thumbnail_is_not_that_of_the_image():
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     encoded = plain[:2] + segment + plain[2:]
     assert turbojpeg.part(encoded, middle) is not None
-    with pytest.raises(ExampleError, match="truncated or damaged JPEG"):
+    with pytest.raises(ExampleError, match="truncated, damaged or unsupported JPEG"):
         decode.decode_part(encoded[:-9], lambda *_: (0, 0, 4, 4))
 
 
@@ -226,7 +226,7 @@ class Named:
     def add(self, source: sources.Source, skipped: list) -> None:
         for record, _, reason in skipped:
             assert record % 7 == 3
-            assert "truncated or damaged JPEG" in reason
+            assert "truncated, damaged or unsupported JPEG" in reason
 
 
 def test_a_run_says_how_it_decodes(monkeypatch):

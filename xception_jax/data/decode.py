@@ -50,7 +50,7 @@ def decode(encoded: bytes, name: str = "it") -> np.ndarray:
         raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
     if image is None:
         kind = kind_of(encoded)
-        fault = f"are a truncated or damaged {kind}" if kind else "are no image"
+        fault = f"are a truncated, damaged or unsupported {kind}" if kind else "are no image"
         raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes {fault}")
     return image
 

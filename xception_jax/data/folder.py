@@ -7,8 +7,9 @@ count; files that are not named like images are left out, and told of.
 
 Nothing depends on the order in which a disk lists its files. A split's examples are ranked by a
 hash of their names, as is each class for the cut into `train` and `test`. So a part of a split,
-`train[:10%]`, holds every class, and a file that is added to one class moves no file of another
-class to the other split, and at most one of its own.
+`train[:10%]`, holds about its share of every class (of a small one perhaps nothing), and a file
+that is added to one class moves no file of another class to the other split, and at most one of its
+own.
 """
 
 import functools

@@ -5,12 +5,16 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from xception_jax.data.sources import Source
 from xception_jax.errors import UsageError
 
 
 class Records(Sequence[Any]):
-    """The records of several splits: `records[i]` is `{"image": bytes, "label": int}`.
+    """The records of several splits: `records[i]` is `{"image": bytes, "label": ...}`.
+
+    The label is a number, or, of multi-label splits, those of the classes that are there.
 
     Args:
       parts: the splits.
@@ -31,7 +35,8 @@ class Records(Sequence[Any]):
         """Reads a record; raises `ExampleError`."""
         part, own = self._find(index)
         example = part[own]
-        return {"image": example.encoded, "label": example.label}
+        label = np.flatnonzero(example.label) if part.multilabel else example.label
+        return {"image": example.encoded, "label": label}
 
     def describe(self, index: int) -> str:
         """How a complaint names a record."""
@@ -43,12 +48,16 @@ def join(parts: Sequence[Source]) -> Source:
     """One split of several, whose records are numbered on from each to the next.
 
     Raises:
-      UsageError: they have different classes, or several labels an image.
+      UsageError: they have different classes, or only some of them several labels an image.
     """
     first = parts[0]
     for part in parts:
-        if part.multilabel:
-            raise UsageError(f"{part.name} has several labels an image; config.data.mix takes one")
+        if part.multilabel != first.multilabel:
+            several, one = (part, first) if part.multilabel else (first, part)
+            raise UsageError(
+                f"{several.name} has several labels an image, and {one.name} one; config.data.mix "
+                f"takes sets of one kind"
+            )
         same_classes(first, part)
     records = Records(parts)
     return Source(
@@ -57,6 +66,7 @@ def join(parts: Sequence[Source]) -> Source:
         records=records,
         image_key="image",
         label_key="label",
+        multilabel=first.multilabel,
         describe=records.describe,
         summary="\n".join(part.summary for part in parts if part.summary),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from rich.progress import Progress
 
-from xception_jax import cache
+from xception_jax import cache, cluster
 from xception_jax.console import make_console
 from xception_jax.data import folder, joined
 from xception_jax.data.sources import Source
@@ -25,19 +25,36 @@ def labels_of(source: Source) -> np.ndarray:
 
     A folder's are known from its listing. Of a prepared data set each record is read, once: what
     was found is kept in the cache folder, by the name and the `dataset_info.json` of the data set.
+    What was not found is looked for again each time.
+
+    Raises:
+      RunError: the processes of a run have read different labels.
     """
     records = source.records
     if isinstance(records, joined.Records):
         return np.concatenate([labels_of(part) for part in records.parts])
     if isinstance(records, folder.Files):
         return records.labels
-    if not source.directory:
-        return _read(source)
+    found = _kept(source)
+    missing = np.flatnonzero(found < 0)
+    _read(source, missing, found)
+    if source.directory and (found[missing] >= 0).any():
+        _keep(source, found)
+    # They would train in different orders, the one on what the other leaves out.
+    cluster.check_same(f"the labels of {source.name}", found.tobytes())
+    return found
+
+
+def _kept(source: Source) -> np.ndarray:
+    """The labels that the cache folder has; -1 for all where it has none."""
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or not whole
+        if source.directory:
+            return np.load(_path(source), allow_pickle=False)
+    return np.full(len(source), -1, np.int32)
+
+
+def _keep(source: Source, found: np.ndarray) -> None:
     path = _path(source)
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there yet, or not whole
-        found = _read(source)
     # A name of its own, since another process may be writing the same.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):  # it is only read again then
@@ -45,7 +62,6 @@ def labels_of(source: Source) -> np.ndarray:
         with draft.open("wb") as file:
             np.save(file, found)
         os.replace(draft, path)
-    return found
 
 
 def _path(source: Source) -> Path:
@@ -56,14 +72,13 @@ def _path(source: Source) -> Path:
     return cache.folder() / "labels" / f"{digest}.npy"
 
 
-def _read(source: Source) -> np.ndarray:
+def _read(source: Source, records: np.ndarray, found: np.ndarray) -> None:
+    """Reads the labels of some records."""
     console = make_console(stderr=True)
-    many = len(source) >= _MANY_RECORDS
+    many = len(records) >= _MANY_RECORDS
     if many:
-        console.print(f"reading the labels of {len(source):,} records of {source.name}, this once")
-    found = np.full(len(source), -1, np.int32)
+        console.print(f"reading the labels of {len(records):,} records of {source.name}, this once")
     with Progress(console=console, disable=not (many and console.is_terminal)) as progress:
-        for record in progress.track(range(len(source)), description="labels"):
+        for record in progress.track(records.tolist(), description="labels"):
             with contextlib.suppress(ExampleError):
                 found[record] = source[record].label
-    return found

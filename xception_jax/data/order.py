@@ -103,13 +103,15 @@ class Balanced(Order):
     The classes take turns, in an order of their own each time round.
 
     Args:
-      labels: int `[records]`; below 0: of a record that is left out. Classes that do not occur get
-        no turn.
+      labels: int `[records]`. Below 0: not known; such a record counts with the class of the next
+        one whose label is, which takes its place if it cannot be used. Classes that do not occur
+        get no turn.
       seed: below 2^32.
     """
 
     def __init__(self, labels: np.ndarray, seed: int):
-        classes = np.unique(labels[labels >= 0])
+        labels = _filled(labels)
+        classes = np.unique(labels)
         self._members = [np.flatnonzero(labels == label) for label in classes]
         seeds = _seeds(seed, 1 + len(classes))
         self._turns = Shuffled(len(classes), seeds[0])
@@ -164,6 +166,15 @@ class Repeated(Order):
     def __getitem__(self, position: int) -> int:
         batch, row = divmod(position, self._times * self._apart)
         return self._order[batch * self._apart + row % self._apart]
+
+
+def _filled(labels: np.ndarray) -> np.ndarray:
+    """Labels, those below 0 replaced by the next one that is not; all 0 where there is none."""
+    known = np.flatnonzero(labels >= 0)
+    if not known.size:
+        return np.zeros_like(labels)
+    following = np.searchsorted(known, np.arange(len(labels))) % len(known)
+    return labels[known[following]]
 
 
 def _seeds(seed: int, count: int) -> list[int]:

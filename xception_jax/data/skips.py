@@ -51,15 +51,18 @@ def first_usable(make: Callable[[int], Made], records: Iterable[int]) -> tuple[M
 
 
 class Skips:
-    """What a run has skipped: each record is named once in a log, and too many stop the run.
+    """What a run has skipped: each record is named in a log, and too many stop the run.
 
-    A run that continues goes on with the count of its log.
+    All processes of a run count together, by their logs; one that continues goes on with the count.
 
     Args:
       workdir: for `skipped.jsonl`; processes other than the first put their number in the name.
       most: the share of a split that may be skipped.
       say: tells the user a line.
-      flag: which one raises `most`.
+      flag: what raises `most`.
+
+    Raises:
+      RunError: the logs cannot be read.
     """
 
     def __init__(
@@ -67,16 +70,16 @@ class Skips:
         workdir: Path,
         most: float,
         say: Callable[[str], None],
-        flag: str = "--config.data.max_skipped",
+        flag: str = "--allow_config_changes --config.data.max_skipped",
     ):
         process = jax.process_index()
+        self._workdir = workdir
         self._path = workdir / (f"skipped.{process}.jsonl" if process else "skipped.jsonl")
         self._most, self._say, self._flag = most, say, flag
         self._told = False
         self._seen: dict[str, set[int]] = {}
-        for path in sorted(workdir.glob("skipped*.jsonl")):
-            for split, record in _read(path):
-                self._seen.setdefault(split, set()).add(record)
+        self._read_to: dict[Path, int] = {}  # of each log, bytes
+        self._read_logs()
 
     def add(self, source: Source, skipped: list[Skip]) -> None:
         """Takes what was skipped for one example.
@@ -85,6 +88,8 @@ class Skips:
           RunError: it is more of the split than may be, or there was none to replace it.
         """
         seen = self._seen.setdefault(source.name, set())
+        if not seen.issuperset(record for record, _, _ in skipped):
+            self._read_logs()  # of other processes
         for record, name, reason in skipped:
             if record not in seen:
                 seen.add(record)
@@ -97,7 +102,7 @@ class Skips:
         if share > self._most:
             raise RunError(
                 f"{count:,} of the {len(source):,} examples of {source.name} cannot be used, more "
-                f"than the share of {self._most:g} that may be skipped; {self._path} names them: "
+                f"than the share of {self._most:g} that may be skipped; {self._logs()} names them: "
                 f"mend them and remove it, or go on with {self._flag}={min(1.0, 2 * share):.1g}"
             )
         if len(skipped) >= min(IN_A_ROW, len(source)):
@@ -105,6 +110,24 @@ class Skips:
                 f"{len(skipped)} examples of {source.name} in a row cannot be used; "
                 f"{self._path} names them. Is the data still there?"
             )
+
+    def _logs(self) -> Path:
+        """All logs, as a shell names them."""
+        alone = list(self._read_to) in ([], [self._path])
+        return self._path if alone else self._workdir / "skipped*.jsonl"
+
+    def _read_logs(self) -> None:
+        """Takes what is new in the logs, whole lines."""
+        for path in sorted(self._workdir.glob("skipped*.jsonl")):
+            try:
+                with path.open("rb") as file:
+                    file.seek(self._read_to.get(path, 0))
+                    lines = file.read().rpartition(b"\n")[0]
+            except OSError as error:
+                raise RunError(f"{path} cannot be read: {error.strerror}") from None
+            self._read_to[path] = self._read_to.get(path, 0) + len(lines)
+            for split, record in _entries(lines):
+                self._seen.setdefault(split, set()).add(record)
 
     def _write(self, entry: dict[str, Any]) -> None:
         try:
@@ -118,11 +141,11 @@ class Skips:
             raise RunError(f"{self._path} cannot be written: {error.strerror}") from None
 
 
-def _read(path: Path) -> Iterator[tuple[str, int]]:
-    """Split and record of each line of a log; half a line, of a run that was killed, is none."""
-    for line in path.read_text().splitlines():
+def _entries(lines: bytes) -> Iterator[tuple[str, int]]:
+    """Split and record of each line; half a line, of a run that was killed, is none."""
+    for line in lines.splitlines():
         try:
             entry = json.loads(line)
             yield entry["split"], entry["record"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue

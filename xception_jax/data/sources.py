@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 
 from xception_jax.data import tfrecord
 from xception_jax.errors import ExampleError, UsageError, nearest
@@ -69,18 +70,24 @@ class Source:
         name = self.name_of(index)
         try:
             record = self.records[index]
-        # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash.
-        except (OSError, RuntimeError) as error:
+        except ExampleError:  # of one of several sets that are joined
+            raise
+        # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash. The last
+        # two: protobuf's and TFDS' of a record that is whole, and no example of this data set.
+        except (OSError, RuntimeError, ValueError, DecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise ExampleError(name, f"cannot be read: {reason}") from None
-        labels = np.ravel(_value(record, self.label_key)).tolist()
+        encoded, marked = record[self.image_key], _value(record, self.label_key)
+        if encoded is None or marked is None:
+            raise ExampleError(name, f"has no {'image' if encoded is None else 'label'}")
+        labels = np.ravel(marked).tolist()
         classes = len(self.class_names)
         outside = [label for label in labels if not 0 <= label < classes]
         if outside:
             # On the device it would train the wrong class, or give NaN with finite gradients.
             raise ExampleError(name, f"has label {outside[0]}, outside 0...{classes - 1}")
         label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
-        return Example(record[self.image_key], label, name)
+        return Example(encoded, label, name)
 
     def name_of(self, index: int) -> str:
         """What a complaint calls an example."""

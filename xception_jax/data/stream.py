@@ -85,7 +85,7 @@ class Host:
     """How a process makes its batches. Has no influence on what they hold.
 
     Attributes:
-      threads: of each process that makes them; 0: one for each core it may use.
+      threads: of each process that makes them; 0: so many that there is one for each core.
       workers: processes that make those of training, unless they are kept in memory; 0: this one.
       memory: bytes of finished images that may be kept, where nothing about them is random.
       decode_parts: of JPEGs only the random crop is decoded, where that can be done.
@@ -103,7 +103,8 @@ class Host:
             return self.threads
         # macOS cannot say which cores a process may use.
         tied = hasattr(os, "sched_getaffinity")
-        return len(os.sched_getaffinity(0)) if tied else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if tied else os.cpu_count() or 1
+        return max(1, cores // max(1, self.workers))
 
 
 @dataclass(frozen=True)
