@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.download.extractor import iter_archive
+from tensorflow_datasets.core.download.resource import guess_extract_method
 
 from tests.tiny_datasets import jpeg
 
@@ -47,6 +49,33 @@ class SampleByHand(SamplePhotos):
     Register at example.org, and put photos.tar and perhaps
     notes.txt into the folder."""
     url_infos = {"https://example.org/photos.tar": UrlInfo(10, "0" * 64, None)}  # noqa: RUF012
+
+
+class SampleArchive(SamplePhotos):
+    """Reads the photos from an archive that TFDS does not know the size of, without TensorFlow."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put an archive of photos into the folder."
+
+    def _split_generators(self, dl_manager):
+        [path] = dl_manager.manual_dir.glob("photos.*")
+        return {"train": self._generate_examples(path)}
+
+    def _generate_examples(self, path):
+        with path.open("rb") as file:
+            for name, photo in iter_archive(file, guess_extract_method(path.name)):
+                yield name, {"image": photo, "label": 0}
+
+
+class SampleExtracted(SampleArchive):
+    """Has TFDS extract the archive, which takes TensorFlow."""
+
+    def _split_generators(self, dl_manager):
+        [path] = dl_manager.manual_dir.glob("photos.*")
+        return {"train": self._generate_examples(dl_manager.extract(path))}
+
+    def _generate_examples(self, path):
+        for photo in path.iterdir():
+            yield photo.name, {"image": photo, "label": 0}
 
 
 class SampleHuge(SamplePhotos):

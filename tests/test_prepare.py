@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gzip
 import importlib.util
 import io
 import os
@@ -13,6 +14,7 @@ import subprocess
 import tarfile
 import termios
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +138,125 @@ def test_what_it_needs_by_hand_is_said_and_checked(tmp_path):
     assert "disk: about 10 bytes" in said
 
 
+@pytest.mark.parametrize("size", [9, 11])
+def test_an_archive_of_another_size_is_refused_unless_told_otherwise(tmp_path, size):
+    archive = tmp_path / "manual/photos.tar"
+    archive.parent.mkdir()
+    archive.write_bytes(bytes(size))
+    with pytest.raises(UsageError) as caught:
+        prepared("sample_by_hand", tmp_path / "data", manual_dir=str(archive.parent))
+    assert str(caught.value) == (
+        f"{archive} has {size} bytes instead of 10: not the whole archive that TFDS knows; fetch "
+        f"it again, or go on all the same with --nocheck_archives"
+    )
+    assert not (tmp_path / "data").exists()
+    found, _ = prepared(
+        "sample_by_hand",
+        tmp_path / "data",
+        manual_dir=str(archive.parent),
+        check_archives=False,
+    )
+    assert found["prepared"]
+
+
+def test_a_download_of_imagenet_that_was_cut_short_is_refused(tmp_path):
+    """The real builder, beside archives of zeros that take no room on the disk."""
+    sizes = {"train": 147_897_477_120, "val": 6_744_924_160}
+    paths = {split: tmp_path / f"ILSVRC2012_img_{split}.tar" for split in sizes}
+    for split, path in paths.items():
+        path.touch()
+        os.truncate(path, sizes[split])
+    os.truncate(paths["train"], sizes["train"] - 1)
+    flags = (
+        "--dataset=imagenet2012", f"--manual-dir={tmp_path}", f"--data-dir={tmp_path}/data",
+        "--nocheck-disk",
+    )  # fmt: skip
+    process = finish("prepare", *flags)
+    assert process.returncode == 2
+    [line] = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{paths['train']} has 147,897,477,119 bytes instead of 147,897,477,120: " in line
+    assert str(paths["val"]) not in line
+    assert not (tmp_path / "data").exists()
+    os.truncate(paths["train"], sizes["train"])
+    builder = sources.find_builder("imagenet2012", str(tmp_path / "data"))
+    prepare.Needs.of(builder, tmp_path).check(builder, check_disk=False, check_archives=True)
+
+
+PHOTOS = [jpeg(np.random.default_rng(i), 200, 240, i) for i in range(6)]
+
+
+def write_archive(path: Path, kind: str) -> None:
+    """Writes the photos as a tar, compressed or not, as a zip, or one of them as a gz."""
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for i, photo in enumerate(PHOTOS):
+                archive.writestr(f"{i}.jpg", photo)
+    elif kind == "gz":
+        path.write_bytes(gzip.compress(PHOTOS[0]))
+    else:
+        with tarfile.open(path, "w:" + kind.partition(".")[2]) as archive:
+            for i, photo in enumerate(PHOTOS):
+                add(archive, f"{i}.jpg", photo)
+
+
+def damage(path: Path, kind: str) -> None:
+    data = path.read_bytes()
+    middle = len(data) // 2
+    damaged = {
+        "cut": data[:middle],
+        "begun otherwise": b"<html>" * 100 + data[600:],
+        "wrong after its header": data[:10] + b"\xff" * 64 + data[74:],
+        "overwritten": data[: middle - 32] + b"\xff" * 64 + data[middle + 32 :],
+    }
+    path.write_bytes(damaged[kind])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "harm", "reason"),
+    [
+        ("photos.tar", "tar", "cut", "ReadError: .*unexpected end of data"),
+        ("photos.tar", "tar", "begun otherwise", "ReadError: file could not be opened .*"),
+        ("photos.tar.gz", "tar.gz", "cut", "EOFError: .*ended before the end-of-stream marker.*"),
+        ("photos.tar", "tar.xz", "overwritten", "LZMAError: .*Corrupt input data"),
+        ("photos.zip", "zip", "cut", "BadZipFile: File is not a zip file"),
+        ("photos.zip", "zip", "overwritten", r"BadZipFile: .*Bad CRC-32 for file '\d\.jpg'"),
+        ("photos.gz", "gz", "begun otherwise", "BadGzipFile: .*Not a gzipped file.*"),
+        ("photos.gz", "gz", "wrong after its header", "error: .*Error -3 while decompressing.*"),
+    ],
+)
+def test_a_damaged_archive_is_named_in_one_line(tmp_path, name, kind, harm, reason):
+    data, path = tmp_path / "data", tmp_path / "manual" / name
+    path.parent.mkdir()
+    write_archive(path, kind)
+    damage(path, harm)
+    with pytest.raises(RunError) as caught:
+        prepared("sample_archive", data, manual_dir=str(path.parent))
+    assert re.fullmatch(
+        rf"sample_archive/1\.0\.0 cannot be prepared: {path} is damaged, remove it and fetch it "
+        rf"again \({reason}\)",
+        str(caught.value),
+    )
+    assert [path.name for path in data.glob("sample_archive/*")] == [".prepare_1.0.0.lock"]
+    with pytest.raises(UsageError, match="sample_archive is not prepared"):
+        sources.open_split("sample_archive", "train", str(data))
+    write_archive(path, kind)
+    found, _ = prepared("sample_archive", data, manual_dir=str(path.parent))
+    assert found["splits"] == {"train": 1 if kind == "gz" else 6}
+
+
+def test_a_damaged_archive_is_exit_code_1(tmp_path):
+    path = tmp_path / "photos.tar"
+    write_archive(path, "tar")
+    damage(path, "cut")
+    process = finish(
+        "prepare", "--dataset=sample_archive", "--imports=tests.builders",
+        f"--manual-dir={tmp_path}", f"--data-dir={tmp_path}/data", "--json",
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith("error: sample_archive/1.0.0 cannot be")
+    assert "Traceback" not in process.stderr
+
+
 def test_a_disk_too_small_is_refused_unless_told_otherwise(tmp_path):
     with pytest.raises(
         UsageError, match=r"free, and sample_huge takes about 2048\.00 PiB; .*--nocheck_disk"
@@ -215,6 +336,28 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, message):
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("dataset", "flag", "env", "message"),
+    [
+        ("optical_digits", "--data-dir=gs://b/data", {}, "gs://b/data is not on .* --data_dir"),
+        ("sample_by_hand", "--data-dir=file:///tmp", {}, "file:///tmp is not on .* --data_dir"),
+        ("sample_by_hand", "--manual-dir=s3://tars", {}, "s3://tars is not on .* --manual_dir"),
+        ("sample_by_hand", "--json", {"TFDS_DATA_DIR": "gs://b"}, "gs://b is not on .* --data_dir"),
+    ],
+)
+def test_a_bucket_is_refused(tmp_path, dataset, flag, env, message):
+    process = finish(
+        "prepare", f"--dataset={dataset}", "--imports=tests.builders", flag,
+        env={"TFDS_DATA_DIR": str(tmp_path), **env},
+    )  # fmt: skip
+    assert process.returncode == 2
+    [line] = process.stderr.splitlines()
+    assert re.fullmatch(f"error: {message}", line)
+    assert "mount the bucket as a folder" in line
+    assert not process.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -235,7 +378,7 @@ def test_a_builder_that_needs_tensorflow_names_the_extra(tmp_path):
     with pytest.raises(
         UsageError, match=r"imagenet2012/5\..* needs tensorflow .*xception_jax\[prepare\]"
     ):
-        prepared("imagenet2012", tmp_path / "data", manual_dir=str(tmp_path))
+        prepared("imagenet2012", tmp_path / "data", manual_dir=str(tmp_path), check_archives=False)
     assert not list(tmp_path.glob("data/imagenet2012/*[!k]"))
 
 
@@ -308,11 +451,14 @@ def write_imagenet(folder: Path, *, classes: int, each: int, validation: int) ->
 def test_imagenet_from_its_archives_to_an_evaluation(tmp_path):
     write_imagenet(tmp_path / "tars", classes=3, each=7, validation=5)
     data, run = tmp_path / "data", tmp_path / "run"
-    process = finish(
-        "prepare", "--dataset=imagenet2012", f"--manual-dir={tmp_path}/tars", f"--data-dir={data}",
-        "--json",
+    flags = (
+        "--dataset=imagenet2012", f"--manual-dir={tmp_path}/tars", f"--data-dir={data}", "--json",
     )  # fmt: skip
-    made = result(process)
+    refused = finish("prepare", *flags)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/tars/ILSVRC2012_img_tr")
+    assert not data.exists()
+    made = result(finish("prepare", *flags, "--nocheck-archives"))
     assert made["splits"] == {"train": 21, "validation": 5}
     assert made["file_format"] == "array_record"
     # The labels of the first validation images, which TFDS has from ImageNet's development kit.
@@ -342,3 +488,39 @@ def test_imagenet_from_its_archives_to_an_evaluation(tmp_path):
     evaluated = result(finish("evaluate", f"--workdir={run}", "--json"))
     assert evaluated["examples"] == 5
     assert evaluated["loss"] == pytest.approx(found["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+@needs("tensorflow", "prepare")
+@pytest.mark.parametrize(
+    ("split", "reason"), [("train", "ReadError: .*"), ("val", "OutOfRangeError: .*")]
+)
+def test_an_archive_of_imagenet_that_ends_too_soon_is_named(tmp_path, split, reason):
+    write_imagenet(tmp_path / "tars", classes=3, each=7, validation=5)
+    path = tmp_path / f"tars/ILSVRC2012_img_{split}.tar"
+    with tarfile.open(path) as archive:
+        second = archive.getmembers()[1]
+    os.truncate(path, second.offset_data + second.size // 2)
+    process = finish(
+        "prepare", "--dataset=imagenet2012", f"--manual-dir={tmp_path}/tars",
+        f"--data-dir={tmp_path}/data", "--nocheck-archives",
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert re.fullmatch(
+        rf"error: imagenet2012/5\.1\.0 cannot be prepared: {path} is damaged, remove it and fetch "
+        rf"it again \({reason}\)",
+        process.stderr.splitlines()[-1],
+    )
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "data/imagenet2012/5.1.0").exists()
+
+
+@pytest.mark.slow
+@needs("tensorflow", "prepare")
+def test_an_archive_that_cannot_be_extracted_is_named(tmp_path):
+    path = tmp_path / "photos.zip"
+    write_archive(path, "zip")
+    damage(path, "overwritten")
+    with pytest.raises(RunError, match=rf"{path} is damaged, .*\(BadZipFile: Bad CRC-32"):
+        prepared("sample_extracted", tmp_path / "data", manual_dir=str(tmp_path))
+    assert not (tmp_path / "data/sample_extracted/1.0.0").exists()

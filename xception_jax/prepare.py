@@ -10,15 +10,22 @@ what cannot succeed. Interrupted, the same command starts again cleanly.
 
 import contextlib
 import fcntl
+import gzip
 import importlib
+import inspect
 import io
 import json
+import lzma
 import os
 import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import tarfile
+import traceback
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +48,9 @@ _BEAM_OPTIONS = flags.DEFINE_list(
 )
 _IMPORTS = flags.DEFINE_list("imports", [], "modules that register builders of your own with TFDS")
 _CHECK_DISK = flags.DEFINE_bool("check_disk", True, "do not begin where the disk looks too small")
+_CHECK_ARCHIVES = flags.DEFINE_bool(
+    "check_archives", True, "do not begin with an archive of another size than TFDS knows"
+)
 _JSON = flags.DEFINE_bool(
     "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
 )
@@ -56,6 +66,7 @@ def prepare(
     manual_dir: str | None = None,
     beam_options: list[str] | None = None,
     check_disk: bool = True,
+    check_archives: bool = True,
     console: Console,
 ) -> dict[str, Any]:
     """Prepares a data set, unless it is prepared; the arguments are the command's flags.
@@ -68,8 +79,12 @@ def prepare(
       UsageError: it cannot succeed.
       RunError: it failed or was interrupted. Either way nothing is left that would open.
     """
+    from tensorflow_datasets.core import constants
+
     from xception_jax.data import sources
 
+    _refuse_bucket("data_dir", data_dir or constants.DATA_DIR)
+    _refuse_bucket("manual_dir", manual_dir or "")
     builder = sources.find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     prepared = bool(builder.info.splits)
     if prepared:
@@ -79,7 +94,7 @@ def prepare(
         needs = Needs.of(builder, Path(manual_dir).expanduser() if manual_dir else default)
         options = _pipeline_options(beam_options or [])
         console.print(needs.describe(builder))
-        needs.check(builder, check_disk)
+        needs.check(builder, check_disk, check_archives)
         _build(builder, needs.manual, options)
         console.print(f"prepared in {builder.data_dir}")
     info = builder.info
@@ -100,6 +115,8 @@ class Needs:
     Attributes:
       manual: the folder of what is put there by hand.
       by_hand: the files for it that the builder's instructions name.
+      sizes: bytes of those that TFDS knows, 0 where it does not know how many. They are archives
+        that it will open; others may be unpacked first.
       urls: what is downloaded.
       download: bytes of that, those left to download.
       disk: bytes, downloads included. TFDS' figure for the prepared data, else the size of the
@@ -109,6 +126,7 @@ class Needs:
 
     manual: Path
     by_hand: tuple[str, ...]
+    sizes: dict[str, int]
     urls: tuple[str, ...]
     download: int
     disk: int
@@ -122,6 +140,7 @@ class Needs:
         named = _FILE_NAME.findall(builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "")
         by_hand = tuple(dict.fromkeys(named))
         urls = tuple(url for url in sizes if url.rsplit("/", 1)[-1] not in by_hand)
+        known = {url.rsplit("/", 1)[-1]: size for url, size in sizes.items()}
         there = [manual / name for name in by_hand if (manual / name).is_file()]
         archives = sum(sizes[url] for url in urls) + sum(path.stat().st_size for path in there)
         done = (root / "downloads" / builder.name).rglob("*")
@@ -129,6 +148,7 @@ class Needs:
         return cls(
             manual=manual,
             by_hand=by_hand,
+            sizes={name: known[name] for name in by_hand if name in known},
             urls=urls,
             download=max(left, 0),
             disk=max(left, 0) + int(builder.info.dataset_size or archives),
@@ -150,7 +170,7 @@ class Needs:
         lines.append(f"disk: {takes}; free: {Size(self.free)}")
         return "\n  ".join(lines)
 
-    def check(self, builder: Any, check_disk: bool) -> None:
+    def check(self, builder: Any, check_disk: bool, check_archives: bool) -> None:
         """Raises `UsageError` if the builder cannot succeed."""
         from tensorflow_datasets.core.units import Size
 
@@ -163,9 +183,7 @@ class Needs:
         parent = _existing(target)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
             raise UsageError(f"{parent} cannot be written to; name another --data_dir")
-        # Those that TFDS knows the size of are archives it will open; others may be unpacked first.
-        known = {url.rsplit("/", 1)[-1] for url in builder.url_infos or {}}
-        missing = [n for n in self.by_hand if n in known and not (self.manual / n).is_file()]
+        missing = [name for name in self.sizes if not (self.manual / name).is_file()]
         empty = not self.manual.is_dir() or not any(self.manual.iterdir())
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and (missing or empty):
             lacks = f"has no {' and no '.join(missing)}" if missing else "is empty or not there"
@@ -173,11 +191,32 @@ class Needs:
                 f"{self.manual} {lacks}; name the folder with --manual_dir. TFDS says: "
                 f"{_instructions(builder)}"
             )
+        # TFDS does not look, and a tar that is cut between two of its files looks like a whole one.
+        sizes = {self.manual / name: size for name, size in self.sizes.items() if size}
+        wrong = [
+            f"{path} has {path.stat().st_size:,} bytes instead of {size:,}"
+            for path, size in sizes.items()
+            if path.stat().st_size != size
+        ]
+        if check_archives and wrong:
+            raise UsageError(
+                f"{' and '.join(wrong)}: not the whole archive that TFDS knows; fetch it again, or "
+                f"go on all the same with --nocheck_archives"
+            )
         if check_disk and self.disk > self.free:
             raise UsageError(
                 f"{root} has {Size(self.free)} free, and {builder.name} takes about "
                 f"{Size(self.disk)}; make room, or go on all the same with --nocheck_disk"
             )
+
+
+def _refuse_bucket(flag: str, folder: str) -> None:
+    """Raises `UsageError` for what TFDS takes, but `Path` takes for a folder of that name."""
+    if "://" in folder:
+        raise UsageError(
+            f"{folder} is not on a file system, where data is prepared: mount the bucket as a "
+            f"folder, or use one on a disk, and name that with --{flag}"
+        )
 
 
 def _instructions(builder: Any) -> str:
@@ -223,6 +262,7 @@ def _build(builder: Any, manual: Path, options: Any) -> None:
         _alone(Path(builder.data_dir)),
         _interruptible(),
         _told(builder),
+        _damage_told(builder),
         contextlib.redirect_stdout(io.StringIO()),  # TFDS tells of its work in prints
     ):
         builder.download_and_prepare(download_config=config, file_format="array_record")
@@ -289,6 +329,56 @@ def _told(builder: Any) -> Iterator[None]:
         raise RunError(f"{name} cannot be prepared: {reason}") from None
 
 
+@contextlib.contextmanager
+def _damage_told(builder: Any) -> Iterator[None]:
+    """Turns what is raised of an archive that is cut short or damaged into one line."""
+    try:
+        yield
+    except Exception as error:
+        kinds: tuple[type[Exception], ...] = (
+            EOFError, gzip.BadGzipFile, lzma.LZMAError, tarfile.ReadError, zipfile.BadZipFile,
+            zlib.error,
+        )  # fmt: skip
+        if "tensorflow" in sys.modules:  # its files raise where others return no bytes
+            kinds += (sys.modules["tensorflow"].errors.OutOfRangeError,)
+        # TFDS raises some anew, as another type.
+        damage: BaseException | None = error
+        while damage and not isinstance(damage, kinds):
+            damage = damage.__cause__
+        if not damage:
+            raise
+        reason = " ".join(f"{type(damage).__name__}: {damage}".split())
+        raise RunError(
+            f"{builder.info.full_name} cannot be prepared: {_archive(damage)} is damaged, remove "
+            f"it and fetch it again ({reason})"
+        ) from None
+
+
+def _archive(error: BaseException) -> str:
+    """The archive that was being read, which the error does not name but a variable does."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for path in _archives(frame.f_locals):
+            return path
+    return "a file that it reads"
+
+
+def _archives(variables: Mapping[str, Any]) -> Iterator[str]:
+    """The paths of archives in a function's variables, and in the generators' among them.
+
+    TFDS' `iter_archive` is a generator, which waits while a builder reads what it gave.
+    """
+    from tensorflow_datasets.core.download import resource
+
+    for value in variables.values():
+        if inspect.isgenerator(value):
+            yield from _archives(inspect.getgeneratorlocals(value))
+        elif isinstance(value, str | os.PathLike):
+            path = os.fspath(value)
+            packed = resource.guess_extract_method(path) != resource.ExtractMethod.NO_EXTRACT
+            if packed and os.path.isfile(path):
+                yield path
+
+
 def main() -> None:
     if not _DATASET.value:
         raise UsageError("--dataset is needed; --help shows an example")
@@ -308,6 +398,7 @@ def main() -> None:
         manual_dir=_MANUAL_DIR.value,
         beam_options=_BEAM_OPTIONS.value,
         check_disk=_CHECK_DISK.value,
+        check_archives=_CHECK_ARCHIVES.value,
         console=console,
     )
     if _JSON.value:
