@@ -8,6 +8,7 @@ import io
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -224,7 +225,7 @@ def damage(path: Path, kind: str) -> None:
         ("photos.gz", "gz", "wrong after its header", "error: .*Error -3 while decompressing.*"),
     ],
 )
-def test_a_damaged_archive_is_named_in_one_line(tmp_path, name, kind, harm, reason):
+def test_a_damaged_archive_is_told_in_one_line(tmp_path, name, kind, harm, reason):
     data, path = tmp_path / "data", tmp_path / "manual" / name
     path.parent.mkdir()
     write_archive(path, kind)
@@ -232,8 +233,8 @@ def test_a_damaged_archive_is_named_in_one_line(tmp_path, name, kind, harm, reas
     with pytest.raises(RunError) as caught:
         prepared("sample_archive", data, manual_dir=str(path.parent))
     assert re.fullmatch(
-        rf"sample_archive/1\.0\.0 cannot be prepared: {path} is damaged, remove it and fetch it "
-        rf"again \({reason}\)",
+        rf"sample_archive/1\.0\.0 cannot be prepared: an archive of those in {path.parent} or "
+        rf"{data}/downloads is damaged; fetch it again \({reason}\)",
         str(caught.value),
     )
     assert [path.name for path in data.glob("sample_archive/*")] == [".prepare_1.0.0.lock"]
@@ -242,6 +243,29 @@ def test_a_damaged_archive_is_named_in_one_line(tmp_path, name, kind, harm, reas
     write_archive(path, kind)
     found, _ = prepared("sample_archive", data, manual_dir=str(path.parent))
     assert found["splits"] == {"train": 1 if kind == "gz" else 6}
+
+
+def test_a_set_of_a_published_size_that_comes_out_smaller_is_removed(tmp_path, monkeypatch):
+    """A tar that is damaged where a file begins looks like one that ends there."""
+    monkeypatch.setitem(sources.PUBLISHED, "sample_archive", {"train": 6})
+    data, path = tmp_path / "data", tmp_path / "manual/photos.tar"
+    path.parent.mkdir()
+    write_archive(path, "tar")
+    with tarfile.open(path) as archive:
+        fourth = archive.getmembers()[3].offset
+    content = path.read_bytes()
+    path.write_bytes(content[:fourth] + b"\xff" * 512 + content[fourth + 512 :])
+    with pytest.raises(RunError, match="come out with 3 of 6 in train, and is removed again"):
+        prepared("sample_archive", data, manual_dir=str(path.parent))
+    with pytest.raises(UsageError, match="sample_archive is not prepared"):
+        sources.open_split("sample_archive", "train", str(data))
+    found, _ = prepared("sample_archive", data, manual_dir=str(path.parent), check_archives=False)
+    assert found["splits"] == {"train": 3}
+    shutil.rmtree(data)
+    path.write_bytes(content)
+    assert prepared("sample_archive", data, manual_dir=str(path.parent))[0]["splits"] == {
+        "train": 6
+    }
 
 
 def test_a_damaged_archive_is_exit_code_1(tmp_path):
@@ -495,7 +519,7 @@ def test_imagenet_from_its_archives_to_an_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("split", "reason"), [("train", "ReadError: .*"), ("val", "OutOfRangeError: .*")]
 )
-def test_an_archive_of_imagenet_that_ends_too_soon_is_named(tmp_path, split, reason):
+def test_an_archive_of_imagenet_that_ends_too_soon_is_told(tmp_path, split, reason):
     write_imagenet(tmp_path / "tars", classes=3, each=7, validation=5)
     path = tmp_path / f"tars/ILSVRC2012_img_{split}.tar"
     with tarfile.open(path) as archive:
@@ -507,8 +531,8 @@ def test_an_archive_of_imagenet_that_ends_too_soon_is_named(tmp_path, split, rea
     )  # fmt: skip
     assert process.returncode == 1
     assert re.fullmatch(
-        rf"error: imagenet2012/5\.1\.0 cannot be prepared: {path} is damaged, remove it and fetch "
-        rf"it again \({reason}\)",
+        rf"error: imagenet2012/5\.1\.0 cannot be prepared: an archive of those in {path.parent} or "
+        rf"{tmp_path}/data/downloads is damaged; fetch it again \({reason}\)",
         process.stderr.splitlines()[-1],
     )
     assert "Traceback" not in process.stderr
@@ -517,10 +541,10 @@ def test_an_archive_of_imagenet_that_ends_too_soon_is_named(tmp_path, split, rea
 
 @pytest.mark.slow
 @needs("tensorflow", "prepare")
-def test_an_archive_that_cannot_be_extracted_is_named(tmp_path):
+def test_an_archive_that_cannot_be_extracted_is_told(tmp_path):
     path = tmp_path / "photos.zip"
     write_archive(path, "zip")
     damage(path, "overwritten")
-    with pytest.raises(RunError, match=rf"{path} is damaged, .*\(BadZipFile: Bad CRC-32"):
+    with pytest.raises(RunError, match=r"is damaged; .*\(BadZipFile: Bad CRC-32"):
         prepared("sample_extracted", tmp_path / "data", manual_dir=str(tmp_path))
     assert not (tmp_path / "data/sample_extracted/1.0.0").exists()

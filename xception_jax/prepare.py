@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import gzip
 import importlib
-import inspect
 import io
 import json
 import lzma
@@ -22,7 +21,6 @@ import shutil
 import signal
 import sys
 import tarfile
-import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -96,6 +94,8 @@ def prepare(
         console.print(needs.describe(builder))
         needs.check(builder, check_disk, check_archives)
         _build(builder, needs.manual, options)
+        if check_archives:
+            _check_complete(builder, sources.PUBLISHED.get(builder.name, {}))
         console.print(f"prepared in {builder.data_dir}")
     info = builder.info
     return {
@@ -219,6 +219,25 @@ def _refuse_bucket(flag: str, folder: str) -> None:
         )
 
 
+def _check_complete(builder: Any, published: Mapping[str, int]) -> None:
+    """Raises `RunError` where splits are too small, and removes them.
+
+    A tar that is damaged where one of its files begins looks like one that ends there.
+    """
+    found = {name: split.num_examples for name, split in builder.info.splits.items()}
+    few = ", ".join(
+        f"{found.get(name, 0):,} of {count:,} in {name}"
+        for name, count in published.items()
+        if found.get(name, 0) < count
+    )
+    if few:
+        shutil.rmtree(builder.data_dir)
+        raise RunError(
+            f"{builder.info.full_name} has come out with {few}, and is removed again: an archive "
+            f"is not whole. Fetch it again, or keep what there is with --nocheck_archives"
+        )
+
+
 def _instructions(builder: Any) -> str:
     return " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
 
@@ -262,7 +281,7 @@ def _build(builder: Any, manual: Path, options: Any) -> None:
         _alone(Path(builder.data_dir)),
         _interruptible(),
         _told(builder),
-        _damage_told(builder),
+        _damage_told(builder, manual),
         contextlib.redirect_stdout(io.StringIO()),  # TFDS tells of its work in prints
     ):
         builder.download_and_prepare(download_config=config, file_format="array_record")
@@ -330,7 +349,7 @@ def _told(builder: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _damage_told(builder: Any) -> Iterator[None]:
+def _damage_told(builder: Any, manual: Path) -> Iterator[None]:
     """Turns what is raised of an archive that is cut short or damaged into one line."""
     try:
         yield
@@ -349,34 +368,9 @@ def _damage_told(builder: Any) -> Iterator[None]:
             raise
         reason = " ".join(f"{type(damage).__name__}: {damage}".split())
         raise RunError(
-            f"{builder.info.full_name} cannot be prepared: {_archive(damage)} is damaged, remove "
-            f"it and fetch it again ({reason})"
+            f"{builder.info.full_name} cannot be prepared: an archive of those in {manual} or "
+            f"{builder._data_dir_root}/downloads is damaged; fetch it again ({reason})"
         ) from None
-
-
-def _archive(error: BaseException) -> str:
-    """The archive that was being read, which the error does not name but a variable does."""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        for path in _archives(frame.f_locals):
-            return path
-    return "a file that it reads"
-
-
-def _archives(variables: Mapping[str, Any]) -> Iterator[str]:
-    """The paths of archives in a function's variables, and in the generators' among them.
-
-    TFDS' `iter_archive` is a generator, which waits while a builder reads what it gave.
-    """
-    from tensorflow_datasets.core.download import resource
-
-    for value in variables.values():
-        if inspect.isgenerator(value):
-            yield from _archives(inspect.getgeneratorlocals(value))
-        elif isinstance(value, str | os.PathLike):
-            path = os.fspath(value)
-            packed = resource.guess_extract_method(path) != resource.ExtractMethod.NO_EXTRACT
-            if packed and os.path.isfile(path):
-                yield path
 
 
 def main() -> None:
