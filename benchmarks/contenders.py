@@ -1,9 +1,11 @@
 """The peers that a benchmark knows, the virtual environments they run in, and their processes."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,7 +130,14 @@ def interpreters(
 
 
 class Worker:
-    """A contender's process: see `peers/worker.py` for what is said."""
+    """A contender's process: see `peers/worker.py` for what is said.
+
+    It runs only while it is asked; in between it is stopped, with its threads and its children, so
+    that nothing it does ahead takes the processor from the others. For that it is a process group
+    of its own, which the terminal's Ctrl-C does not reach: `close` ends it. Of a parent that is
+    killed, the system hangs up the groups that are stopped, and a worker that runs finds its
+    standard input at its end.
+    """
 
     def __init__(self, name: str, peer: Peer, python: Path, platform: str):
         self.name = name
@@ -139,10 +148,11 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, **_environment(platform), **peer.environment},
+            process_group=0,
         )
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends a message and waits for the answer.
+        """Sends a message and lets the process go on until it answers.
 
         Raises:
           ContenderError: the process is gone; with the last thing that it said.
@@ -152,19 +162,24 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
+            os.killpg(self._process.pid, signal.SIGCONT)
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = b""
         if answer:
+            os.killpg(self._process.pid, signal.SIGSTOP)
             return json.loads(answer)
         code = self._process.wait()
+        with contextlib.suppress(ProcessLookupError):  # it left no children
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._errors.seek(0)
         last = _last_line(self._errors.read())
         raise ContenderError(f"{self.name}: stopped with exit code {code}: {last}")
 
     def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
+        """Ends the process and its children, also while they are stopped."""
+        if self._process.returncode is None:  # else `ask` has done it; the number may be another's
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
         self._errors.close()
 

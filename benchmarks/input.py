@@ -2,8 +2,9 @@
 
 All read the same JPEGs (of 110 KB, made on first use) on the same core, take random crops of them
 to the same size, and flip them where that is the host's work. Each is a process of its own in a
-virtual environment of its own; in each round each has its turn, while the others wait. CPU time is
-that of all threads and child processes, what they do ahead included.
+virtual environment of its own; in each round each has its turn, while the others are stopped, their
+threads and child processes too. So what a turn's batches cost falls into that turn, and on the one
+core wall time is no less than CPU time, which is that of all threads and child processes.
 """
 
 import argparse
@@ -88,7 +89,11 @@ def main() -> int:
 
 
 def row_of(name: str, rounds: Rounds, options: argparse.Namespace) -> dict[str, Any]:
-    """A row of the result file."""
+    """A row of the result file.
+
+    Columns: see `turns.times`. `peak_memory_mib` sums the peaks of the process and its children;
+    pages that they share count in each.
+    """
     row = {
         "contender": name,
         "side": options.side,

@@ -2,7 +2,7 @@
 
 Each contender is a process of its own, in a virtual environment of its own, that stays on the same
 cores. All contenders of a work are built first; then come the rounds, and in each of them every
-contender has its turn, in an order drawn anew, while the others wait. What is reported are
+contender has its turn, in an order drawn anew, while the others are stopped. What is reported are
 medians over the rounds, and the ratios to ours within a round: so what else the machine does
 meets all alike.
 """
@@ -242,7 +242,7 @@ def summary(
     the time and over `Peak.flops`, and `share_of_bandwidth` the bytes that it moves at least over
     the time and `Peak.bandwidth`, both as `peers/counts.py` counts them in our model, whoever the
     contender is. `compile_seconds` is what the first step took more than the second,
-    `peak_memory_mib` the process' on the host.
+    `peak_memory_mib` the process' and its children's on the host, see `peers/worker.py`.
     """
     clock = _clock(arena.options)
     needs = _only(ready.get("ours", {}), "flops_per_image", "bytes_per_image")

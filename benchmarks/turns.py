@@ -1,4 +1,7 @@
-"""Contenders in turn: rounds in which each has its turn, and what is made of their times."""
+"""Contenders in turn: rounds in which each has its turn, and what is made of their times.
+
+Whose turn it is not is stopped, see `contenders.Worker`.
+"""
 
 import contextlib
 import random
@@ -51,9 +54,6 @@ def take_turns(
                 except ContenderError as error:
                     lost.append(say(error))
                     del took[name], ready[name]
-            lively = {name for name, turns in took.items() if _lively(turns[-1])}
-            if lively:
-                print(f"  busy while they should wait: {', '.join(sorted(lively))}")
             times = (f"{name} {1e3 * turns[-1][clock]:.4g}" for name, turns in took.items())
             print(f"  round {number}, {clock} ms an image: {', '.join(times)}", flush=True)
     return took, ready, lost
@@ -85,8 +85,3 @@ def times(rounds: Rounds, name: str, reference: str = "ours") -> dict[str, Any]:
 def digits(value: float) -> str:
     """Four digits that count, and no exponent in what is large."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _lively(turn: Mapping[str, float]) -> bool:
-    """Whether a worker took processor time from the others before its turn."""
-    return turn["waited_cpu"] > max(0.05, 0.02 * turn["waited_wall"])

@@ -19,7 +19,6 @@ from xception_jax.data import decode, sources, stream, turbojpeg
 from xception_jax.errors import RunError
 from xception_jax.training import sharding
 
-PREFETCHES = True
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import tensorflow as tf
 from worker import Work
 
-PREFETCHES = True
-
 
 def build(work: Work) -> Callable[[int], None]:
     """See `worker`."""

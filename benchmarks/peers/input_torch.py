@@ -9,8 +9,6 @@ from worker import Work
 torchvision_operators.declare()
 from torchvision import datasets, transforms  # noqa: E402
 
-PREFETCHES = True
-
 
 def build(work: Work) -> Callable[[int], None]:
     """See `worker`."""
