@@ -1,5 +1,8 @@
 """The contact sheet: its cells against the images that the step makes, and bad input."""
 
+from collections import Counter
+from pathlib import Path
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -8,8 +11,8 @@ import pytest
 
 from tests.processes import finish
 from xception_jax import contact_sheet, train
-from xception_jax.data import augment, randaugment
-from xception_jax.errors import UsageError
+from xception_jax.data import augment, randaugment, sources
+from xception_jax.errors import RunError, UsageError
 
 DIGITS = "--config=configs/digits.py"
 
@@ -57,16 +60,52 @@ def test_rows_have_the_configs_strength_or_one_that_shows():
     assert len(contact_sheet.names()) == len(alone) + len(randaugment.NAMES)
 
 
-@pytest.mark.slow
-def test_the_command_writes_a_picture(tmp_path):
+@pytest.fixture
+def greys(tmp_path) -> Path:
+    """Sixteen pictures, each of a grey of its own, to train on; one of them is cut short."""
+    for split, count in (("train", 16), ("test", 2)):
+        for i in range(count):
+            path = tmp_path / split / f"half-{2 * i // count}" / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((8, 8, 3), 10 * i, np.uint8))
+    cut = tmp_path / "train/half-0/05.png"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    return tmp_path
+
+
+def test_the_command_draws_and_names_what_the_run_would_skip(tmp_path, greys, flags):
     path = tmp_path / "sheet.png"
-    process = finish(
-        "contact_sheet", DIGITS, f"--output={path}", "--examples=2", "--only=flip", "--cell=16"
+    config, _, *overrides = flags(
+        tmp_path, data__dataset=f"folder:{greys}", data__batch_size=16, data__max_skipped=0.07
     )
+    process = finish(
+        "contact_sheet", config, *overrides, f"--output={path}", "--examples=16", "--only=flip",
+        "--cell=8",
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == [str(path)]
-    assert cv2.imread(str(path)).shape == (2 * 20, contact_sheet._LABELS + 4 + 2 * 20, 3)
-    assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
+    [line] = process.stderr.splitlines()
+    assert line.startswith(f"skipped: {greys}/train/half-0/05.png cannot be decoded: ")
+    source = sources.open_split(f"folder:{greys}", "train")
+    records = [int(Path(source[i].name).stem) for i in range(16)]
+    expected = {10 * i: 1 for i in range(16) if i != 5}
+    expected[10 * records[(records.index(5) + 1) % 16]] += 1  # the next record takes the place
+    originals, _ = cells(cv2.imread(str(path)), 2, 16, 8)
+    assert Counter(originals[:, 0, 0, 0].tolist()) == expected
+    assert {p.name for p in tmp_path.iterdir()} == {"sheet.png", "train", "test"}
+
+
+def test_more_than_a_run_may_skip_is_not_drawn(greys, small_config):
+    small_config.data.dataset, small_config.data.batch_size = f"folder:{greys}", 16
+    small_config.data.max_skipped = 0.06
+    said = []
+    with pytest.raises(
+        RunError, match=r"^1 of the 16 examples of \S+ cannot be used, more than the share of 0.06 "
+        r"that may be skipped; mend those named above, or raise --config\.data\.max_skipped$"
+    ):  # fmt: skip
+        contact_sheet.draw(small_config, say=said.append)
+    [line] = said
+    assert line.startswith(f"skipped: {greys}/train/half-0/05.png cannot be decoded: ")
 
 
 @pytest.mark.parametrize(

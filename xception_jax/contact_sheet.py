@@ -7,12 +7,15 @@ r"""Draws what each augmentation does to the examples of a config: a contact she
 A column is an example of the run's first batch, as it comes from the host; a row is an
 augmentation, as strong as the config has it, or of a telling strength where the config has it off.
 What is drawn at random is what the run's first step draws. The last row has on what the config has.
+Examples that cannot be used are replaced as in the run, as many as may be, and named.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +23,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from xception_jax import cli
-from xception_jax.errors import UsageError, nearest
+from xception_jax.errors import RunError, UsageError, nearest
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
 
     from xception_jax.data.augment import Augmentation
+    from xception_jax.train import Run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the config file; change its fields with --config.FIELD=VALUE"
@@ -61,15 +65,21 @@ def names() -> list[str]:
 
 
 def draw(
-    config: ConfigDict, *, examples: int = 8, only: Sequence[str] = (), cell: int = 96
+    config: ConfigDict,
+    *,
+    examples: int = 8,
+    only: Sequence[str] = (),
+    cell: int = 96,
+    say: Callable[[str], None] = print,
 ) -> "np.ndarray":
-    """The contact sheet; the arguments are the command's flags.
+    """The contact sheet; the arguments are the command's flags, and `say` takes its notes.
 
     Returns:
       uint8 `[height, width, 3]`, RGB.
 
     Raises:
       UsageError: the config or its data will not do, or there is no such row.
+      RunError: more examples cannot be used than the run may skip.
     """
     import jax.numpy as jnp
     import numpy as np
@@ -88,9 +98,33 @@ def draw(
             f"{config.data.batch_size}"
         )
     run = train.prepare(config_lib.resolve(config))
-    images = jnp.asarray(np.asarray(next(run.batches(0))["image"])[:needed])
+    images = jnp.asarray(_first_images(run, say)[:needed])
     rows = [("original", images), *_rows(config, images, only)]
     return _sheet([(label, np.asarray(row)[:examples]) for label, row in rows], cell)
+
+
+def _first_images(run: "Run", say: Callable[[str], None]) -> "np.ndarray":
+    """The images of the run's first step; says which examples the run would skip until then."""
+    import numpy as np
+
+    from xception_jax.data.skips import Skips
+
+    # A sheet has no workdir, so it says what a run's log would name.
+    with tempfile.TemporaryDirectory() as folder:
+        skips = Skips(pathlib.Path(folder), run.config.data.max_skipped, say=lambda line: None)
+        try:
+            return np.asarray(next(run.batches(0, skips))["image"])
+        except RunError as error:
+            reason, refers, _ = str(error).partition(f"; {folder}")
+            if not refers:
+                raise
+            raise RunError(
+                f"{reason}; mend those named above, or raise --config.data.max_skipped"
+            ) from None
+        finally:
+            for log in pathlib.Path(folder).iterdir():
+                for entry in map(json.loads, log.read_text().splitlines()):
+                    say(f"skipped: {entry['name']} {entry['reason']}")
 
 
 def _rows(
@@ -179,7 +213,15 @@ def main() -> None:
         raise UsageError(f"--output={path} must end in {' or '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--output={path}: there is no folder {path.parent}")
-    sheet = draw(_CONFIG.value, examples=_EXAMPLES.value, only=_ONLY.value or (), cell=_CELL.value)
+    from xception_jax import console
+
+    sheet = draw(
+        _CONFIG.value,
+        examples=_EXAMPLES.value,
+        only=_ONLY.value or (),
+        cell=_CELL.value,
+        say=console.make_console(stderr=True).print,
+    )
     _write(path, sheet)
     print(path)
 
