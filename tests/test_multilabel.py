@@ -2,15 +2,19 @@
 
 import io
 import json
+import math
+import shutil
 
 import pytest
 
+from configs import jft, open_images
 from tests import tiny_datasets
 from tests.processes import digests, finish, result
-from xception_jax import train
+from xception_jax import evaluate, train
 from xception_jax.errors import UsageError
 from xception_jax.training import digest, metrics, step, telemetry
 from xception_jax.training.checkpoint import Checkpoints
+from xception_jax.training.workdir import read_config
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,72 @@ def test_a_run_that_was_stopped_ends_the_same(config, tmp_path):
     config.duration = "32 steps"
     train.train(config, tmp_path / "parts", allow_config_changes=True)
     assert digests(tmp_path / "parts", 32) == digests(tmp_path / "whole", 32)
+
+
+# What makes a recipe of 100 million examples one of 2048, and changes nothing else of it.
+SHORT = {
+    "duration": "32 steps",
+    "eval.every": "16 steps",
+    "checkpoint.every": "16 steps",
+    "log.every": "8 steps",
+    "optimizer.warmup": "4 steps",
+    "optimizer.decay_every": "1024 examples",
+    "model.bn_momentum": 0.8,
+    "model.width": 0.1,
+    "model.middle_blocks": 0,
+    "model.stem_stride": 1,
+    "data.image_size": 8,
+    "data.batch_size": 64,  # two of the recipes' microbatches
+    "augment.flip": False,  # a mirrored scene has other labels
+    "mesh.data": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "label", "layers"),
+    [(jft, "", 3), (open_images, "objects/label", 1)],
+    ids=["jft", "open_images"],
+)
+def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_path):
+    splits = {"train": 256, "validation": 90}
+    tiny_datasets.prepare_multilabel(tmp_path, "tiny", examples=splits, objects=bool(label))
+    config = recipe.get_config()
+    units = tuple(units // 128 for units in config.model.fc_units)
+    data = {"data.dataset": "tiny", "data.data_dir": str(tmp_path), "data.label": label}
+    config.update_from_flattened_dict(SHORT | data | {"model.fc_units": units})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    found = train.train(config, whole)
+
+    paper = {"name": "rmsprop", "momentum": 0.9, "learning_rate": 0.001, "schedule": "staircase",
+             "decay_rate": 0.9, "weight_decay": 1e-5}  # fmt: skip
+    ran = read_config(whole)
+    assert {name: ran.optimizer[name] for name in paper} == paper
+    assert (ran.loss.name, ran.optimizer.microbatch) == ("sigmoid", 32)
+    arrays = digests(whole, 32)
+    kinds = {tuple(name.split(".")[:2]) for name in arrays["opt_state"]}
+    # After the L2 decay, RMSprop's mean square; after the rate, the momentum, as in TensorFlow.
+    assert kinds == {("1", "nu"), ("2", "count"), ("3", "trace")}
+    kernels = [name for name in arrays["params"] if name.startswith("head.") and "kernel" in name]
+    assert len(kernels) == layers
+    assert arrays["ema"].keys() >= {f"params.{name}" for name in kernels}
+
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps][-4:] == [8, 16, 24, 32]
+    assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
+    assert steps[-1]["learning_rate"] == pytest.approx(0.0009), "one stair down"
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["map"] > 0.8, "guesses in random order have about 0.5"
+    again = evaluate.evaluate(whole, say=lambda line: None)
+    assert {name: again[name] for name in found} == pytest.approx(found, rel=1e-4)
+
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "32")
+    console = telemetry.Console(file=io.StringIO(), width=200)
+    assert train.train(config, parts, console=console) == found
+    assert "continues from the checkpoint of step 16" in console.file.getvalue()
+    assert digests(parts, 32) == arrays
 
 
 @pytest.mark.parametrize(
