@@ -51,7 +51,7 @@ def test_statistics_over_the_whole_batch_stand_between_layers(small_config):
     from xception_jax.planning import estimate, program, steps
 
     small_config.mesh.data, small_config.model.bn_virtual_batch = 8, None
-    mesh = train.prepare(small_config).mesh
+    mesh = train.prepare(small_config).layout.mesh
     compiled = steps.lower("train", small_config, mesh, steps.Data(10)).compile()
     figures = {**program.of_compiled(compiled), "compile_s": 0}
     [found] = estimate.of_devices(figures, compiled.as_text(), None).collectives
