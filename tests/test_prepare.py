@@ -212,18 +212,21 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes(damaged[kind])
 
 
+DAMAGED = [
+    ("photos.tar", "tar", "cut", "ReadError: .*unexpected end of data"),
+    ("photos.tar", "tar", "begun otherwise", "ReadError: file could not be opened .*"),
+    ("photos.tar.gz", "tar.gz", "cut", "EOFError: .*ended before the end-of-stream marker.*"),
+    ("photos.tar", "tar.xz", "overwritten", "LZMAError: .*Corrupt input data"),
+    ("photos.zip", "zip", "cut", "BadZipFile: File is not a zip file"),
+    ("photos.zip", "zip", "overwritten", r"BadZipFile: .*Bad CRC-32 for file '\d\.jpg'"),
+    ("photos.gz", "gz", "begun otherwise", "BadGzipFile: .*Not a gzipped file.*"),
+    ("photos.gz", "gz", "wrong after its header", "error: .*Error -3 while decompressing.*"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "harm", "reason"),
-    [
-        ("photos.tar", "tar", "cut", "ReadError: .*unexpected end of data"),
-        ("photos.tar", "tar", "begun otherwise", "ReadError: file could not be opened .*"),
-        ("photos.tar.gz", "tar.gz", "cut", "EOFError: .*ended before the end-of-stream marker.*"),
-        ("photos.tar", "tar.xz", "overwritten", "LZMAError: .*Corrupt input data"),
-        ("photos.zip", "zip", "cut", "BadZipFile: File is not a zip file"),
-        ("photos.zip", "zip", "overwritten", r"BadZipFile: .*Bad CRC-32 for file '\d\.jpg'"),
-        ("photos.gz", "gz", "begun otherwise", "BadGzipFile: .*Not a gzipped file.*"),
-        ("photos.gz", "gz", "wrong after its header", "error: .*Error -3 while decompressing.*"),
-    ],
+    [DAMAGED[0], *(pytest.param(*other, marks=pytest.mark.slow) for other in DAMAGED[1:])],
 )
 def test_a_damaged_archive_is_told_in_one_line(tmp_path, name, kind, harm, reason):
     data, path = tmp_path / "data", tmp_path / "manual" / name
