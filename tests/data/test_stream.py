@@ -372,3 +372,11 @@ def test_to_devices_reads_no_further_than_asked():
     placed = stream.to_devices(source, sharding.by_example(sharding.make_mesh(1)), ahead=2)
     next(placed)
     assert len(taken) == 2
+
+
+def test_worker_processes_share_the_cores():
+    alone = stream.Host().at_once
+    assert alone >= 1
+    assert stream.Host(workers=alone).at_once == 1
+    assert stream.Host(workers=1000).at_once == 1
+    assert stream.Host(threads=3, workers=2).at_once == 3
