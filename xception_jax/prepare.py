@@ -24,16 +24,15 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from absl import flags
 from rich.console import Console
 
 from xception_jax import cli
 from xception_jax.console import make_console
+from xception_jax.data.needs import Needs, refuse_bucket
 from xception_jax.errors import RunError, UsageError
 
 _DATASET = flags.DEFINE_string("dataset", None, "a TFDS name: NAME, NAME/CONFIG or NAME:VERSION")
@@ -52,9 +51,6 @@ _CHECK_ARCHIVES = flags.DEFINE_bool(
 _JSON = flags.DEFINE_bool(
     "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
 )
-
-# Names of files in a builder's instructions for what is to be put into the manual folder.
-_FILE_NAME = re.compile(r"[\w.-]+\.(?:tar(?:\.gz|\.bz2)?|tgz|zip|gz|7z|rar|csv|mat|json|txt)\b")
 
 
 def prepare(
@@ -81,8 +77,8 @@ def prepare(
 
     from xception_jax.data import sources
 
-    _refuse_bucket("data_dir", data_dir or constants.DATA_DIR)
-    _refuse_bucket("manual_dir", manual_dir or "")
+    refuse_bucket("data_dir", data_dir or constants.DATA_DIR)
+    refuse_bucket("manual_dir", manual_dir or "")
     builder = sources.find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     prepared = bool(builder.info.splits)
     if prepared:
@@ -108,117 +104,6 @@ def prepare(
     }
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a builder takes, as far as TFDS knows.
-
-    Attributes:
-      manual: the folder of what is put there by hand.
-      by_hand: the files for it that the builder's instructions name.
-      sizes: bytes of those that TFDS knows, 0 where it does not know how many. They are archives
-        that it will open; others may be unpacked first.
-      urls: what is downloaded.
-      download: bytes of that, those left to download.
-      disk: bytes, downloads included. TFDS' figure for the prepared data, else the size of the
-        archives it is made of: images are stored as they come.
-      free: bytes.
-    """
-
-    manual: Path
-    by_hand: tuple[str, ...]
-    sizes: dict[str, int]
-    urls: tuple[str, ...]
-    download: int
-    disk: int
-    free: int
-
-    @classmethod
-    def of(cls, builder: Any, manual: Path) -> "Needs":
-        """Collects it from a builder, the manual folder and the disk."""
-        root = Path(builder._data_dir_root)
-        sizes = {url: int(info.size or 0) for url, info in (builder.url_infos or {}).items()}
-        named = _FILE_NAME.findall(builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "")
-        by_hand = tuple(dict.fromkeys(named))
-        urls = tuple(url for url in sizes if url.rsplit("/", 1)[-1] not in by_hand)
-        known = {url.rsplit("/", 1)[-1]: size for url, size in sizes.items()}
-        there = [manual / name for name in by_hand if (manual / name).is_file()]
-        archives = sum(sizes[url] for url in urls) + sum(path.stat().st_size for path in there)
-        done = (root / "downloads" / builder.name).rglob("*")
-        left = sum(sizes[url] for url in urls) - sum(p.stat().st_size for p in done if p.is_file())
-        return cls(
-            manual=manual,
-            by_hand=by_hand,
-            sizes={name: known[name] for name in by_hand if name in known},
-            urls=urls,
-            download=max(left, 0),
-            disk=max(left, 0) + int(builder.info.dataset_size or archives),
-            free=shutil.disk_usage(_existing(root)).free,
-        )
-
-    def describe(self, builder: Any) -> str:
-        """Some lines for people."""
-        from tensorflow_datasets.core.units import Size
-
-        lines = [f"{builder.info.full_name} will be written to {builder.data_dir}"]
-        if self.urls:
-            hosts = ", ".join(sorted({urlsplit(url).netloc for url in self.urls}))
-            size = f"up to {Size(self.download)}" if self.download else "nothing that is not there"
-            lines.append(f"downloads: {size}, of {len(self.urls)} files from {hosts}")
-        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            lines.append(f"by hand, in {self.manual}: {_instructions(builder)}")
-        takes = f"about {Size(self.disk)}" if self.disk else "TFDS does not know how much"
-        lines.append(f"disk: {takes}; free: {Size(self.free)}")
-        return "\n  ".join(lines)
-
-    def check(self, builder: Any, check_disk: bool, check_archives: bool) -> None:
-        """Raises `UsageError` if the builder cannot succeed."""
-        from tensorflow_datasets.core.units import Size
-
-        target, root = Path(builder.data_dir), Path(builder._data_dir_root)
-        if target.exists():
-            raise UsageError(
-                f"{target} is there and holds no dataset_info.json, so TFDS neither reads nor "
-                f"replaces it; move it away"
-            )
-        parent = _existing(target)
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
-            raise UsageError(f"{parent} cannot be written to; name another --data_dir")
-        missing = [name for name in self.sizes if not (self.manual / name).is_file()]
-        empty = not self.manual.is_dir() or not any(self.manual.iterdir())
-        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and (missing or empty):
-            lacks = f"has no {' and no '.join(missing)}" if missing else "is empty or not there"
-            raise UsageError(
-                f"{self.manual} {lacks}; name the folder with --manual_dir. TFDS says: "
-                f"{_instructions(builder)}"
-            )
-        # TFDS does not look, and a tar that is cut between two of its files looks like a whole one.
-        sizes = {self.manual / name: size for name, size in self.sizes.items() if size}
-        wrong = [
-            f"{path} has {path.stat().st_size:,} bytes instead of {size:,}"
-            for path, size in sizes.items()
-            if path.stat().st_size != size
-        ]
-        if check_archives and wrong:
-            raise UsageError(
-                f"{' and '.join(wrong)}: not the whole archive that TFDS knows; fetch it again, or "
-                f"go on all the same with --nocheck_archives"
-            )
-        if check_disk and self.disk > self.free:
-            raise UsageError(
-                f"{root} has {Size(self.free)} free, and {builder.name} takes about "
-                f"{Size(self.disk)}; make room, or go on all the same with --nocheck_disk"
-            )
-
-
-def _refuse_bucket(flag: str, folder: str) -> None:
-    """Raises `UsageError` for what TFDS takes, but `Path` takes for a folder of that name."""
-    if "://" in folder:
-        raise UsageError(
-            f"{folder} is not on a file system, where data is prepared: mount the bucket as a "
-            f"folder, or use one on a disk, and name that with --{flag}"
-        )
-
-
 def _check_complete(builder: Any, published: Mapping[str, int]) -> None:
     """Raises `RunError` where splits are too small, and removes them.
 
@@ -236,15 +121,6 @@ def _check_complete(builder: Any, published: Mapping[str, int]) -> None:
             f"{builder.info.full_name} has come out with {few}, and is removed again: an archive "
             f"is not whole. Fetch it again, or keep what there is with --nocheck_archives"
         )
-
-
-def _instructions(builder: Any) -> str:
-    return " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest of its parents that is there."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def _pipeline_options(options: list[str]) -> Any:
