@@ -11,10 +11,8 @@ Examples that cannot be used are replaced as in the run, as many as may be, and 
 """
 
 import dataclasses
-import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,14 +21,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from xception_jax import cli
-from xception_jax.errors import RunError, UsageError, nearest
+from xception_jax.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
 
     from xception_jax.data.augment import Augmentation
-    from xception_jax.train import Run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the config file; change its fields with --config.FIELD=VALUE"
@@ -86,6 +83,7 @@ def draw(
 
     from xception_jax import config as config_lib
     from xception_jax import preflight, train
+    from xception_jax.data.skips import Skips
 
     for name in only:
         if name not in names():
@@ -98,33 +96,10 @@ def draw(
             f"{config.data.batch_size}"
         )
     run = train.prepare(config_lib.resolve(config))
-    images = jnp.asarray(_first_images(run, say)[:needed])
+    batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
+    images = jnp.asarray(np.asarray(batch["image"])[:needed])
     rows = [("original", images), *_rows(config, images, only)]
     return _sheet([(label, np.asarray(row)[:examples]) for label, row in rows], cell)
-
-
-def _first_images(run: "Run", say: Callable[[str], None]) -> "np.ndarray":
-    """The images of the run's first step; says which examples the run would skip until then."""
-    import numpy as np
-
-    from xception_jax.data.skips import Skips
-
-    # A sheet has no workdir, so it says what a run's log would name.
-    with tempfile.TemporaryDirectory() as folder:
-        skips = Skips(pathlib.Path(folder), run.config.data.max_skipped, say=lambda line: None)
-        try:
-            return np.asarray(next(run.batches(0, skips))["image"])
-        except RunError as error:
-            reason, refers, _ = str(error).partition(f"; {folder}")
-            if not refers:
-                raise
-            raise RunError(
-                f"{reason}; mend those named above, or raise --config.data.max_skipped"
-            ) from None
-        finally:
-            for log in pathlib.Path(folder).iterdir():
-                for entry in map(json.loads, log.read_text().splitlines()):
-                    say(f"skipped: {entry['name']} {entry['reason']}")
 
 
 def _rows(

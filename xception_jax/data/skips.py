@@ -57,8 +57,9 @@ class Skips:
 
     Args:
       workdir: for `skipped.jsonl`; processes other than the first put their number in the name.
+        None: there is no log, and all are told.
       most: the share of a split that may be skipped.
-      say: tells the user a line.
+      say: tells the user a line; of those in a log about the first alone.
       flag: what raises `most`.
 
     Raises:
@@ -67,14 +68,14 @@ class Skips:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: Path | None,
         most: float,
         say: Callable[[str], None],
         flag: str = "--allow_config_changes --config.data.max_skipped",
     ):
         process = jax.process_index()
-        self._workdir = workdir
-        self._path = workdir / (f"skipped.{process}.jsonl" if process else "skipped.jsonl")
+        name = f"skipped.{process}.jsonl" if process else "skipped.jsonl"
+        self._path = workdir / name if workdir else None
         self._most, self._say, self._flag = most, say, flag
         self._told = False
         self._seen: dict[str, set[int]] = {}
@@ -93,32 +94,38 @@ class Skips:
         for record, name, reason in skipped:
             if record not in seen:
                 seen.add(record)
-                self._write({"split": source.name, "record": record, "name": name,
-                             "reason": reason})  # fmt: skip
-            if not self._told:
+                entry = {"split": source.name, "record": record, "name": name, "reason": reason}
+                self._write(entry)
+            if self._path and not self._told:
                 self._say(f"skipped: {name} {reason}; {self._path} names all")
                 self._told = True
         count, share = len(seen), len(seen) / len(source)
         if share > self._most:
+            mend = "mend those named above, or raise --config.data.max_skipped"
+            if self._path:
+                mend = (
+                    f"{self._logs(self._path)} names them: mend them and remove it, or go on with "
+                    f"{self._flag}={min(1.0, 2 * share):.1g}"
+                )
             raise RunError(
                 f"{count:,} of the {len(source):,} examples of {source.name} cannot be used, more "
-                f"than the share of {self._most:g} that may be skipped; {self._logs()} names them: "
-                f"mend them and remove it, or go on with {self._flag}={min(1.0, 2 * share):.1g}"
+                f"than the share of {self._most:g} that may be skipped; {mend}"
             )
         if len(skipped) >= min(IN_A_ROW, len(source)):
+            named = f"; {self._path} names them" if self._path else ""
             raise RunError(
-                f"{len(skipped)} examples of {source.name} in a row cannot be used; "
-                f"{self._path} names them. Is the data still there?"
+                f"{len(skipped)} examples of {source.name} in a row cannot be used{named}. Is the "
+                f"data still there?"
             )
 
-    def _logs(self) -> Path:
+    def _logs(self, own: Path) -> Path:
         """All logs, as a shell names them."""
-        alone = list(self._read_to) in ([], [self._path])
-        return self._path if alone else self._workdir / "skipped*.jsonl"
+        alone = list(self._read_to) in ([], [own])
+        return own if alone else own.with_name("skipped*.jsonl")
 
     def _read_logs(self) -> None:
         """Takes what is new in the logs, whole lines."""
-        for path in sorted(self._workdir.glob("skipped*.jsonl")):
+        for path in sorted(self._path.parent.glob("skipped*.jsonl")) if self._path else ():
             try:
                 with path.open("rb") as file:
                     file.seek(self._read_to.get(path, 0))
@@ -130,6 +137,10 @@ class Skips:
                 self._seen.setdefault(split, set()).add(record)
 
     def _write(self, entry: dict[str, Any]) -> None:
+        """Adds a line to the log; says it where there is none."""
+        if not self._path:
+            self._say(f"skipped: {entry['name']} {entry['reason']}")
+            return
         try:
             with self._path.open("ab+") as file:
                 if file.tell():
