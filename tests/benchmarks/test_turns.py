@@ -85,6 +85,7 @@ def restless(tmp_path):
         worker.close()
 
 
+@pytest.mark.slow
 def test_it_works_in_its_own_turn_only_and_leaves_nothing(restless):
     (one, group), (other, others) = restless(), restless()
     assert len(members(group)) >= 2, "the child is of the group"
@@ -105,6 +106,7 @@ def test_it_works_in_its_own_turn_only_and_leaves_nothing(restless):
     assert_gone(others)
 
 
+@pytest.mark.slow
 def test_one_that_dies_while_it_is_stopped(restless):
     worker, group = restless()
     os.kill(group, signal.SIGKILL)  # the worker alone, not its child
@@ -113,6 +115,7 @@ def test_one_that_dies_while_it_is_stopped(restless):
     assert_gone(group)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_them_all(restless):
     groups = []
 

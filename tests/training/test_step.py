@@ -135,6 +135,7 @@ def test_nothing_random_without_the_step(small_config):
     assert float(found_a["loss"]) == float(found_b["loss"]) != float(found_later["loss"])
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_weights_and_statistics_in_float32(without_dropout):
     exact, found_by_exact = steps(without_dropout)
     without_dropout.model.dtype = "bfloat16"
