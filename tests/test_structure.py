@@ -22,7 +22,7 @@ LEVELS = [
     {"data", "models"},
     {"fields"},
     {"cluster"},
-    {"allocator", "cache", "console", "errors"},
+    {"allocator", "cache", "console", "errors", "seal"},
 ]
 
 
