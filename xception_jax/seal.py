@@ -30,12 +30,17 @@ def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, NAME: seal(fields)}
 
 
-def check(fields: Mapping[str, Any]) -> None:
-    """Raises `ValueError`, whose text completes "it ...", unless the fields have the right seal."""
+def complaint(fields: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file of these fields, as "has no seal"; None where the seal is right."""
     if NAME not in fields:
-        raise ValueError("has no seal")
-    if fields[NAME] != seal(fields):
-        raise ValueError("is not what was sealed")
+        return "has no seal"
+    return None if fields[NAME] == seal(fields) else "is not what was sealed"
+
+
+def check(fields: Mapping[str, Any]) -> None:
+    """Raises `ValueError` with the complaint, if there is one."""
+    if wrong := complaint(fields):
+        raise ValueError(wrong)
 
 
 def parse(text: str | bytes) -> dict[str, Any]:

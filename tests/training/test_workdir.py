@@ -102,5 +102,5 @@ def test_no_run_there(tmp_path):
     with pytest.raises(UsageError, match=r"no run in .* no config\.json"):
         workdir.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UsageError, match="is no config"):
+    with pytest.raises(UsageError, match="is no JSON"):
         workdir.read_config(tmp_path)
