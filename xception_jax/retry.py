@@ -74,7 +74,7 @@ def read(what: str, action: Callable[[], T], say: Callable[[str], None] = tell) 
             why = storage_error(error)
             if why is None:
                 raise
-            name = _file(error) or what
+            name = file_of(error) or what
             left = until - time.monotonic()
             if left <= 0:
                 raise RunError(
@@ -95,12 +95,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
 
 
-def _file(error: BaseException) -> str | None:
+def bytes_of(path: Path) -> bytes:
+    """What a file holds; the `OSError` of a read names the file, as that of opening does."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def file_of(error: BaseException) -> str | None:
     """The file that an error names, if it does."""
     for part in _chain(error):
         if isinstance(part, OSError) and part.filename:
             return str(part.filename)
-        for quoted, bare in re.findall(r'"(/[^"]+)"|open file (/.+?): ', str(part)):
-            if not Path(quoted or bare).is_dir():
-                return quoted or bare
+        for quoted, bare in re.findall(r'"(/[^"]*[^"/])"|open file (/.+?): ', str(part)):
+            return quoted or bare
     return None

@@ -26,6 +26,7 @@ from xception_jax.training import manifest
 from xception_jax.training.digest import digests
 from xception_jax.training.manifest import DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState, Tree
+from xception_jax.training.tracebacks import Tracebacks
 from xception_jax.training.workdir import write_atomically
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class Checkpoints:
         self._folder = workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._say = keep, read_only, say
         self._writing = False
+        self._tracebacks = Tracebacks(workdir)
         # By step: its manifest, or the complaint where that is damaged. As process 0 sees them.
         self._found = self._survey()
 
@@ -102,11 +104,18 @@ class Checkpoints:
         return ocp.CheckpointManager(self._folder, options=options, item_names=(*ITEMS, "meta"))
 
     def __enter__(self) -> "Checkpoints":
+        self._tracebacks.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._writing:
-            self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if self._writing:
+                self._manager.close()
+        except Exception as error:
+            if kind is None:  # else what came first is told
+                raise self._failed("a checkpoint", error) from error
+        finally:
+            self._tracebacks.__exit__()
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, in order, damaged ones among them."""
@@ -186,7 +195,7 @@ class Checkpoints:
         try:
             saved = manager.save(meta.step, args=composite)
         except Exception as error:
-            raise RunError(f"checkpoint {meta.step} could not be saved: {error}") from error
+            raise self._failed(f"checkpoint {meta.step}", error) from error
         if not saved:
             raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
 
@@ -205,7 +214,18 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise RunError(f"a checkpoint could not be written: {error}") from error
+            raise self._failed("a checkpoint", error) from error
+
+    def _failed(self, what: str, error: Exception) -> RunError:
+        """One line on a write that failed, which names the file with Orbax' traceback."""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if why := retry.storage_error(error):
+            reason = f"{why}: {retry.file_of(error) or self._folder}"
+        path = self._tracebacks.write()
+        return RunError(
+            f"{what} could not be written: {reason}"
+            + (f"; {path} has the traceback" if path else "")
+        )
 
     def _last(self) -> str:
         steps = self.steps()

@@ -168,7 +168,7 @@ def read(folder: Path) -> Meta:
     """
     try:
         check_regular(folder)
-        meta = parse(path_of(folder).read_bytes())
+        meta = parse(retry.bytes_of(path_of(folder)))
         if meta.step != int(folder.name):
             raise ValueError(f"says that it is of step {meta.step}")
         if meta.digest_algorithm == 1 and meta.metrics is None:
@@ -190,7 +190,7 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
     if not path.exists():
         return None
     try:
-        metrics = seal.parse(path.read_bytes())
+        metrics = seal.parse(retry.bytes_of(path))
         if not _are_metrics(metrics):
             raise ValueError("they are of another kind")
     except ValueError as error:

@@ -95,7 +95,7 @@ def _parse(path: Path) -> dict[str, Any]:
     """The fields of a file; `ValueError` where it holds none, or is no file."""
     if not path.is_file():
         raise ValueError("it is no regular file")
-    return seal.parse(path.read_bytes())
+    return seal.parse(retry.bytes_of(path))
 
 
 def _complete(flat: dict[str, Any]) -> dict[str, Any]:
