@@ -22,6 +22,7 @@ LEVELS = [
     {"data", "models"},
     {"fields"},
     {"cluster"},
+    {"retry"},
     {"allocator", "cache", "console", "errors"},
 ]
 
