@@ -83,7 +83,8 @@ def test_a_real_directory_and_a_missing_file_are_lasting_and_a_full_table_passes
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert data == b"whole"
     assert said == [
-        "it cannot be read at present: Too many open files; trying again for 0.05 seconds"
+        f"it cannot be read at present: Too many open files ({tmp_path}/file); trying again for "
+        f"0.05 seconds"
     ]
 
 

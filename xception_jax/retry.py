@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from xception_jax.console import make_console
-from xception_jax.errors import ReadError
+from xception_jax.errors import ExampleError, ReadError
 
 Result = TypeVar("Result")
 
-# Attempts continue for this long, in seconds. The pauses between them double up to the longest.
+# Attempts continue for this long, in seconds.
 SECONDS = 120.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0
+# The pauses between them, as shares of that: the first, and the longest that doubling leads to.
+_FIRST, _LONGEST = 1 / 240, 1 / 6
 
 # Errors that another attempt does not cure: the file is gone, is no file, or access is denied.
 # Every other code counts as passing. So an unknown code stops a run; it never replaces an example.
@@ -29,10 +30,10 @@ LASTING = frozenset(
     }
 )
 # C++ libraries raise errors without a code. Their messages contain the system's text of the code,
-# as `pread() failed: Input/output error; reading PATH`, or the name of a status.
+# as `pread() failed: Input/output error; reading PATH`, or begin with the name of a status.
 _TEXTS = tuple(
     {os.strerror(code) for code in errno.errorcode if code not in LASTING}
-    | {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+    | {"UNAVAILABLE: ", "DEADLINE_EXCEEDED: ", "RESOURCE_EXHAUSTED: "}
 )
 
 
@@ -40,8 +41,11 @@ def transient(error: BaseException) -> bool:
     """Whether an error of reading may pass, so that it says nothing about the data.
 
     An `OSError` is judged by its code alone; one without a code is lasting. `MemoryError` may
-    pass. Any other error is judged by the message (see `_TEXTS`).
+    pass. Any other error is judged by the message (see `_TEXTS`), but not our own: an
+    `ExampleError` is about bytes, and a `ReadError` has had its attempts.
     """
+    if isinstance(error, (ExampleError, ReadError)):
+        return False
     if isinstance(error, OSError):
         return error.errno is not None and error.errno not in LASTING
     if isinstance(error, MemoryError):
@@ -56,7 +60,7 @@ def reading(
     *,
     say: Callable[[str], None] | None = None,
     seconds: float = SECONDS,
-    first_pause: float = _FIRST_PAUSE,
+    first_pause: float | None = None,
 ) -> Result:
     """Returns `action()`; tries again, with growing pauses, while it fails for a passing reason.
 
@@ -65,39 +69,38 @@ def reading(
       name: of what is read, for messages.
       say: tells the user once that a read failed; None: standard error.
       seconds: no attempt begins later than this after the first.
-      first_pause: seconds before the second attempt; each later pause is twice as long, at most
-        20 seconds.
+      first_pause: seconds before the second attempt; None: half a second of two minutes. Each
+        later pause is twice as long, up to a sixth of `seconds`.
 
     Raises:
       ReadError: the time is over, and the last attempt failed for a passing reason too.
       Exception: what `action` raises for any other reason, at once.
     """
-    begun, pause, attempts = time.monotonic(), first_pause, 0
+    begun, attempts = time.monotonic(), 0
+    pause = seconds * _FIRST if first_pause is None else first_pause
     while True:
         try:
             return action()
-        except ReadError:  # of a read inside this one, which has had its attempts
-            raise
         except Exception as error:
             if not transient(error):
                 raise
-            failure = error
+            why = reason(error)
+            path = getattr(error, "filename", None)
+            if path and os.fsdecode(path) not in name:
+                why += f" ({os.fsdecode(path)})"
         attempts += 1
         left = begun + seconds - time.monotonic()
         if left <= 0:
             raise ReadError(
-                f"{name} cannot be read: {reason(failure)}; {attempts} attempts in {seconds:g} "
+                f"{name} cannot be read: {why}; {attempts} attempts in {seconds:g} "
                 f"seconds failed. Nothing is known to be wrong with the data: check the disk or "
                 f"network, then start the same command again"
             ) from None
         if attempts == 1:
             tell = say or make_console(stderr=True).print
-            tell(
-                f"{name} cannot be read at present: {reason(failure)}; trying again for "
-                f"{seconds:g} seconds"
-            )
+            tell(f"{name} cannot be read at present: {why}; trying again for {seconds:g} seconds")
         time.sleep(min(pause, left))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, seconds * _LONGEST)
 
 
 def reason(error: BaseException) -> str:
