@@ -7,7 +7,6 @@ keras/src/legacy/saving/legacy_h5_format.py.
 
 import io
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,18 +15,15 @@ from typing import Any
 import numpy as np
 
 from xception_jax.errors import UsageError
+from xception_jax.weights import archives, hdf5
+from xception_jax.weights.hdf5 import explained
 from xception_jax.weights.keras import Layer
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
-_INSTALL = "needs h5py: pip install 'xception_jax[convert]'"
 
 
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UsageError(f"a Keras file {_INSTALL}") from None
-    return h5py
+# Of a config, as JSON; that of the largest model here has half a megabyte.
+_MAX_CONFIG_BYTES = 16 * 2**20
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, str], float | None]:
@@ -40,30 +36,24 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str], float | None]:
     Raises:
       UsageError: it is damaged, or no Keras file.
     """
-    h5py = _h5py()
     config: Any = None
-    try:
+    with explained(path, "Keras file"):
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
-                # Read whole, so that its checksum is checked.
-                file = h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r")
+            limits = {"config.json": _MAX_CONFIG_BYTES, "model.weights.h5": hdf5.MAX_FILE_BYTES}
+            members = archives.read_members(path, limits)
+            config = json.loads(members["config.json"])
+            file = hdf5.open_file(io.BytesIO(members["model.weights.h5"]))
         else:
-            file = h5py.File(path, "r")
-            config = json.loads(file.attrs.get("model_config", "null"))
+            file = hdf5.open_file(path)
+            config = json.loads(hdf5.text(file, "model_config", _MAX_CONFIG_BYTES) or "null")
         legacy = "model_weights" in file or "layer_names" in file.attrs
         layers = list(_legacy(file.get("model_weights", file)) if legacy else _keras_3(file))
         epsilon = _epsilon(config, path)
         found = {
-            f"{key}/{i}": np.asarray(tensor)
+            f"{key}/{i}": hdf5.Dataset(tensor, path)
             for key, _, tensors in layers
             for i, tensor in enumerate(tensors)
         }
-    except UsageError:
-        raise
-    except Exception as error:  # h5py and zipfile raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} is damaged or no Keras file: {reason}") from None
     if not found:
         raise UsageError(f"{path} is no Keras file of one model: it holds no layers with weights")
     return found, {key: name for key, name, _ in layers if name}, epsilon
@@ -79,7 +69,7 @@ def _keras_3(file: Any) -> _Read:
         held = group.get("vars", {})
         nested = [name for name in group if name != "vars" and len(group[name])]
         if nested:
-            raise UsageError(f"a layer of {file.filename} is a model itself, {key}; save it alone")
+            raise hdf5.Refused(f"has a nested model, {key}; save it alone")
         if len(held):
             name = held.attrs.get("name", "")
             yield key, str(name), [held[str(i)] for i in range(len(held))]
@@ -88,8 +78,8 @@ def _keras_3(file: Any) -> _Read:
 def _legacy(group: Any) -> _Read:
     backend = _text(group.attrs.get("backend", b""))
     if backend == "theano":
-        raise UsageError(f"{group.file.filename} is of Keras on Theano, whose convolutions are "
-                         f"flipped; convert it with Keras")  # fmt: skip
+        raise hdf5.Refused("is of Keras on Theano, whose convolutions are flipped; convert it with "
+                           "Keras")  # fmt: skip
     places = Counter[str]()
     for name in _names(group, "layer_names"):
         held = [group[name][tensor] for tensor in _names(group[name], "weight_names")]
@@ -97,8 +87,8 @@ def _legacy(group: Any) -> _Read:
             continue
         kind = _class_of([tensor.ndim for tensor in held])
         if kind is None:
-            raise UsageError(f"{group.file.filename}: layer {name!r} of {len(held)} tensors is "
-                             f"none of an Xception or Inception V3")  # fmt: skip
+            raise hdf5.Refused(f"has a layer {name!r} of {len(held)} tensors, which is none of an "
+                               f"Xception or Inception V3")  # fmt: skip
         key = f"{kind}_{places[kind]}" if places[kind] else kind
         places[kind] += 1
         yield key, name, held
@@ -156,7 +146,7 @@ def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.n
       layers: from `weights.keras`.
       tensors: Keras' by name.
     """
-    with _h5py().File(path, "w") as file:
+    with hdf5.h5py().File(path, "w") as file:
         if kind.endswith(".weights.h5"):
             for layer in layers:
                 group = file.create_group(f"layers/{layer.key}/vars")

@@ -171,6 +171,8 @@ def open_source(
         path, step = path.parents[1], path.name
     if not path.exists():
         raise UsageError(f"there are no weights at {path}")
+    if not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path} is neither a file nor a folder; a pipe or a device is not read")
     found = _format_of(path)
     if format not in (None, found):
         raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
