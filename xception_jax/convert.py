@@ -72,6 +72,7 @@ def convert(
     from xception_jax.weights.tensors import abstract
 
     source = sources.open_source(path, format=source_format, step=step, weights=weights)
+    source.check_whole()
     name = model or source.model
     if name is None:
         raise UsageError(f"--model is needed: {path} does not say which of them it is")
@@ -122,6 +123,8 @@ def _write(
     from xception_jax.weights.tensors import to_theirs
 
     if format == "keras":
+        if getattr(shapes, "head", None) is not None and shapes.head.fc:
+            raise UsageError("Keras' models have no fully connected layers before the classifier")
         layers = keras.layers(shapes)
         theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], ours)
         keras_files.write(draft, name, layers, theirs)

@@ -62,7 +62,7 @@ def test_a_model_without_a_head_takes_the_rest(tmp_path):
 def test_an_old_file_of_other_made_up_names_goes_by_place(tmp_path):
     """Keras 2 wrote all layers, those without weights too, and numbered on from what was there."""
     model, path = builders.create("xception"), tmp_path / "old.h5"
-    found, _, _ = keras_files.read(builders.write_keras(model, tmp_path / "new.weights.h5"))
+    found = keras_files.read(builders.write_keras(model, tmp_path / "new.weights.h5")).tensors
     with h5py.File(path, "w") as file:
         names = ["input_1"]
         for i, layer in enumerate(keras.layers(model)):

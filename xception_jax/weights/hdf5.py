@@ -155,6 +155,10 @@ class Dataset:
         return tuple(self.held.shape or ())
 
     @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
     def size(self) -> int:
         return math.prod(self.shape)
 
