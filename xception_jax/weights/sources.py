@@ -26,6 +26,7 @@ from xception_jax.weights.tensors import (
     flatten,
     listed,
     to_ours,
+    type_notes,
     variables,
 )
 
@@ -67,6 +68,7 @@ class Source:
       keras: what a Keras file holds.
       left_out: tensors that have no part in the logits.
       preprocessing, activation: see `About`.
+      types: of the tensors, as `array.dtype.name`.
     """
 
     path: Path
@@ -81,6 +83,7 @@ class Source:
     left_out: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
     activation: str | None = None
+    types: frozenset[str] = frozenset()
 
     def overrides(self, name: str) -> dict[str, Any]:
         """What the model of that name must be built with for these weights.
@@ -131,7 +134,7 @@ class Source:
             said += self.keras.notes
             if self.keras.problem:
                 said.append(f"NOTE: {self.path} {self.keras.problem}; its head is left out")
-        return said
+        return said + type_notes(self.types)
 
     def check_whole(self) -> None:
         """Raises `UsageError` where the weights have a head that our models cannot express."""
@@ -215,6 +218,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _types(found: Tensors) -> frozenset[str]:
+    return frozenset(array.dtype.name for array in found.values())
+
+
 def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
     held = keras_files.read(path)
     overrides: dict[str, Any] = {} if held.epsilon is None else {"bn_epsilon": held.epsilon}
@@ -232,6 +239,7 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
     return Source(
         path, "keras", held.dense[-1] if held.dense else None, lambda: held.tensors, origin,
         held_overrides=overrides, keras=held, preprocessing=made_for, activation=held.activation,
+        types=_types(held.tensors),
     )  # fmt: skip
 
 
@@ -242,6 +250,7 @@ def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
         path, "timm", biases[0].size if biases else None, lambda: found, origin,
         left_out=tuple(left_out),
         preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
+        types=_types(found),
     )  # fmt: skip
 
 
