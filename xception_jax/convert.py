@@ -76,10 +76,11 @@ def convert(
     name = model or source.model
     if name is None:
         raise UsageError(f"--model is needed: {path} does not say which of them it is")
-    about = source.about(name)
-    built = {key: value for key, value in about.overrides.items() if value is not None}
+    overrides = sources.effective(name, source.overrides(name))
+    built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)
     ours = source.tensors(shapes, name)
+    about = source.about(name)
     library = sources.effective(name, sources.library_overrides(target_format, name))
     notes = source.notes()
     if target_format != "xception_jax":

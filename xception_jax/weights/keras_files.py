@@ -41,6 +41,7 @@ class Contents:
       layer_names: the names that layers have by their keys, where they are found by place.
       dense: units of each dense layer of the head; the last has the classes.
       activation: `softmax` or `sigmoid` after the last; None where nothing is said.
+      pooling: `average` or `max`.
       epsilon: of batch normalization, where it is said.
       image_size: height and width of the images, where they are said.
       problem: why the head, or what is done to the images, was left out; the rest is whole.
@@ -52,6 +53,7 @@ class Contents:
     layer_names: dict[str, str] = field(default_factory=dict)
     dense: list[int] = field(default_factory=list)
     activation: str | None = None
+    pooling: str = "average"
     epsilon: float | None = None
     image_size: tuple[int, int] | None = None
     problem: str | None = None
@@ -109,7 +111,7 @@ def _described(tree: Tree, config: Any) -> Contents:
         contents.problem = str(problem)
         return contents
     contents.add_head(head.dense)
-    contents.activation = head.activation
+    contents.activation, contents.pooling = head.activation, head.pooling
     contents.notes += [f"NOTE: the {note}" for note in head.notes]
     if scaled is None:
         contents.notes.append("NOTE: nothing in the file scales images; [-1, 1] is assumed, as of "

@@ -1,6 +1,6 @@
 """What stands around a Keras backbone, in the terms of our models: scaling before, a head after.
 
-Our models take images of [-1, 1] and have a head of average pooling, fully connected layers with
+Our models take images of [-1, 1] and have a head of global pooling, fully connected layers with
 ReLU, and a classifier. All that is affine (rescaling, batch normalization, dense layers without an
 activation) is folded, in float64, into the next layer that has weights. What remains is refused by
 the name of its layer.
@@ -28,6 +28,7 @@ _IDENTITIES = {
 _IDENTITIES.remove("RandomCrop")  # it resizes or crops at inference too
 _DIVIDE, _SUBTRACT = ("TrueDivide", "tf.math.truediv"), ("Subtract", "tf.math.subtract")
 _MULTIPLY, _ADD = ("Multiply", "tf.math.multiply"), ("Add", "tf.__operators__.add", "tf.math.add")
+_POOLING = {"GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 # Matrix products of more multiplications than this are not folded.
 _MAX_PRODUCT = 2e10
 
@@ -40,11 +41,13 @@ class Head:
       dense: kernel `[units_in, units]` and bias `[units]` of each layer; ReLU between them. Empty
         without a classifier.
       activation: `softmax` or `sigmoid` of the last one, None where nothing is said.
+      pooling: `average` or `max`.
       notes: what was folded.
     """
 
     dense: list[tuple[Any, Any]] = field(default_factory=list)
     activation: str | None = None
+    pooling: str = "average"
     notes: list[str] = field(default_factory=list)
 
 
@@ -126,8 +129,10 @@ def head(layers: Sequence[Placed], weights: Weights) -> Head:
         kind, does = layer.kind, activation(layer.config)
         if made.activation is not None and kind not in _IDENTITIES:
             raise Refused(f"has the {layer} after {made.activation}")
-        if kind == "GlobalAveragePooling2D" and not pooled and not layer.config.get("keepdims"):
-            pooled = True
+        if kind in _POOLING and not (pooled or layer.config.get("keepdims")):
+            made.pooling, pooled = _POOLING[kind], True
+            if pending and made.pooling == "max":
+                raise Refused(f"has batch normalization before the {layer}")
         elif kind == "BatchNormalization" and _is_last(layer, pooled):
             # Average pooling and a factor and sum for each channel can change places.
             pending.append(_norm(layer, weights))
@@ -147,7 +152,7 @@ def head(layers: Sequence[Placed], weights: Weights) -> Head:
     return made
 
 
-_READ = "average pooling, dropout, batch normalization and dense layers with ReLU are read"
+_READ = "global pooling, dropout, batch normalization and dense layers with ReLU are read"
 
 
 def _activated(

@@ -15,6 +15,7 @@ from xception_jax.errors import UsageError
 from xception_jax.models.aligned_xception import AlignedXception
 from xception_jax.models.inception_modules import AveragePool
 from xception_jax.models.layers import BatchNorm
+from xception_jax.models.network import Network
 from xception_jax.models.xception import Unit, Xception
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
@@ -35,7 +36,8 @@ FORMATS = ("keras", "timm", "xception_jax")
 # The overrides that change what weights compute or which there are; the others are training's.
 ARCHITECTURE = (
     "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
-    "residual", "pool_padding", "count_padding", "fc_units", "bn_epsilon", "bn_scale",
+    "residual", "pool_padding", "count_padding", "pooling", "fc_units", "bn_epsilon",
+    "bn_scale",
 )  # fmt: skip
 
 _MAPS = {"keras": keras.tensors, "timm": timm.tensors}
@@ -225,6 +227,8 @@ def _types(found: Tensors) -> frozenset[str]:
 def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
     held = keras_files.read(path)
     overrides: dict[str, Any] = {} if held.epsilon is None else {"bn_epsilon": held.epsilon}
+    if held.pooling != "average":
+        overrides["pooling"] = held.pooling
     if held.dense[:-1]:
         overrides["fc_units"] = tuple(held.dense[:-1])
     made_for = dict(_PREPROCESSING["keras"])
@@ -326,6 +330,8 @@ def _traits(model: nnx.Module) -> dict[str, Any]:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
             found["bn_epsilon"] = module.epsilon
+        elif isinstance(module, Network):
+            found["pooling"] = module.pooling
         elif isinstance(module, AveragePool):
             found["count_padding"] = module.count_padding
         elif isinstance(module, Unit) and module.pool is not None:
