@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from xception_jax import cluster, retry
-from xception_jax.errors import RunError, UsageError
-from xception_jax.training import manifest
+from xception_jax import cluster
+from xception_jax.errors import ReadError, RunError, UsageError
+from xception_jax.training import manifest, storage
 from xception_jax.training.digest import digests
 from xception_jax.training.manifest import DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState, Tree
@@ -57,7 +57,7 @@ class Checkpoints:
       say: takes a line where a file has to be read again; standard error unless given.
 
     Raises:
-      RunError: a manifest could not be read.
+      ReadError: a manifest could not be read for two minutes.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Checkpoints:
         *,
         keep: int = 1,
         read_only: bool = False,
-        say: Callable[[str], None] = retry.tell,
+        say: storage.Say = None,
     ):
         self._folder = workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._say = keep, read_only, say
@@ -189,6 +189,7 @@ class Checkpoints:
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
         manager = self._manager
+        self.wait()
         if meta.step in self.steps():
             raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
         self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
@@ -219,8 +220,8 @@ class Checkpoints:
     def _failed(self, what: str, error: Exception) -> RunError:
         """One line on a write that failed, which names the file with Orbax' traceback."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if why := retry.storage_error(error):
-            reason = f"{why}: {retry.file_of(error) or self._folder}"
+        if why := storage.fault(error):
+            reason = f"{why}: {storage.file_of(error) or self._folder}"
         path = self._tracebacks.write()
         return RunError(
             f"{what} could not be written: {reason}"
@@ -242,7 +243,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: with the reason, naming the leaf where it is one.
-          RunError: a file could not be read for two minutes.
+          ReadError: a file could not be read for two minutes.
         """
         meta = self.meta(step)
         folder = self._folder / str(step)
@@ -253,7 +254,7 @@ class Checkpoints:
                 for name, target in targets.items():
                     found[name] = _read_arrays(folder / name, target)
 
-            retry.read(str(folder), action, self._say)
+            storage.read(folder, action, self._say)
 
         self._together(lambda: _damage(step, read))
         # Sums over all devices: only once all have read.
@@ -267,10 +268,10 @@ class Checkpoints:
             value = action()
         except DamagedCheckpointError as error:
             complaint = ["damaged", str(error)]
-        except RunError as error:
+        except ReadError as error:
             complaint = ["stopped", str(error)]
         answers = cluster.gather([complaint, value])
-        for kind, raised in (("stopped", RunError), ("damaged", DamagedCheckpointError)):
+        for kind, raised in (("stopped", ReadError), ("damaged", DamagedCheckpointError)):
             for process, (told, _) in enumerate(answers):
                 if told and told[0] == kind:
                     others = f" (process {process} of {len(answers)})" if len(answers) > 1 else ""
@@ -289,8 +290,8 @@ class Checkpoints:
           that was moved to `workdir/damaged`.
 
         Raises:
-          RunError: there are checkpoints, but not one that is whole, or a file could not be read
-            for two minutes; nothing has been moved.
+          RunError: there are checkpoints, but not one that is whole; nothing has been moved.
+          ReadError: a file could not be read for two minutes; nothing has been moved.
         """
         targets = _items(target)
         complaints: dict[int, str] = {}

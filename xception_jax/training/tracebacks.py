@@ -2,8 +2,11 @@
 
 import logging
 import os
+import sys
 import tempfile
+import traceback
 from pathlib import Path
+from typing import Any
 
 
 class Tracebacks(logging.Filter):
@@ -22,10 +25,22 @@ class Tracebacks(logging.Filter):
 
     def __enter__(self) -> "Tracebacks":
         self._logger.addFilter(self)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._logger.removeFilter(self)
+        sys.unraisablehook = self._hook
+
+    def _unraisable(self, told: Any) -> None:
+        """TensorStore answers, once for each of its reads and writes, to a loop that has ended."""
+        if isinstance(told.exc_value, RuntimeError) and "Event loop is closed" in str(
+            told.exc_value
+        ):
+            lines = traceback.format_exception(told.exc_type, told.exc_value, told.exc_traceback)
+            self._kept.append("".join(lines))
+        else:
+            self._hook(told)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Called by `logging`; keeps what Orbax tells of an exception."""

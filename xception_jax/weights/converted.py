@@ -29,6 +29,8 @@ class About:
         known `image_size`, `eval_preset`, `eval_crop` (as in `config.data`) and `interpolation`.
       source: `format`, and `file` and `sha256`, or `step` and `weights` of a run; `of`, of a
         converted file, is its own source.
+      activation: `softmax` or `sigmoid`, what makes probabilities of the logits; None where it is
+        not known. Files written before it was kept have none.
     """
 
     model: str
@@ -37,6 +39,7 @@ class About:
     class_names: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
 
 
 def write(path: Path, about: About, tensors: dict[str, np.ndarray]) -> None:
