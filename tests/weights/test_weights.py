@@ -139,8 +139,9 @@ def test_a_missing_a_surplus_and_a_misshaped_tensor_are_named(tmp_path):
         ({"more": np.zeros(2, np.float32)}, "it also holds more"),
         ({"conv1.weight": np.zeros((8, 3, 5, 5), np.float32)},
          "conv1.weight is [8, 3, 5, 5], not [8, 3, 3, 3]"),
-        ({"bn1.bias": np.zeros(8)}, "bn1.bias is float64, not float32"),
+        ({"bn1.bias": np.zeros(8, np.int32)}, "bn1.bias is int32; weights are bfloat16, float16"),
         ({"bn1.bias": np.full(8, np.nan, np.float32)}, "bn1.bias is not finite"),
+        ({"bn1.bias": np.full(8, 1e300)}, "bn1.bias is not finite in float32"),
     ):  # fmt: skip
         changed = {name: array for name, array in (held | change).items() if array is not None}
         save_file(changed, path)

@@ -26,6 +26,7 @@ from xception_jax.weights.tensors import (
     flatten,
     listed,
     to_ours,
+    type_notes,
     variables,
 )
 
@@ -67,6 +68,7 @@ class Source:
       layer_names: of a Keras file, see `keras_files.read`.
       left_out: tensors that have no part in the logits.
       preprocessing: see `About`.
+      types: of the tensors, as `array.dtype.name`.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class Source:
     layer_names: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    types: frozenset[str] = frozenset()
 
     def overrides(self, name: str) -> dict[str, Any]:
         """What the model of that name must be built with for these weights.
@@ -123,7 +126,8 @@ class Source:
     def notes(self) -> list[str]:
         """What is to be said of the source."""
         tower = [name for name in self.left_out if name.startswith("AuxLogits.")]
-        return [f"left out, as the logits do without: {listed(tower)}"] if tower else []
+        said = [f"left out, as the logits do without: {listed(tower)}"] if tower else []
+        return said + type_notes(self.types)
 
 
 def names_of(format: str, model: Any) -> list[Tensor]:
@@ -200,13 +204,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _types(found: Tensors) -> frozenset[str]:
+    return frozenset(np.asarray(array).dtype.name for array in found.values())
+
+
 def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
     found, names, epsilon = keras_files.read(path)
     bias = found.get(keras.CLASSIFIER)
     return Source(
         path, "keras", None if bias is None else bias.size, lambda: found, origin,
         held_overrides={} if epsilon is None else {"bn_epsilon": epsilon}, layer_names=names,
-        preprocessing=_PREPROCESSING["keras"],
+        preprocessing=_PREPROCESSING["keras"], types=_types(found),
     )  # fmt: skip
 
 
@@ -217,6 +225,7 @@ def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
         path, "timm", biases[0].size if biases else None, lambda: found, origin,
         left_out=tuple(left_out),
         preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
+        types=_types(found),
     )  # fmt: skip
 
 
