@@ -19,7 +19,10 @@ NOTES = {
 
 def cast(path, dtype):
     """The tensors of a file of float32 in another type; in float64, between two of float32."""
-    return {name: (array * np.float64(1 + 1e-9)).astype(dtype) for name, array in load_file(path).items()}
+    return {
+        name: (array * np.float64(1 + 1e-9)).astype(dtype)
+        for name, array in load_file(path).items()
+    }
 
 
 @pytest.mark.parametrize("dtype", NOTES)

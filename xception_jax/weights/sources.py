@@ -1,6 +1,7 @@
 """Where weights come from: a Keras or timm file, a converted one, a checkpoint of a run."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,20 @@ from xception_jax.models.layers import BatchNorm
 from xception_jax.models.xception import Unit, Xception
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
-from xception_jax.weights import converted, keras, keras_files, timm, timm_files
+from xception_jax.weights import (
+    converted,
+    files,
+    keras,
+    keras_files,
+    safetensors_files,
+    timm,
+    timm_files,
+)
 from xception_jax.weights.converted import About
 from xception_jax.weights.tensors import (
     Tensor,
     Tensors,
     flatten,
-    listed,
     to_ours,
     type_notes,
     variables,
@@ -66,7 +74,7 @@ class Source:
       class_names: None where they are not known.
       model, held_overrides: what the source says of itself; a Keras or timm file says little.
       layer_names: of a Keras file, see `keras_files.read`.
-      left_out: tensors that have no part in the logits.
+      said: notes of the reader, on what was adapted or left out.
       preprocessing: see `About`.
       types: of the tensors, as `array.dtype.name`.
     """
@@ -80,7 +88,7 @@ class Source:
     model: str | None = None
     held_overrides: dict[str, Any] = field(default_factory=dict)
     layer_names: Mapping[str, str] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
     types: frozenset[str] = frozenset()
 
@@ -125,9 +133,7 @@ class Source:
 
     def notes(self) -> list[str]:
         """What is to be said of the source."""
-        tower = [name for name in self.left_out if name.startswith("AuxLogits.")]
-        said = [f"left out, as the logits do without: {listed(tower)}"] if tower else []
-        return said + type_notes(self.types)
+        return [*self.said, *type_notes(self.types)]
 
 
 def names_of(format: str, model: Any) -> list[Tensor]:
@@ -173,8 +179,8 @@ def open_source(
     """
     if path.parent.name == "checkpoints" and path.name.isdecimal() and path.is_dir():
         path, step = path.parents[1], path.name
-    if not path.exists():
-        raise UsageError(f"there are no weights at {path}")
+    if not path.is_dir():
+        files.check(path)
     found = _format_of(path)
     if format not in (None, found):
         raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
@@ -205,7 +211,7 @@ def _sha256(path: Path) -> str:
 
 
 def _types(found: Tensors) -> frozenset[str]:
-    return frozenset(np.asarray(array).dtype.name for array in found.values())
+    return frozenset(array.dtype.name for array in found.values())
 
 
 def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
@@ -219,11 +225,11 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
 
 
 def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
-    found, left_out = timm_files.read(path)
-    biases = [found[name] for name in timm.CLASSIFIERS if name in found]
+    found, notes = timm_files.read(path)
+    biases = [found[name].shape for name in timm.CLASSIFIERS if name in found]
     return Source(
-        path, "timm", biases[0].size if biases else None, lambda: found, origin,
-        left_out=tuple(left_out),
+        path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
+        said=tuple(notes),
         preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
         types=_types(found),
     )  # fmt: skip
@@ -233,10 +239,11 @@ def _from_converted(path: Path, origin: dict[str, Any]) -> Source:
     about = converted.read_about(path)
     assert about is not None, "that is how it was recognized"
     origin["of"] = about.source
+    stored, _ = safetensors_files.read(path)
     return Source(
         path, "xception_jax", about.num_classes, lambda: converted.read(path), origin,
         class_names=about.class_names, model=about.model, held_overrides=about.overrides,
-        preprocessing=about.preprocessing,
+        preprocessing=about.preprocessing, types=_types(stored),
     )  # fmt: skip
 
 
