@@ -17,6 +17,7 @@ from xception_jax.errors import UsageError
 
 # The largest model here with its optimizer's state in float64 has about 2 GB.
 MAX_BYTES = 8 << 30
+_MAX_DEPTH = 50  # of JSON; a converted file names the source of its source, and so on
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -79,11 +80,23 @@ def read_json(path: Path, limit: int = 1 << 20) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads`; `ValueError` for what is nested too deeply too."""
+    """`json.loads`; `ValueError` for what is nested more than `_MAX_DEPTH` deep too."""
+    deep = f"its JSON is nested more than {_MAX_DEPTH} deep"
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
+        raise ValueError(deep) from None
+    level: list[Any] = [[found]]
+    for _ in range(_MAX_DEPTH + 1):
+        level = [
+            part
+            for held in level
+            for part in (held.values() if isinstance(held, dict) else held)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return found
+    raise ValueError(deep)
 
 
 def reason(error: BaseException) -> str:

@@ -40,12 +40,6 @@ from xception_jax.weights.tensors import (
 
 FORMATS = ("keras", "timm", "xception_jax")
 
-# The overrides that change what weights compute or which there are; the others are training's.
-ARCHITECTURE = (
-    "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
-    "residual", "pool_padding", "count_padding", "fc_units", "bn_epsilon", "bn_scale",
-)  # fmt: skip
-
 _MAPS = {"keras": keras.tensors, "timm": timm.tensors}
 _OVERRIDES = {"keras": keras.OVERRIDES, "timm": timm.OVERRIDES}
 _HEADS = {
@@ -161,7 +155,7 @@ def library_overrides(format: str, name: str) -> dict[str, Any]:
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """All of a model's overrides that count for its weights, as they are with these changes."""
     built = models.overrides(name) | changes
-    return {key: built[key] for key in ARCHITECTURE if key in built}
+    return {key: built[key] for key in converted.ARCHITECTURE if key in built}
 
 
 def open_source(
