@@ -105,7 +105,7 @@ def zipped(path, value, storages=(), *, compression=zipfile.ZIP_STORED, more=())
         archive.writestr("archive/data.pkl", pickle)
         for key, data in dict(storages).items():
             archive.writestr(f"archive/data/{key}", data)
-        for name, data in dict(more).items():
+        for name, data in {"version": b"3\n", **dict(more)}.items():
             archive.writestr(f"archive/{name}", data)
     return path
 

@@ -60,10 +60,10 @@ def check(path: Path) -> int:
         raise UsageError(f"{path} cannot be read: {reason(error)}") from None
     kind = stat.S_IFMT(found.st_mode)
     if kind != stat.S_IFREG:
-        raise UsageError(f"{path} is {_KINDS.get(kind, 'no file')}; weights are a regular file")
+        raise UsageError(f"{path} is {_KINDS.get(kind, 'no file')}; a regular file is expected")
     if found.st_size > MAX_BYTES:
-        raise UsageError(f"{path} has {found.st_size / 1e9:,.0f} GB; weights have at most "
-                         f"{MAX_BYTES / 1e9:.0f} GB")  # fmt: skip
+        raise UsageError(f"{path} has {found.st_size / 1e9:,.0f} GB; at most "
+                         f"{MAX_BYTES / 1e9:.0f} GB are read")  # fmt: skip
     return found.st_size
 
 

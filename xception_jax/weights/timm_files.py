@@ -140,6 +140,8 @@ def preprocessing(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = files.read_json(beside)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"{beside}, which timm has beside its weights, cannot be read: "
                          f"{files.reason(error)}") from None  # fmt: skip

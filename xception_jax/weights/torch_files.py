@@ -89,12 +89,13 @@ def read(path: Path) -> tuple[Any, Callable[[str, Any], Stored | None]]:
         if head.startswith(b"PK"):
             archive = _zipped(path, size)
         elif head[257:262] == b"ustar":
-            raise PickleError("it has the form of torch before 0.2; write it anew with torch 1.6")
+            raise PickleError("it is a tar archive, as torch before 0.2 wrote them")
         else:
             archive = _legacy(path, size)
     except PickleError as error:
         raise UsageError(
-            f"{path} cannot be read, and nothing of it was run: {error}; torch.save a state_dict"
+            f"{path} cannot be read, and nothing of it was run: {error}; expected is what "
+            f"torch.save makes of a state_dict"
         ) from None
     except Exception as error:  # zipfile and struct raise many kinds
         raise UsageError(
@@ -175,6 +176,8 @@ def _legacy(path: Path, size: int) -> _Archive:
     place = head.tell()
     with path.open("rb") as file:
         for key in map(str, keys):
+            if key not in widths:
+                raise PickleError("it stores what none of its tensors refers to")
             file.seek(place)
             count = struct.unpack("<q", file.read(8))[0]
             length = count * widths[key]
