@@ -29,6 +29,7 @@ from launch.commands import (
 from launch.worker import STOPPED
 from xception_jax import cache
 from xception_jax.errors import RunError, UsageError
+from xception_jax.text import printable
 
 VERBS = {
     "image": "build the checkout's image and push it",
@@ -290,7 +291,7 @@ class Run:
         shown = False
         for line in follower.lines_of(logs, complaints):
             shown = True
-            print(line, end="", flush=True)
+            print(printable(line, keep="\n\t"), end="", flush=True)
         if complaints and not shown:
             fleet.say(complaints[-1].rstrip())
         return shown

@@ -22,7 +22,8 @@ LEVELS = [
     {"data", "models"},
     {"fields"},
     {"cluster"},
-    {"allocator", "cache", "console", "errors"},
+    {"allocator", "cache", "console", "paths"},
+    {"errors", "text"},
 ]
 
 

@@ -10,13 +10,36 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import TracebackType
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from xception_jax import allocator
+from xception_jax import allocator, paths
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError, nearest
+from xception_jax.text import printable
+
+
+class _PathParser(flags.ArgumentParser):
+    """Of a flag that names a path; URLs of some kinds may be allowed, and stay text."""
+
+    def __init__(self, allowed: tuple[str, ...] = ()):
+        super().__init__()
+        self._allowed = allowed
+
+    def parse(self, argument: Any) -> Any:
+        """A `Path`, or the URL; raises `UsageError`, a `ValueError`, which absl tells of."""
+        path = paths.expanded(argument, self._allowed)
+        return argument if "://" in str(argument) else path
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+# For `flags.DEFINE`: what TFDS can read may lie in a bucket, all else on a file system.
+PATH = _PathParser()
+DATA_PATH = _PathParser(paths.BUCKETS)
 
 _KEEP_MEMORY = flags.DEFINE_bool(
     "keep_freed_memory",
@@ -55,6 +78,7 @@ def run(main: Callable[[], None], doc: str) -> None:
     if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
         print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
+    sys.excepthook = _show_traceback
     # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
@@ -162,5 +186,13 @@ def _where(error: Exception) -> str:
 
 def fail(message: object, code: int) -> NoReturn:
     """Ends the process with one line on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """As Python does of an error of ours; its message may quote a stranger's words."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(printable(text, keep="\n\t"), end="", file=sys.stderr)

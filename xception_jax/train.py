@@ -1,6 +1,5 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
+from xception_jax.text import quoted
 from xception_jax.training import optimizer, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
@@ -245,5 +245,5 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
         return
     log.say(
         f"done: {folder / 'checkpoints' / str(last)}  (best: {checkpoints.find('best')})\n"
-        f"evaluate it with: python -m xception_jax.evaluate --workdir={shlex.quote(str(folder))}"
+        f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
     )

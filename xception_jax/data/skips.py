@@ -15,6 +15,7 @@ import jax
 
 from xception_jax.data.sources import Source
 from xception_jax.errors import ExampleError, RunError
+from xception_jax.text import printable
 
 Made = TypeVar("Made")
 Skip = tuple[int, str, str]  # record, its name, the reason
@@ -97,7 +98,7 @@ class Skips:
                 entry = {"split": source.name, "record": record, "name": name, "reason": reason}
                 self._write(entry)
             if self._path and not self._told:
-                self._say(f"skipped: {name} {reason}; {self._path} names all")
+                self._say(f"skipped: {printable(f'{name} {reason}')}; {self._path} names all")
                 self._told = True
         count, share = len(seen), len(seen) / len(source)
         if share > self._most:
@@ -139,7 +140,7 @@ class Skips:
     def _write(self, entry: dict[str, Any]) -> None:
         """Adds a line to the log; says it where there is none."""
         if not self._path:
-            self._say(f"skipped: {entry['name']} {entry['reason']}")
+            self._say(f"skipped: {printable(entry['name'])} {printable(entry['reason'])}")
             return
         try:
             with self._path.open("ab+") as file:

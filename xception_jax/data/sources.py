@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from xception_jax.data import tfrecord
 from xception_jax.errors import ExampleError, UsageError, nearest
+from xception_jax.text import quoted
 
 EMBEDDED = "optical_digits"
 FOLDER = "folder:"
@@ -282,7 +282,7 @@ def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
     """The command that prepares a data set, for a complaint that it is not."""
     command = (
         f"python -m xception_jax.prepare --dataset={builder.name} "
-        f"--data_dir={shlex.quote(str(builder._data_dir_root))}"
+        f"--data_dir={quoted(builder._data_dir_root)}"
     )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         command += " --manual_dir=FOLDER_OF_ITS_ARCHIVES"
