@@ -26,7 +26,7 @@ from launch.commands import (
     split_arguments,
     training_arguments,
 )
-from launch.worker import STOPPED
+from launch.worker import STOPPED, compiled_beside
 from xception_jax import cache
 from xception_jax.errors import RunError, UsageError
 from xception_jax.text import printable
@@ -119,7 +119,8 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
         )
     train = ["python", "-m", "xception_jax.main"]
-    train += training_arguments(arguments, f"{fleet.MOUNT}/{args.workdir}")
+    workdir = f"{fleet.MOUNT}/{args.workdir}"
+    train += training_arguments(arguments, workdir)
     return {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
         "spec": {
@@ -134,7 +135,13 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
                     "image": args.image,
                     "command": ["python", "-m", "launch.worker", "container", "--"],
                     "args": [unexpanded(word) for word in train],
-                    "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
+                    "env": [
+                        {"name": name, "value": value}
+                        for name, value in (
+                            ("PYTHONUNBUFFERED", "1"),
+                            ("JAX_COMPILATION_CACHE_DIR", compiled_beside(workdir)),
+                        )
+                    ],
                     "resources": {"requests": {resource: count}, "limits": {resource: count}},
                     "volumeMounts": [
                         {"name": "bucket", "mountPath": fleet.MOUNT},
@@ -233,7 +240,7 @@ class Run:
         if state != "running":
             path = cache.folder() / "launch" / f"{self._args.name}.yaml"
             if not self._commands.dry_run:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                cache.make_private(path.parent)
                 path.write_text(manifest)
             self._commands.run(self._kubectl("apply", f"--filename={path}"))
 

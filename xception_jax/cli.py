@@ -9,13 +9,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from xception_jax import allocator, paths
+from xception_jax import allocator, cache, paths
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError, nearest
 from xception_jax.text import printable
@@ -123,24 +122,36 @@ def settle() -> None:
         allocator.keep_freed_memory()
 
 
-def keep_compiled(asked: str, workdir: Path) -> None:
+def keep_compiled(asked: str = "") -> None:
     """Has JAX keep compiled programs, so that a run that goes on need not compile again.
 
+    They are native code, which JAX runs as it finds it. So they come from a folder where only the
+    user writes: never one that a run's `config.json` names, nor one beside a run.
+
     Args:
-      asked: the config's `compilation_cache`. Where the environment variable
+      asked: `compilation_cache` of a config that the user gave. Where the environment variable
         `JAX_COMPILATION_CACHE_DIR` says otherwise, that counts.
-      workdir: of the run, beside which they are kept by default.
+
+    Raises:
+      UsageError: others can write to the folder that was asked for. Where it is the default one,
+        that is said, and nothing is kept.
     """
     import jax
 
     if asked == "none":
         jax.config.update("jax_enable_compilation_cache", False)
-    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(asked).expanduser() if asked else workdir.absolute().parent / ".compiled"
-        if jax.default_backend() == "cpu":
-            # What is compiled for one CPU may not run on another.
-            folder /= platform.node()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    elif not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        try:
+            named = asked and paths.local("config.compilation_cache", asked)
+            folder = named or cache.folder() / "compiled"
+            if jax.default_backend() == "cpu":
+                # What is compiled for one CPU may not run on another.
+                folder /= platform.node()
+            jax.config.update("jax_compilation_cache_dir", str(cache.make_private(folder)))
+        except UsageError as error:
+            if asked:
+                raise UsageError(f"config.compilation_cache: {error}") from None
+            print(f"NOTE: compiled programs are not kept: {printable(error)}", file=sys.stderr)
 
 
 def _with_underscores(arg: str) -> str:

@@ -88,11 +88,10 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
     from xception_jax import cluster, console
-    from xception_jax.training.workdir import read_config
 
     cli.settle()
     workdir = _WORKDIR.value
-    cli.keep_compiled(read_config(workdir).compilation_cache, workdir)
+    cli.keep_compiled()
     result = evaluate(
         workdir,
         step=_STEP.value,

@@ -229,7 +229,6 @@ def main() -> None:
         raise UsageError("--input goes without --workdir, --step and --weights, which say what of "
                          "a run is meant")  # fmt: skip
     from xception_jax import console, serving
-    from xception_jax.training.workdir import read_config
 
     how: dict[str, Any] = {
         "activation": _ACTIVATION.value,
@@ -239,9 +238,7 @@ def main() -> None:
     if check:
         about = serving.check(check)
     elif workdir and output:
-        cli.keep_compiled(
-            read_config(pathlib.Path(workdir)).compilation_cache, pathlib.Path(workdir)
-        )
+        cli.keep_compiled()
         about = export_run(
             workdir,
             output,

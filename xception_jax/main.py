@@ -47,7 +47,7 @@ def main() -> None:
 
     cli.settle()
     workdir = _WORKDIR.value
-    cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""), workdir)
+    cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""))
     result = train(
         _CONFIG.value,
         workdir,

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -230,6 +231,20 @@ def test_a_log_that_cannot_be_written_stops_the_run(tmp_path):
     (tmp_path / "skipped.jsonl").mkdir()
     with pytest.raises(RunError, match=r"skipped\.jsonl cannot be (read|written): Is a directory"):
         kept.add(numbered(3), [(0, "it", "is bad")])
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_of_a_foreign_run_leads_nowhere(tmp_path, kind):
+    (tmp_path / "mine").write_text("mine\n")
+    log = tmp_path / "run" / "skipped.jsonl"
+    log.parent.mkdir()
+    if kind == "link":
+        log.symlink_to(tmp_path / "mine")
+    else:
+        os.mkfifo(log)
+    with pytest.raises(RunError, match=r"skipped\.jsonl cannot be (read|written): "):
+        taken(log.parent)[0].add(numbered(3), [(0, "it", "is bad")])
+    assert (tmp_path / "mine").read_text() == "mine\n"
 
 
 def test_a_damaged_record_of_a_tfds_set_is_skipped(tmp_path):

@@ -1,5 +1,7 @@
 """One writer, one config."""
 
+import json
+
 import pytest
 
 from xception_jax import config as config_lib
@@ -104,3 +106,17 @@ def test_no_run_there(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match="is no config"):
         workdir.read_config(tmp_path)
+
+
+def test_a_folder_of_programs_is_neither_kept_in_nor_taken_from_a_config(tmp_path, small_config):
+    small_config.compilation_cache = "/mine"
+    begin(tmp_path, small_config)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    assert written["compilation_cache"] == ""
+    assert config_lib.SCHEMA.keys() == written.keys()
+    path.write_text(json.dumps({**written, "compilation_cache": "/planted"}))
+    assert workdir.read_config(tmp_path).compilation_cache == ""
+    small_config.compilation_cache = "/mine/now"
+    with workdir.claim(tmp_path, small_config):  # it is no other config
+        pass

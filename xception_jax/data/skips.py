@@ -128,7 +128,7 @@ class Skips:
         """Takes what is new in the logs, whole lines."""
         for path in sorted(self._path.parent.glob("skipped*.jsonl")) if self._path else ():
             try:
-                with path.open("rb") as file:
+                with open(path, "rb", opener=_opened) as file:
                     file.seek(self._read_to.get(path, 0))
                     lines = file.read().rpartition(b"\n")[0]
             except OSError as error:
@@ -143,7 +143,7 @@ class Skips:
             self._say(f"skipped: {printable(entry['name'])} {printable(entry['reason'])}")
             return
         try:
-            with self._path.open("ab+") as file:
+            with open(self._path, "ab+", opener=_opened) as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read() != b"\n":  # a killed run left half a line
@@ -151,6 +151,14 @@ class Skips:
                 file.write(json.dumps(entry).encode() + b"\n")
         except OSError as error:
             raise RunError(f"{self._path} cannot be written: {error.strerror}") from None
+
+
+def _opened(path: str, flags: int) -> int:
+    """Opens a log, and nothing that a stranger has put in its place: no link, no wait for a pipe.
+
+    `evaluate` writes to it, of any run.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _entries(lines: bytes) -> Iterator[tuple[str, int]]:

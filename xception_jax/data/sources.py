@@ -265,6 +265,7 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
                 f"no data set {dataset!r}; there is {EMBEDDED}:{OpticalDigits.VERSION}"
             )
         return OpticalDigits(data_dir=data_dir, file_format="array_record")
+    _refuse_community(dataset)
     try:
         return tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -276,6 +277,22 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
     except (ValueError, AssertionError, ImportError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"data set {dataset!r} cannot be opened: {reason}") from None
+
+
+def _refuse_community(dataset: str) -> None:
+    """Raises `UsageError` for `huggingface:NAME` and the like: TFDS downloads code for them.
+
+    The name may be that of a stranger's `config.json`.
+    """
+    try:
+        namespace = tfds.core.naming.parse_builder_name_kwargs(dataset)[0].namespace
+    except ValueError:  # told of by TFDS
+        return
+    if namespace:
+        raise UsageError(
+            f"data set {dataset!r} is one of TFDS' community, whose code it would download and "
+            f"run; take one of its own, or prepare it with --imports=YOUR_MODULE"
+        )
 
 
 def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:

@@ -24,12 +24,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that the run in `workdir` was started with."""
+    """The config that the run in `workdir` was started with, but for `config.portable`."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UsageError(f"no run in {workdir}: it holds no config.json")
     try:
-        config = config_lib.from_flat(json.loads(path.read_text()))
+        config = config_lib.from_flat(config_lib.portable(json.loads(path.read_text())))
     except UsageError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
@@ -59,7 +59,8 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
       UsageError: the folder is a file, is in use, or holds a run with another config.
     """
     with contextlib.ExitStack() as stack:
-        cluster.on_first(lambda: _claim(stack, workdir, config_lib.flatten(config), allow_changes))
+        new = config_lib.portable(config_lib.flatten(config))
+        cluster.on_first(lambda: _claim(stack, workdir, new, allow_changes))
         yield
 
 
