@@ -524,14 +524,16 @@ def test_a_start_without_an_installation_fails_and_says_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "sends", "expected"), [(0, False, 0), (3, False, 3), (0, True, 75)]
+    ("code", "sends", "expected"),
+    [(0, False, 0), (3, False, 3), (0, True, 75), (3, True, 3), ("kill", True, 137)],
 )
 def test_a_container_that_was_stopped_does_not_count_as_done(code, sends, expected, tmp_path):
+    end = "os.kill(os.getpid(), signal.SIGKILL)" if code == "kill" else f"sys.exit({code})"
     program = (
-        "import signal, sys, time\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n"
+        "import os, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: {end})\n"
         "print('up', flush=True)\n"
-        f"time.sleep({60 if sends else 0}); sys.exit({code})\n"
+        f"time.sleep({60 if sends else 0}); {end}\n"
     )
     with subprocess.Popen(
         [sys.executable, "-m", "launch.worker", "container", "--", sys.executable, "-c", program],

@@ -13,8 +13,9 @@ from xception_jax.training import goodput, telemetry
 from xception_jax.training.goodput import Goodput
 
 
-def metrics(loss, grad_norm=1.0):
-    names = {"loss": loss, "top1": 0.5, "top5": 0.75, "grad_norm": grad_norm, "learning_rate": 0.1}
+def metrics(loss, grad_norm=1.0, learning_rate=0.1):
+    names = {"loss": loss, "top1": 0.5, "top5": 0.75, "grad_norm": grad_norm,
+             "learning_rate": learning_rate}  # fmt: skip
     return {name: jnp.float32(value) for name, value in names.items()}
 
 
@@ -45,6 +46,17 @@ def test_a_line_is_the_mean_over_its_steps(tmp_path):
     assert "step 1/100  loss 4.0000  after" in text, "the first step is told at once"
     assert "step 2/100  epoch 0.2  loss 3.0000  top-1 50.0%  top-5 75.0%" in text
     assert "evaluation at step 4  top-1 25.00%" in text
+
+
+def test_the_learning_rate_of_a_line_is_that_of_its_last_step(tmp_path):
+    log, screen = log_into(tmp_path)
+    rates = (0.5, 0.25, 0.125, 0.0625, 0.03125)
+    with log:
+        for step, rate in enumerate(rates, start=1):
+            log.step_dispatched(step, metrics(1.0, learning_rate=rate), log=step in (1, 5))
+        log.catch_up()
+    assert [r["learning_rate"] for r in records(tmp_path)] == [0.5, 0.03125]
+    assert "lr 0.031" in screen.getvalue()
 
 
 def test_tensorboard_reads_the_events(tmp_path):
