@@ -118,9 +118,8 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         tolerations.append(
             {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
         )
-    train = ["python", "-m", "xception_jax.main"]
     workdir = f"{fleet.MOUNT}/{args.workdir}"
-    train += training_arguments(arguments, workdir)
+    train = ["python", "-m", "xception_jax.main", *training_arguments(arguments, workdir)]
     return {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
         "spec": {
@@ -135,13 +134,7 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
                     "image": args.image,
                     "command": ["python", "-m", "launch.worker", "container", "--"],
                     "args": [unexpanded(word) for word in train],
-                    "env": [
-                        {"name": name, "value": value}
-                        for name, value in (
-                            ("PYTHONUNBUFFERED", "1"),
-                            ("JAX_COMPILATION_CACHE_DIR", compiled_beside(workdir)),
-                        )
-                    ],
+                    "env": _environment(workdir),
                     "resources": {"requests": {resource: count}, "limits": {resource: count}},
                     "volumeMounts": [
                         {"name": "bucket", "mountPath": fleet.MOUNT},
@@ -167,6 +160,12 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _environment(workdir: str) -> list[dict[str, str]]:
+    """Of the training process."""
+    variables = {"PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": compiled_beside(workdir)}
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def access(args: argparse.Namespace) -> list[dict[str, Any]]:

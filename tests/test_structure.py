@@ -22,7 +22,8 @@ LEVELS = [
     {"data", "models"},
     {"fields"},
     {"cluster"},
-    {"allocator", "cache", "console", "paths"},
+    {"retry"},
+    {"allocator", "cache", "console", "paths", "seal"},
     {"errors", "text"},
 ]
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny_datasets
 from tests.processes import finish, records, result
+from xception_jax import seal
 from xception_jax.data import turbojpeg
 from xception_jax.training.checkpoint import Checkpoints
 
@@ -63,7 +64,8 @@ def test_evaluate_runs_no_program_that_a_foreign_run_brings(undisturbed, tmp_pat
     run, planted = tmp_path / "run", tmp_path / "planted"
     shutil.copytree(undisturbed, run)
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "compilation_cache": str(planted)}))
+    config["compilation_cache"] = str(planted)
+    (run / "config.json").write_text(json.dumps(seal.sealed(config)))
     (tmp_path / ".compiled").mkdir()  # where it once was
     env = {
         "JAX_COMPILATION_CACHE_DIR": "",

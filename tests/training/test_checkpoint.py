@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from xception_jax import seal
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training import digest, sharding
 from xception_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Meta
@@ -133,9 +134,12 @@ def flip_a_bit(folder: Path) -> None:
     path.write_bytes(data)
 
 
-def truncate(folder: Path) -> None:
-    path = largest_file(folder / "params")
+def truncate_file(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
+
+
+def truncate(folder: Path) -> None:
+    truncate_file(largest_file(folder / "params"))
 
 
 def empty(folder: Path) -> None:
@@ -146,8 +150,8 @@ def empty(folder: Path) -> None:
 def forge_digest(folder: Path) -> None:
     path = folder / "meta" / "metadata"
     meta = json.loads(path.read_text())
-    meta["digests"]["batch_stats"]["mean"] ^= 1
-    path.write_text(json.dumps(meta))
+    meta["digests"]["batch_stats"]["mean"] = "0" * 16
+    path.write_text(json.dumps(seal.sealed(meta)))
 
 
 def rename(folder: Path) -> None:
@@ -157,11 +161,11 @@ def rename(folder: Path) -> None:
     shutil.copytree(older, folder)
 
 
-def cut_metrics_short(folder: Path) -> None:
-    (folder / "metrics" / "metrics").write_text('{"top1":')
+def cut_manifest_short(folder: Path) -> None:
+    truncate_file(folder / "meta" / "metadata")
 
 
-DAMAGES = [flip_a_bit, truncate, empty, forge_digest, rename, cut_metrics_short]
+DAMAGES = [flip_a_bit, truncate, empty, forge_digest, rename, cut_manifest_short]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -201,12 +205,16 @@ def test_a_reader_says_which_array_is_damaged_and_moves_nothing(tmp_path):
         assert checkpoints.steps() == [1]
 
 
-def test_a_reader_names_metrics_that_are_damaged(tmp_path):
-    save_all(tmp_path, [1], top1={1: 0.5})
-    cut_metrics_short(tmp_path / "checkpoints" / "1")
-    with pytest.raises(DamagedCheckpointError, match="checkpoint 1 is damaged: its metrics"):
-        Checkpoints(tmp_path, read_only=True)
-    assert (tmp_path / "checkpoints" / "1").is_dir()
+def test_a_reader_is_told_of_a_damaged_manifest(tmp_path):
+    save_all(tmp_path, [1, 2], top1={1: 0.5, 2: 0.25})
+    cut_manifest_short(tmp_path / "checkpoints" / "2")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for asked in ("latest", "best", "2"):
+            with pytest.raises(
+                DamagedCheckpointError, match="checkpoint 2 is damaged: its manifest is no JSON"
+            ):
+                checkpoints.find(asked)
+        assert (checkpoints.find("1"), checkpoints.steps()) == (1, [1, 2])
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
