@@ -156,5 +156,5 @@ def test_a_group_that_holds_itself_is_walked_once(tmp_path):
 
 def test_a_pipe_is_no_file_of_weights(tmp_path):
     os.mkfifo(tmp_path / "a.h5")
-    with pytest.raises(UsageError, match=r"a\.h5 is neither a file nor a folder"):
+    with pytest.raises(UsageError, match=r"a\.h5 is a named pipe"):
         sources.open_source(tmp_path / "a.h5")

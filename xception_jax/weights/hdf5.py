@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from xception_jax.errors import UsageError
+from xception_jax.weights import files
 
 # Far above what a model of this project and its optimizer's state take.
 MAX_FILE_BYTES = 4 * 2**30
@@ -43,12 +44,11 @@ def explained(path: Path, kind: str) -> Iterator[None]:
     except UsageError:
         raise
     except Refused as error:
-        raise UsageError(f"{path} {error}") from None
+        raise UsageError(f"{path} {files.printable(str(error), 400)}") from None
     except RecursionError:
         raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
     except Exception as error:  # h5py, zipfile and json raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} is damaged or no {kind}: {reason}") from None
+        raise UsageError(f"{path} is damaged or no {kind}: {files.reason(error)}") from None
 
 
 def h5py() -> Any:

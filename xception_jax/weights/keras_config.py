@@ -170,7 +170,8 @@ class _Reader:
             if not place[1:] or self.image_size is None:
                 self._sized(config)
             return inputs[0]
-        kind, traits = _traits(kind, config)
+        kind, config = _known(kind, config)
+        traits = _traits(kind, config)
         return Placed(_name(layer), kind, traits, inputs, config, arguments, place, path)
 
     def _sized(self, config: dict[str, Any]) -> None:
@@ -231,13 +232,18 @@ def _constants(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _traits(kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A layer's class and what of its config counts, as `keras_graph` has them."""
+def _known(kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A layer's class and config; those that are an activation alone as `Activation`."""
     if kind == "ReLU" and config.get("max_value") is None \
             and not config.get("negative_slope") and not config.get("threshold"):  # fmt: skip
-        kind, config = "Activation", {"activation": "relu"}
-    elif kind == "Softmax":
-        kind, config = "Activation", {"activation": "softmax"}
+        return "Activation", config | {"activation": "relu"}
+    if kind == "Softmax" and config.get("axis", -1) in (-1, 1):
+        return "Activation", config | {"activation": "softmax"}
+    return kind, config
+
+
+def _traits(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What of a layer's config counts, as `keras_graph` has it."""
     traits = {name: _value(config.get(name, own)) for name, own in TRAITS.get(kind, {}).items()}
     if "activation" in traits:
         traits["activation"] = activation(config)
@@ -245,7 +251,7 @@ def _traits(kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         traits["axis"] = -1
     if "pool_size" in traits and traits["strides"] is None:
         traits["strides"] = traits["pool_size"]
-    return kind, traits
+    return traits
 
 
 def activation(config: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ of weights alone goes by the places of the layers, as Keras' own reader does: se
 
 import io
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from xception_jax.errors import UsageError
-from xception_jax.weights import archives, hdf5, keras_config, keras_head
+from xception_jax.weights import archives, files, hdf5, keras_config, keras_head
 from xception_jax.weights.hdf5 import Refused, explained
 from xception_jax.weights.keras import Layer
 from xception_jax.weights.keras_tree import Leaf, Tree
@@ -80,11 +79,11 @@ def read(path: Path) -> Contents:
         if path.suffix == ".keras":
             limits = {"config.json": _MAX_CONFIG_BYTES, "model.weights.h5": hdf5.MAX_FILE_BYTES}
             members = archives.read_members(path, limits)
-            config = json.loads(members["config.json"])
+            config = files.parse_json(members["config.json"])
             file = hdf5.open_file(io.BytesIO(members["model.weights.h5"]))
         else:
             file = hdf5.open_file(path)
-            config = json.loads(hdf5.text(file, "model_config", _MAX_CONFIG_BYTES) or "null")
+            config = files.parse_json(hdf5.text(file, "model_config", _MAX_CONFIG_BYTES) or "null")
         tree = Tree(file, path)
         contents = _placed(tree) if config is None else _described(tree, config)
         size = sum(tensor.nbytes for tensor in contents.tensors.values())

@@ -1,6 +1,7 @@
 """Where weights come from: a Keras or timm file, a converted one, a checkpoint of a run."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,26 +20,26 @@ from xception_jax.models.network import Network
 from xception_jax.models.xception import Unit, Xception
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
-from xception_jax.weights import converted, keras, keras_files, timm, timm_files
+from xception_jax.weights import (
+    converted,
+    files,
+    keras,
+    keras_files,
+    safetensors_files,
+    timm,
+    timm_files,
+)
 from xception_jax.weights.converted import About
 from xception_jax.weights.tensors import (
     Tensor,
     Tensors,
     flatten,
-    listed,
     to_ours,
     type_notes,
     variables,
 )
 
 FORMATS = ("keras", "timm", "xception_jax")
-
-# The overrides that change what weights compute or which there are; the others are training's.
-ARCHITECTURE = (
-    "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
-    "residual", "pool_padding", "count_padding", "pooling", "fc_units", "bn_epsilon",
-    "bn_scale",
-)  # fmt: skip
 
 _MAPS = {"keras": keras.tensors, "timm": timm.tensors}
 _OVERRIDES = {"keras": keras.OVERRIDES, "timm": timm.OVERRIDES}
@@ -68,7 +69,7 @@ class Source:
       class_names: None where they are not known.
       model, held_overrides: what the source says of itself; a Keras or timm file says little.
       keras: what a Keras file holds.
-      left_out: tensors that have no part in the logits.
+      said: notes of the reader, on what was adapted or left out.
       preprocessing, activation: see `About`.
       types: of the tensors, as `array.dtype.name`.
     """
@@ -82,7 +83,7 @@ class Source:
     model: str | None = None
     held_overrides: dict[str, Any] = field(default_factory=dict)
     keras: keras_files.Contents | None = None
-    left_out: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
     activation: str | None = None
     types: frozenset[str] = frozenset()
@@ -130,13 +131,10 @@ class Source:
 
     def notes(self) -> list[str]:
         """What is to be said of the source."""
-        tower = [name for name in self.left_out if name.startswith("AuxLogits.")]
-        said = [f"left out, as the logits do without: {listed(tower)}"] if tower else []
-        if self.keras is not None:
-            said += self.keras.notes
-            if self.keras.problem:
-                said.append(f"NOTE: {self.path} {self.keras.problem}; its head is left out")
-        return said + type_notes(self.types)
+        said = [*self.said, *type_notes(self.types)]
+        if self.keras is not None and self.keras.problem:
+            said.append(f"NOTE: {self.path} {self.keras.problem}; its head is left out")
+        return said
 
     def check_whole(self) -> None:
         """Raises `UsageError` where the weights have a head that our models cannot express."""
@@ -169,7 +167,7 @@ def library_overrides(format: str, name: str) -> dict[str, Any]:
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """All of a model's overrides that count for its weights, as they are with these changes."""
     built = models.overrides(name) | changes
-    return {key: built[key] for key in ARCHITECTURE if key in built}
+    return {key: built[key] for key in converted.ARCHITECTURE if key in built}
 
 
 def open_source(
@@ -187,10 +185,8 @@ def open_source(
     """
     if path.parent.name == "checkpoints" and path.name.isdecimal() and path.is_dir():
         path, step = path.parents[1], path.name
-    if not path.exists():
-        raise UsageError(f"there are no weights at {path}")
-    if not (path.is_file() or path.is_dir()):
-        raise UsageError(f"{path} is neither a file nor a folder; a pipe or a device is not read")
+    if not path.is_dir():
+        files.check(path)
     found = _format_of(path)
     if format not in (None, found):
         raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
@@ -242,17 +238,17 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
         )
     return Source(
         path, "keras", held.dense[-1] if held.dense else None, lambda: held.tensors, origin,
-        held_overrides=overrides, keras=held, preprocessing=made_for, activation=held.activation,
-        types=_types(held.tensors),
+        held_overrides=overrides, keras=held, said=tuple(held.notes), preprocessing=made_for,
+        activation=held.activation, types=_types(held.tensors),
     )  # fmt: skip
 
 
 def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
-    found, left_out = timm_files.read(path)
-    biases = [found[name] for name in timm.CLASSIFIERS if name in found]
+    found, notes = timm_files.read(path)
+    biases = [found[name].shape for name in timm.CLASSIFIERS if name in found]
     return Source(
-        path, "timm", biases[0].size if biases else None, lambda: found, origin,
-        left_out=tuple(left_out),
+        path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
+        said=tuple(notes),
         preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
         types=_types(found),
     )  # fmt: skip
@@ -262,10 +258,11 @@ def _from_converted(path: Path, origin: dict[str, Any]) -> Source:
     about = converted.read_about(path)
     assert about is not None, "that is how it was recognized"
     origin["of"] = about.source
+    stored, _ = safetensors_files.read(path)
     return Source(
         path, "xception_jax", about.num_classes, lambda: converted.read(path), origin,
         class_names=about.class_names, model=about.model, held_overrides=about.overrides,
-        preprocessing=about.preprocessing, activation=about.activation,
+        preprocessing=about.preprocessing, activation=about.activation, types=_types(stored),
     )  # fmt: skip
 
 

@@ -161,13 +161,13 @@ def float32(array: Any, what: str) -> np.ndarray:
     """A tensor of a file as float32, exactly, or rounded to nearest from float64.
 
     Args:
-      array: of one of `TYPES`; any byte order. bfloat16 is `ml_dtypes.bfloat16`.
+      array: an array or what becomes one, of one of `TYPES` and any byte order; bfloat16 is
+        `ml_dtypes.bfloat16`.
       what: the error names it, as `FILE: conv1.weight`.
 
     Raises:
       UsageError: it has another type.
     """
-    array = np.asarray(array)
     if array.dtype.name not in TYPES:
         raise UsageError(f"{what} is {array.dtype.name}; weights are {', '.join(TYPES)}")
     with np.errstate(over="ignore"):  # beyond float32's range: infinite, which is looked for
