@@ -12,7 +12,7 @@ import pytest
 from tests.training.test_checkpoint import META, assert_equal, make_state, save_all, target
 from xception_jax.training.checkpoint import Checkpoints
 
-# Files whose damage may go unnoticed, since it has no effect on what is restored: nobody reads them,
+# Files whose damage may go unnoticed, as it has no effect on what is restored: nobody reads them,
 # or Orbax only looks for the layout there. docs/architecture.md names them too.
 WITHOUT_EFFECT = re.compile(
     r"_CHECKPOINT_METADATA|(.*/)?commit_success\.txt|.*/(_sharding|_METADATA|array_metadatas/\w+)"
