@@ -23,7 +23,7 @@ LEVELS = [
     {"fields"},
     {"cluster"},
     {"retry"},
-    {"allocator", "cache", "console", "errors"},
+    {"allocator", "cache", "console", "errors", "seal"},
 ]
 
 
