@@ -43,7 +43,7 @@ def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 
       name: what a complaint calls it.
       exif: apply an EXIF orientation. That of a TIFF is always applied, as by Pillow.
       white: the level of white in images of more than 8 bits; 0: what the file declares, else all
-        ones. Such an image is scaled to 8 bits.
+        ones. Such an image is scaled to 8 bits. It is for images that store 16 bits a sample.
 
     Raises:
       ExampleError: the bytes are no image, are truncated or damaged as far as their format lets
@@ -52,12 +52,13 @@ def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 
       MemoryError: there is no room for the image at present.
     """
     claim = examine(encoded, name)
-    white = (white or claim.white) if claim.deep else 0
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH if white else cv2.IMREAD_COLOR_RGB
+    white = (white or claim.white) if claim.deep else claim.white
+    scaled = 0 < white < 2**16 - 1
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH if scaled else cv2.IMREAD_COLOR_RGB
     image = _decoded(claim, name, flags if exif else flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if white:
+    if scaled:
         return cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), alpha=255 / white)
-    if claim.deep and not _told_of_dark and image.max(initial=0) < _DARK:
+    if claim.deep and not white and not _told_of_dark and image.max(initial=0) < _DARK:
         _tell_of_dark(claim, name)
     return image
 

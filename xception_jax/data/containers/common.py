@@ -16,9 +16,8 @@ class Claim:
       height, width: of the first image, pixels.
       memory: bytes that OpenCV's decoder takes at most at a time, result and copies included.
       encoded: the file, or a shorter one with the same pixels.
-      white: the level of white in an image of more than 8 bits, where the file declares fewer bits
-        than it stores; 0: what the stored bits can hold.
-      deep: whether it has more than 8 bits a sample.
+      white: the level of white in 16 bits, where the file declares one; 0: all ones.
+      deep: whether 16 bits are stored a sample, so that white may be lower than they can tell.
     """
 
     kind: str

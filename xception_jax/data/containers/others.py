@@ -82,10 +82,13 @@ def pnm(encoded: bytes) -> Claim:
     kind, width, height = (int(found[i][:12]) for i in (1, 2, 3))
     need(width > 0 and height > 0, f"it has {width:,} x {height:,} pixels")
     samples = width * height * (3 if kind in (3, 6) else 1)
-    deep = kind not in (1, 4) and int(found[4][:9] or 0) > 255
+    most = int(found[4][:9] or 0) if kind not in (1, 4) else 0
+    deep = most > 255
     least = -(-width // 8) * height if kind == 4 else samples * (2 if deep and kind > 4 else 1)
     need(least <= len(encoded), f"it ends before its {width:,} x {height:,} pixels")
-    return Claim("PNM", height, width, int(width * height * PLAIN), encoded)
+    memory = int(width * height * PLAIN) << deep
+    white = most if deep and most < 2**16 - 1 else 0
+    return Claim("PNM", height, width, memory, encoded, white=white, deep=deep)
 
 
 def avif(encoded: bytes) -> Claim:

@@ -57,7 +57,7 @@ def inspect(encoded: bytes) -> Claim:
         kind="PNG",
         height=height,
         width=width,
-        memory=int(width * height * PLAIN),
+        memory=int(width * height * PLAIN) << (depth == 16),
         encoded=encoded if plain else SIGNATURE + b"".join(encoded[a:b] for a, b in kept),
         white=white if depth == 16 else 0,
         deep=depth == 16,

@@ -49,29 +49,28 @@ def inspect(encoded: bytes) -> Claim:
             least <= growth * sum(sizes),
             f"its {sum(sizes):,} bytes of pixels cannot hold {width:,} x {height:,} pixels",
         )
+    pixels = width * height
     one_part = part_w * part_h * (6 + samples * bits / 8)
     most = _first(tags, _MOST_LEVEL, 0)
     return Claim(
         kind="TIFF",
         height=height,
         width=width,
-        memory=int(max(width * height * PLAIN, width * height * 3.2 + one_part)),
+        memory=int(max(pixels * PLAIN * (2 if bits > 8 else 1), pixels * 3.2 + one_part)),
         encoded=encoded,
         white=_white(bits, most),
-        deep=8 < bits <= 16,
+        deep=bits == 16,
     )
 
 
 def _white(bits: int, most: int) -> int:
-    """The level of white, 0 where it is that of the container.
+    """The level of white that `MaxSampleValue` declares; 0: all ones.
 
-    OpenCV gives 10, 12 and 14 bits in their own range, in a container of 16.
+    OpenCV shifts 10, 12 and 14 bits to the upper end of 16, and only where it is asked for 16.
     """
-    if not 8 < bits <= 16:
-        return 0
-    full = 2**bits - 1
-    white = most if 255 < most < full else full
-    return white if white < 2**16 - 1 else 0
+    if bits in (10, 12, 14):
+        return (2**bits - 1) << (16 - bits)
+    return most if bits == 16 and 255 < most < 2**16 - 1 else 0
 
 
 def _check_parts(encoded: bytes, tags: dict[int, tuple[int, ...]], tiled: bool, count: int) -> None:
