@@ -22,7 +22,8 @@ LEVELS = [
     {"data", "models"},
     {"fields"},
     {"cluster"},
-    {"allocator", "cache", "console", "errors"},
+    {"retry"},
+    {"allocator", "cache", "console", "errors", "seal"},
 ]
 
 

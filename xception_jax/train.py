@@ -110,9 +110,9 @@ class Run:
 
     @property
     def meta(self) -> Meta:
-        """What its checkpoints say of their data, at step 0."""
+        """What its checkpoints say of the run, at step 0."""
         data = self.train_source
-        return Meta(0, data.name, len(data), data.class_names)
+        return Meta(0, data.name, len(data), data.class_names, config_lib.flatten(self.config))
 
     def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""

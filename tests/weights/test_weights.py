@@ -4,6 +4,7 @@ The files of Keras' layout are made here by hand where the writer should not vou
 test_against_libraries.py has the libraries' own.
 """
 
+import json
 import re
 import zipfile
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.weights import builders
+from tests.weights import builders, keras_builders
 from xception_jax import weights
 from xception_jax.errors import UsageError
 from xception_jax.weights import converted, keras, keras_files, sources, timm
@@ -62,7 +63,7 @@ def test_a_model_without_a_head_takes_the_rest(tmp_path):
 def test_an_old_file_of_other_made_up_names_goes_by_place(tmp_path):
     """Keras 2 wrote all layers, those without weights too, and numbered on from what was there."""
     model, path = builders.create("xception"), tmp_path / "old.h5"
-    found, _, _ = keras_files.read(builders.write_keras(model, tmp_path / "new.weights.h5"))
+    found = keras_files.read(builders.write_keras(model, tmp_path / "new.weights.h5")).tensors
     with h5py.File(path, "w") as file:
         names = ["input_1"]
         for i, layer in enumerate(keras.layers(model)):
@@ -154,7 +155,7 @@ def test_a_truncated_file_is_damaged(tmp_path):
     builders.write_keras(model, tmp_path / "a.h5")
     builders.write_keras(model, tmp_path / "model.weights.h5")
     with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
-        archive.writestr("config.json", '{"config": {}}')
+        archive.writestr("config.json", json.dumps(keras_builders.config()))
         archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
     weights.load(builders.create("xception", seed=1), tmp_path / "a.keras")
     _, path, _ = _timm(tmp_path)

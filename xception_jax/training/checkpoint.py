@@ -1,140 +1,171 @@
 """Checkpoints: `workdir/checkpoints/<step>`, written by Orbax in the background.
 
 The parts of the state (`params`, `batch_stats`, `opt_state`, `ema`) are separate items, so that an
-evaluation reads only what it needs. The item `meta` is JSON and holds a digest of every array,
-since Orbax does not notice a flipped bit in array data. All of it is finalized together.
+evaluation reads only what it needs. The item `meta` is the manifest, see `manifest`: it holds a
+digest of every array, since Orbax does not notice a flipped bit in array data. All of it is
+finalized together.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from xception_jax import cluster
-from xception_jax.errors import RunError, UsageError
+from xception_jax.errors import ReadError, RunError, UsageError
+from xception_jax.training import manifest, storage
 from xception_jax.training.digest import digests
+from xception_jax.training.manifest import DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState, Tree
+from xception_jax.training.tracebacks import Tracebacks
 from xception_jax.training.workdir import write_atomically
+
+T = TypeVar("T")
 
 ITEMS = ("params", "batch_stats", "opt_state", "ema")
 
 
-class DamagedCheckpointError(RunError):
-    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+@dataclass
+class _Best(policies.PreservationPolicy):
+    """Has Orbax keep the step that a function finds among those that there are."""
 
+    find: Callable[[Sequence[int]], int | None]
 
-@dataclass(frozen=True)
-class Meta:
-    """What a checkpoint says of itself.
-
-    Attributes:
-      step: steps done.
-      dataset: name, version and split of the training data.
-      train_examples: their number, on which the order of the examples rests.
-      class_names: what each label means.
-      digests: `{item: {path of the leaf: digest}}`, filled in by `save`.
-    """
-
-    step: int
-    dataset: str
-    train_examples: int
-    class_names: tuple[str, ...]
-    digests: dict[str, dict[str, int]] | None = None
-
-    def at(self, step: int) -> "Meta":
-        """The same, of another step."""
-        return replace(self, step=step)
-
-    def check_data(self, now: "Meta") -> None:
-        """Raises `UsageError` where a run would continue on other examples than it began with."""
-        then = (self.dataset, self.train_examples)
-        if then != (now.dataset, now.train_examples):
-            raise UsageError(
-                f"the run began on {self.train_examples} examples of {self.dataset}, and there are "
-                f"{now.train_examples} of {now.dataset}; give it the data back, or start in "
-                f"another --workdir"
-            )
-        self.check_classes(now.dataset, now.class_names)
-
-    def check_classes(self, dataset: str, class_names: tuple[str, ...]) -> None:
-        """Raises `UsageError` where the data's classes are not those that were learnt."""
-        if self.class_names != class_names:
-            raise UsageError(
-                f"the classes of {dataset} are not the {len(self.class_names)} that the run learnt "
-                f"from {self.dataset}"
-            )
-
-
-def _quality(metrics: dict[str, float]) -> tuple[float, float]:
-    """What `best` means: the highest top-1, of multi-label data MAP; of equals the lowest loss."""
-    return metrics["map" if "map" in metrics else "top1"], -metrics["loss"]
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self.find([info.step for info in checkpoints])
+        return [info.step == best for info in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last write.
 
+    Opening reads the manifests of all checkpoints, and moves nothing.
+
     Args:
       workdir: the run's folder.
       keep: newest checkpoints that are kept, besides the best one.
       read_only: open what is there and change nothing.
+      say: takes a line where a file has to be read again; standard error unless given.
+
+    Raises:
+      ReadError: a manifest could not be read for two minutes.
     """
 
-    def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
-        self._folder = workdir / "checkpoints"
-        self._complaints: list[str] = []
-        cluster.on_first(
-            lambda: self._complaints.extend(_unreadable_metrics(self._folder, read_only))
-        )
-        best = policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False)
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep: int = 1,
+        read_only: bool = False,
+        say: storage.Say = None,
+    ):
+        self._folder = workdir.absolute() / "checkpoints"
+        self._keep, self._read_only, self._say = keep, read_only, say
+        self._writing = False
+        self._tracebacks = Tracebacks(workdir)
+        # By step: its manifest, or the complaint where that is damaged. As process 0 sees them.
+        self._found = self._survey()
+
+    def _survey(self) -> dict[int, Meta | str]:
+        def survey() -> list[tuple[int, Any]]:
+            if not cluster.is_first():
+                return []
+            found = manifest.survey(self._folder, self._say)
+            return [(step, one.fields() if isinstance(one, Meta) else one)
+                    for step, one in found.items()]  # fmt: skip
+
+        [first, *_] = self._together(survey)
+        return {
+            step: one if isinstance(one, str) else manifest.from_fields(one) for step, one in first
+        }
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax' manager, which saves and deletes; what is damaged has been moved before."""
+        assert not self._read_only
+        self._writing = True
+        best = _Best(lambda steps: self._best(steps))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            save_decision_policy=None if read_only else policies.FixedIntervalPolicy(1),
-            best_fn=_quality,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            create=not read_only,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(self._keep), best]
+            ),
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(
-            self._folder.absolute(), options=options, item_names=(*ITEMS, "meta")
-        )
+        return ocp.CheckpointManager(self._folder, options=options, item_names=(*ITEMS, "meta"))
 
     def __enter__(self) -> "Checkpoints":
+        self._tracebacks.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if self._writing:
+                self._manager.close()
+        except Exception as error:
+            if kind is None:  # else what came first is told
+                raise self._failed("a checkpoint", error) from error
+        finally:
+            self._tracebacks.__exit__()
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, in order."""
-        return sorted(self._manager.all_steps())
+        """The steps that there are checkpoints of, in order, damaged ones among them."""
+        return sorted(self._manager.all_steps()) if self._writing else sorted(self._found)
 
     def find(self, step: str) -> int:
-        """The step that `latest`, `best` or a number names; `UsageError` if there is none."""
+        """The step that `latest`, `best` or a number names.
+
+        Raises:
+          UsageError: there is none.
+          DamagedCheckpointError: its manifest is damaged; or of `best`, any, since nobody knows
+            how good that one was.
+        """
         steps = self.steps()
         if not steps:
             raise UsageError(f"no checkpoint in {self._folder}")
-        if step == "latest":
-            return steps[-1]
         if step == "best":
-            best = self._manager.best_step()
+            for one in steps:
+                self.meta(one)
+            best = self._best(steps)
             if best is None:
                 raise UsageError(
                     f"no checkpoint in {self._folder} was evaluated; take --step=latest"
                 )
             return best
-        if not step.isdecimal() or int(step) not in steps:
+        if step != "latest" and (not step.isdecimal() or int(step) not in steps):
             there = ", ".join(map(str, steps))
             raise UsageError(f"no checkpoint {step!r} in {self._folder}; latest, best, or: {there}")
-        return int(step)
+        found = steps[-1] if step == "latest" else int(step)
+        self.meta(found)
+        return found
+
+    def meta(self, step: int) -> Meta:
+        """What a checkpoint says of itself; `DamagedCheckpointError` if that is damaged."""
+        found = self._found[step]
+        if isinstance(found, str):
+            raise DamagedCheckpointError(found)
+        return found
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """What the run's evaluation at this step found, if there was one."""
-        return self._manager.metrics(step)
+        found = self._found.get(step)
+        return found.metrics if isinstance(found, Meta) else None
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        """Of equals the newest; None where none was evaluated."""
+        evaluated = {step: found for step in sorted(steps) if (found := self.metrics(step))}
+        if not evaluated:
+            return None
+        return max(evaluated, key=lambda step: (manifest.quality(evaluated[step]), step))
 
     def warm_up(self, state: TrainState) -> None:
         """Computes the digests of a state once, so that a save in a hurry compiles nothing."""
@@ -153,34 +184,49 @@ class Checkpoints:
         if broken:
             raise RunError(f"at step {meta.step} {broken[0]} is not finite; nothing was saved. "
                            f"The last good checkpoint is {self._last()}")  # fmt: skip
-        meta = replace(meta, digests={name: sums for name, (sums, _) in found.items()})
+        sums = {name: sums for name, (sums, _) in found.items()}
+        meta = replace(meta, digests=sums, metrics=metrics)
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(asdict(meta)))
+        composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
+        manager = self._manager
+        self.wait()
+        if meta.step in self.steps():
+            raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
+        self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
         try:
-            saved = self._manager.save(meta.step, args=composite, metrics=metrics)
+            saved = manager.save(meta.step, args=composite)
         except Exception as error:
-            raise RunError(f"checkpoint {meta.step} could not be saved: {error}") from error
+            raise self._failed(f"checkpoint {meta.step}", error) from error
         if not saved:
             raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Adds what an evaluation found to a checkpoint that was saved without."""
         self.wait()
-        folder = self._folder / str(step) / "metrics"
-
-        def write() -> None:
-            folder.mkdir(exist_ok=True)  # as Orbax writes and reads them
-            write_atomically(folder / "metrics", json.dumps(metrics))
-
-        cluster.on_first(write)
-        self._manager.reload()
+        meta = replace(self.meta(step), metrics=metrics)
+        path = manifest.path_of(self._folder / str(step))
+        cluster.on_first(lambda: write_atomically(path, json.dumps(meta.fields())))
+        self._found[step] = meta
 
     def wait(self) -> None:
         """Waits until everything is written. Raises `RunError` if a write failed."""
+        if not self._writing:
+            return
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise RunError(f"a checkpoint could not be written: {error}") from error
+            raise self._failed("a checkpoint", error) from error
+
+    def _failed(self, what: str, error: Exception) -> RunError:
+        """One line on a write that failed, which names the file with Orbax' traceback."""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if why := storage.fault(error):
+            reason = f"{why}: {storage.file_of(error) or self._folder}"
+        path = self._tracebacks.write()
+        return RunError(
+            f"{what} could not be written: {reason}"
+            + (f"; {path} has the traceback" if path else "")
+        )
 
     def _last(self) -> str:
         steps = self.steps()
@@ -189,52 +235,63 @@ class Checkpoints:
     def restore(self, step: int, targets: dict[str, Tree]) -> tuple[dict[str, Tree], Meta]:
         """Reads items of a checkpoint onto the devices and checks every array's digest.
 
+        All processes of a run succeed together, or raise.
+
         Args:
           step: one of `steps()`.
           targets: for each item wanted, its tree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
           DamagedCheckpointError: with the reason, naming the leaf where it is one.
+          ReadError: a file could not be read for two minutes.
         """
-        args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-        composite = ocp.args.Composite(**args, meta=ocp.args.JsonRestore())
+        meta = self.meta(step)
+        folder = self._folder / str(step)
+        found: dict[str, Tree] = {}
+
+        def read() -> None:
+            def action() -> None:
+                for name, target in targets.items():
+                    found[name] = _read_arrays(folder / name, target)
+
+            storage.read(folder, action, self._say)
+
+        self._together(lambda: _damage(step, read))
+        # Sums over all devices: only once all have read.
+        self._together(lambda: _compare(step, found, meta))
+        return found, meta
+
+    def _together(self, action: Callable[[], T]) -> list[T]:
+        """What an action gives in each process, as JSON; raises in all where it raises in one."""
+        complaint, value = None, None
         try:
-            restored = self._manager.restore(step, args=composite)
-            meta = Meta(**restored.meta)
-            meta = replace(meta, class_names=tuple(meta.class_names))
-            if meta.step != step:
-                raise ValueError(f"it says of itself that it is of step {meta.step}")
-        except (MemoryError, PermissionError) as error:
-            raise RunError(f"checkpoint {step} cannot be read: {error!r}") from error
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            if "RESOURCE_EXHAUSTED" in str(error) or "Too many open files" in str(error):
-                raise RunError(f"checkpoint {step} cannot be read: {error}") from error
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise DamagedCheckpointError(
-                f"checkpoint {step} cannot be read: {reason[0]}"
-            ) from error
-        for item in targets:
-            now, _ = digests(restored[item])
-            then = (meta.digests or {}).get(item, {})
-            wrong = [leaf for leaf, digest in now.items() if digest != then.get(leaf)]
-            if wrong:
-                raise DamagedCheckpointError(
-                    f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
-                )
-        items = {name: restored[name] for name in targets}
-        return items, meta
+            value = action()
+        except DamagedCheckpointError as error:
+            complaint = ["damaged", str(error)]
+        except ReadError as error:
+            complaint = ["stopped", str(error)]
+        answers = cluster.gather([complaint, value])
+        for kind, raised in (("stopped", ReadError), ("damaged", DamagedCheckpointError)):
+            for process, (told, _) in enumerate(answers):
+                if told and told[0] == kind:
+                    others = f" (process {process} of {len(answers)})" if len(answers) > 1 else ""
+                    raise raised(told[1] + others)
+        return [value for _, value in answers]
 
     def restore_newest(
         self, target: TrainState
     ) -> tuple[TrainState | None, Meta | None, list[str]]:
-        """Restores the newest intact checkpoint and moves newer, damaged ones aside.
+        """Restores the newest checkpoint that all processes can read whole.
+
+        Newer ones, and older ones whose manifest is damaged, are moved aside.
 
         Returns:
           The state and its meta (None, None without any checkpoint), and a line on each checkpoint
           that was moved to `workdir/damaged`.
 
         Raises:
-          RunError: there are checkpoints, but not one that is intact; nothing has been moved.
+          RunError: there are checkpoints, but not one that is whole; nothing has been moved.
+          ReadError: a file could not be read for two minutes; nothing has been moved.
         """
         targets = _items(target)
         complaints: dict[int, str] = {}
@@ -248,20 +305,22 @@ class Checkpoints:
                 step=jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding),
                 **{"ema": None, **items},
             )
-            for damaged, complaint in complaints.items():
-                self._move_aside(damaged, complaint)
-            return state, meta, self._complaints
+            older = {step: one for step, one in self._found.items() if isinstance(one, str)}
+            return state, meta, self._move_aside({**older, **complaints})
         if complaints:
             raise RunError(
                 f"no checkpoint in {self._folder} can be restored; the newest: "
                 f"{next(iter(complaints.values()))}"
             )
-        return None, None, self._complaints
+        return None, None, []
 
-    def _move_aside(self, step: int, complaint: str) -> None:
-        folder = self._folder / str(step)
-        cluster.on_first(lambda: self._complaints.append(_move_aside(folder, complaint)))
-        self._manager.reload()
+    def _move_aside(self, complaints: dict[int, str]) -> list[str]:
+        """Moves checkpoints to `workdir/damaged`; returns the complaints with their new places."""
+        notes: list[str] = []
+        for step, complaint in sorted(complaints.items(), reverse=True):
+            cluster.on_first(partial(_move_aside, self._folder / str(step), complaint, notes))
+            del self._found[step]
+        return notes
 
 
 def _items(state: TrainState) -> dict[str, Tree]:
@@ -270,31 +329,44 @@ def _items(state: TrainState) -> dict[str, Tree]:
     return {name: tree for name, tree in parts.items() if tree is not None}
 
 
-def _move_aside(checkpoint: Path, complaint: str) -> str:
-    """Moves a checkpoint to `workdir/damaged`; returns the complaint with its new place."""
+def _read_arrays(folder: Path, target: Tree) -> Tree:
+    """An item's arrays. Orbax' handler alone waits for no other process, unlike its manager."""
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(target))
+    finally:
+        handler.close()
+
+
+def _damage(step: int, action: Callable[[], None]) -> None:
+    """Raises what Orbax and TensorStore raise, which is of many kinds, as damage."""
+    try:
+        action()
+    except RunError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedCheckpointError(f"checkpoint {step} cannot be read: {reason[0]}") from error
+
+
+def _compare(step: int, found: dict[str, Tree], meta: Meta) -> None:
+    """Raises `DamagedCheckpointError` unless the arrays are those of the manifest."""
+    for item, tree in found.items():
+        now, _ = digests(tree, meta.digest_algorithm)
+        then = (meta.digests or {}).get(item, {})
+        if wrong := [leaf for leaf in now | then if now.get(leaf) != then.get(leaf)]:
+            raise DamagedCheckpointError(
+                f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
+            )
+
+
+def _move_aside(checkpoint: Path, complaint: str, notes: list[str]) -> None:
+    """Moves a checkpoint to `workdir/damaged`, and notes the complaint with its new place."""
     aside = checkpoint.parents[1] / "damaged"
     aside.mkdir(exist_ok=True)
     place, number = aside / checkpoint.name, 0
-    while place.exists():
+    while os.path.lexists(place):
         number += 1
         place = aside / f"{checkpoint.name}.{number}"
     os.rename(checkpoint, place)
-    return f"{complaint}; moved to {place}"
-
-
-def _unreadable_metrics(folder: Path, read_only: bool) -> list[str]:
-    """Moves checkpoints aside whose metrics are no JSON: Orbax could not even list them.
-
-    Raises:
-      DamagedCheckpointError: there is one, and `read_only` forbids to move it.
-    """
-    notes = []
-    for path in sorted(folder.glob("*/metrics/metrics")):
-        try:
-            json.loads(path.read_text())
-        except ValueError as error:
-            complaint = f"checkpoint {path.parents[1].name} is damaged: its metrics: {error}"
-            if read_only:
-                raise DamagedCheckpointError(complaint) from None
-            notes.append(_move_aside(path.parents[1], complaint))
-    return notes
+    notes.append(f"{complaint}; moved to {place}")

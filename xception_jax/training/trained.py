@@ -43,7 +43,9 @@ class Trained:
           kind: unless given, `ema` if the run has averaged weights.
 
         Raises:
-          UsageError: there is no such run, checkpoint or kind of weights.
+          UsageError: there is no such run, checkpoint or kind of weights, or its config is not
+            what the run wrote.
+          RunError: the checkpoint's manifest is damaged.
         """
         config = read_config(workdir)
         kind = kind or ("ema" if config.ema.decay else "raw")
@@ -51,8 +53,8 @@ class Trained:
             raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
         with Checkpoints(workdir, read_only=True) as checkpoints:
             found = checkpoints.find(step)
-            meta = checkpoints.restore(found, {})[1]
-            return cls(workdir, config, found, kind, meta, checkpoints.metrics(found))
+            meta = checkpoints.meta(found)
+            return cls(workdir, config, found, kind, meta, meta.metrics)
 
     def weights(self, lies: NamedSharding) -> Tree:
         """`{"params", "batch_stats"}`, placed so and checked against their digests.

@@ -11,25 +11,50 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xception_jax import cluster
+from xception_jax import cluster, seal
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
+from xception_jax.training import manifest, storage
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text as a whole or not at all."""
+    """Replaces a file's text as a whole or not at all, whatever happens in between."""
     draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text)
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a crash of the machine may leave an empty file
     os.replace(draft, path)
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that the run in `workdir` was started with."""
-    path = workdir / "config.json"
-    if not path.is_file():
+    """The config that the run in `workdir` was started with.
+
+    Where `config.json` is gone, the one that the newest checkpoint keeps takes its place.
+
+    Raises:
+      UsageError: there is no run, or its config is not what the run wrote; the fields that differ
+        from the one that the newest checkpoint keeps are named.
+      RunError: a file could not be read.
+    """
+    config = _recorded(workdir)
+    if config is None:
         raise UsageError(f"no run in {workdir}: it holds no config.json")
+    return config
+
+
+def begun_config(workdir: Path) -> ConfigDict | None:
+    """The config of the run in `workdir`, if one has saved anything there."""
+    return _recorded(workdir) if manifest.steps(workdir / "checkpoints") else None
+
+
+def _recorded(workdir: Path) -> ConfigDict | None:
+    path = workdir / "config.json"
+    flat = _recorded_fields(path)
+    if flat is None:
+        return None
     try:
-        config = config_lib.from_flat(json.loads(path.read_text()))
+        config = config_lib.from_flat(flat)
     except UsageError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
@@ -39,11 +64,43 @@ def read_config(workdir: Path) -> ConfigDict:
     return config
 
 
-def begun_config(workdir: Path) -> ConfigDict | None:
-    """The config of the run in `workdir`, if one has saved anything there."""
-    checkpoints = workdir / "checkpoints"
-    begun = checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
-    return read_config(workdir) if begun and (workdir / "config.json").is_file() else None
+def _recorded_fields(path: Path) -> dict[str, Any] | None:
+    """The flat config, held against the one that the newest checkpoint keeps; None without any."""
+    kept = manifest.newest_config(path.parent / "checkpoints")
+    if not os.path.lexists(path):
+        return kept and kept[1]
+    try:
+        fields = storage.read(path, lambda: _parse(path))
+        # What was sealed once has to be so: a flip may have renamed the seal.
+        complaint = seal.complaint(fields) if kept or seal.NAME in fields else None
+    except ValueError as error:
+        fields, complaint = {}, f"is no JSON: {error}"
+    flat = {name: value for name, value in fields.items() if name != seal.NAME}
+    if kept is None:
+        if complaint:
+            raise UsageError(f"{path} {complaint}")
+        return flat
+    step, then = kept
+    changed = config_lib.differences(_complete(then), _complete(flat)) if flat else []
+    if complaint is None and all(config_lib.may_change(name, flat) for name in changed):
+        return flat  # as --allow_config_changes lets them
+    named = [f"{name} was {then.get(name)!r}, is {flat.get(name)!r}" for name in changed]
+    raise UsageError(
+        f"{path} is not what the run wrote: {', '.join(named) or f'it {complaint}'}; undo that, or "
+        f"delete the file, and the config that checkpoint {step} keeps takes its place"
+    )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """The fields of a file; `ValueError` where it holds none, or is no file."""
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    return seal.parse(storage.bytes_of(path))
+
+
+def _complete(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config of an older version, with the defaults of the fields that have come since."""
+    return {**config_lib.flatten(config_lib.default()), **flat}
 
 
 @contextmanager
@@ -98,4 +155,4 @@ def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:
                 else "take another --workdir, or the config of this one"
             )
             raise UsageError(f"{path.parent} holds a run with another config: {listed}; {mend}")
-    write_atomically(path, json.dumps(new, indent=1) + "\n")
+    write_atomically(path, json.dumps(seal.sealed(new), indent=1) + "\n")

@@ -20,7 +20,8 @@ from xception_jax.weights import files, safetensors_files
 # The overrides that change what weights compute or which there are; the others are training's.
 ARCHITECTURE = (
     "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
-    "residual", "pool_padding", "count_padding", "fc_units", "bn_epsilon", "bn_scale",
+    "residual", "pool_padding", "count_padding", "pooling", "fc_units", "bn_epsilon",
+    "bn_scale",
 )  # fmt: skip
 _LARGEST = 10_000_000  # of any number in a header
 
@@ -38,6 +39,8 @@ class About:
         known `image_size`, `eval_preset`, `eval_crop` (as in `config.data`) and `interpolation`.
       source: `format`, and `file` and `sha256`, or `step` and `weights` of a run; `of`, of a
         converted file, is its own source.
+      activation: `softmax` or `sigmoid`, what makes probabilities of the logits; None where it is
+        not known. Files written before it was kept have none.
     """
 
     model: str
@@ -46,6 +49,7 @@ class About:
     class_names: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
 
 
 def write(path: Path, about: About, tensors: dict[str, np.ndarray]) -> None:
@@ -107,6 +111,8 @@ def _about(held: Any, tensors: int) -> About:
     _check_preprocessing(held["preprocessing"])
     if not isinstance(held["source"], dict):
         raise ValueError("source is no JSON object")
+    if held.get("activation") not in (None, "softmax", "sigmoid"):
+        raise ValueError(f"activation is {held['activation']!r}")
     about = {"overrides": overrides, "class_names": None if names is None else tuple(names)}
     return About(**held | about)
 

@@ -1,0 +1,54 @@
+"""Seals of JSON files: a SHA-256 over the fields, so that no change of a value goes unnoticed.
+
+The sum is taken over canonical JSON (sorted keys, no spaces, ASCII), so that neither layout nor the
+order of the keys matters. A seal finds damage and edits by hand. It keeps nobody out: who changes a
+file on purpose can seal it again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# The field that holds the seal of the others.
+NAME = "seal"
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value; tuples are lists, and 1 and 1.0 are not the same."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def seal(fields: Mapping[str, Any]) -> str:
+    """The SHA-256, in hexadecimal, of all fields except the seal itself."""
+    others = {name: value for name, value in fields.items() if name != NAME}
+    return hashlib.sha256(canonical(others).encode()).hexdigest()
+
+
+def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with their seal."""
+    return {**fields, NAME: seal(fields)}
+
+
+def complaint(fields: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file of these fields, as "has no seal"; None where the seal is right."""
+    if NAME not in fields:
+        return "has no seal"
+    return None if fields[NAME] == seal(fields) else "is not what was sealed"
+
+
+def check(fields: Mapping[str, Any]) -> None:
+    """Raises `ValueError` with the complaint, if there is one."""
+    if wrong := complaint(fields):
+        raise ValueError(wrong)
+
+
+def parse(text: str | bytes) -> dict[str, Any]:
+    """The fields of a JSON object; `ValueError` where the text is none, however it is damaged."""
+    try:
+        fields = json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"JSON of a {type(fields).__name__} where an object belongs")
+    return fields
