@@ -253,7 +253,8 @@ SCHEMA: dict[str, Field] = {
     ),
     "compilation_cache": _text(
         "", "folder in which compiled programs are kept, so that a run that goes on need not "
-        "compile; empty: .compiled beside the workdir; none: not at all", harmless=True,
+        "compile, and to which only you can write; empty: in ~/.cache/xception_jax; none: not at "
+        "all", harmless=True,
     ),
     "mesh.data": _int(-1, "devices that share a batch, times mesh.model; -1: all there are",
                       low=-1, harmless=True),
@@ -297,6 +298,14 @@ def from_flat(flat: dict[str, Any]) -> ConfigDict:
     unknown(flat)
     config.update_from_flattened_dict(flat)
     return config
+
+
+def portable(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config with the fields of one machine at their defaults, as `config.json` holds them.
+
+    A `config.json` may be a stranger's, and what lies in the compilation cache is run.
+    """
+    return {**flat, "compilation_cache": SCHEMA["compilation_cache"].default}
 
 
 def unknown(names: Any) -> None:
