@@ -215,7 +215,14 @@ SCHEMA: dict[str, Field] = {
     "optimizer.nesterov": _flag(False, "sgd with Nesterov's momentum"),
     "optimizer.beta1": _float(0.9, "of adamw and lamb", high=1.0),
     "optimizer.beta2": _float(0.999, "decay of the squares: adamw, lamb and rmsprop", high=1.0),
-    "optimizer.epsilon": _float(1e-8, "of adamw, lamb and rmsprop"),
+    "optimizer.epsilon": _float(
+        1e-8, "of adamw and lamb: added to the root of the squares; of rmsprop: inside the root, "
+        "as in TensorFlow and Keras (PyTorch adds it outside)"
+    ),
+    "optimizer.initial_squares": _float(
+        0.0, "of rmsprop: what its mean of squared gradients begins at; 1: as in TensorFlow, with "
+        "which Inception and Xception were trained", harmless=True
+    ),
     "optimizer.weight_decay": _float(0.0, "0: none"),
     "optimizer.decay_mode": _text(
         "auto",
@@ -223,7 +230,9 @@ SCHEMA: dict[str, Field] = {
         "from the weights, times the learning rate; auto: l2 for sgd and rmsprop, else decoupled",
         choices=("auto", "l2", "decoupled"),
     ),
-    "optimizer.decay_all": _flag(False, "decay batch-norm parameters and biases too"),
+    "optimizer.decay_all": _flag(
+        False, "decay batch-norm parameters and biases too; lamb scales their steps then too"
+    ),
     "optimizer.clip_norm": _float(0.0, "largest norm of the whole gradient; 0: no clipping"),
     "optimizer.microbatch": _int(
         0, "most examples that a device takes through the model at once; a larger share is cut, "
