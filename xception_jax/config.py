@@ -75,6 +75,9 @@ SCHEMA: dict[str, Field] = {
         f"{_OWN}", choices=("same", "symmetric"),
     ),
     "model.count_padding": _flag(None, f"average pooling counts it, as in timm; {_OWN}"),
+    "model.pooling": _text(
+        None, f"of the last feature maps; {_OWN}", choices=("average", "max")
+    ),
     "model.fc_units": _tuple(
         None, f"sizes of fully connected layers; {_OWN}", low=1, fractions=False
     ),

@@ -72,13 +72,15 @@ def convert(
     from xception_jax.weights.tensors import abstract
 
     source = sources.open_source(path, format=source_format, step=step, weights=weights)
+    source.check_whole()
     name = model or source.model
     if name is None:
         raise UsageError(f"--model is needed: {path} does not say which of them it is")
-    about = source.about(name)
-    built = {key: value for key, value in about.overrides.items() if value is not None}
+    overrides = sources.effective(name, source.overrides(name))
+    built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)
     ours = source.tensors(shapes, name)
+    about = source.about(name)
     library = sources.effective(name, sources.library_overrides(target_format, name))
     notes = source.notes()
     if target_format != "xception_jax":
@@ -122,6 +124,8 @@ def _write(
     from xception_jax.weights.tensors import to_theirs
 
     if format == "keras":
+        if getattr(shapes, "head", None) is not None and shapes.head.fc:
+            raise UsageError("Keras' models have no fully connected layers before the classifier")
         layers = keras.layers(shapes)
         theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], ours)
         keras_files.write(draft, name, layers, theirs)

@@ -18,6 +18,10 @@ class RunError(RuntimeError):
     """A run that cannot go on. The message is one line, reported with exit code 1."""
 
 
+class ReadError(RunError):
+    """A file that cannot be read at present (see `retry`). It says nothing about its data."""
+
+
 class ExampleError(RunError):
     """An example that cannot be used. A run skips it while `data.max_skipped` allows.
 

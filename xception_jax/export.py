@@ -36,8 +36,8 @@ _ACTIVATION = flags.DEFINE_enum(
     "activation",
     None,
     ["softmax", "sigmoid"],
-    "what makes probabilities of the logits; unless given, as the run was trained, and of Keras' "
-    "and timm's weights softmax",
+    "what makes probabilities of the logits; unless given, as the run was trained, as a Keras "
+    "file says, and of timm's weights softmax",
 )
 _PLATFORMS = flags.DEFINE_list(
     "platforms", ["cpu", "cuda", "tpu"], "that the program is for: of cpu, cuda, rocm, tpu"
@@ -133,9 +133,7 @@ def export_file(
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():
         raise UsageError(f"--input={path} does not say what images its weights were made for")
-    if activation is None and _of_a_run(file.origin):
-        raise UsageError(f"--input={path} is of a run, and does not say what its loss was: give "
-                         f"--activation=softmax or sigmoid")  # fmt: skip
+    activation = activation or _activation_of_file(file)
     about = file.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
     model = abstract(name, classes, built)
@@ -150,7 +148,7 @@ def export_file(
         Images(made_for["image_size"], eval_preset=made_for["eval_preset"],
                eval_crop=made_for.get("eval_crop", 1.0)),
         crop_known="eval_crop" in made_for,
-        activation=activation or "softmax",
+        activation=activation,
         platforms=platforms,
         resize=resize,
         class_names=file.class_names or tuple(map(str, range(classes))),
@@ -187,6 +185,9 @@ def _export(
     """Exports a model; see `serving.export` and `serving.describe`."""
     from xception_jax import serving
 
+    if activation == "softmax" and len(class_names) == 1:
+        raise UsageError("softmax over one class is 1.0 for every image; give --activation=sigmoid")
+
     exported = serving.export(
         structure,
         weights,
@@ -214,11 +215,25 @@ def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
     return config_lib.loss_name(config, source.multilabel)
 
 
-def _of_a_run(origin: dict[str, Any]) -> bool:
-    """Whether weights were trained here, maybe with the sigmoid loss, which their file omits."""
+def _activation_of_file(file: Any) -> str:
+    """What makes probabilities of the logits of a converted file.
+
+    Raises:
+      UsageError: neither the file nor the library that its weights are of tells.
+    """
+    if file.activation is not None:
+        return file.activation
+    origin = file.origin
     while "of" in origin:
         origin = origin["of"]
-    return "step" in origin
+    if "step" in origin:
+        raise UsageError(f"--input={file.path} is of a run, and does not say what its loss was: "
+                         f"give --activation=softmax or sigmoid")  # fmt: skip
+    if origin.get("format") == "keras":
+        raise UsageError(f"--input={file.path} is of a Keras file that does not say what makes "
+                         f"probabilities of the logits: give --activation=softmax (one of the "
+                         f"classes is right) or sigmoid (each by itself)")  # fmt: skip
+    return "softmax"
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from xception_jax import config as config_lib
 from xception_jax import models, paths
 from xception_jax.data import decode, joined, skips, sources
-from xception_jax.errors import UsageError
+from xception_jax.errors import ReadError, UsageError
 from xception_jax.fields import Duration
 
 
@@ -205,6 +205,8 @@ def _check_readable(source: sources.Source, record: int, most: int) -> None:
         try:
             decode.decode(source[candidate].encoded, source[candidate].name)
             return
+        except ReadError:  # it says nothing about the example
+            raise
         except Exception as error:  # files may be missing, cut short, or not what they say
             first = first or error
     reason = (str(first).splitlines() or [type(first).__name__])[0]

@@ -1,106 +1,109 @@
-"""Reading again what could not be read: an error of the storage says nothing about the bytes.
+"""Reads that failed for a passing reason are tried again: a failed read is not damaged data.
 
-What an error means was seen by injecting each into every read of a checkpoint. Python's carry their
-`errno`. TensorStore raises `ValueError("STATUS: ... [os_error_code='5']")`, around which Orbax
-raises an `Exception` that says less.
+A network file system that stalls, a full table of open files or a lack of memory says nothing
+about the bytes of a file. Data counts as bad only when its bytes are bad, or the file is gone.
 """
 
 import errno
 import os
-import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TypeVar
 
-from xception_jax.errors import RunError
+from xception_jax.console import make_console
+from xception_jax.errors import ExampleError, ReadError
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
-# How long reading is tried, in all, and the pauses in between.
-PATIENCE_S = 120.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 16.0
+# Attempts continue for this long, in seconds.
+SECONDS = 120.0
+# The pauses between them, as shares of that: the first, and the longest that doubling leads to.
+_FIRST, _LONGEST = 1 / 240, 1 / 6
 
-# Errors that tell of the file, not of the way to it: it is gone, or is no file.
-_OF_THE_FILE = {
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG,
-    errno.EINVAL,
-}  # fmt: skip
-# TensorStore's and JAX's, where no number of the system's comes with them.
-_STATUSES = (
-    "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED",
-    "PERMISSION_DENIED", "UNAUTHENTICATED",
-)  # fmt: skip
-
-
-def storage_error(error: BaseException) -> str | None:
-    """Why reading failed, where what is stored need not be at fault; else None."""
-    for part in _chain(error):
-        if isinstance(part, MemoryError):
-            return "out of memory"
-        if isinstance(part, OSError) and part.errno is not None:
-            return None if part.errno in _OF_THE_FILE else part.strerror or repr(part)
-        text = str(part)
-        if code := re.search(r"\[os_error_code='(\d+)'\]", text):
-            number = int(code[1])
-            return None if number in _OF_THE_FILE else os.strerror(number)
-        if status := re.match(rf"({'|'.join(_STATUSES)}): ", text):
-            return f"{status[1]}: {text[status.end() :].splitlines()[0][:200]}"
-    return None
+# Errors that another attempt does not cure: the file is gone, is no file, or access is denied.
+# Every other code counts as passing. So an unknown code stops a run; it never replaces an example.
+LASTING = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.EINVAL),
+        *(errno.EFBIG, errno.EOVERFLOW),
+    }
+)
+# C++ libraries raise errors without a code. Their messages contain the system's text of the code,
+# as `pread() failed: Input/output error; reading PATH`, or begin with the name of a status.
+_TEXTS = tuple(
+    {os.strerror(code) for code in errno.errorcode if code not in LASTING}
+    | {"UNAVAILABLE: ", "DEADLINE_EXCEEDED: ", "RESOURCE_EXHAUSTED: "}
+)
 
 
-def tell(line: str) -> None:
-    """Shows a line where nothing better is open yet: on standard error."""
-    print(line, file=sys.stderr, flush=True)
+def transient(error: BaseException) -> bool:
+    """Whether an error of reading may pass, so that it says nothing about the data.
+
+    An `OSError` is judged by its code alone; one without a code is lasting. `MemoryError` may
+    pass. Any other error is judged by the message (see `_TEXTS`), but not our own: an
+    `ExampleError` is about bytes, and a `ReadError` has had its attempts.
+    """
+    if isinstance(error, (ExampleError, ReadError)):
+        return False
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in LASTING
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return any(part in text for part in _TEXTS)
 
 
-def read(what: str, action: Callable[[], T], say: Callable[[str], None] = tell) -> T:
-    """Does something that reads; again, after growing pauses, while the storage is at fault.
+def reading(
+    action: Callable[[], Result],
+    name: str,
+    *,
+    say: Callable[[str], None] | None = None,
+    seconds: float = SECONDS,
+    first_pause: float | None = None,
+) -> Result:
+    """Returns `action()`; tries again, with growing pauses, while it fails for a passing reason.
 
     Args:
-      what: is read, for messages; a file that the error names takes its place.
-      action: may be done many times.
-      say: takes a line before each pause.
+      action: reads something; it is called anew for each attempt.
+      name: of what is read, for messages.
+      say: tells the user once that a read failed; None: standard error.
+      seconds: no attempt begins later than this after the first.
+      first_pause: seconds before the second attempt; None: half a second of two minutes. Each
+        later pause is twice as long, up to a sixth of `seconds`.
 
     Raises:
-      RunError: after two minutes in all, naming the file. Other errors of `action` pass.
+      ReadError: the time is over, and the last attempt failed for a passing reason too.
+      Exception: what `action` raises for any other reason, at once.
     """
-    until, pause = time.monotonic() + PATIENCE_S, _FIRST_PAUSE_S
+    begun, attempts = time.monotonic(), 0
+    pause = seconds * _FIRST if first_pause is None else first_pause
     while True:
         try:
             return action()
         except Exception as error:
-            why = storage_error(error)
-            if why is None:
+            if not transient(error):
                 raise
-            name = _file(error) or what
-            left = until - time.monotonic()
-            if left <= 0:
-                raise RunError(
-                    f"{name} cannot be read: {why}; tried for {PATIENCE_S:.0f} s, and nothing was "
-                    f"changed"
-                ) from error
-            pause = min(pause, left)
-            say(f"{name} cannot be read: {why}; next try in {pause:.1f} s, for {left:.0f} s more")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            why = reason(error)
+            path = getattr(error, "filename", None)
+            if path and os.fsdecode(path) not in name:
+                why += f" ({os.fsdecode(path)})"
+        attempts += 1
+        left = begun + seconds - time.monotonic()
+        if left <= 0:
+            raise ReadError(
+                f"{name} cannot be read: {why}; {attempts} attempts in {seconds:g} "
+                f"seconds failed. Nothing is known to be wrong with the data: check the disk or "
+                f"network, then start the same command again"
+            ) from None
+        if attempts == 1:
+            tell = say or make_console(stderr=True).print
+            tell(f"{name} cannot be read at present: {why}; trying again for {seconds:g} seconds")
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, seconds * _LONGEST)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
-    now: BaseException | None = error
-    while now is not None:
-        yield now
-        now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
-
-
-def _file(error: BaseException) -> str | None:
-    """The file that an error names, if it does."""
-    for part in _chain(error):
-        if isinstance(part, OSError) and part.filename:
-            return str(part.filename)
-        for quoted, bare in re.findall(r'"(/[^"]+)"|open file (/.+?): ', str(part)):
-            if not Path(quoted or bare).is_dir():
-                return quoted or bare
-    return None
+def reason(error: BaseException) -> str:
+    """Why a read failed, in one line."""
+    text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    return text or (os.strerror(errno.ENOMEM) if isinstance(error, MemoryError) else repr(error))

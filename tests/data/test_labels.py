@@ -44,8 +44,8 @@ def test_labels_are_read_once_and_kept(photos, tmp_path):
         labels_of(kept)  # other data: to be read again
 
 
-class Hiccup:
-    """Records of which some cannot be read for now."""
+class Damaged:
+    """Records of which some are damaged, until their file is replaced."""
 
     def __init__(self, records, gone):
         self.records, self.gone = records, gone
@@ -55,17 +55,17 @@ class Hiccup:
 
     def __getitem__(self, record: int):
         if record in self.gone:
-            raise OSError(5, "Input/output error")
+            raise ValueError("its checksum does not fit")
         return self.records[record]
 
 
 def test_what_could_not_be_read_is_looked_for_again_and_nothing_else(photos):
     expected = [photos[record].label for record in range(9)]
-    bad = dataclasses.replace(photos, records=Hiccup(photos.records, {2, 5}))
+    bad = dataclasses.replace(photos, records=Damaged(photos.records, {2, 5}))
     without = [-1 if record in (2, 5) else label for record, label in enumerate(expected)]
     assert labels_of(bad).tolist() == without
     assert labels_of(bad).tolist() == without
-    others = dataclasses.replace(photos, records=Hiccup(photos.records, set(range(9)) - {2, 5}))
+    others = dataclasses.replace(photos, records=Damaged(photos.records, set(range(9)) - {2, 5}))
     assert labels_of(others).tolist() == expected
     kept = dataclasses.replace(photos, records=Unread())
     assert labels_of(kept).tolist() == expected

@@ -4,17 +4,22 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from xception_jax import seal
-from xception_jax.errors import RunError, UsageError
-from xception_jax.training import digest, sharding
+from tests.processes import as_nobody
+from xception_jax import retry, seal
+from xception_jax.errors import ReadError, RunError, UsageError
+from xception_jax.training import checkpoint, digest, manifest, sharding
 from xception_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState
 
@@ -165,7 +170,40 @@ def cut_manifest_short(folder: Path) -> None:
     truncate_file(folder / "meta" / "metadata")
 
 
-DAMAGES = [flip_a_bit, truncate, empty, forge_digest, rename, cut_manifest_short]
+def negate_an_array(folder: Path) -> None:
+    """Whole for Orbax: every word of an array with another sign, as another step might hold it."""
+    handler = ocp.StandardCheckpointHandler()
+    tree = make_state(3).params
+    tree["flow"][0]["kernel"] = -tree["flow"][0]["kernel"]
+    shutil.rmtree(folder / "params")
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder / "params", args=ocp.args.StandardSave(tree))
+
+
+def change_metrics(folder: Path) -> None:
+    path = folder / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"top1": 0.5', '"top1": 0.7'))
+
+
+def delete_manifest(folder: Path) -> None:
+    (folder / "meta" / "metadata").unlink()
+
+
+def pipe_as_manifest(folder: Path) -> None:
+    delete_manifest(folder)
+    os.mkfifo(folder / "meta" / "metadata")
+
+
+def pipe_as_array(folder: Path) -> None:
+    path = largest_file(folder / "params")
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES = [
+    flip_a_bit, truncate, empty, forge_digest, rename, cut_manifest_short, negate_an_array,
+    change_metrics, delete_manifest, pipe_as_manifest, pipe_as_array,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -182,6 +220,73 @@ def test_damage_is_moved_aside_and_the_one_before_restored(tmp_path, damage):
     assert "checkpoint 3" in note
     assert str(tmp_path / "damaged" / "3") in note
     assert (tmp_path / "damaged" / "3").is_dir()
+
+
+def make_old(folder: Path) -> None:
+    """Rewrites what a checkpoint says of itself as runs wrote it that began before."""
+    step, path = int(folder.name), folder / "meta" / "metadata"
+    metrics = json.loads(path.read_text())["metrics"]
+    items = {name: getattr(make_state(step), name) for name in checkpoint.ITEMS}
+    sums = {name: digest.digests(tree, algorithm=1)[0] for name, tree in items.items()}
+    path.write_text(json.dumps(
+        {"step": step, "dataset": META.dataset, "train_examples": META.train_examples,
+         "class_names": list(META.class_names), "digests": sums}
+    ))  # fmt: skip
+    if metrics:
+        (folder / "metrics").mkdir()
+        (folder / "metrics" / "metrics").write_text(json.dumps(metrics))
+
+
+def test_a_run_of_before_goes_on_its_arrays_checked_by_the_old_digest(tmp_path):
+    save_all(tmp_path, [1, 2, 3], top1={1: 0.5, 2: 0.4})
+    for step in (1, 2, 3):
+        make_old(tmp_path / "checkpoints" / str(step))
+    flip_a_bit(tmp_path / "checkpoints" / "3")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        state, meta, [note] = checkpoints.restore_newest(target())
+        assert_equal(state, make_state(2))
+        assert (meta.digest_algorithm, meta.metrics) == (1, {"top1": 0.4, "loss": 0.02})
+        assert "checkpoint 3" in note
+        checkpoints.save(make_state(3), META.at(3), {"top1": 0.3, "loss": 0.0})
+        checkpoints.wait()
+        assert (checkpoints.steps(), checkpoints.find("best")) == ([1, 3], 1)
+        assert checkpoints.meta(3).digest_algorithm == 2
+
+
+def test_metrics_that_are_made_up_for_are_sealed_with_the_rest(tmp_path):
+    save_all(tmp_path, [1, 2], top1={1: 0.5})
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.restore_newest(target())
+        checkpoints.add_metrics(2, {"top1": 0.7, "loss": 1.0})
+        assert (checkpoints.metrics(2), checkpoints.find("best")) == ({"top1": 0.7, "loss": 1.0}, 2)
+        checkpoints.save(make_state(3), META.at(3), {"top1": 0.6, "loss": 1.0})
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find("best") == 2
+        assert checkpoints.restore(2, {"ema": target().ema})[1].metrics == {
+            "top1": 0.7,
+            "loss": 1.0,
+        }
+
+
+def test_what_the_log_carries_over_comes_back(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), META.at(1, log={"loss": [1.5, 2]}))
+    with Checkpoints(tmp_path) as checkpoints:
+        meta = checkpoints.restore_newest(target())[1]
+    assert meta.log == {"loss": [1.5, 2]}
+
+
+def test_an_older_damaged_checkpoint_is_moved_too(tmp_path):
+    """It may have been the best; a save must not stumble over it."""
+    save_all(tmp_path, [1, 2], top1={1: 0.5, 2: 0.4})
+    change_metrics(tmp_path / "checkpoints" / "1")
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _, [note] = checkpoints.restore_newest(target())
+        assert int(state.step) == 2
+        assert "checkpoint 1 is damaged: its manifest is not what was sealed; moved to" in note
+        checkpoints.save(make_state(3), META.at(3), {"top1": 0.3, "loss": 1.0})
+        checkpoints.wait()
+        assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
 
 
 def test_nothing_is_moved_if_nothing_can_be_restored(tmp_path):
@@ -215,6 +320,78 @@ def test_a_reader_is_told_of_a_damaged_manifest(tmp_path):
             ):
                 checkpoints.find(asked)
         assert (checkpoints.find("1"), checkpoints.steps()) == (1, [1, 2])
+
+
+def refused_by_the_kernel(checkpoint: Path) -> tuple[Path, Callable[[], object]]:
+    """Has every read of the manifest end in EIO: a link to what the kernel refuses.
+
+    Gives the file, and how to undo it.
+    """
+    path = manifest.path_of(checkpoint)
+    aside = path.with_name("aside")
+    path.rename(aside)
+    path.symlink_to("/proc/self/mem")
+    return path, lambda: aside.replace(path)
+
+
+def not_ours(checkpoint: Path) -> tuple[Path, Callable[[], object]]:
+    """Has TensorStore meet EACCES in a file of an array."""
+    path = largest_file(checkpoint / "params")
+    path.chmod(0)
+    return path, lambda: path.chmod(0o644)
+
+
+@pytest.fixture
+def shared():
+    """A folder that others may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize(
+    ("fault", "user", "reason"),
+    [
+        (refused_by_the_kernel, nullcontext, "Input/output error"),
+        (not_ours, as_nobody, "Permission denied"),
+    ],
+)
+def test_a_file_that_cannot_be_read_for_a_while_is_tried_again(shared, fault, user, reason):
+    save_all(shared, [1, 2])
+    path, repair = fault(shared / "checkpoints" / "2")
+    said = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        os.seteuid(before)
+        repair()
+
+    before = os.geteuid()
+    with user(), Checkpoints(shared, say=say) as checkpoints:
+        state, _, notes = checkpoints.restore_newest(target())
+    assert (int(state.step), notes) == (2, [])
+    [line] = said
+    assert line.endswith(f"{reason} ({path}); trying again for 120 seconds")
+
+
+@pytest.mark.parametrize(
+    ("fault", "user"), [(refused_by_the_kernel, nullcontext), (not_ours, as_nobody)]
+)
+def test_one_that_cannot_be_read_at_all_stops_the_run_and_nothing_is_moved(
+    shared, monkeypatch, fault, user
+):
+    monkeypatch.setattr(retry, "SECONDS", 0.2)
+    save_all(shared, [1, 2])
+    path, _ = fault(shared / "checkpoints" / "2")
+    before = sorted(shared.rglob("*"))
+    with user(), pytest.raises(ReadError, match=rf"cannot be read: .* \({path}\); "):
+        restore_quietly(shared)
+    assert sorted(shared.rglob("*")) == before
+
+
+def restore_quietly(folder: Path) -> None:
+    with Checkpoints(folder, say=lambda line: None) as checkpoints:
+        checkpoints.restore_newest(target())
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):

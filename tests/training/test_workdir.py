@@ -1,6 +1,8 @@
 """One writer, one config."""
 
 import json
+import os
+import random
 
 import pytest
 
@@ -8,12 +10,22 @@ from xception_jax import config as config_lib
 from xception_jax import seal
 from xception_jax.errors import UsageError
 from xception_jax.training import workdir
+from xception_jax.training.manifest import Meta
 
 
-def begin(folder, config):
-    """A run that has saved something."""
+def begin(folder, config, *, sealed=True):
+    """A run that has saved something; as runs of before wrote it, if not sealed."""
+    flat = config_lib.flatten(config)
+    fields = Meta(2, "set", 100, ("a", "b"), flat, digests={}).fields()
+    if not sealed:
+        fields = {name: fields[name] for name in list(fields)[:4]} | {"digests": {}}
     with workdir.claim(folder, config):
-        (folder / "checkpoints" / "2").mkdir(parents=True)
+        meta = folder / "checkpoints" / "2" / "meta" / "metadata"
+        meta.parent.mkdir(parents=True)
+        meta.write_text(json.dumps(fields))
+    if not sealed:
+        (folder / "config.json").write_text(json.dumps(flat))
+    return folder / "config.json"
 
 
 def test_the_config_is_written_and_read_back(tmp_path, small_config):
@@ -107,6 +119,119 @@ def test_no_run_there(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match="is no JSON"):
         workdir.read_config(tmp_path)
+
+
+def edit(path, **changes):
+    """Changes fields of a config by hand; two underscores stand for a dot."""
+    fields = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(fields | {name.replace("__", "."): value for name, value in changes.items()})
+    )
+
+
+def test_a_config_changed_by_hand_is_refused_and_the_fields_named(tmp_path, small_config):
+    path = begin(tmp_path, small_config)
+    edit(path, model__bn_epsilon=0.5, log__every="9 steps")
+    with pytest.raises(UsageError) as caught:
+        workdir.read_config(tmp_path)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert "model.bn_epsilon was None, is 0.5" in told
+    assert "log.every was '1 step', is '9 steps'" in told
+    assert "delete the file, and the config that checkpoint 2 keeps takes its place" in told
+    with pytest.raises(UsageError, match="is not what the run wrote"):
+        workdir.begun_config(tmp_path)
+    with (
+        pytest.raises(UsageError, match="is not what the run wrote"),
+        workdir.claim(tmp_path, small_config, allow_changes=True),
+    ):
+        pass
+
+
+def test_one_changed_and_sealed_again_is_refused_where_results_depend_on_it(tmp_path, small_config):
+    path = begin(tmp_path, small_config)
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(seal.sealed(fields | {"seed": 9})))
+    with pytest.raises(UsageError, match="seed was 0, is 9"):
+        workdir.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", [seal.NAME, "sEal", None])
+def test_a_seal_that_is_changed_renamed_or_gone_is_no_old_config(tmp_path, small_config, name):
+    path = begin(tmp_path, small_config)
+    fields = json.loads(path.read_text())
+    sealed = fields.pop("seal")
+    path.write_text(json.dumps(fields | ({name: sealed[::-1]} if name else {})))
+    with pytest.raises(UsageError, match="is not what the run wrote"):
+        workdir.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 10_000])
+def test_one_that_is_no_json(tmp_path, small_config, text):
+    begin(tmp_path, small_config).write_text(text)
+    with pytest.raises(UsageError, match="is not what the run wrote: it is no JSON"):
+        workdir.read_config(tmp_path)
+
+
+def test_one_that_is_gone_is_taken_from_the_newest_checkpoint(tmp_path, small_config):
+    path = begin(tmp_path, small_config)
+    path.unlink()
+    assert config_lib.flatten(workdir.read_config(tmp_path)) == config_lib.flatten(small_config)
+    small_config.seed = 5
+    with (
+        pytest.raises(UsageError, match="seed was 0, is 5"),
+        workdir.claim(tmp_path, small_config),
+    ):
+        pass
+    small_config.seed = 0
+    with workdir.claim(tmp_path, small_config):
+        pass
+    seal.check(json.loads(path.read_text()))
+
+
+def test_a_pipe_in_its_place_is_not_opened(tmp_path, small_config):
+    path = begin(tmp_path, small_config)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="it is no regular file"):
+        workdir.read_config(tmp_path)
+
+
+def test_a_run_of_before_is_read_and_sealed_when_it_goes_on(tmp_path, small_config):
+    path = begin(tmp_path, small_config, sealed=False)
+    assert config_lib.flatten(workdir.read_config(tmp_path)) == config_lib.flatten(small_config)
+    with workdir.claim(tmp_path, small_config):
+        pass
+    edit(path, seed=9)
+    with pytest.raises(UsageError, match=r"config\.json is not what was sealed"):
+        workdir.read_config(tmp_path)
+
+
+def test_a_config_of_an_older_version_lacks_newer_fields(tmp_path, small_config):
+    path = begin(tmp_path, small_config)
+    fields = json.loads(path.read_text())
+    del fields["seal"], fields["model.remat"]
+    path.write_text(json.dumps(seal.sealed(fields)))
+    assert workdir.read_config(tmp_path).model.remat == small_config.model.remat
+
+
+@pytest.mark.parametrize("flips", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_no_flip_has_an_effect(tmp_path, small_config, flips):
+    path = begin(tmp_path, small_config)
+    right, data = config_lib.flatten(workdir.read_config(tmp_path)), path.read_bytes()
+    draw, silent, told = random.Random(0), [], []
+    for _ in range(flips):
+        flipped = bytearray(data)
+        flipped[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            if config_lib.flatten(workdir.read_config(tmp_path)) != right:
+                silent.append(bytes(flipped))
+        except UsageError as error:
+            told.append(str(error))
+    assert not silent
+    assert len(told) > 0.96 * flips, "spaces alone may change"
+    assert not [line for line in told if "\n" in line]
 
 
 def test_a_folder_of_programs_is_neither_kept_in_nor_taken_from_a_config(tmp_path, small_config):

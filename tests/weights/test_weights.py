@@ -4,6 +4,7 @@ The files of Keras' layout are made here by hand where the writer should not vou
 test_against_libraries.py has the libraries' own.
 """
 
+import json
 import re
 import zipfile
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.weights import builders
+from tests.weights import builders, keras_builders
 from xception_jax import weights
 from xception_jax.errors import UsageError
 from xception_jax.weights import converted, keras, keras_files, sources, timm
@@ -62,7 +63,7 @@ def test_a_model_without_a_head_takes_the_rest(tmp_path):
 def test_an_old_file_of_other_made_up_names_goes_by_place(tmp_path):
     """Keras 2 wrote all layers, those without weights too, and numbered on from what was there."""
     model, path = builders.create("xception"), tmp_path / "old.h5"
-    found, _, _ = keras_files.read(builders.write_keras(model, tmp_path / "new.weights.h5"))
+    found = keras_files.read(builders.write_keras(model, tmp_path / "new.weights.h5")).tensors
     with h5py.File(path, "w") as file:
         names = ["input_1"]
         for i, layer in enumerate(keras.layers(model)):
@@ -139,8 +140,9 @@ def test_a_missing_a_surplus_and_a_misshaped_tensor_are_named(tmp_path):
         ({"more": np.zeros(2, np.float32)}, "it also holds more"),
         ({"conv1.weight": np.zeros((8, 3, 5, 5), np.float32)},
          "conv1.weight is [8, 3, 5, 5], not [8, 3, 3, 3]"),
-        ({"bn1.bias": np.zeros(8)}, "bn1.bias is float64, not float32"),
+        ({"bn1.bias": np.zeros(8, np.int32)}, "bn1.bias is int32; weights are bfloat16, float16"),
         ({"bn1.bias": np.full(8, np.nan, np.float32)}, "bn1.bias is not finite"),
+        ({"bn1.bias": np.full(8, 1e300)}, "bn1.bias is not finite in float32"),
     ):  # fmt: skip
         changed = {name: array for name, array in (held | change).items() if array is not None}
         save_file(changed, path)
@@ -153,7 +155,7 @@ def test_a_truncated_file_is_damaged(tmp_path):
     builders.write_keras(model, tmp_path / "a.h5")
     builders.write_keras(model, tmp_path / "model.weights.h5")
     with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
-        archive.writestr("config.json", '{"config": {}}')
+        archive.writestr("config.json", json.dumps(keras_builders.config()))
         archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
     weights.load(builders.create("xception", seed=1), tmp_path / "a.keras")
     _, path, _ = _timm(tmp_path)

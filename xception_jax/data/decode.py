@@ -42,11 +42,14 @@ def decode(encoded: bytes, name: str = "it") -> np.ndarray:
       ExampleError: the bytes are no image, are truncated or damaged as far as their format lets
         one know, or the image has more pixels than the environment variable
         `OPENCV_IO_MAX_IMAGE_PIXELS` allows. `name` is what the complaint calls them.
+      MemoryError: there is no room for the image at present.
     """
     buffer = np.frombuffer(encoded, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if buffer.size else None
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"no memory to decode {len(encoded):,} bytes") from None
         raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
     if image is None:
         kind = kind_of(encoded)

@@ -12,17 +12,20 @@ that is added to one class moves no file of another class to the other split, an
 own.
 """
 
+import errno
 import functools
 import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from xception_jax import retry
 from xception_jax.data.sources import FOLDER, Source
 from xception_jax.errors import UsageError
 from xception_jax.text import printable
@@ -57,12 +60,15 @@ class Files(Sequence[Any]):
         return len(self.names)
 
     def __getitem__(self, index: Any) -> Any:
-        """Reads a file; raises `OSError`."""
+        """Reads a file; raises `OSError`, or `ValueError` where it is too large."""
         with open(os.path.join(self.root, self.names[index]), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > _MOST_BYTES:
-                raise OSError(f"it has {size:,} bytes, more than {_MOST_BYTES:,}")
-            return {"image": file.read(), "label": int(self.labels[index])}
+                raise ValueError(f"it has {size:,} bytes, more than {_MOST_BYTES:,}")
+            data = file.read()
+            if data is None or len(data) != size:  # what Python makes of EAGAIN, or of a new file
+                raise OSError(errno.EAGAIN, "its size changed while it was read")
+            return {"image": data, "label": int(self.labels[index])}
 
     def describe(self, index: int) -> str:
         """The path of a file, fit to be printed."""
@@ -112,7 +118,7 @@ def open_split(
     dataset = FOLDER + path
     root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
     try:
-        parts = _parts(root, split, test_share, split_seed)
+        parts = retry.reading(partial(_parts, root, split, test_share, split_seed), root)
     except OSError as error:
         where = _printable(str(error.filename or root))
         raise UsageError(

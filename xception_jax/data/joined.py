@@ -32,7 +32,7 @@ class Records(Sequence[Any]):
         return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
     def __getitem__(self, index: Any) -> Any:
-        """Reads a record; raises `ExampleError`."""
+        """Reads a record; raises `ExampleError` or `ReadError`."""
         part, own = self._find(index)
         example = part[own]
         label = np.flatnonzero(example.label) if part.multilabel else example.label

@@ -6,14 +6,16 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
+from xception_jax import retry
 from xception_jax.data import tfrecord
-from xception_jax.errors import ExampleError, UsageError, nearest
+from xception_jax.errors import ExampleError, ReadError, UsageError, nearest
 from xception_jax.text import quoted
 
 EMBEDDED = "optical_digits"
@@ -49,6 +51,7 @@ class Source:
       describe: how a complaint names an example; None: by its number.
       summary: what is to be said of the split at the start of a run; may be empty.
       directory: where TFDS has prepared it; empty: it is none of TFDS'.
+      patience: seconds for which a read that fails for a passing reason is tried again.
     """
 
     name: str
@@ -61,16 +64,22 @@ class Source:
     describe: Callable[[int], str] | None = None
     summary: str = ""
     directory: str = ""
+    patience: float = retry.SECONDS
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads an example; raises `ExampleError` where it cannot be read or its label is wrong."""
+        """Reads an example.
+
+        Raises:
+          ExampleError: its bytes are damaged, its file is gone or denied, or its label is wrong.
+          ReadError: it could not be read for `patience` seconds; see `retry`.
+        """
         name = self.name_of(index)
         try:
-            record = self.records[index]
-        except ExampleError:  # of one of several sets that are joined
+            record = retry.reading(partial(self._read, index), name, seconds=self.patience)
+        except (ExampleError, ReadError):  # the first: of one of several sets that are joined
             raise
         # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash. The last
         # two: protobuf's and TFDS' of a record that is whole, and no example of this data set.
@@ -88,6 +97,17 @@ class Source:
             raise ExampleError(name, f"has label {outside[0]}, outside 0...{classes - 1}")
         label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
         return Example(encoded, label, name)
+
+    def _read(self, index: int) -> Any:
+        try:
+            return self.records[index]
+        except Exception as error:
+            files = getattr(self.records, "data_source", None)
+            if files is not None and retry.transient(error):
+                # An array_record reader that failed once fails for ever. Pickle's own methods
+                # forget the readers; other threads keep those they hold.
+                files.__setstate__(files.__getstate__())
+            raise
 
     def name_of(self, index: int) -> str:
         """What a complaint calls an example."""

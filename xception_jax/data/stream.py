@@ -20,6 +20,7 @@ import grain
 import jax
 import numpy as np
 
+from xception_jax import retry
 from xception_jax.data import decode, presets, turbojpeg
 from xception_jax.data.memory import Kept, aligned
 from xception_jax.data.order import Sampling
@@ -249,7 +250,9 @@ class Reader:
 
         def make(record: int) -> Example:
             example = self.source[record]
-            paint(example, batch["image"][row])
+            # A lack of memory may pass; it is no fault of the example.
+            painting = partial(paint, example, batch["image"][row])
+            retry.reading(painting, example.name, seconds=self.source.patience)
             return example
 
         made, batch["skipped"][row] = first_usable(make, records)

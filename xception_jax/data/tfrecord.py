@@ -18,6 +18,7 @@ import os
 import struct
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from rich.progress import Progress
 
-from xception_jax import cache
+from xception_jax import cache, retry
 from xception_jax.console import make_console
 from xception_jax.errors import RunError, UsageError
 
@@ -68,7 +69,8 @@ class Examples(Sequence[dict[str, Any]]):
         """The example as a dict of NumPy values, images encoded if the decoders say so.
 
         Raises:
-          RunError: the record is damaged, or its file cannot be read.
+          RunError: the record is damaged, or its file is gone or denied.
+          OSError: it cannot be read for a reason that may pass.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
@@ -109,7 +111,7 @@ def index(expected: dict[str, int]) -> dict[str, np.ndarray]:
     console = make_console(stderr=True)
     found, missing = {}, []
     for file in expected:
-        offsets, reason = _load(file)
+        offsets, reason = retry.reading(partial(_load, file), file)
         if reason:
             console.print(f"{file} is indexed again: {reason}")
         if offsets is None:
@@ -125,7 +127,7 @@ def index(expected: dict[str, int]) -> dict[str, np.ndarray]:
     with Progress(console=console, disable=not (many and console.is_terminal)) as progress:
         task = progress.add_task("records", total=total)
         for file in missing:
-            found[file] = _scan(file)
+            found[file] = retry.reading(partial(_scan, file), file)
             kept &= _save(file, found[file])
             progress.advance(task, expected[file])
     if not kept:
@@ -152,7 +154,8 @@ def read_record(file: str, record: int, start: int, end: int) -> bytes:
       start, end: of its frame in the file, bytes.
 
     Raises:
-      RunError: it is damaged, or cannot be read.
+      RunError: it is damaged, or its file is gone or denied.
+      OSError: it cannot be read for a reason that may pass.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY)
@@ -162,6 +165,8 @@ def read_record(file: str, record: int, start: int, end: int) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
+        if retry.transient(error):
+            raise OSError(error.errno, error.strerror, file) from None  # `pread` names no file
         raise RunError(f"record {record} of {file} cannot be read: {error.strerror}") from None
     if _checksum(data) != checksum:
         raise RunError(
@@ -187,6 +192,8 @@ def _scan(file: str) -> np.ndarray:
             while offsets[-1] < size:
                 offsets.append(_end_of_frame(file, frames.fileno(), offsets, size))
     except OSError as error:
+        if retry.transient(error):
+            raise
         raise UsageError(f"{file} cannot be read: {error.strerror}; {_MEND}") from None
     return np.array(offsets, np.int64)
 
@@ -225,6 +232,8 @@ def _load(file: str) -> tuple[np.ndarray | None, str]:
     try:
         size = os.stat(file).st_size
     except OSError as error:
+        if retry.transient(error):
+            raise
         raise UsageError(f"{file} cannot be read: {error.strerror}; {_MEND}") from None
     reasons = []
     for path in index_paths(file):
@@ -234,7 +243,9 @@ def _load(file: str) -> tuple[np.ndarray | None, str]:
                 raise ValueError
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError) as error:
+            if retry.transient(error):
+                raise
             reasons.append(f"{path} is no index")
             continue
         if offsets[-1] == size:

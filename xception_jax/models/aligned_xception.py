@@ -179,6 +179,7 @@ class AlignedXception(Network):
       middle_blocks: blocks of the middle flow.
       preactivation: as in 41p and 65p.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
+      pooling: `average` or `max`, of the last feature maps.
       fc_units: sizes of fully connected layers before the classifier.
       dropout: share of the features dropped before the classifier.
       bn_epsilon, bn_momentum: timm's values; its 41p has an epsilon of 1e-5.
@@ -197,6 +198,7 @@ class AlignedXception(Network):
         middle_blocks: int = 8,
         preactivation: bool = False,
         stem_stride: int = 2,
+        pooling: str = "average",
         fc_units: Sequence[int] = (),
         dropout: float = 0.0,
         bn_epsilon: float = 1e-3,
@@ -206,7 +208,13 @@ class AlignedXception(Network):
         remat: bool = False,
         scan_middle: bool = False,
     ):
-        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat, scan_middle=scan_middle)
+        super().__init__(
+            dtype or jnp.float32,
+            freeze=freeze,
+            remat=remat,
+            scan_middle=scan_middle,
+            pooling=pooling,
+        )
         layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
         block = PreactivationBlock if preactivation else Block
         c32, channels, c728, c1024, c1536, c2048 = (

@@ -154,6 +154,7 @@ class InceptionV3(Network):
       stem_stride: stride of the first convolution.
       bn_scale: batch normalization has a scale, as in timm.
       count_padding: of the average pooling, as in timm; see `ops.average_pool`.
+      pooling: `average` or `max`, of the last feature maps.
       fc_units: sizes of fully connected layers before the classifier.
       dropout: share of the features dropped before the classifier; 0.5 as for Xception, so that
         the two are compared alike (arXiv:1610.02357v3, section 4.3).
@@ -172,6 +173,7 @@ class InceptionV3(Network):
         stem_stride: int = 2,
         bn_scale: bool = False,
         count_padding: bool = False,
+        pooling: str = "average",
         fc_units: Sequence[int] = (),
         dropout: float = 0.5,
         bn_epsilon: float = 1e-3,
@@ -180,7 +182,7 @@ class InceptionV3(Network):
         freeze: str | None = None,
         remat: bool = False,
     ):
-        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat)
+        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat, pooling=pooling)
         layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, bn_scale)
         build = _Builder(layers, width, count_padding)
         self.stem, channels = _stem(build, stem_stride)

@@ -87,6 +87,7 @@ class Network(nnx.Module):
         which stay as they are, and there is no gradient.
       remat: compute the inside of each block again for its gradient instead of keeping it: less
         memory, more time.
+      pooling: `average` or `max`, of the last feature maps.
       scan_middle: compile one block of `middle_flow`, whose blocks are alike, and loop over it:
         compiles faster, takes more memory.
     """
@@ -96,8 +97,17 @@ class Network(nnx.Module):
     min_image_size: int
 
     def __init__(
-        self, dtype: DTypeLike, *, freeze: str | None, remat: bool, scan_middle: bool = False
+        self,
+        dtype: DTypeLike,
+        *,
+        freeze: str | None,
+        remat: bool,
+        scan_middle: bool = False,
+        pooling: str = "average",
     ):
+        if pooling not in ("average", "max"):
+            raise UsageError(f"pooling is {pooling!r}; it takes average or max")
+        self.pooling = pooling
         self.dtype, self.freeze = dtype, freeze
         self.remat, self.scan_middle = remat, scan_middle
 
@@ -174,8 +184,11 @@ class Network(nnx.Module):
         return self.classify(self.pooled(images, train=train), train=train, rngs=rngs)
 
     def pooled(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The mean of each feature map, float32 `[batch, channels]`."""
-        return self.features(images, train=train).mean((1, 2), dtype=jnp.float32)
+        """The mean, or the maximum, of each feature map, float32 `[batch, channels]`."""
+        features = self.features(images, train=train)
+        if self.pooling == "max":
+            return features.max((1, 2)).astype(jnp.float32)
+        return features.mean((1, 2), dtype=jnp.float32)
 
     def classify(
         self,

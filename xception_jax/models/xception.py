@@ -158,6 +158,7 @@ class Xception(Network):
         `layers.SeparableConv`. Without, they are depthwise separable.
       residual: connections around the blocks; the paper's figure 9 leaves them out.
       pool_padding: `same`, or `symmetric` as timm's `legacy_xception` (timm/models/xception.py).
+      pooling: `average` or `max`, of the last feature maps.
       fc_units: sizes of fully connected layers before the classifier ((4096, 4096) on JFT).
       dropout: share of the features dropped before the classifier (0.5 on ImageNet).
       bn_epsilon, bn_momentum: Keras' values; the paper does not state them.
@@ -182,6 +183,7 @@ class Xception(Network):
         intermediate_activation: str = "none",
         residual: bool = True,
         pool_padding: str = "same",
+        pooling: str = "average",
         fc_units: Sequence[int] = (),
         dropout: float = 0.5,
         bn_epsilon: float = 1e-3,
@@ -191,7 +193,13 @@ class Xception(Network):
         remat: bool = False,
         scan_middle: bool = False,
     ):
-        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat, scan_middle=scan_middle)
+        super().__init__(
+            dtype or jnp.float32,
+            freeze=freeze,
+            remat=remat,
+            scan_middle=scan_middle,
+            pooling=pooling,
+        )
         _check_choice("order", order, ORDERS)
         _check_choice("intermediate_activation", intermediate_activation, list(ACTIVATIONS))
         _check_choice("pool_padding", pool_padding, ("same", "symmetric"))

@@ -20,12 +20,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from xception_jax import cluster, retry
-from xception_jax.errors import RunError, UsageError
-from xception_jax.training import manifest
+from xception_jax import cluster
+from xception_jax.errors import ReadError, RunError, UsageError
+from xception_jax.training import manifest, storage
 from xception_jax.training.digest import digests
 from xception_jax.training.manifest import DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState, Tree
+from xception_jax.training.tracebacks import Tracebacks
 from xception_jax.training.workdir import write_atomically
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Checkpoints:
       say: takes a line where a file has to be read again; standard error unless given.
 
     Raises:
-      RunError: a manifest could not be read.
+      ReadError: a manifest could not be read for two minutes.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class Checkpoints:
         *,
         keep: int = 1,
         read_only: bool = False,
-        say: Callable[[str], None] = retry.tell,
+        say: storage.Say = None,
     ):
         self._folder = workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._say = keep, read_only, say
         self._writing = False
+        self._tracebacks = Tracebacks(workdir)
         # By step: its manifest, or the complaint where that is damaged. As process 0 sees them.
         self._found = self._survey()
 
@@ -102,11 +104,18 @@ class Checkpoints:
         return ocp.CheckpointManager(self._folder, options=options, item_names=(*ITEMS, "meta"))
 
     def __enter__(self) -> "Checkpoints":
+        self._tracebacks.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._writing:
-            self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if self._writing:
+                self._manager.close()
+        except Exception as error:
+            if kind is None:  # else what came first is told
+                raise self._failed("a checkpoint", error) from error
+        finally:
+            self._tracebacks.__exit__()
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, in order, damaged ones among them."""
@@ -185,13 +194,14 @@ class Checkpoints:
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
         manager = self._manager
+        self.wait()
         if meta.step in self.steps():
             raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
         self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
         try:
             saved = manager.save(meta.step, args=composite)
         except Exception as error:
-            raise RunError(f"checkpoint {meta.step} could not be saved: {error}") from error
+            raise self._failed(f"checkpoint {meta.step}", error) from error
         if not saved:
             raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
 
@@ -210,7 +220,18 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise RunError(f"a checkpoint could not be written: {error}") from error
+            raise self._failed("a checkpoint", error) from error
+
+    def _failed(self, what: str, error: Exception) -> RunError:
+        """One line on a write that failed, which names the file with Orbax' traceback."""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if why := storage.fault(error):
+            reason = f"{why}: {storage.file_of(error) or self._folder}"
+        path = self._tracebacks.write()
+        return RunError(
+            f"{what} could not be written: {reason}"
+            + (f"; {path} has the traceback" if path else "")
+        )
 
     def _last(self) -> str:
         steps = self.steps()
@@ -227,7 +248,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: with the reason, naming the leaf where it is one.
-          RunError: a file could not be read for two minutes.
+          ReadError: a file could not be read for two minutes.
         """
         meta = self.meta(step)
         folder = self._folder / str(step)
@@ -238,7 +259,7 @@ class Checkpoints:
                 for name, target in targets.items():
                     found[name] = _read_arrays(folder / name, target)
 
-            retry.read(str(folder), action, self._say)
+            storage.read(folder, action, self._say)
 
         self._together(lambda: _damage(step, read))
         # Sums over all devices: only once all have read.
@@ -252,10 +273,10 @@ class Checkpoints:
             value = action()
         except DamagedCheckpointError as error:
             complaint = ["damaged", str(error)]
-        except RunError as error:
+        except ReadError as error:
             complaint = ["stopped", str(error)]
         answers = cluster.gather([complaint, value])
-        for kind, raised in (("stopped", RunError), ("damaged", DamagedCheckpointError)):
+        for kind, raised in (("stopped", ReadError), ("damaged", DamagedCheckpointError)):
             for process, (told, _) in enumerate(answers):
                 if told and told[0] == kind:
                     others = f" (process {process} of {len(answers)})" if len(answers) > 1 else ""
@@ -274,8 +295,8 @@ class Checkpoints:
           that was moved to `workdir/damaged`.
 
         Raises:
-          RunError: there are checkpoints, but not one that is whole, or a file could not be read
-            for two minutes; nothing has been moved.
+          RunError: there are checkpoints, but not one that is whole; nothing has been moved.
+          ReadError: a file could not be read for two minutes; nothing has been moved.
         """
         targets = _items(target)
         complaints: dict[int, str] = {}

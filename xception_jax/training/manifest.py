@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xception_jax import retry, seal
+from xception_jax import seal
 from xception_jax.errors import RunError, UsageError
-from xception_jax.training import digest
+from xception_jax.training import digest, storage
+from xception_jax.training.storage import Say
 
 
 class DamagedCheckpointError(RunError):
@@ -168,7 +169,7 @@ def read(folder: Path) -> Meta:
     """
     try:
         check_regular(folder)
-        meta = parse(path_of(folder).read_bytes())
+        meta = parse(storage.bytes_of(path_of(folder)))
         if meta.step != int(folder.name):
             raise ValueError(f"says that it is of step {meta.step}")
         if meta.digest_algorithm == 1 and meta.metrics is None:
@@ -190,7 +191,7 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
     if not path.exists():
         return None
     try:
-        metrics = seal.parse(path.read_bytes())
+        metrics = seal.parse(storage.bytes_of(path))
         if not _are_metrics(metrics):
             raise ValueError("they are of another kind")
     except ValueError as error:
@@ -211,7 +212,7 @@ def check_regular(folder: Path) -> None:
         try:
             info = path.stat()
         except OSError as error:
-            if retry.storage_error(error):
+            if storage.fault(error):
                 raise
             raise DamagedCheckpointError(
                 f"checkpoint {folder.name} is damaged: {path}: {error.strerror}"
@@ -240,7 +241,7 @@ def steps(checkpoints: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
-def survey(checkpoints: Path, say: Callable[[str], None] = retry.tell) -> dict[int, Meta | str]:
+def survey(checkpoints: Path, say: Say = None) -> dict[int, Meta | str]:
     """What each checkpoint of a run says of itself, or the complaint about a damaged one, by step.
 
     Args:
@@ -253,21 +254,19 @@ def survey(checkpoints: Path, say: Callable[[str], None] = retry.tell) -> dict[i
     for step in steps(checkpoints):
         folder = checkpoints / str(step)
         try:
-            found[step] = retry.read(str(folder), partial(read, folder), say)
+            found[step] = storage.read(folder, partial(read, folder), say)
         except DamagedCheckpointError as damage:
             if os.path.lexists(folder):  # else its run has deleted it in between
                 found[step] = str(damage)
     return found
 
 
-def newest_config(
-    checkpoints: Path, say: Callable[[str], None] = retry.tell
-) -> tuple[int, dict[str, Any]] | None:
+def newest_config(checkpoints: Path, say: Say = None) -> tuple[int, dict[str, Any]] | None:
     """The step and the flat config of the newest whole checkpoint that holds one, or None."""
     for step in reversed(steps(checkpoints)):
         folder = checkpoints / str(step)
         try:
-            meta = retry.read(str(folder), partial(read, folder), say)
+            meta = storage.read(folder, partial(read, folder), say)
         except DamagedCheckpointError:
             continue
         if meta.config is not None:

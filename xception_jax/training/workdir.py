@@ -11,10 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xception_jax import cluster, retry, seal
+from xception_jax import cluster, seal
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
-from xception_jax.training import manifest
+from xception_jax.training import manifest, storage
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -70,7 +70,7 @@ def _recorded_fields(path: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return kept and kept[1]
     try:
-        fields = retry.read(str(path), lambda: _parse(path))
+        fields = storage.read(path, lambda: _parse(path))
         # What was sealed once has to be so: a flip may have renamed the seal.
         complaint = seal.complaint(fields) if kept or seal.NAME in fields else None
     except ValueError as error:
@@ -95,7 +95,7 @@ def _parse(path: Path) -> dict[str, Any]:
     """The fields of a file; `ValueError` where it holds none, or is no file."""
     if not path.is_file():
         raise ValueError("it is no regular file")
-    return seal.parse(path.read_bytes())
+    return seal.parse(storage.bytes_of(path))
 
 
 def _complete(flat: dict[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,24 @@ tensor's name, shape and bytes in the order of names. So a flipped bit shows whe
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xception_jax import models
+from xception_jax.config import SCHEMA
 from xception_jax.errors import UsageError
+from xception_jax.weights import files, safetensors_files
+
+# The overrides that change what weights compute or which there are; the others are training's.
+ARCHITECTURE = (
+    "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
+    "residual", "pool_padding", "count_padding", "pooling", "fc_units", "bn_epsilon",
+    "bn_scale",
+)  # fmt: skip
+_LARGEST = 10_000_000  # of any number in a header
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class About:
         known `image_size`, `eval_preset`, `eval_crop` (as in `config.data`) and `interpolation`.
       source: `format`, and `file` and `sha256`, or `step` and `weights` of a run; `of`, of a
         converted file, is its own source.
+      activation: `softmax` or `sigmoid`, what makes probabilities of the logits; None where it is
+        not known. Files written before it was kept have none.
     """
 
     model: str
@@ -37,6 +49,7 @@ class About:
     class_names: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
 
 
 def write(path: Path, about: About, tensors: dict[str, np.ndarray]) -> None:
@@ -51,53 +64,102 @@ def read_about(path: Path) -> About | None:
     """What a `.safetensors` file says of itself; None where it is not one of ours.
 
     Raises:
-      UsageError: it is damaged.
+      UsageError: it is damaged, or says what no file of ours does.
     """
-    metadata = _metadata(path)
+    tensors, metadata = safetensors_files.read(path)
     if "xception_jax" not in metadata:
         return None
     try:
-        held = json.loads(metadata["xception_jax"])
-        names = held.pop("class_names")
-        overrides = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in held.pop("overrides").items()
-        }
-        names = None if names is None else tuple(names)
-        if held["model"] not in models.names():
-            raise ValueError(f"no model {held['model']!r}")
-        return About(**held, overrides=overrides, class_names=names)
+        return _about(files.parse_json(metadata["xception_jax"]), len(tensors))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{path} is damaged: its header: {error}") from None
+        raise UsageError(f"{path} is damaged: its header: {files.reason(error)}") from None
+
+
+def _about(held: Any, tensors: int) -> About:
+    """The header's entry, each value of it checked.
+
+    Args:
+      held: the entry.
+      tensors: their number, which no count of blocks or layers exceeds.
+    """
+    if not isinstance(held, dict):
+        raise ValueError("it is no JSON object")
+    _check_keys(held, {field.name for field in fields(About)}, "entry")
+    if not isinstance(held["model"], str) or held["model"] not in models.names():
+        raise ValueError(f"no model {held['model']!r}")
+    overrides = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in held["overrides"].items()
+    }
+    _check_keys(overrides, set(ARCHITECTURE) & set(models.overrides(held["model"])), "override")
+    for name, value in overrides.items():
+        _check(f"model.{name}", value)
+        count = len(value) if isinstance(value, tuple) else value
+        if name in ("middle_blocks", "fc_units") and count is not None and count > tensors:
+            raise ValueError(f"{name} is {count:,}, and there are {tensors:,} tensors")
+        if isinstance(value, int | float) and value > _LARGEST:
+            raise ValueError(f"{name} is {value:,}")
+    classes, names = held["num_classes"], held["class_names"]
+    if classes is not None and (type(classes) is not int or not 0 < classes <= _LARGEST):
+        raise ValueError(f"num_classes is {classes!r}")
+    if names is not None and not (
+        isinstance(names, list)
+        and len(names) == classes
+        and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError("class_names is no list of a name for each class")
+    _check_preprocessing(held["preprocessing"])
+    if not isinstance(held["source"], dict):
+        raise ValueError("source is no JSON object")
+    if held.get("activation") not in (None, "softmax", "sigmoid"):
+        raise ValueError(f"activation is {held['activation']!r}")
+    about = {"overrides": overrides, "class_names": None if names is None else tuple(names)}
+    return About(**held | about)
+
+
+def _check_preprocessing(held: dict[str, Any]) -> None:
+    lengths = {"range": 2, "mean": 3, "std": 3}
+    known = {"image_size", "eval_preset", "eval_crop"}
+    _check_keys(held, {*lengths, *known, "interpolation"}, "preprocessing")
+    for name, value in held.items():
+        if name in known:
+            _check(f"data.{name}", value)
+        elif name == "interpolation":
+            if not isinstance(value, str):
+                raise ValueError("interpolation is no text")
+        elif not (
+            isinstance(value, list)
+            and len(value) == lengths[name]
+            and all(isinstance(number, int | float) for number in value)
+        ):
+            raise ValueError(f"{name} is no list of {lengths[name]} numbers")
+
+
+def _check_keys(held: dict[str, Any], known: set[str], what: str) -> None:
+    if unknown := sorted(held.keys() - known):
+        raise ValueError(f"unknown {what} {unknown[0]!r}")
+
+
+def _check(name: str, value: Any) -> None:
+    if complaint := SCHEMA[name].check(value):
+        raise ValueError(f"{name} {complaint}")
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors, checked against the digest; `UsageError` where they are not what was written."""
-    from safetensors.numpy import load_file
-
-    metadata = _metadata(path)
+    stored, metadata = safetensors_files.read(path)
     try:
-        tensors = load_file(path)
+        tensors = {name: np.asarray(tensor) for name, tensor in stored.items()}
     except Exception as error:
-        raise UsageError(f"{path} is damaged: {error}") from None
+        raise UsageError(f"{path} is damaged: {files.reason(error)}") from None
     if metadata.get("sha256") != _digest(metadata["xception_jax"], tensors):
         raise UsageError(f"{path} is damaged: its tensors or its header are not what was written")
     return tensors
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}
-    except Exception as error:
-        raise UsageError(f"{path} is damaged or no .safetensors file: {error}") from None
 
 
 def _digest(text: str, tensors: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
+        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

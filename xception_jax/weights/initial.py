@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax import paths
 from xception_jax.training.state import TrainState, Tree
-from xception_jax.weights import sources
+from xception_jax.weights import converted, sources
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
 
@@ -30,7 +30,7 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     if not config.init_from:
         return resolved
     if begun is not None:
-        return _with(resolved, {name: begun.model.get(name) for name in sources.ARCHITECTURE})
+        return _with(resolved, {name: begun.model.get(name) for name in converted.ARCHITECTURE})
     source = sources.open_source(paths.local("config.init_from", config.init_from))
     own = sources.effective(model.name, {})
     asked = source.overrides(model.name).items()

@@ -8,7 +8,7 @@ makes up (`conv2d_7`) depend on what a process has built before; those that it i
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flax import nnx
@@ -25,9 +25,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "legacy_xception": {"bn_epsilon": 1e-3, "pool_padding": "same"},
     "inception_v3": {"bn_epsilon": 1e-3, "bn_scale": False, "count_padding": False},
 }
-
-# Its bias has one number a class.
-CLASSIFIER = "dense/1"
 
 _LAYOUTS = {
     "depthwise": Layout(lambda x: x.swapaxes(2, 3), lambda x: x.swapaxes(2, 3)),
@@ -77,8 +74,6 @@ def layers(model: Any) -> list[Layer]:
     kind = type(model).__name__
     if kind not in _PLACES:
         raise UsageError("keras.applications has Xception and InceptionV3 alone")
-    if getattr(model, "head", None) is not None and model.head.fc:
-        raise UsageError("Keras' models have no fully connected layers before the classifier")
     names, places, made_up = Names(model), Counter[str](), _made_up_names(model)
     found = []
     for layer, name in _PLACES[kind](model):
@@ -100,9 +95,21 @@ def layers(model: Any) -> list[Layer]:
     return found
 
 
-def tensors(model: Any) -> list[Tensor]:
-    """The map."""
-    return [tensor for layer in layers(model) for tensor in layer.tensors]
+def tensors(model: Any, *, by_name: bool = False) -> list[Tensor]:
+    """The map.
+
+    Args:
+      model: ours.
+      by_name: by the names of the layers, `block1_conv1/0`, instead of their keys; those of the
+        head have keys alone.
+    """
+    found = []
+    for layer in layers(model):
+        head = layer.key.partition("_")[0] == "dense"
+        for i, tensor in enumerate(layer.tensors):
+            named = by_name and not head
+            found.append(replace(tensor, theirs=f"{layer.name}/{i}") if named else tensor)
+    return found
 
 
 def _class_of(layer: nnx.Module) -> str:
@@ -124,6 +131,8 @@ def _made_up_names(model: Any) -> dict[int, str]:
     for i, layer in enumerate(made):
         end = f"_{i}" if i else ""
         names |= {id(layer.conv): f"conv2d{end}", id(layer.bn): f"batch_normalization{end}"}
+    for i, layer in enumerate(model.head.fc if model.head is not None else ()):
+        names[id(layer)] = f"dense_{i}" if i else "dense"
     return names
 
 
@@ -163,6 +172,7 @@ def _inception(model: Any) -> Iterator[_Placed]:
 
 def _predictions(model: Any) -> Iterator[_Placed]:
     if model.head is not None:
+        yield from ((layer, None) for layer in model.head.fc)
         yield model.head.classifier, "predictions"
 
 

@@ -1,141 +1,206 @@
 """Keras' files: `.weights.h5` and `.keras` of Keras 3, and the `.h5` of Keras 1 and 2.
 
-Read and written without Keras, whose own reader goes by the places of the layers too: see
-`weights.keras`. The formats are those of keras/src/saving/saving_lib.py and
-keras/src/legacy/saving/legacy_h5_format.py.
+Read and written without Keras. A file with a config is read by that (`weights.keras_config`); one
+of weights alone goes by the places of the layers, as Keras' own reader does: see `weights.keras`.
 """
 
 import io
-import json
-import zipfile
+import itertools
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xception_jax.errors import UsageError
+from xception_jax.weights import archives, files, hdf5, keras_config, keras_head
+from xception_jax.weights.hdf5 import Refused, explained
 from xception_jax.weights.keras import Layer
+from xception_jax.weights.keras_tree import Leaf, Tree
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
-_INSTALL = "needs h5py: pip install 'xception_jax[convert]'"
+# Of a config, as JSON; that of the largest model here has half a megabyte.
+_MAX_CONFIG_BYTES = 16 * 2**20
+# Of all tensors; a classifier of 100,000 classes takes 0.8 GB.
+_MAX_TENSOR_BYTES = 2**30
+# Layers that change what comes before or after them, by names that Keras makes up.
+_TELLING = ("global_max_pooling2d", "flatten", "rescaling", "normalization", "resizing", "re_lu",
+            "leaky_re_lu", "lambda")  # fmt: skip
 
 
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UsageError(f"a Keras file {_INSTALL}") from None
-    return h5py
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, str], float | None]:
+@dataclass
+class Contents:
     """What a file holds.
 
-    Returns:
-      Its tensors by the names of `weights.keras`; the names that its layers have, by their keys;
-      and the epsilon of its batch normalization, if it says.
+    Attributes:
+      tensors: by the names of `weights.keras`: `by_name` with the layers' names, else their keys.
+      layer_names: the names that layers have by their keys, where they are found by place.
+      dense: units of each dense layer of the head; the last has the classes.
+      activation: `softmax` or `sigmoid` after the last; None where nothing is said.
+      pooling: `average` or `max`.
+      epsilon: of batch normalization, where it is said.
+      image_size: height and width of the images, where they are said.
+      problem: why the head, or what is done to the images, was left out; the rest is whole.
+      notes: what is to be said.
+    """
+
+    tensors: dict[str, Any] = field(default_factory=dict)
+    by_name: bool = False
+    layer_names: dict[str, str] = field(default_factory=dict)
+    dense: list[int] = field(default_factory=list)
+    activation: str | None = None
+    pooling: str = "average"
+    epsilon: float | None = None
+    image_size: tuple[int, int] | None = None
+    problem: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, tensors: Any) -> None:
+        self.tensors |= {f"{name}/{i}": tensor for i, tensor in enumerate(tensors)}
+
+    def add_head(self, dense: list[tuple[Any, Any]]) -> None:
+        """Adds fully connected layers and the classifier."""
+        for i, (kernel, bias) in enumerate(dense):
+            self.add(f"dense_{i}" if i else "dense", (kernel, bias))
+        self.dense = [bias.size for _, bias in dense]
+
+
+def read(path: Path) -> Contents:
+    """What a file holds; its tensors are read where NumPy asks for them.
 
     Raises:
-      UsageError: it is damaged, or no Keras file.
+      UsageError: it is damaged, no Keras file, or of another model than Keras' own.
     """
-    h5py = _h5py()
     config: Any = None
-    try:
+    with explained(path, "Keras file"):
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
-                # Read whole, so that its checksum is checked.
-                file = h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r")
+            limits = {"config.json": _MAX_CONFIG_BYTES, "model.weights.h5": hdf5.MAX_FILE_BYTES}
+            members = archives.read_members(path, limits)
+            config = files.parse_json(members["config.json"])
+            file = hdf5.open_file(io.BytesIO(members["model.weights.h5"]))
         else:
-            file = h5py.File(path, "r")
-            config = json.loads(file.attrs.get("model_config", "null"))
-        legacy = "model_weights" in file or "layer_names" in file.attrs
-        layers = list(_legacy(file.get("model_weights", file)) if legacy else _keras_3(file))
-        epsilon = _epsilon(config, path)
-        found = {
-            f"{key}/{i}": np.asarray(tensor)
-            for key, _, tensors in layers
-            for i, tensor in enumerate(tensors)
-        }
-    except UsageError:
-        raise
-    except Exception as error:  # h5py and zipfile raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} is damaged or no Keras file: {reason}") from None
-    if not found:
-        raise UsageError(f"{path} is no Keras file of one model: it holds no layers with weights")
-    return found, {key: name for key, name, _ in layers if name}, epsilon
+            file = hdf5.open_file(path)
+            config = files.parse_json(hdf5.text(file, "model_config", _MAX_CONFIG_BYTES) or "null")
+        tree = Tree(file, path)
+        contents = _placed(tree) if config is None else _described(tree, config)
+        size = sum(tensor.nbytes for tensor in contents.tensors.values())
+        if size > _MAX_TENSOR_BYTES:
+            raise Refused(f"declares {size:,} bytes of weights, more than {_MAX_TENSOR_BYTES:,}")
+        if not contents.tensors:
+            raise Refused("is no Keras file of one model: it holds no layers with weights")
+    return contents
 
 
-# The key of a layer, its name, and its tensors.
-_Read = Iterator[tuple[str, str, list[Any]]]
+def _described(tree: Tree, config: Any) -> Contents:
+    """By the config."""
+    described = keras_config.describe(config)
+    contents = Contents(by_name=True, epsilon=described.epsilon, image_size=described.image_size)
+    for name, layer in described.layers.items():
+        if layer.kind in ("Conv2D", "SeparableConv2D", "BatchNormalization"):
+            contents.add(name, tree.tensors(layer))
+    try:
+        scaled = keras_head.scaling(described.before, tree.tensors)
+        if described.problem:
+            raise Refused(described.problem)
+        head = keras_head.head(described.head, tree.tensors)
+    except Refused as problem:
+        contents.problem = str(problem)
+        return contents
+    contents.add_head(head.dense)
+    contents.activation, contents.pooling = head.activation, head.pooling
+    contents.notes += [f"NOTE: the {note}" for note in head.notes]
+    if scaled is None:
+        contents.notes.append("NOTE: nothing in the file scales images; [-1, 1] is assumed, as of "
+                              "keras.applications")  # fmt: skip
+    elif not (np.allclose(scaled[0], 1, rtol=1e-6) and np.allclose(scaled[1], 0, atol=1e-6)):
+        kernel, mean = (("block1_conv1/0", "block1_conv1_bn/2")
+                        if described.backbone == "xception"
+                        else ("conv2d/0", "batch_normalization/1"))  # fmt: skip
+        keras_head.fold_scaling(contents.tensors, kernel, mean, *scaled)
+        contents.notes.append("NOTE: the file scales images to another range than [-1, 1]; that is "
+                              "folded into the first convolution")  # fmt: skip
+    return contents
 
 
-def _keras_3(file: Any) -> _Read:
-    layers = file.get("layers", file.get("_layer_checkpoint_dependencies", {}))
-    for key, group in layers.items():
-        held = group.get("vars", {})
-        nested = [name for name in group if name != "vars" and len(group[name])]
-        if nested:
-            raise UsageError(f"a layer of {file.filename} is a model itself, {key}; save it alone")
-        if len(held):
-            name = held.attrs.get("name", "")
-            yield key, str(name), [held[str(i)] for i in range(len(held))]
+def _placed(tree: Tree) -> Contents:
+    """By place: the model with most convolutions is the backbone, dense layers are the head."""
+    leaves = list(tree.leaves())
+    counts = Counter(leaf.container for leaf in leaves if leaf.kind in _CONVOLUTIONS)
+    if not counts:
+        raise Refused("is no Keras file of one model: it holds no convolutions")
+    [(backbone, convolutions)] = counts.most_common(1)
+    contents = Contents(by_name=tree.legacy and bool(backbone))
+    rest = []
+    names = _fresh_names(leaves, backbone) if contents.by_name else {}
+    for leaf in leaves:
+        own = leaf.container == backbone and leaf.kind != "dense" and leaf.tensors
+        # Each of the backbone's convolutions has one.
+        if own and not (leaf.kind == "batch_normalization" and leaf.index >= convolutions):
+            key = names.get(id(leaf), leaf.name) if contents.by_name else leaf.key
+            contents.add(key, leaf.tensors)
+            if not contents.by_name and leaf.name:
+                contents.layer_names[key] = leaf.name
+        else:
+            rest.append(leaf)
+    _assume_head(contents, rest)
+    return contents
 
 
-def _legacy(group: Any) -> _Read:
-    backend = _text(group.attrs.get("backend", b""))
-    if backend == "theano":
-        raise UsageError(f"{group.file.filename} is of Keras on Theano, whose convolutions are "
-                         f"flipped; convert it with Keras")  # fmt: skip
-    places = Counter[str]()
-    for name in _names(group, "layer_names"):
-        held = [group[name][tensor] for tensor in _names(group[name], "weight_names")]
-        if not held:
-            continue
-        kind = _class_of([tensor.ndim for tensor in held])
-        if kind is None:
-            raise UsageError(f"{group.file.filename}: layer {name!r} of {len(held)} tensors is "
-                             f"none of an Xception or Inception V3")  # fmt: skip
-        key = f"{kind}_{places[kind]}" if places[kind] else kind
-        places[kind] += 1
-        yield key, name, held
+_CONVOLUTIONS = ("conv2d", "separable_conv2d")
 
 
-def _class_of(ranks: list[int]) -> str | None:
-    """A layer's class by the ranks of its tensors."""
-    if set(ranks) == {1} and len(ranks) in (3, 4):
-        return "batch_normalization"
-    return {(4,): "conv2d", (4, 4): "separable_conv2d", (2, 1): "dense"}.get(tuple(ranks))
+def _fresh_names(leaves: list[Leaf], backbone: tuple[str, ...]) -> dict[int, str]:
+    """Names that Keras made up, `conv2d_7`, as a fresh process would make them, by `id(leaf)`."""
+    found: dict[int, str] = {}
+    for kind in ("conv2d", "batch_normalization"):
+        numbered = [
+            (int(match[1] or 0), leaf)
+            for leaf in leaves
+            if leaf.container == backbone
+            and (match := re.fullmatch(kind + r"(?:_(\d+))?", leaf.name))
+        ]
+        numbered.sort(key=lambda both: both[0])
+        for i, (_, leaf) in enumerate(numbered):
+            found[id(leaf)] = f"{kind}_{i}" if i else kind
+    return found
 
 
-def _names(group: Any, attribute: str) -> Iterator[str]:
-    """An attribute's names; one that is too long for HDF5 is cut into several."""
-    if attribute in group.attrs:
-        yield from map(_text, group.attrs[attribute])
-        return
-    i = 0
-    while f"{attribute}{i}" in group.attrs:
-        yield from map(_text, group.attrs[f"{attribute}{i}"])
-        i += 1
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _epsilon(config: Any, path: Path) -> float | None:
-    layers = config["config"].get("layers", []) if isinstance(config, dict) else []
-    found = {
-        layer["config"].get("epsilon")
-        for layer in layers
-        if layer.get("class_name") == "BatchNormalization"
-    }
-    if len(found) > 1:
-        raise UsageError(f"{path} has batch normalization of several epsilons: {sorted(found)}")
-    return found.pop() if found else None
+def _assume_head(contents: Contents, rest: list[Leaf]) -> None:
+    """Takes dense layers for the head, with ReLU between them; a file of weights says no more."""
+    dense = [leaf for leaf in rest if leaf.kind == "dense" and leaf.tensors]
+    # An inner model comes before what is put upon it.
+    dense.sort(key=lambda leaf: (-len(leaf.container), leaf.index))
+    for leaf in rest:
+        named = leaf.name or leaf.key
+        unknown = leaf.tensors and leaf not in dense
+        if unknown or leaf.kind.startswith(_TELLING) or named.startswith(_TELLING):
+            contents.problem = (
+                f"has a nested or last layer {named!r}, of which a file of weights alone says too "
+                f"little; save the whole model as .keras"
+            )
+            return
+    pairs = [
+        (leaf.tensors[0],
+         leaf.tensors[1] if len(leaf.tensors) > 1 else np.zeros(leaf.tensors[0].shape[1], "f4"))
+        for leaf in dense
+    ]  # fmt: skip
+    for (before, _), (after, _) in itertools.pairwise(pairs):
+        if before.shape[1] != after.shape[0]:
+            raise Refused(f"has dense layers of {list(before.shape)} and {list(after.shape)}, "
+                          f"which do not follow each other")  # fmt: skip
+    contents.add_head(pairs)
+    assumed = ["images scaled to [-1, 1]", "average pooling"]
+    if len(pairs) > 1:
+        assumed.append("ReLU between dense layers")
+    if dense and dense[-1].name == "predictions":
+        # The classifier of keras.applications; another one can be for several labels.
+        contents.activation = "softmax"
+        assumed.append("softmax")
+    contents.notes.append("NOTE: a file of weights alone says little of the model; assumed: "
+                          + ", ".join(assumed))  # fmt: skip
 
 
 def check_order(layers: list[Layer], names: Mapping[str, str], source: str) -> None:
@@ -156,7 +221,7 @@ def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.n
       layers: from `weights.keras`.
       tensors: Keras' by name.
     """
-    with _h5py().File(path, "w") as file:
+    with hdf5.h5py().File(path, "w") as file:
         if kind.endswith(".weights.h5"):
             for layer in layers:
                 group = file.create_group(f"layers/{layer.key}/vars")

@@ -1,7 +1,8 @@
 """Where weights come from: a Keras or timm file, a converted one, a checkpoint of a run."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,35 @@ from xception_jax.errors import UsageError
 from xception_jax.models.aligned_xception import AlignedXception
 from xception_jax.models.inception_modules import AveragePool
 from xception_jax.models.layers import BatchNorm
+from xception_jax.models.network import Network
 from xception_jax.models.xception import Unit, Xception
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
-from xception_jax.weights import converted, keras, keras_files, timm, timm_files
+from xception_jax.weights import (
+    converted,
+    files,
+    keras,
+    keras_files,
+    safetensors_files,
+    timm,
+    timm_files,
+)
 from xception_jax.weights.converted import About
 from xception_jax.weights.tensors import (
     Tensor,
     Tensors,
     flatten,
-    listed,
     to_ours,
+    type_notes,
     variables,
 )
 
 FORMATS = ("keras", "timm", "xception_jax")
 
-# The overrides that change what weights compute or which there are; the others are training's.
-ARCHITECTURE = (
-    "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
-    "residual", "pool_padding", "count_padding", "fc_units", "bn_epsilon", "bn_scale",
-)  # fmt: skip
-
 _MAPS = {"keras": keras.tensors, "timm": timm.tensors}
 _OVERRIDES = {"keras": keras.OVERRIDES, "timm": timm.OVERRIDES}
 _HEADS = {
-    "keras": ("dense/",),
+    "keras": ("dense/", "dense_"),
     "timm": ("fc.", "head.fc."),
     "xception_jax": ("params.head.",),
 }
@@ -64,9 +68,10 @@ class Source:
       origin: of `About.source`.
       class_names: None where they are not known.
       model, held_overrides: what the source says of itself; a Keras or timm file says little.
-      layer_names: of a Keras file, see `keras_files.read`.
-      left_out: tensors that have no part in the logits.
-      preprocessing: see `About`.
+      keras: what a Keras file holds.
+      said: notes of the reader, on what was adapted or left out.
+      preprocessing, activation: see `About`.
+      types: of the tensors, as `array.dtype.name`.
     """
 
     path: Path
@@ -77,9 +82,11 @@ class Source:
     class_names: tuple[str, ...] | None = None
     model: str | None = None
     held_overrides: dict[str, Any] = field(default_factory=dict)
-    layer_names: Mapping[str, str] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    keras: keras_files.Contents | None = None
+    said: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
+    types: frozenset[str] = frozenset()
 
     def overrides(self, name: str) -> dict[str, Any]:
         """What the model of that name must be built with for these weights.
@@ -105,25 +112,34 @@ class Source:
           UsageError: one is missing, surplus or of another shape.
         """
         source = f"{self.path} is no {name} of {self.format}"
-        if self.format == "keras":
-            keras_files.check_order(keras.layers(model), self.layer_names, source)
-        found = self.read()
+        expected, found = names_of(self.format, model), self.read()
+        if self.keras is not None:
+            keras_files.check_order(keras.layers(model), self.keras.layer_names, source)
+            expected = keras.tensors(model, by_name=self.keras.by_name)
         if without_head:
             heads = _HEADS[self.format]
             found = {key: array for key, array in found.items() if not key.startswith(heads)}
-        return to_ours(names_of(self.format, model), found, source)
+        return to_ours(expected, found, source)
 
     def about(self, name: str) -> About:
         """What a converted file says of these weights."""
         built = effective(name, self.overrides(name))
         digest = {"sha256": _sha256(self.path)} if self.path.is_file() else {}
         return About(name, built, self.num_classes, self.class_names,
-                     _RANGE | self.preprocessing, self.origin | digest)  # fmt: skip
+                     _RANGE | self.preprocessing, self.origin | digest,
+                     activation=self.activation)  # fmt: skip
 
     def notes(self) -> list[str]:
         """What is to be said of the source."""
-        tower = [name for name in self.left_out if name.startswith("AuxLogits.")]
-        return [f"left out, as the logits do without: {listed(tower)}"] if tower else []
+        said = [*self.said, *type_notes(self.types)]
+        if self.keras is not None and self.keras.problem:
+            said.append(f"NOTE: {self.path} {self.keras.problem}; its head is left out")
+        return said
+
+    def check_whole(self) -> None:
+        """Raises `UsageError` where the weights have a head that our models cannot express."""
+        if self.keras is not None and self.keras.problem:
+            raise UsageError(f"{self.path} {self.keras.problem}")
 
 
 def names_of(format: str, model: Any) -> list[Tensor]:
@@ -151,7 +167,7 @@ def library_overrides(format: str, name: str) -> dict[str, Any]:
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """All of a model's overrides that count for its weights, as they are with these changes."""
     built = models.overrides(name) | changes
-    return {key: built[key] for key in ARCHITECTURE if key in built}
+    return {key: built[key] for key in converted.ARCHITECTURE if key in built}
 
 
 def open_source(
@@ -169,8 +185,8 @@ def open_source(
     """
     if path.parent.name == "checkpoints" and path.name.isdecimal() and path.is_dir():
         path, step = path.parents[1], path.name
-    if not path.exists():
-        raise UsageError(f"there are no weights at {path}")
+    if not path.is_dir():
+        files.check(path)
     found = _format_of(path)
     if format not in (None, found):
         raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
@@ -200,23 +216,41 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _types(found: Tensors) -> frozenset[str]:
+    return frozenset(array.dtype.name for array in found.values())
+
+
 def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
-    found, names, epsilon = keras_files.read(path)
-    bias = found.get(keras.CLASSIFIER)
+    held = keras_files.read(path)
+    overrides: dict[str, Any] = {} if held.epsilon is None else {"bn_epsilon": held.epsilon}
+    if held.pooling != "average":
+        overrides["pooling"] = held.pooling
+    if held.dense[:-1]:
+        overrides["fc_units"] = tuple(held.dense[:-1])
+    made_for = dict(_PREPROCESSING["keras"])
+    if held.image_size is not None and held.image_size[0] == held.image_size[1]:
+        made_for["image_size"] = held.image_size[0]
+    elif held.image_size is not None:
+        height, width = held.image_size
+        held.notes.append(
+            f"NOTE: it is made for images of {height} x {width} pixels, and models here take "
+            f"square ones"
+        )
     return Source(
-        path, "keras", None if bias is None else bias.size, lambda: found, origin,
-        held_overrides={} if epsilon is None else {"bn_epsilon": epsilon}, layer_names=names,
-        preprocessing=_PREPROCESSING["keras"],
+        path, "keras", held.dense[-1] if held.dense else None, lambda: held.tensors, origin,
+        held_overrides=overrides, keras=held, said=tuple(held.notes), preprocessing=made_for,
+        activation=held.activation, types=_types(held.tensors),
     )  # fmt: skip
 
 
 def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
-    found, left_out = timm_files.read(path)
-    biases = [found[name] for name in timm.CLASSIFIERS if name in found]
+    found, notes = timm_files.read(path)
+    biases = [found[name].shape for name in timm.CLASSIFIERS if name in found]
     return Source(
-        path, "timm", biases[0].size if biases else None, lambda: found, origin,
-        left_out=tuple(left_out),
+        path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
+        said=tuple(notes),
         preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
+        types=_types(found),
     )  # fmt: skip
 
 
@@ -224,10 +258,11 @@ def _from_converted(path: Path, origin: dict[str, Any]) -> Source:
     about = converted.read_about(path)
     assert about is not None, "that is how it was recognized"
     origin["of"] = about.source
+    stored, _ = safetensors_files.read(path)
     return Source(
         path, "xception_jax", about.num_classes, lambda: converted.read(path), origin,
         class_names=about.class_names, model=about.model, held_overrides=about.overrides,
-        preprocessing=about.preprocessing,
+        preprocessing=about.preprocessing, activation=about.activation, types=_types(stored),
     )  # fmt: skip
 
 
@@ -271,6 +306,8 @@ def load(model: nnx.Module, path: str | Path) -> None:
                 f"give that to models.create"
             )
     headless = getattr(model, "head", None) is None
+    if not headless:
+        source.check_whole()
     for tensor, array in source.tensors(model, name, without_head=headless).items():
         own[tensor][...] = array
 
@@ -290,6 +327,8 @@ def _traits(model: nnx.Module) -> dict[str, Any]:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
             found["bn_epsilon"] = module.epsilon
+        elif isinstance(module, Network):
+            found["pooling"] = module.pooling
         elif isinstance(module, AveragePool):
             found["count_padding"] = module.count_padding
         elif isinstance(module, Unit) and module.pool is not None:

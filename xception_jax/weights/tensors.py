@@ -1,6 +1,6 @@
 """A model's tensors by name, and what a map to another library's names is made of."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,9 @@ from xception_jax.models.layers import BatchNorm, Conv, Depthwise, Pointwise, Se
 
 # Tensors by name, or what has their shapes and becomes them with `np.asarray`.
 Tensors = Mapping[str, Any]
+
+# The types that weights are read from; all become float32.
+TYPES = ("bfloat16", "float16", "float32", "float64")
 
 CLASSIFIER = "params.head.classifier."
 
@@ -148,12 +151,38 @@ def to_ours(expected: list[Tensor], found: Tensors, source: str) -> dict[str, np
 
 
 def _checked(found: Any, tensor: Tensor, source: str) -> np.ndarray:
-    array = np.asarray(found)
-    if array.dtype not in (np.float16, np.float32):
-        raise UsageError(f"{source}: {tensor.theirs} is {array.dtype}, not float32")
+    array = float32(found, f"{source}: {tensor.theirs}")
     if not np.isfinite(array).all():
-        raise UsageError(f"{source}: {tensor.theirs} is not finite")
-    return np.ascontiguousarray(tensor.layout.to_ours(array), np.float32)
+        raise UsageError(f"{source}: {tensor.theirs} is not finite in float32")
+    return np.ascontiguousarray(tensor.layout.to_ours(array))
+
+
+def float32(array: Any, what: str) -> np.ndarray:
+    """A tensor of a file as float32, exactly, or rounded to nearest from float64.
+
+    Args:
+      array: an array or what becomes one, of one of `TYPES` and any byte order; bfloat16 is
+        `ml_dtypes.bfloat16`.
+      what: the error names it, as `FILE: conv1.weight`.
+
+    Raises:
+      UsageError: it has another type.
+    """
+    if array.dtype.name not in TYPES:
+        raise UsageError(f"{what} is {array.dtype.name}; weights are {', '.join(TYPES)}")
+    with np.errstate(over="ignore"):  # beyond float32's range: infinite, which is looked for
+        return np.asarray(array, np.float32)
+
+
+def type_notes(types: Iterable[str]) -> list[str]:
+    """The note on weights of other types than float32, if there are any.
+
+    Args:
+      types: of all tensors, as `array.dtype.name`.
+    """
+    other = sorted(set(types) & set(TYPES) - {"float32"})
+    rounded = ", float64 rounded to the nearest" if "float64" in other else ""
+    return [f"converted to float32 from {', '.join(other)}{rounded}"] if other else []
 
 
 def to_theirs(tensors: list[Tensor], ours: Tensors) -> dict[str, np.ndarray]:

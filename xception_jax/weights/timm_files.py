@@ -1,86 +1,132 @@
-"""timm's files: `.safetensors`, and `.pth` as torch reads it without running what it says."""
+"""timm's files, and those of other trainings in torch: `.safetensors`, and what torch pickles."""
 
-import argparse
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xception_jax.errors import UsageError
-from xception_jax.weights import timm
+from xception_jax.weights import files, safetensors_files, timm, torch_files
+from xception_jax.weights.files import Stored, printable
+from xception_jax.weights.tensors import float32, listed
 
-PICKLED = (".pth", ".pt", ".bin", ".tar")
+PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
+
+# What torch.compile, DataParallel, Lightning modules and timm's features_only put before names.
+_PREFIXES = ("_orig_mod.", "module.", "model.", "net.", "backbone.", "body.")
+# The weights of a training's checkpoint, averaged ones first, as timm/models/_helpers.py.
+_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_FIRST = ("conv1.weight", "stem.0.conv.weight", "stem.0.weight", "Conv2d_1a_3x3.conv.weight")
 
 
 def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise UsageError("a .pth file needs torch: pip install torch; or take the .safetensors that"
-                         " timm has of the same weights") from None  # fmt: skip
+        raise UsageError("to write a .pth file needs torch: pip install torch; or write "
+                         ".safetensors, which timm reads too") from None  # fmt: skip
     return torch
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A file's tensors by timm's names, and the names of those that are left out.
+def read(path: Path) -> tuple[dict[str, Stored], list[str]]:
+    """A file's tensors by timm's names, and what is to be said of them.
 
-    A training checkpoint of timm's is unwrapped as by timm/models/_helpers.py: averaged weights
-    before the others.
+    Understood besides timm's own: checkpoints of its training, of Lightning and of DataParallel;
+    `features_only`; Cadene's pretrained-models.pytorch; models of one channel (`in_chans=1`).
 
     Raises:
-      UsageError: the file is damaged, or holds more than tensors.
+      UsageError: the file is damaged, or holds more than tensors and plain data.
     """
-    held = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    out = [name for name in held if timm.left_out(name)]
-    return {name: held[name] for name in held if name not in out}, out
+    if path.suffix == ".safetensors":
+        held, notes = safetensors_files.read(path)[0], list[str]()
+    else:
+        held, notes = _pickled(path)
+    found: dict[str, Stored] = {}
+    for name, tensor in held.items():
+        if (clean := _clean(name)) in found:
+            raise UsageError(f"{path} holds {printable(clean)} twice, as {printable(name)} too")
+        found[clean] = tensor
+    tower = [name for name in found if name.startswith("AuxLogits.")]
+    if tower:
+        notes.append(f"left out, as the logits do without: {listed(tower)}")
+    kept = {name: tensor for name, tensor in found.items() if not timm.left_out(name)}
+    return _adapted(_cadene(kept, notes), path, notes), notes
 
 
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise UsageError(f"{path} is damaged or no .safetensors file: {_reason(error)}") from None
-
-
-def _pickled(path: Path) -> dict[str, np.ndarray]:
-    torch = _torch()
-    try:
-        # timm's training checkpoints hold their flags as a Namespace, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
-        raise UsageError(
-            f"{path} is damaged, no torch file, or holds more than tensors; nothing of it was run: "
-            f"{_reason(error)}"
-        ) from None
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(held, dict) and held.get(key) is not None:
+def _pickled(path: Path) -> tuple[dict[str, Stored], list[str]]:
+    held, tensor = torch_files.read(path)
+    notes: list[str] = []
+    for key in _WEIGHTS:
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            if "ema" in key:
+                notes.append(f"the averaged weights of the checkpoint are taken ({key})")
             held = held[key]
             break
-    if not isinstance(held, dict) or not all(map(torch.is_tensor, held.values())):
+    if not isinstance(held, dict) or not held:
         raise UsageError(f"{path} holds no state_dict of tensors")
-    return {_clean(name): _array(tensor, torch) for name, tensor in held.items()}
+    found = {}
+    for name, part in held.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{path} holds no state_dict: its key {printable(ascii(name))} is no "
+                             f"name of a tensor")  # fmt: skip
+        stored = tensor(name, part)
+        if stored is None:
+            raise UsageError(f"{path} holds no state_dict of tensors: {printable(name)} is none")
+        found[name] = stored
+    return found, notes
 
 
 def _clean(name: str) -> str:
-    """Without what torch.compile and DistributedDataParallel put before it."""
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):
+    """Without what wraps a model, and with the dots that `features_only` flattens."""
+    while prefix := next(filter(name.startswith, _PREFIXES), None):
         name = name.removeprefix(prefix)
-    return name
+    return re.sub(r"^(stem|blocks)_(\d+)\.", r"\1.\2.", name)
 
 
-def _array(tensor: Any, torch: Any) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _cadene(held: dict[str, Stored], notes: list[str]) -> dict[str, Stored]:
+    """By timm's names and shapes what has those of Cadene's pretrained-models.pytorch."""
+    found = {}
+    for name, tensor in held.items():
+        if name.startswith("last_linear."):
+            name = name.replace("last_linear.", "fc.")
+        if name.endswith("pointwise.weight") and len(tensor.shape) == 2:
+            tensor = _with(tensor, (*tensor.shape, 1, 1), lambda x: x[:, :, None, None])
+        found[name] = tensor
+    if found.keys() != held.keys():
+        notes.append("Cadene's last_linear is taken for timm's fc")
+    return found
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0]
+def _adapted(held: dict[str, Stored], path: Path, notes: list[str]) -> dict[str, Stored]:
+    """With a first convolution of three channels, where it has one.
+
+    As timm/models/_manipulate.py adapts one channel to three: each has a third of the kernel, so
+    that the logits of a grey image, of three equal channels, stay what they are.
+    """
+    for name in _FIRST:
+        if name not in held or len(shape := held[name].shape) != 4 or shape[1] == 3:
+            continue
+        if shape[1] != 1:
+            raise UsageError(f"{path}: {name} takes {shape[1]} channels (in_chans); the models "
+                             f"here take 3, and 1 can be adapted")  # fmt: skip
+        what = f"{path}: {name}"
+        held[name] = _with(
+            held[name],
+            (shape[0], 3, *shape[2:]),
+            lambda x, what=what: float32(x, what).repeat(3, axis=1) / np.float32(3),
+        )
+        notes.append("adapted from one channel to three (in_chans=1): the logits are those of "
+                     "grey images")  # fmt: skip
+    return held
+
+
+def _with(tensor: Stored, shape: tuple[int, ...], change: Any) -> Stored:
+    return replace(tensor, shape=shape, read=lambda: change(tensor.read()))
 
 
 def preprocessing(path: Path) -> dict[str, Any]:
@@ -90,21 +136,30 @@ def preprocessing(path: Path) -> dict[str, Any]:
       UsageError: it asks for another normalization than to [-1, 1], the models' own.
     """
     beside = path.with_name("config.json")
-    try:
-        config = json.loads(beside.read_text())["pretrained_cfg"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not beside.exists():
         return {}
+    try:
+        config = files.read_json(beside)
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{beside}, which timm has beside its weights, cannot be read: "
+                         f"{files.reason(error)}") from None  # fmt: skip
+    config = config.get("pretrained_cfg") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return {}  # of another program
     for name in ("mean", "std"):
-        if any(value != 0.5 for value in config.get(name, ())):
-            raise UsageError(
-                f"{beside}: the weights take images of {name} {config[name]}; the models here take "
-                f"[-1, 1], mean and std 0.5"
-            )
+        if config.get(name) not in (None, 0.5, [0.5], [0.5] * 3):
+            asked = printable(json.dumps(config[name]), 60)
+            raise UsageError(f"{beside}: the weights take images of {name} {asked}; the models "
+                             f"here take [-1, 1], mean and std 0.5")  # fmt: skip
     made = {"eval_crop": config.get("crop_pct"), "interpolation": config.get("interpolation")}
     size = config.get("input_size")
-    return {name: value for name, value in made.items() if value is not None} | (
-        {"image_size": size[-1]} if size else {}
-    )
+    made["image_size"] = size[-1] if isinstance(size, list) and size else size
+    for name, kind in (("eval_crop", float | int), ("interpolation", str), ("image_size", int)):
+        if not isinstance(made[name], kind | None):
+            raise UsageError(f"{beside}: {name} is {printable(ascii(made[name]), 60)}")
+    return {name: value for name, value in made.items() if value is not None}
 
 
 def write(path: Path, kind: str, tensors: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,99 @@
+"""What is tried again, and what is not. The errors are real ones, but for their texts' wording."""
+
+import errno
+import os
+
+import pytest
+
+from xception_jax import retry
+from xception_jax.errors import ReadError
+from xception_jax.training import storage
+
+# As TensorStore words them; Orbax raises an Exception without a number from them.
+STORE = 'UNKNOWN: Error reading local file "/run/params/": Failed to open: "/run/params/d/1": {} [os_error_code=\'{}\']'  # noqa: E501
+
+
+def raised(error: BaseException, around: Exception | None = None) -> BaseException:
+    """The error as it arrives, maybe with another one around it."""
+    try:
+        try:
+            raise error
+        except BaseException as inner:
+            if around is None:
+                raise
+            raise around from inner
+    except BaseException as outer:
+        return outer
+
+
+STORAGE = [
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ECONNRESET,
+]  # fmt: skip
+OF_THE_FILE = [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO]
+
+
+@pytest.mark.parametrize("number", STORAGE)
+def test_errors_of_the_storage(number):
+    words = os.strerror(number)
+    assert storage.fault(OSError(number, words, "/run/file")) == words
+    store = ValueError(STORE.format(words, number))
+    assert storage.fault(store) == words
+    around = raised(store, Exception("Encountered error while reading array index"))
+    assert (storage.fault(around), storage.file_of(around)) == (words, "/run/params/d/1")
+
+
+@pytest.mark.parametrize("number", OF_THE_FILE)
+def test_errors_that_tell_of_the_file(number):
+    assert storage.fault(OSError(number, os.strerror(number))) is None
+    assert storage.fault(ValueError(STORE.format(os.strerror(number), number))) is None
+
+
+def test_others():
+    assert storage.fault(MemoryError()) == "out of memory"
+    assert storage.fault(ValueError("UNAVAILABLE: try again")) == "UNAVAILABLE: try again"
+    for text in (
+        "DATA_LOSS: bad checksum",
+        "FAILED_PRECONDITION: no array",
+        "it is UNAVAILABLE: x",
+    ):
+        assert storage.fault(ValueError(text)) is None
+    assert storage.fault(raised(KeyError("params"), ValueError("no such item"))) is None
+
+
+def test_reading_is_tried_again_whatever_the_kind(monkeypatch):
+    monkeypatch.setattr(retry, "SECONDS", 1.0)
+    failures = [OSError(errno.EACCES, "not yours", "/f"), MemoryError(),
+                ValueError(STORE.format("bad", errno.ESTALE))]  # fmt: skip
+    said: list[str] = []
+
+    def action() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "text"
+
+    assert storage.read("the file", action, said.append) == "text"
+    assert said == [
+        "the file cannot be read at present: not yours (/f); trying again for 1 seconds"
+    ]
+
+
+def test_reading_ends_after_the_time_there_is(monkeypatch):
+    monkeypatch.setattr(retry, "SECONDS", 0.2)
+    said: list[str] = []
+
+    def action() -> None:
+        with open("/proc/self/mem", "rb") as file:  # whose first byte the kernel refuses
+            file.read(1)
+
+    with pytest.raises(ReadError, match="the file cannot be read: Input/output error; "):
+        storage.read("the file", action, said.append)
+    assert said
+
+
+def test_other_errors_pass_at_once():
+    def action() -> None:
+        raise ValueError("no JSON")
+
+    with pytest.raises(ValueError, match="no JSON"):
+        storage.read("the file", action, pytest.fail)

@@ -1,0 +1,150 @@
+"""torch's files as people pass them around: other programs' checkpoints, names and shapes.
+
+They are made by hand, without torch; test_against_libraries.py has the libraries' own.
+"""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.weights import builders, pickled
+from tests.weights.pickled import Call, Global
+from xception_jax.errors import UsageError
+from xception_jax.weights import sources
+
+NUMPY_SCALAR = Call(
+    Global("numpy._core.multiarray", "scalar"),
+    (Call(Global("numpy", "dtype"), ("f8", False, True)),
+     Call(Global("_codecs", "encode"), ("\0" * 8, "latin1"))),
+)  # fmt: skip
+FLAGS = Call(Global("argparse", "Namespace"), ())
+LIGHTNING = {
+    "epoch": 3,
+    "pytorch-lightning_version": "2.4.0",
+    "callbacks": {"ModelCheckpoint{'monitor': 'val'}": {"best_model_score": NUMPY_SCALAR}},
+    "hyper_parameters": Call(
+        Global("pytorch_lightning.utilities.parsing", "AttributeDict"), ({"rate": 0.1},)
+    ),
+    "optimizer_states": [],
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return builders.create("legacy_xception", 3, middle_blocks=0)
+
+
+@pytest.fixture(scope="module")
+def held(model, tmp_path_factory):
+    """Its tensors by timm's names."""
+    return load_file(builders.write_timm(model, tmp_path_factory.mktemp("a") / "a.safetensors"))
+
+
+def load(path, model, name="legacy_xception"):
+    source = sources.open_source(path)
+    return source.tensors(model, name), source
+
+
+def check(path, model):
+    """The file holds the model; gives the notes."""
+    tensors, source = load(path, model)
+    for name, array in builders.arrays(model).items():
+        np.testing.assert_array_equal(tensors[name], array, err_msg=name)
+    return source.notes()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "backbone.", "module.", "model._orig_mod."])
+def test_a_lightning_checkpoint(prefix, model, held, tmp_path):
+    state, storages = pickled.state({prefix + name: array for name, array in held.items()})
+    path = pickled.zipped(tmp_path / "a.ckpt", LIGHTNING | {"state_dict": state}, storages)
+    assert check(path, model) == []
+
+
+def test_what_else_a_lightning_module_holds_is_named(model, held, tmp_path):
+    more = {f"model.{name}": array for name, array in held.items()}
+    more["criterion.weight"] = np.ones(3, np.float32)
+    state, storages = pickled.state(more)
+    path = pickled.zipped(tmp_path / "a.ckpt", LIGHTNING | {"state_dict": state}, storages)
+    with pytest.raises(UsageError, match=r"it also holds criterion.weight"):
+        load(path, model)
+    state["conv1.weight"] = state["model.conv1.weight"]
+    path = pickled.zipped(tmp_path / "a.ckpt", {"state_dict": state}, storages)
+    with pytest.raises(UsageError, match=r"holds conv1.weight twice"):
+        load(path, model)
+
+
+def test_a_training_checkpoint_of_timms(model, held, tmp_path):
+    state, storages = pickled.state(held)
+    whole = {"epoch": 3, "args": FLAGS, "metric": NUMPY_SCALAR, "state_dict": {"fc.bias": 3}}
+    path = pickled.zipped(tmp_path / "a.pth.tar", whole | {"state_dict_ema": state}, storages)
+    assert check(path, model) == ["the averaged weights of the checkpoint are taken "
+                                  "(state_dict_ema)"]  # fmt: skip
+
+
+def test_cadenes_xception(model, held, tmp_path):
+    """Of pretrained-models.pytorch: an old pickle, `last_linear`, pointwise kernels of two axes."""
+    theirs = {
+        name.replace("fc.", "last_linear."): array[:, :, 0, 0] if "pointwise" in name else array
+        for name, array in held.items()
+    }
+    assert theirs["block1.rep.0.pointwise.weight"].ndim == 2
+    path = pickled.legacy(tmp_path / "xception-b5690688.pth", *pickled.state(theirs))
+    assert check(path, model) == ["Cadene's last_linear is taken for timm's fc"]
+
+
+def test_a_file_of_python_2(model, held, tmp_path):
+    """Its OrderedDict comes as pairs; and parameters as they hold gradients."""
+    state, storages = pickled.state(held)
+    pairs = [
+        [name, Call(Global("torch._utils", "_rebuild_parameter"), (tensor, True, {}))]
+        for name, tensor in state.items()
+    ]
+    whole = Call(Global("collections", "OrderedDict"), (pairs,))
+    assert check(pickled.legacy(tmp_path / "a.pth", whole, storages), model) == []
+
+
+def test_one_channel_becomes_three(model, held, tmp_path):
+    """A grey image has the same sums; more channels are refused by name."""
+    one = held | {"conv1.weight": held["conv1.weight"].sum(1, keepdims=True)}
+    save_file(one, tmp_path / "a.safetensors")
+    tensors, source = load(tmp_path / "a.safetensors", model)
+    assert source.notes() == ["adapted from one channel to three (in_chans=1): the logits are "
+                              "those of grey images"]  # fmt: skip
+    kernel = tensors["params.stem.conv1.kernel"]
+    assert kernel.shape[2] == 3
+    expected = one["conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(kernel.sum(2, keepdims=True), expected, rtol=1e-6)
+    np.testing.assert_array_equal(kernel[:, :, 0], kernel[:, :, 2])
+    save_file(
+        held | {"conv1.weight": np.ones((8, 4, 3, 3), np.float32)}, tmp_path / "a.safetensors"
+    )
+    with pytest.raises(UsageError, match=r"conv1.weight takes 4 channels \(in_chans\)"):
+        load(tmp_path / "a.safetensors", model)
+
+
+def test_features_only(held, tmp_path):
+    """A backbone alone: timm's `body.` of the legacy model, and flat names of the aligned ones."""
+    save_file({f"body.{name}": array for name, array in held.items() if "fc" not in name},
+              tmp_path / "a.safetensors")  # fmt: skip
+    model = builders.create("legacy_xception", None, middle_blocks=0)
+    assert load(tmp_path / "a.safetensors", model)[1].num_classes is None
+    aligned = builders.create("xception41", None, middle_blocks=0)
+    theirs = load_file(builders.write_timm(aligned, tmp_path / "b.safetensors"))
+    flat = {
+        name.replace("stem.", "stem_").replace("blocks.", "blocks_"): array
+        for name, array in theirs.items()
+    }
+    assert "blocks_0.stack.conv1.conv_dw.weight" in flat
+    save_file(flat, tmp_path / "b.safetensors")
+    tensors, _ = load(tmp_path / "b.safetensors", aligned, "xception41")
+    for name, array in builders.arrays(aligned).items():
+        np.testing.assert_array_equal(tensors[name], array, err_msg=name)
+
+
+def test_a_flipped_bit_of_an_archive_is_named(model, held, tmp_path):
+    path = pickled.zipped(tmp_path / "a.pth", *pickled.state(held))
+    data = bytearray(path.read_bytes())
+    data[data.index(held["fc.weight"].tobytes()) + 5] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"a.pth is damaged: fc.weight: Bad CRC"):
+        load(path, model)

@@ -1,0 +1,223 @@
+"""Opens HDF5 files of unknown origin.
+
+HDF5 can point at other files: external links, external storage of a dataset, virtual datasets. It
+can also declare far more data than it stores, and a small compressed chunk can inflate without
+limit inside the library. `open_file` walks the whole file and refuses all of this before any data
+is read; a `Dataset` checks its chunks before it is read.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from xception_jax.errors import UsageError
+from xception_jax.weights import files
+
+# Far above what a model of this project and its optimizer's state take.
+MAX_FILE_BYTES = 4 * 2**30
+_MAX_OBJECTS = 50_000
+_MAX_CHUNKS = 100_000
+# Weights hardly compress; below this size the ratio is not checked.
+_RATIO, _SMALL = 100, 64 * 2**20
+
+_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
+# In the order in which HDF5 applies them when it writes; each at most once.
+_PIPELINE = [_SHUFFLE, _DEFLATE, _FLETCHER32]
+
+
+class Refused(Exception):  # noqa: N818  (it becomes a UsageError that names the file)
+    """Says what of a file is refused, as the end of a sentence that begins with its path."""
+
+
+@contextmanager
+def explained(path: Path, kind: str) -> Iterator[None]:
+    """Makes one `UsageError` that names the file of whatever a reader raises."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Refused as error:
+        raise UsageError(f"{path} {files.printable(str(error), 400)}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
+    except Exception as error:  # h5py, zipfile and json raise many kinds
+        raise UsageError(f"{path} is damaged or no {kind}: {files.reason(error)}") from None
+
+
+def h5py() -> Any:
+    """The library; `UsageError` where it is not installed."""
+    try:
+        import h5py as library
+    except ImportError:
+        raise UsageError("a Keras file needs h5py: pip install 'xception_jax[convert]'") from None
+    return library
+
+
+def open_file(source: Path | BinaryIO) -> Any:
+    """An `h5py.File` of which every object has been checked.
+
+    Args:
+      source: a path, or a file object with the content of an HDF5 file.
+
+    Raises:
+      Refused: it refers to other files, has too many objects or declares more than it stores.
+      OSError: it is no HDF5 file; h5py raises other kinds too.
+    """
+    if isinstance(source, Path) and source.stat().st_size > MAX_FILE_BYTES:
+        raise Refused(f"has {source.stat().st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    file = h5py().File(source, "r")
+    try:
+        _check_objects(file, h5py())
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_objects(file: Any, library: Any) -> None:
+    """Walks every group by its links, without following any that is not a plain (hard) one."""
+    waiting, seen, count = [(file.id, "")], set(), 0
+    while waiting:
+        group, path = waiting.pop()
+        # A file can link a group into itself.
+        address = library.h5o.get_info(group).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        count += group.get_num_objs()
+        if count > _MAX_OBJECTS:
+            raise Refused(f"has more than {_MAX_OBJECTS:,} objects; no model here has so many")
+        for name in list(group):
+            place = f"{path}/{name.decode(errors='replace')}"
+            kind = group.links.get_info(name).type
+            if kind != library.h5l.TYPE_HARD:
+                known = {
+                    library.h5l.TYPE_SOFT: "a soft link",
+                    library.h5l.TYPE_EXTERNAL: "an external link",
+                }
+                what = known.get(kind, "a user-defined link")
+                raise Refused(f"has {what} at {place!r}; only data inside the file is read")
+            found = library.h5o.open(group, name)
+            if isinstance(found, library.h5d.DatasetID):
+                _check_dataset(found, place, library)
+            elif isinstance(found, library.h5g.GroupID):
+                waiting.append((found, place))
+
+
+def _check_dataset(dataset: Any, place: str, library: Any) -> None:
+    plist = dataset.get_create_plist()
+    # Before its shape is asked: that of a virtual dataset can depend on other files.
+    if plist.get_layout() == library.h5d.VIRTUAL:
+        raise Refused(f"has a virtual dataset at {place!r}; only data inside the file is read")
+    if plist.get_external_count():
+        raise Refused(f"has external storage at {place!r}; only data inside the file is read")
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    if filters != [each for each in _PIPELINE if each in filters]:
+        raise Refused(f"has filters {filters} at {place!r}; those of HDF5 itself that are read are "
+                      f"shuffle, deflate and fletcher32, in this order")  # fmt: skip
+    declared, stored = _bytes(dataset), dataset.get_storage_size()
+    if _DEFLATE not in filters and stored < declared:
+        raise Refused(f"declares {declared:,} bytes at {place!r} and stores {stored:,}")
+    if declared > max(_SMALL, _RATIO * stored):
+        raise Refused(f"declares {declared:,} bytes at {place!r} and stores {stored:,}")
+
+
+def _bytes(dataset: Any) -> int:
+    return math.prod(dataset.shape or ()) * dataset.get_type().get_size()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An array in an open file that is read where NumPy asks for it.
+
+    Attributes:
+      held: h5py's dataset, of a file from `open_file`.
+      path: of the file, for messages.
+      dtype: of the array; bfloat16, which HDF5 does not know, where Keras says so.
+    """
+
+    held: Any
+    path: Path
+    dtype: np.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", _dtype(self.held))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.held.shape or ())
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return _bytes(self.held.id)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        with explained(self.path, "HDF5 file"):
+            if self.held.chunks is not None:
+                _check_chunks(self.held)
+            array = np.asarray(self.held[()])
+        if self.dtype != array.dtype:
+            array = array.view(self.dtype)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def _dtype(dataset: Any) -> np.dtype:
+    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2:
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return dataset.dtype
+
+
+def _check_chunks(dataset: Any) -> None:
+    """Inflates each chunk to its declared size and no further; HDF5 would go on without end."""
+    plist, shape, chunk = dataset.id.get_create_plist(), dataset.shape, dataset.chunks
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    size = math.prod(chunk) * dataset.dtype.itemsize
+    starts = [range(0, side, step) for side, step in zip(shape, chunk, strict=True)]
+    if math.prod(map(len, starts)) > _MAX_CHUNKS or size > 2 * dataset.nbytes + 2**20:
+        raise Refused(f"stores {dataset.name!r} of {list(shape)} in chunks of {list(chunk)}")
+    for start in product(*starts):
+        stored = dataset.id.get_chunk_info_by_coord(start).size
+        if not 0 < stored <= size + 2**16:
+            raise Refused(f"has a chunk of {stored:,} bytes for {size:,} in {dataset.name!r}")
+        if _DEFLATE not in filters:
+            continue
+        skipped, raw = dataset.id.read_direct_chunk(start)
+        # A bit of `skipped` says that this chunk went without that filter.
+        if skipped:
+            raise Refused(f"has a chunk without some of its filters in {dataset.name!r}")
+        inflated = zlib.decompressobj().decompress(raw, size + 1)
+        if len(inflated) != size:
+            raise Refused(f"has a chunk in {dataset.name!r} that is no {size:,} bytes inflated")
+
+
+def text(holder: Any, name: str, limit: int) -> str | None:
+    """A string attribute of a group or file, None where there is none.
+
+    Raises:
+      Refused: it is no string, or longer than `limit`.
+    """
+    if name not in holder.attrs:
+        return None
+    value = holder.attrs[name]
+    if isinstance(value, bytes):
+        value = value.decode()
+    if not isinstance(value, str) or len(value) > limit:
+        raise Refused(f"has an attribute {name!r} that is no text of at most {limit:,} characters")
+    return str(value)

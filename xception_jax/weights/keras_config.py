@@ -1,0 +1,342 @@
+"""Reads the config of a Keras model: what comes before the backbone, the backbone, and the head.
+
+The config is data: nothing of it is executed, and no class is looked up. Each layer that is not
+known here is named and refused, or left out where a new head is wanted (`Described.problems`).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.keras_graph import FEATURES, TRAITS, Node
+
+_MODELS = ("Functional", "Sequential", "Model")
+_MAX_DEPTH = 32
+_MAX_LAYERS = 20_000
+
+
+@dataclass(eq=False)
+class Placed(Node):
+    """A layer of a config.
+
+    Attributes:
+      config: its own.
+      arguments: numbers that it is called with, in order; None stands for a tensor.
+      place: where Keras 3 keeps its weights, as `("functional", "conv2d_3")`.
+      path: the names of the models that it is in, and its own.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    arguments: tuple[Any, ...] = ()
+    place: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind} layer {'/'.join(self.path)!r}"
+
+
+@dataclass
+class Described:
+    """A model as its config has it.
+
+    Attributes:
+      backbone: of `keras_graph.FEATURES`.
+      layers: those of the backbone by the names that Keras gives them in a fresh process.
+      before: layers between the images and the backbone, in order.
+      head: layers after the backbone, in order.
+      image_size: height and width of the input, where it is fixed.
+      problem: why the head cannot be followed, or None.
+    """
+
+    backbone: str
+    layers: dict[str, Placed]
+    before: list[Placed]
+    head: list[Placed]
+    image_size: tuple[int, int] | None
+    problem: str | None = None
+
+    @property
+    def epsilon(self) -> float:
+        """Of the backbone's batch normalization. Raises `Refused` where there are several."""
+        norms = [layer for layer in self.layers.values() if layer.kind == "BatchNormalization"]
+        found = {norm.config.get("epsilon", 1e-3) for norm in norms}
+        if len(found) != 1:
+            raise Refused(f"has batch normalization of several epsilons: {sorted(found)}")
+        return float(found.pop())
+
+
+def describe(config: Any) -> Described:
+    """Follows a model's config.
+
+    Args:
+      config: parsed JSON of `config.json` or `model_config`.
+
+    Raises:
+      Refused: it is no model with one input and one output around an Xception or Inception V3 as
+        Keras has them; the message names the layer.
+    """
+    if not isinstance(config, dict) or config.get("class_name") not in _MODELS:
+        kind = config.get("class_name") if isinstance(config, dict) else None
+        raise Refused(f"has a model of class {kind!r}; Functional and Sequential ones are read")
+    reader = _Reader()
+    start = Placed("images", "Images")
+    output = reader.model(config, [start], (), ())
+    nodes = _upstream(output)
+    kinds = Counter(node.kind for node in nodes)
+    if not kinds["SeparableConv2D"] and kinds["Conv2D"] < 20:
+        raise Refused("has a config with neither Keras' Xception nor its Inception V3 in it")
+    backbone = "xception" if kinds["SeparableConv2D"] else "inception_v3"
+    end, layers, images = _located(backbone, nodes)
+    head, problem = _chain(output, end)
+    before, unlike = _chain(images, start)
+    if unlike:
+        raise Refused(f"{unlike} between the images and the backbone")
+    return Described(backbone, layers, before, head, reader.image_size, problem)
+
+
+class _Reader:
+    """Makes one graph of a model and of the models in it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.image_size: tuple[int, int] | None = None
+
+    def model(
+        self, config: Any, inputs: list[Node], place: tuple[str, ...], path: tuple[str, ...]
+    ) -> Node:
+        """The output of a model that is applied to `inputs`."""
+        if len(path) > _MAX_DEPTH:
+            raise Refused(f"has models nested more than {_MAX_DEPTH} deep")
+        if len(inputs) != 1:
+            raise Refused(f"has a model {'/'.join(path)!r} of {len(inputs)} inputs; one is read")
+        own = config["config"]
+        layers = own["layers"] if isinstance(own, dict) else own  # a list in Keras 1 and 2.0
+        self.count += len(layers)
+        if self.count > _MAX_LAYERS:
+            raise Refused(f"has a config of more than {_MAX_LAYERS:,} layers")
+        placed = list(zip(layers, _places(layers), strict=True))
+        if config["class_name"] == "Sequential":
+            node: Node = inputs[0]
+            for layer, key in placed:
+                node = self.layer(layer, [node], (), (*place, key), path)
+            return node
+        return self._functional(own, placed, inputs, place, path)
+
+    def _functional(
+        self, own: dict[str, Any], placed: list[tuple[Any, str]], inputs: list[Node],
+        place: tuple[str, ...], path: tuple[str, ...],
+    ) -> Node:  # fmt: skip
+        if len(_histories(own["input_layers"])) != 1:
+            raise Refused(f"has several inputs in the model {own.get('name')!r}; one is read")
+        [output] = _histories(own["output_layers"]) or [""]
+        done: dict[str, Node] = {}
+        waiting = placed
+        while waiting:
+            left = []
+            for layer, key in waiting:
+                calls = layer.get("inbound_nodes") or []
+                if len(calls) > 1:
+                    raise Refused(f"applies the layer {layer.get('name')!r} {len(calls)} times")
+                wanted = _histories(calls)
+                if all(name in done for name in wanted):
+                    taken = [done[name] for name in wanted] or inputs
+                    done[_name(layer)] = self.layer(
+                        layer, taken, tuple(_constants(calls)), (*place, key), path
+                    )
+                else:
+                    left.append((layer, key))
+            if len(left) == len(waiting):
+                raise Refused(f"has a layer {_name(left[0][0])!r} without its input")
+            waiting = left
+        if output not in done:
+            raise Refused(f"has no single output in the model {own.get('name')!r}; one is read")
+        return done[output]
+
+    def layer(
+        self, layer: Any, inputs: list[Node], arguments: tuple[Any, ...],
+        place: tuple[str, ...], path: tuple[str, ...],
+    ) -> Node:  # fmt: skip
+        kind, path = str(layer["class_name"]), (*path, _name(layer))
+        module = layer.get("module") or "keras"
+        if module.split(".")[0] not in ("keras", "tensorflow", "tf_keras"):
+            raise Refused(f"has a layer {'/'.join(path)!r} of a class of its own, {kind}")
+        if kind in _MODELS:
+            return self.model(layer, inputs, place, path)
+        config = layer["config"]
+        if kind == "InputLayer":
+            if not place[1:] or self.image_size is None:
+                self._sized(config)
+            return inputs[0]
+        kind, config = _known(kind, config)
+        traits = _traits(kind, config)
+        return Placed(_name(layer), kind, traits, inputs, config, arguments, place, path)
+
+    def _sized(self, config: dict[str, Any]) -> None:
+        shape = config.get("batch_shape") or config.get("batch_input_shape") or []
+        if len(shape) == 4 and all(isinstance(side, int) for side in shape[1:3]):
+            self.image_size = (shape[1], shape[2])
+
+
+def _name(layer: Any) -> str:
+    return str(layer.get("name") or layer["config"]["name"])
+
+
+def _places(layers: list[Any]) -> Iterator[str]:
+    """Of each layer among those of its class, as Keras 3 numbers them in its files."""
+    counts = Counter[str]()
+    for layer in layers:
+        name = re.sub(r"\W+", "", str(layer["class_name"]))
+        name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+        name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+        yield f"{name}_{counts[name]}" if counts[name] else name
+        counts[name] += 1
+
+
+def _histories(value: Any) -> list[str]:
+    """The names of the layers that a call takes tensors of, in order, of Keras 2 or 3."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__keras_tensor__":
+            return _histories([value["config"]["keras_history"]])
+        return [name for part in value.values() for name in _histories(part)]
+    if not isinstance(value, list):
+        return []
+    if (
+        len(value) >= 3
+        and isinstance(value[0], str)
+        and all(isinstance(i, int) for i in value[1:3])
+    ):
+        if value[2] != 0:
+            raise Refused(f"takes output {value[2]} of the layer {value[0]!r}")
+        return [value[0], *_histories(value[3:])]
+    return [name for part in value for name in _histories(part)]
+
+
+def _constants(value: Any) -> Iterator[Any]:
+    """The numbers that a call takes, in order, and None for each tensor."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__keras_tensor__":
+            yield None
+        else:
+            for part in value.values():
+                yield from _constants(part)
+    elif isinstance(value, list):
+        if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int):
+            yield None
+            value = value[3:]
+        for part in value:
+            yield from _constants(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _known(kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A layer's class and config; those that are an activation alone as `Activation`."""
+    if kind == "ReLU" and config.get("max_value") is None \
+            and not config.get("negative_slope") and not config.get("threshold"):  # fmt: skip
+        return "Activation", config | {"activation": "relu"}
+    if kind == "Softmax" and config.get("axis", -1) in (-1, 1):
+        return "Activation", config | {"activation": "softmax"}
+    return kind, config
+
+
+def _traits(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What of a layer's config counts, as `keras_graph` has it."""
+    traits = {name: _value(config.get(name, own)) for name, own in TRAITS.get(kind, {}).items()}
+    if "activation" in traits:
+        traits["activation"] = activation(config)
+    if traits.get("axis") in (3, (3,), (-1,)):
+        traits["axis"] = -1
+    if "pool_size" in traits and traits["strides"] is None:
+        traits["strides"] = traits["pool_size"]
+    return traits
+
+
+def activation(config: dict[str, Any]) -> str:
+    """The name of a layer's activation, `linear` where it has none."""
+    value = config.get("activation")
+    if isinstance(value, dict):
+        value = value["config"] if value.get("class_name") == "function" else value["class_name"]
+    return "linear" if value is None else str(value).lower()
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _upstream(output: Node) -> list[Node]:
+    """All nodes that the output depends on."""
+    seen, waiting = {id(output): output}, [output]
+    while waiting:
+        for node in waiting.pop().inputs:
+            if id(node) not in seen:
+                seen[id(node)] = node
+                waiting.append(node)
+    return list(seen.values())
+
+
+class _Differs(Exception):  # noqa: N818  (turned into Refused)
+    def __init__(self, matched: int, why: str):
+        super().__init__(why)
+        self.matched = matched
+
+
+def _located(backbone: str, nodes: list[Node]) -> tuple[Node, dict[str, Placed], Node]:
+    """The last node of the backbone, its layers by Keras' own names, and the node before it."""
+    wanted = FEATURES[backbone]()
+    nearest = _Differs(-1, "")
+    for node in nodes:
+        if node.kind == wanted.kind:
+            try:
+                layers, images = _aligned(wanted, node)
+            except _Differs as error:
+                nearest = max(nearest, error, key=lambda each: each.matched)
+            else:
+                return node, layers, images
+    raise Refused(f"is not Keras' {backbone}: {nearest or 'its last layer is missing'}")
+
+
+def _aligned(wanted: Node, found: Node) -> tuple[dict[str, Placed], Node]:
+    """Walks both graphs from their ends; raises `_Differs` at the first difference."""
+    pairs: dict[int, Node] = {}
+    layers: dict[str, Placed] = {}
+    images, waiting = found, [(wanted, found)]
+    while waiting:
+        ours, theirs = waiting.pop()
+        if id(ours) in pairs:
+            if pairs[id(ours)] is not theirs:
+                raise _Differs(len(pairs), f"{theirs} is where {pairs[id(ours)]} belongs")
+            continue
+        if ours.kind == "Images":
+            images = theirs
+        elif not isinstance(theirs, Placed) or theirs.kind != ours.kind:
+            raise _Differs(len(pairs), f"{_shown(theirs)} is where a {ours.kind} belongs")
+        elif theirs.traits != ours.traits or len(theirs.inputs) != len(ours.inputs):
+            changed = [
+                f"{name} {value!r}, not {ours.traits[name]!r}"
+                for name, value in theirs.traits.items() if value != ours.traits[name]
+            ] or ["another number of inputs"]  # fmt: skip
+            raise _Differs(len(pairs), f"{theirs} has {changed[0]}")
+        else:
+            layers[ours.name] = theirs
+        pairs[id(ours)] = theirs
+        waiting += zip(ours.inputs, theirs.inputs, strict=ours.kind != "Images")
+    return layers, images
+
+
+def _shown(node: Node) -> str:
+    return str(node) if isinstance(node, Placed) else "the input"
+
+
+def _chain(end: Node, start: Node) -> tuple[list[Placed], str | None]:
+    """The layers after `start` up to `end`, if they are one chain; else where it forks."""
+    found: list[Placed] = []
+    node = end
+    while node is not start:
+        if len(node.inputs) != 1 or not isinstance(node, Placed):
+            return [], f"has {_shown(node)} of {len(node.inputs)} inputs"
+        found.append(node)
+        node = node.inputs[0]
+    return found[::-1], None
