@@ -157,11 +157,11 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.threads": _int(
         0, "of each process that makes batches; 0: so many that there is one for each core",
-        harmless=True
+        high=1024, harmless=True
     ),
     "data.workers": _int(
         0, "processes of a host that make training batches; 0: threads of the run's own, which "
-        "cost less", harmless=True
+        "cost less", high=1024, harmless=True
     ),
     "data.in_memory": _int(
         256, "MiB of finished images that may be kept, of a split of which nothing is cropped at "
