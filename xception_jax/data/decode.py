@@ -27,6 +27,10 @@ DRAWS = 22
 # and one copy of it. Formats that take more for a pixel may have fewer pixels.
 _BYTES_A_PIXEL = 6.3
 
+# The limit on pixels, as OpenCV read it; None: it is written as 128MB, which only OpenCV can read.
+_SET = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+_LIMIT = int(_SET) if _SET.isdecimal() else None
+
 # An image of 16 bits whose values all lie below a quarter is told of, once.
 _DARK = 64
 _told_of_dark: set[int] = set()
@@ -74,15 +78,14 @@ def _tell_of_dark(claim: Claim, name: str) -> None:
 
 def examine(encoded: bytes, name: str = "it") -> Claim:
     """What an image claims, if it can be decoded within the bounds; raises `ExampleError`."""
-    kind = kind_of(encoded)
     try:
         claim = containers.inspect(encoded)
     except containers.DamagedError as error:
-        raise ExampleError(name, f"{_damaged(encoded, kind)}: {error}") from None
+        raise ExampleError(name, f"{_damaged(encoded, kind_of(encoded))}: {error}") from None
     if claim is None:
         raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes are no image")
-    limit = _pixel_limit()
-    if limit is None:  # OpenCV understands it, and it alone
+    limit = _LIMIT
+    if limit is None:
         return claim
     if claim.pixels > limit:
         raise ExampleError(
@@ -92,16 +95,11 @@ def examine(encoded: bytes, name: str = "it") -> Claim:
     if claim.memory > limit * _BYTES_A_PIXEL:
         raise ExampleError(
             name,
-            f"cannot be decoded: a {kind} of {claim.width:,} x {claim.height:,} pixels takes "
+            f"cannot be decoded: a {claim.kind} of {claim.width:,} x {claim.height:,} pixels takes "
             f"{claim.memory / 1e6:,.0f} MB, more than {limit * _BYTES_A_PIXEL / 1e6:,.0f} MB; "
             f"OPENCV_IO_MAX_IMAGE_PIXELS={math.ceil(claim.memory / _BYTES_A_PIXEL)} takes it",
         )
     return claim
-
-
-def _pixel_limit() -> int | None:
-    limit = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
-    return int(limit) if limit.isdecimal() else None  # OpenCV understands 128MB too
 
 
 def _decoded(claim: Claim, name: str, flags: int) -> np.ndarray:
