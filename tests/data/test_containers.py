@@ -45,6 +45,24 @@ def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def larger_stream(avif: bytes, width: int, height: int) -> bytes:
+    """An AVIF of 120 x 90 whose sequence header alone says another size."""
+    at = avif.index(b"mdat") + 4
+    head, stream = avif[: at - 8], avif[at:]
+    assert stream[:3] == b"\x12\0\x0a"
+    header, rest = stream[4 : 4 + stream[3]], stream[4 + stream[3] :]
+    bits = "".join(f"{byte:08b}" for byte in header)
+    wide, high = int(bits[10:14], 2) + 1, int(bits[14:18], 2) + 1
+    size, after = bits[18 : 18 + wide + high], bits[18 + wide + high :].rstrip("0")
+    assert (int(size[:wide], 2), int(size[wide:], 2)) == (119, 89)
+    made = f"{bits[:10]}11111111{width - 1:016b}{height - 1:016b}{after}"
+    made += "0" * (-len(made) % 8)
+    header = bytes(int(made[i : i + 8], 2) for i in range(0, len(made), 8))
+    data = b"\x12\0\x0a" + bytes([len(header)]) + header + rest
+    head = head.replace(struct.pack(">I", len(stream)), struct.pack(">I", len(data)))
+    return head + struct.pack(">I4s", len(data) + 8, b"mdat") + data
+
+
 def whole_png(image: Image.Image = pictures.PICTURE, **options: object) -> bytes:
     return pictures.encode(image, "PNG", **options)
 
@@ -92,6 +110,10 @@ def hostile() -> dict[str, tuple[bytes, str]]:
                 struct.pack(">II", 56, 40), struct.pack(">II", 16_384, 8_000)
             ),
             "takes 3,146 MB, more than 846 MB; OPENCV_IO_MAX_IMAGE_PIXELS=[0-9]+ takes it",
+        ),
+        "an AVIF whose stream claims more than its boxes": (
+            larger_stream(mutations.seeds()["plain.avif"], 16_384, 16_384),
+            "takes 6,442 MB, more than 846 MB",
         ),
         "a JPEG 2000 of very many tiles": (
             b"\xff\x4f\xff\x51" + struct.pack(">HH8IH", 47, 0, 9999, 9999, 0, 0, 1, 1, 0, 0, 3)

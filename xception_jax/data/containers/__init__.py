@@ -8,7 +8,7 @@ the file's. What a file cannot hold is refused; what it can hold is bounded by i
 import struct
 from collections.abc import Callable
 
-from xception_jax.data.containers import jpeg, others, png, tiff
+from xception_jax.data.containers import avif, jpeg, others, png, tiff
 from xception_jax.data.containers.common import Claim, DamagedError
 
 __all__ = ["Claim", "DamagedError", "inspect", "kind_of"]
@@ -33,7 +33,7 @@ def _find(encoded: bytes) -> tuple[str, Callable[[bytes], Claim]] | None:
     if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
         return "WebP", others.webp
     if encoded[4:8] == b"ftyp" and any(brand in encoded[8:64] for brand in (b"avif", b"avis")):
-        return "AVIF", others.avif
+        return "AVIF", avif.inspect
     return None
 
 

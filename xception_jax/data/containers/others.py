@@ -1,4 +1,4 @@
-"""WebP, GIF, BMP, PNM, AVIF and JPEG 2000: their headers claim a size."""
+"""WebP, GIF, BMP, PNM and JPEG 2000: their headers claim a size."""
 
 import re
 import struct
@@ -8,7 +8,6 @@ from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
 # Bytes a pixel that OpenCV's decoders of these formats take, measured and rounded up.
 _WEBP, _WEBP_LOSSLESS, _WEBP_ANIMATED = 7, 12, 13
 _GIF = 13.5
-_AVIF_8, _AVIF_DEEP = 24, 40
 _JP2_BASE, _JP2_SAMPLE = 6, 5
 
 _MOST_BLOCKS = 2**16  # of a GIF, before its first image
@@ -89,22 +88,6 @@ def pnm(encoded: bytes) -> Claim:
     memory = int(width * height * PLAIN) << deep
     white = most if deep and most < 2**16 - 1 else 0
     return Claim("PNM", height, width, memory, encoded, white=white, deep=deep)
-
-
-def avif(encoded: bytes) -> Claim:
-    """What an AVIF claims: the largest of the sizes that its items have (`ispe`)."""
-    sizes: list[tuple[int, int]] = []
-    at = encoded.find(b"ispe")
-    while at >= 0 and len(sizes) < 4096:
-        if at + 16 <= len(encoded):
-            sizes.append(struct.unpack_from(">II", encoded, at + 8))
-        at = encoded.find(b"ispe", at + 4, len(encoded))
-    need(bool(sizes), "no size is given")
-    at = encoded.find(b"av1C")
-    deep = at >= 0 and at + 7 <= len(encoded) and bool(encoded[at + 6] & 0x40)
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
-    cost = _AVIF_DEEP if deep else _AVIF_8
-    return Claim("AVIF", height, width, width * height * cost, encoded)
 
 
 def jp2(encoded: bytes) -> Claim:
