@@ -16,8 +16,8 @@ _FRAMES = _SEQUENTIAL | _PROGRESSIVE | _LOSSLESS | _ARITHMETIC
 
 _MOST_SEGMENTS = 2**16
 # Scans of a file, and how often its blocks may be visited. Encoders write some ten scans, of which
-# most hold one component. A visit takes about 20 ns.
-_MOST_SCANS, _MOST_VISITS, _VISITS_OF_A_BLOCK = 500, 2**24, 16
+# most hold one component. A visit takes 20 to 140 ns.
+_MOST_SCANS, _MOST_VISITS, _VISITS_OF_A_BLOCK = 500, 2**23, 12
 # An arithmetic code has no least length. So many blocks may come without a bit each.
 _FREE_BLOCKS = 2**18
 

@@ -1,4 +1,4 @@
-"""WebP, GIF, BMP, PNM and JPEG 2000: their headers claim a size."""
+"""WebP, BMP, PNM and JPEG 2000: their headers claim a size."""
 
 import re
 import struct
@@ -7,10 +7,8 @@ from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
 
 # Bytes a pixel that OpenCV's decoders of these formats take, measured and rounded up.
 _WEBP, _WEBP_LOSSLESS, _WEBP_ANIMATED = 7, 12, 13
-_GIF = 13.5
 _JP2_BASE, _JP2_SAMPLE = 6, 5
 
-_MOST_BLOCKS = 2**16  # of a GIF, before its first image
 _PNM = re.compile(rb"P([1-6])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)*(\d*)")
 _SIZ = b"\xff\x4f\xff\x51"
 
@@ -30,27 +28,6 @@ def webp(encoded: bytes) -> Claim:
         width, height = (int.from_bytes(encoded[a : a + 2], "little") & 0x3FFF for a in (26, 28))
     cost = _WEBP_ANIMATED if animated else cost
     return Claim("WebP", height, width, width * height * cost, encoded)
-
-
-def gif(encoded: bytes) -> Claim:
-    """What a GIF claims; its first image must be able to hold its pixels."""
-    need(len(encoded) >= 13, "it ends within its header")
-    width, height = struct.unpack_from("<HH", encoded, 6)
-    at = 13 + (3 << (encoded[10] & 7) + 1 if encoded[10] & 0x80 else 0)
-    for _ in range(_MOST_BLOCKS):
-        if encoded[at : at + 1] != b"!":
-            break
-        at += 2
-        while at < len(encoded) and encoded[at]:
-            at += 1 + encoded[at]
-        at += 1
-    need(encoded[at : at + 1] == b"," and at + 11 <= len(encoded), "it has no image")
-    left, top, w, h, flags = struct.unpack_from("<HHHHB", encoded, at + 1)
-    need(left + w <= width and top + h <= height, "its first image reaches out of it")
-    at += 10 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    codes = (len(encoded) - at) * 8 // 3  # a code takes three bits or more
-    need(w * h <= codes * min(codes, 4096), f"its data cannot hold {w:,} x {h:,} pixels")
-    return Claim("GIF", height, width, int(width * height * _GIF), encoded)
 
 
 def bmp(encoded: bytes) -> Claim:
