@@ -4,7 +4,6 @@ import argparse
 import difflib
 import json
 import re
-import shlex
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from xception_jax.errors import RunError, UsageError
+from xception_jax.text import printable, shell_join
 
 INSTALL = {
     "gcloud": "install the Google Cloud CLI, https://cloud.google.com/sdk/docs/install",
@@ -72,7 +72,7 @@ class Commands:
         with self._lock:
             if self.dry_run:
                 self.printed.append(list(argv))
-            print(shlex.join(argv), file=sys.stdout if self.dry_run else sys.stderr, flush=True)
+            print(shell_join(argv), file=sys.stdout if self.dry_run else sys.stderr, flush=True)
 
     def run(self, argv: Sequence[str]) -> str:
         """Runs a command to its end and returns its standard output; "" in a dry run.
@@ -200,10 +200,10 @@ def main(command: Callable[[list[str]], dict[str, object] | None]) -> NoReturn:
     try:
         result = command(sys.argv[1:])
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(75 if isinstance(error, UnfinishedError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,6 +15,7 @@ from typing import Protocol
 from launch import source
 from launch.commands import CommandError, Commands, training_arguments
 from xception_jax.errors import RunError
+from xception_jax.text import printable
 
 # Where the bucket is on every machine unless one wants it elsewhere.
 MOUNT = "/mnt/bucket"
@@ -92,7 +93,7 @@ def each(
 
 def say(text: str) -> None:
     """Tells of progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def wait_ready(commands: Commands, fleet: Fleet, poll: float) -> None:

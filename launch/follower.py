@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.commands import CommandError, Commands, failure, missing
 from launch.fleet import Fleet, remote, say
+from xception_jax.text import printable
 
 End = dict[str, Any]
 Events = queue.Queue[tuple[int, str | End]]
@@ -57,7 +58,8 @@ class Follower:
             except queue.Empty:
                 continue
             if isinstance(event, str):
-                print(f"[{worker}] {event}" if self.fleet.workers > 1 else event, flush=True)
+                line = printable(event, keep="\t")
+                print(f"[{worker}] {line}" if self.fleet.workers > 1 else line, flush=True)
                 continue
             ends[worker] = event
             if event.get("code") != 0 and deadline == float("inf"):

@@ -26,9 +26,10 @@ from launch.commands import (
     split_arguments,
     training_arguments,
 )
-from launch.worker import STOPPED
+from launch.worker import STOPPED, compiled_beside
 from xception_jax import cache
 from xception_jax.errors import RunError, UsageError
+from xception_jax.text import printable
 
 VERBS = {
     "image": "build the checkout's image and push it",
@@ -117,8 +118,8 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         tolerations.append(
             {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
         )
-    train = ["python", "-m", "xception_jax.main"]
-    train += training_arguments(arguments, f"{fleet.MOUNT}/{args.workdir}")
+    workdir = f"{fleet.MOUNT}/{args.workdir}"
+    train = ["python", "-m", "xception_jax.main", *training_arguments(arguments, workdir)]
     return {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
         "spec": {
@@ -133,7 +134,7 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
                     "image": args.image,
                     "command": ["python", "-m", "launch.worker", "container", "--"],
                     "args": [unexpanded(word) for word in train],
-                    "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
+                    "env": _environment(workdir),
                     "resources": {"requests": {resource: count}, "limits": {resource: count}},
                     "volumeMounts": [
                         {"name": "bucket", "mountPath": fleet.MOUNT},
@@ -159,6 +160,12 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _environment(workdir: str) -> list[dict[str, str]]:
+    """Of the training process."""
+    variables = {"PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": compiled_beside(workdir)}
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def access(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -232,7 +239,7 @@ class Run:
         if state != "running":
             path = cache.folder() / "launch" / f"{self._args.name}.yaml"
             if not self._commands.dry_run:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                cache.make_private(path.parent)
                 path.write_text(manifest)
             self._commands.run(self._kubectl("apply", f"--filename={path}"))
 
@@ -290,7 +297,7 @@ class Run:
         shown = False
         for line in follower.lines_of(logs, complaints):
             shown = True
-            print(line, end="", flush=True)
+            print(printable(line, keep="\n\t"), end="", flush=True)
         if complaints and not shown:
             fleet.say(complaints[-1].rstrip())
         return shown

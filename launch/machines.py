@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 from collections.abc import Callable
 
 from launch import source
@@ -17,7 +16,9 @@ from launch.commands import (
 )
 from launch.fleet import MOUNT, Fleet, connect, each, install, remote, say, start, wait_ready
 from launch.follower import Follower, describe
+from xception_jax import paths
 from xception_jax.errors import RunError, UsageError
+from xception_jax.text import shell_join
 
 VERBS = {
     "run": "all of it: create, install, start, follow, then delete if --delete-after",
@@ -44,6 +45,7 @@ def stop(commands: Commands, fleet: Fleet) -> None:
 
 def fetch(commands: Commands, bucket: str, workdir: str, to: str, checkpoints: bool) -> None:
     """Copies a run's results from the bucket; what is there already is not copied again."""
+    to = str(paths.local("--to", to))
     commands.run(["mkdir", "-p", to])
     without = [] if checkpoints else ["--exclude=(checkpoints|damaged)/.*"]
     url = f"gs://{bucket}/{workdir}"
@@ -215,7 +217,7 @@ class told_of_costs:  # noqa: N801 (used like a function)
         again = [*self._prog.split(), "delete", args.name, f"--zone={args.zone}"]
         again += [f"--project={args.project}"] if args.project else []
         again += self._fleet.delete_flags
-        reminder = f"the machines cost money; to delete them: {shlex.join(again)}"
+        reminder = f"the machines cost money; to delete them: {shell_join(again)}"
         if args.delete_after and args.verb == "run" and not isinstance(error, KeyboardInterrupt):
             try:
                 self._fleet.delete()

@@ -10,13 +10,14 @@ started again it continues, until it is done.
 """
 
 import os
-import shlex
 import sys
 from pathlib import Path
 
 from launch.commands import Commands, Parser, main, split_arguments, training_arguments
 from launch.source import ROOT
+from xception_jax import paths
 from xception_jax.errors import UsageError
+from xception_jax.text import printable, quoted
 
 # sbatch's flags: slurm.schedmd.com/sbatch.html. JAX' own rule for the devices of a process:
 # github.com/jax-ml/jax, jax/_src/clusters/slurm_cluster.py and distributed.py.
@@ -71,7 +72,7 @@ def command(argv: list[str]) -> dict[str, object] | None:
         raise UsageError("--nodes and --warning are at least 1, --gpus-per-node at least 0")
     if args.processes == "gpu" and not args.gpus_per_node:
         raise UsageError("--processes=gpu needs --gpus-per-node")
-    workdir = os.path.abspath(args.workdir)
+    workdir = os.path.abspath(paths.local("--workdir", args.workdir))
     if "\n" in workdir or "\\" in workdir:
         raise UsageError("--workdir: sbatch takes no line break and no \\ in the path of its log")
     train = [args.python, "-m", "xception_jax.main", *training_arguments(arguments, workdir)]
@@ -105,7 +106,7 @@ def command(argv: list[str]) -> dict[str, object] | None:
     job = text.strip().split(";")[0]  # then comes the cluster's name, if there are several
     path = Path(workdir) / f"slurm-{job}.out"
     print(
-        f"job {job}; its log: tail -F {shlex.quote(str(path))}; to save and end it: scancel {job}",
+        printable(f"job {job}; its log: tail -F {quoted(path)}; to save and end it: scancel {job}"),
         file=sys.stderr,
     )
     return {"job": job, "log": str(path)} if args.json else None

@@ -38,9 +38,9 @@ class Source:
 
     def write(self) -> None:
         """Writes the archive, as a whole or not at all; the same digest is the same archive."""
+        cache.make_private(self.archive.parent)  # the machines run what is in it
         if self.archive.exists():
             return
-        self.archive.parent.mkdir(parents=True, exist_ok=True)
         draft = self.archive.with_name(f"{self.archive.name}.{os.getpid()}")
         draft.write_bytes(gzip.compress(self.packed, compresslevel=6, mtime=0))
         os.replace(draft, self.archive)

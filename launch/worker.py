@@ -214,6 +214,7 @@ def start(archive: str, logs: str, arguments: list[str]) -> None:
     write(STATE, json.dumps({"state": "starting", "started": time.time()}))
     train = [str(HOME / "venv" / "bin" / "python"), "-m", "xception_jax.main", *arguments]
     me = [sys.executable, os.path.abspath(__file__), "supervise", str(code_of(archive)), logs]
+    kept = compiled_beside(str(Path(logs).parent))
     with LOG.open("wb") as log:
         supervisor = subprocess.Popen(
             [*me, "--", *train],
@@ -221,7 +222,7 @@ def start(archive: str, logs: str, arguments: list[str]) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={"JAX_COMPILATION_CACHE_DIR": kept, **os.environ, "PYTHONUNBUFFERED": "1"},
         )
     while state()["state"] == "starting" and supervisor.poll() is None:
         time.sleep(0.05)
@@ -230,6 +231,14 @@ def start(archive: str, logs: str, arguments: list[str]) -> None:
     if now["state"] not in ("running", "exited"):
         said = LOG.read_text(errors="replace").strip().splitlines() or ["nothing"]
         sys.exit(f"training could not be started: {said[-1]}")
+
+
+def compiled_beside(workdir: str) -> str:
+    """The folder for compiled programs of a run in a bucket: it outlives the machines.
+
+    Whoever can write to the bucket can have them run a program; so it is with the run itself.
+    """
+    return str(Path(workdir).parent / ".compiled")
 
 
 def follow(offset: int) -> None:

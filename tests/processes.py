@@ -78,6 +78,30 @@ def records(workdir: Path) -> list[tuple[str, int, float]]:
     return [(r["kind"], r["step"], r["loss"]) for r in found if r["kind"] != "time"]
 
 
+def train_metrics(workdir: Path) -> dict[int, dict[str, float]]:
+    """Of each step that a run has logged, what the line says but for time and speed."""
+    measured = {"kind", "step", "time", "images_per_second", "seconds_per_step", "seconds_left"}
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    found = [record for record in map(json.loads, lines) if record["kind"] == "train"]
+    assert len({record["step"] for record in found}) == len(found), "each step once"
+    return {
+        record["step"]: {name: record[name] for name in record if name not in measured}
+        for record in found
+    }
+
+
+def averaged(each_step: dict[int, dict[str, float]], every: int) -> dict[int, dict[str, float]]:
+    """What lines of so many steps say, from lines of each step: exactly, in Python's floats."""
+    found, window = {}, []
+    for step, metrics in sorted(each_step.items()):
+        window.append(metrics)
+        if step % every == 0 or step == max(each_step):
+            found[step] = {name: sum(one[name] for one in window) / len(window) for name in metrics}
+            found[step]["learning_rate"] = metrics["learning_rate"]
+            window = []
+    return found
+
+
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
     """Without the privilege to write anywhere, which a superuser has."""

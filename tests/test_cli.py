@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 from tests.processes import ROOT, finish
 from xception_jax import allocator, cli
 from xception_jax import config as config_lib
+from xception_jax.errors import UsageError
 
 DIGITS = "--config=configs/digits.py"
 
@@ -129,26 +130,49 @@ def test_bad_input_of_evaluate(tmp_path, flags, message):
     assert message in line
 
 
-@pytest.mark.parametrize(
-    ("asked", "kept"), [("", "runs/.compiled/host-7"), ("{folder}/other", "other/host-7")]
-)
-def test_compiled_programs_are_kept_for_each_host(monkeypatch, tmp_path, asked, kept):
+@pytest.fixture
+def jax_options(monkeypatch):
+    """What the options of JAX are set to, and no environment that says otherwise."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(platform, "node", lambda: "host-7")
     set_to = {}
     monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
-    cli.keep_compiled(asked.format(folder=tmp_path), tmp_path / "runs" / "digits")
-    assert set_to == {"jax_compilation_cache_dir": str(tmp_path / kept)}
+    return set_to
 
 
-def test_compiled_programs_are_not_kept_or_where_the_environment_says(monkeypatch, tmp_path):
-    set_to = {}
-    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
-    cli.keep_compiled("none", tmp_path)
-    assert set_to == {"jax_enable_compilation_cache": False}
-    set_to.clear()
-    cli.keep_compiled("here", tmp_path)
-    assert not set_to, "JAX reads JAX_COMPILATION_CACHE_DIR itself"
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [("", "cache/xception_jax/compiled/host-7"), ("{folder}/other", "other/host-7")],
+)
+def test_compiled_programs_are_kept_for_each_host(jax_options, monkeypatch, tmp_path, asked, kept):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cli.keep_compiled(asked.format(folder=tmp_path))
+    assert jax_options == {"jax_compilation_cache_dir": str(tmp_path / kept)}
+    assert (tmp_path / kept).stat().st_mode & 0o777 == 0o700
+
+
+def test_compiled_programs_are_not_kept_or_where_the_environment_says(jax_options, monkeypatch):
+    cli.keep_compiled("none")
+    assert jax_options == {"jax_enable_compilation_cache": False}
+    jax_options.clear()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "there")
+    cli.keep_compiled("here")
+    assert not jax_options, "JAX reads JAX_COMPILATION_CACHE_DIR itself"
+
+
+def test_no_program_comes_from_a_folder_that_others_can_write_to(
+    jax_options, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    cli.keep_compiled()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("NOTE: compiled programs are not kept: ")
+    assert f"others can write to {tmp_path}/cache; chmod go-w" in line
+    with pytest.raises(UsageError, match=r"^config\.compilation_cache: .* others can write to"):
+        cli.keep_compiled(str(tmp_path / "cache" / "mine"))
+    assert not jax_options
 
 
 @pytest.mark.parametrize(("flag", "calls"), [("", 1), ("--nokeep_freed_memory", 0)])

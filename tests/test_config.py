@@ -35,9 +35,19 @@ def test_durations(text, examples, steps):
     assert duration.steps(batch_size=32, epoch=1000) == steps
 
 
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
+def test_no_field_takes_what_is_not_finite(number):
+    fields = {name: field for name, field in config_lib.SCHEMA.items() if not field.texts}
+    numbers = [field for field in fields.values() if field.kind in (float, tuple)]
+    assert len(numbers) > 30
+    for field in numbers:
+        assert field.check(number if field.kind is float else (1.0, number)) is not None, field.help
+
+
 @pytest.mark.parametrize(
-    "text", ["90", "epochs", "90 days", "-1 steps", "many steps", "1/0 steps", ""]
-)
+    "text", ["90", "epochs", "90 days", "-1 steps", "many steps", "1/0 steps", "", "inf epochs",
+             "1e16 steps", "1e999999999 epochs"]
+)  # fmt: skip
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="is no duration; write it as '90 epochs'"):
         Duration.parse(text)
@@ -83,7 +93,8 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("model.fc_units", (16.5,), "is (16.5,); it takes whole numbers"),
         ("data.crop_area", ("a", 1), "is ('a', 1); it takes numbers"),
         ("optimizer.name", "sdg", "is 'sdg'; did you mean 'sgd'? It takes: sgd, "),
-        ("optimizer.learning_rate", float("nan"), "is nan; it takes at least 0.0"),
+        ("optimizer.learning_rate", float("nan"), "is nan; it takes finite numbers"),
+        ("optimizer.learning_rate", float("inf"), "is inf; it takes finite numbers"),
         ("data.crop_area", (0.5,), "is (0.5,); it takes (least, largest)"),
         ("data.crop_area", (0.5, 0.2), "is (0.5, 0.2); it takes (least, largest)"),
         ("augment.erase_aspect", (2.0, 0.5), "is (2.0, 0.5); it takes (least, largest)"),

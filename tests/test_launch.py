@@ -7,7 +7,6 @@ import ast
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -304,7 +303,7 @@ def test_a_run_from_creation_to_deletion_on_two_hosts(cloud):
     assert trained == [["-m", "xception_jax.main", *state["command"][3:]]] * 2
 
     # It ran just what the dry run had printed: as text, and as JSON.
-    printed = [shlex.split(text) for text in quoted_lines(dry.stdout.rsplit("\n{", 1)[0])]
+    printed = [as_bash_reads(line) for line in dry.stdout.splitlines()[:-1]]
     assert printed == json.loads(dry.stdout.splitlines()[-1])["commands"]
     ran = cloud.calls("gcloud")
     assert {json.dumps(call) for call in ran} == {json.dumps(call) for call in printed}
@@ -323,20 +322,12 @@ def test_a_run_from_creation_to_deletion_on_two_hosts(cloud):
     assert all(log.read_text().endswith("step 1/1\n") for log in logs)
 
 
-def quoted_lines(text: str) -> list[str]:
-    """The commands of a dry run, each of which may go over several lines."""
-    commands, open_quote = [], False
-    for line in text.splitlines():
-        if open_quote:
-            commands[-1] += "\n" + line
-        else:
-            commands.append(line)
-        try:
-            shlex.split(commands[-1])
-            open_quote = False
-        except ValueError:
-            open_quote = True
-    return commands
+def as_bash_reads(line: str) -> list[str]:
+    """The words of a command, as a shell would hand them on."""
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split("\0")[:-1]
 
 
 def test_the_code_that_runs_is_that_of_the_checkout(cloud):
@@ -533,14 +524,16 @@ def test_a_start_without_an_installation_fails_and_says_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "sends", "expected"), [(0, False, 0), (3, False, 3), (0, True, 75)]
+    ("code", "sends", "expected"),
+    [(0, False, 0), (3, False, 3), (0, True, 75), (3, True, 3), ("kill", True, 137)],
 )
 def test_a_container_that_was_stopped_does_not_count_as_done(code, sends, expected, tmp_path):
+    end = "os.kill(os.getpid(), signal.SIGKILL)" if code == "kill" else f"sys.exit({code})"
     program = (
-        "import signal, sys, time\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n"
+        "import os, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: {end})\n"
         "print('up', flush=True)\n"
-        f"time.sleep({60 if sends else 0}); sys.exit({code})\n"
+        f"time.sleep({60 if sends else 0}); {end}\n"
     )
     with subprocess.Popen(
         [sys.executable, "-m", "launch.worker", "container", "--", sys.executable, "-c", program],

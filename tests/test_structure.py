@@ -23,7 +23,8 @@ LEVELS = [
     {"fields"},
     {"cluster"},
     {"retry"},
-    {"allocator", "cache", "console", "errors", "seal"},
+    {"allocator", "cache", "console", "paths", "seal"},
+    {"errors", "text"},
 ]
 
 

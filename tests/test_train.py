@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 from tests import tiny_datasets
 from tests.processes import finish, records, result
+from xception_jax import seal
 from xception_jax.data import turbojpeg
 from xception_jax.training.checkpoint import Checkpoints
 
@@ -55,6 +57,28 @@ def test_evaluate_raw_weights_of_another_split_as_a_table(undisturbed, flags):
     assert table["weights"] == "raw"
     assert table["examples"] == "100"
     assert table["top1"].endswith("%")
+
+
+def test_evaluate_runs_no_program_that_a_foreign_run_brings(undisturbed, tmp_path):
+    """The programs are the user's own, wherever `config.json` says that some lie."""
+    run, planted = tmp_path / "run", tmp_path / "planted"
+    shutil.copytree(undisturbed, run)
+    config = json.loads((run / "config.json").read_text())
+    config["compilation_cache"] = str(planted)
+    (run / "config.json").write_text(json.dumps(seal.sealed(config)))
+    (tmp_path / ".compiled").mkdir()  # where it once was
+    env = {
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    process = finish("evaluate", f"--workdir={run}", "--json", env=env)
+    assert result(process)["step"] == 12
+    assert not planted.exists()
+    assert not list((tmp_path / ".compiled").iterdir())
+    [own] = (tmp_path / "cache" / "xception_jax" / "compiled").iterdir()
+    assert list(own.glob("jit_evaluate_batch-*"))
+    assert own.stat().st_mode & 0o777 == 0o700
 
 
 def test_eight_devices_see_the_same_and_end_within_rounding(undisturbed, flags, tmp_path):

@@ -9,14 +9,36 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NoReturn
+from types import TracebackType
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from xception_jax import allocator
+from xception_jax import allocator, cache, paths
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError, nearest
+from xception_jax.text import printable
+
+
+class _PathParser(flags.ArgumentParser):
+    """Of a flag that names a path; URLs of some kinds may be allowed, and stay text."""
+
+    def __init__(self, allowed: tuple[str, ...] = ()):
+        super().__init__()
+        self._allowed = allowed
+
+    def parse(self, argument: Any) -> Any:
+        """A `Path`, or the URL; raises `UsageError`, a `ValueError`, which absl tells of."""
+        path = paths.expanded(argument, self._allowed)
+        return argument if "://" in str(argument) else path
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+# For `flags.DEFINE`: what TFDS can read may lie in a bucket, all else on a file system.
+PATH = _PathParser()
+DATA_PATH = _PathParser(paths.BUCKETS)
 
 _KEEP_MEMORY = flags.DEFINE_bool(
     "keep_freed_memory",
@@ -55,6 +77,7 @@ def run(main: Callable[[], None], doc: str) -> None:
     if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
         print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
+    sys.excepthook = _show_traceback
     # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
@@ -99,24 +122,36 @@ def settle() -> None:
         allocator.keep_freed_memory()
 
 
-def keep_compiled(asked: str, workdir: Path) -> None:
+def keep_compiled(asked: str = "") -> None:
     """Has JAX keep compiled programs, so that a run that goes on need not compile again.
 
+    They are native code, which JAX runs as it finds it. So they come from a folder where only the
+    user writes: never one that a run's `config.json` names, nor one beside a run.
+
     Args:
-      asked: the config's `compilation_cache`. Where the environment variable
+      asked: `compilation_cache` of a config that the user gave. Where the environment variable
         `JAX_COMPILATION_CACHE_DIR` says otherwise, that counts.
-      workdir: of the run, beside which they are kept by default.
+
+    Raises:
+      UsageError: others can write to the folder that was asked for. Where it is the default one,
+        that is said, and nothing is kept.
     """
     import jax
 
     if asked == "none":
         jax.config.update("jax_enable_compilation_cache", False)
-    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(asked).expanduser() if asked else workdir.absolute().parent / ".compiled"
-        if jax.default_backend() == "cpu":
-            # What is compiled for one CPU may not run on another.
-            folder /= platform.node()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    elif not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        try:
+            named = asked and paths.local("config.compilation_cache", asked)
+            folder = named or cache.folder() / "compiled"
+            if jax.default_backend() == "cpu":
+                # What is compiled for one CPU may not run on another.
+                folder /= platform.node()
+            jax.config.update("jax_compilation_cache_dir", str(cache.make_private(folder)))
+        except UsageError as error:
+            if asked:
+                raise UsageError(f"config.compilation_cache: {error}") from None
+            print(f"NOTE: compiled programs are not kept: {printable(error)}", file=sys.stderr)
 
 
 def _with_underscores(arg: str) -> str:
@@ -162,5 +197,13 @@ def _where(error: Exception) -> str:
 
 def fail(message: object, code: int) -> NoReturn:
     """Ends the process with one line on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """As Python does of an error of ours; its message may quote a stranger's words."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(printable(text, keep="\n\t"), end="", file=sys.stderr)

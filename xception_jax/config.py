@@ -157,11 +157,11 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.threads": _int(
         0, "of each process that makes batches; 0: so many that there is one for each core",
-        harmless=True
+        high=1024, harmless=True
     ),
     "data.workers": _int(
         0, "processes of a host that make training batches; 0: threads of the run's own, which "
-        "cost less", harmless=True
+        "cost less", high=1024, harmless=True
     ),
     "data.in_memory": _int(
         256, "MiB of finished images that may be kept, of a split of which nothing is cropped at "
@@ -215,7 +215,14 @@ SCHEMA: dict[str, Field] = {
     "optimizer.nesterov": _flag(False, "sgd with Nesterov's momentum"),
     "optimizer.beta1": _float(0.9, "of adamw and lamb", high=1.0),
     "optimizer.beta2": _float(0.999, "decay of the squares: adamw, lamb and rmsprop", high=1.0),
-    "optimizer.epsilon": _float(1e-8, "of adamw, lamb and rmsprop"),
+    "optimizer.epsilon": _float(
+        1e-8, "of adamw and lamb: added to the root of the squares; of rmsprop: inside the root, "
+        "as in TensorFlow and Keras (PyTorch adds it outside)"
+    ),
+    "optimizer.initial_squares": _float(
+        0.0, "of rmsprop: what its mean of squared gradients begins at; 1: as in TensorFlow, with "
+        "which Inception and Xception were trained", harmless=True
+    ),
     "optimizer.weight_decay": _float(0.0, "0: none"),
     "optimizer.decay_mode": _text(
         "auto",
@@ -223,7 +230,9 @@ SCHEMA: dict[str, Field] = {
         "from the weights, times the learning rate; auto: l2 for sgd and rmsprop, else decoupled",
         choices=("auto", "l2", "decoupled"),
     ),
-    "optimizer.decay_all": _flag(False, "decay batch-norm parameters and biases too"),
+    "optimizer.decay_all": _flag(
+        False, "decay batch-norm parameters and biases too; lamb scales their steps then too"
+    ),
     "optimizer.clip_norm": _float(0.0, "largest norm of the whole gradient; 0: no clipping"),
     "optimizer.microbatch": _int(
         0, "most examples that a device takes through the model at once; a larger share is cut, "
@@ -253,7 +262,8 @@ SCHEMA: dict[str, Field] = {
     ),
     "compilation_cache": _text(
         "", "folder in which compiled programs are kept, so that a run that goes on need not "
-        "compile; empty: .compiled beside the workdir; none: not at all", harmless=True,
+        "compile, and to which only you can write; empty: in ~/.cache/xception_jax; none: not at "
+        "all", harmless=True,
     ),
     "mesh.data": _int(-1, "devices that share a batch, times mesh.model; -1: all there are",
                       low=-1, harmless=True),
@@ -307,6 +317,14 @@ def from_flat(flat: dict[str, Any]) -> ConfigDict:
     unknown(flat)
     config.update_from_flattened_dict({**_BEFORE, **flat})
     return config
+
+
+def portable(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config with the fields of one machine at their defaults, as `config.json` holds them.
+
+    A `config.json` may be a stranger's, and what lies in the compilation cache is run.
+    """
+    return {**flat, "compilation_cache": SCHEMA["compilation_cache"].default}
 
 
 def unknown(names: Any) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the config file; change its fields with --config.FIELD=VALUE"
 )
-_OUTPUT = flags.DEFINE_string("output", None, "the picture to write, .png or .jpg")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "the picture to write, .png or .jpg")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "columns", lower_bound=1)
 _ONLY = flags.DEFINE_list("only", None, "rows, by name and separated by commas; unless given, all")
 _CELL = flags.DEFINE_integer("cell", 96, "side of a picture on the sheet, pixels", lower_bound=8)
@@ -183,7 +183,7 @@ def main() -> None:
         raise UsageError("--config and --output are needed; --help shows an example")
     if _CONFIG.value is None:
         raise UsageError("get_config() of the config file returned None")
-    path = pathlib.Path(_OUTPUT.value)
+    path = _OUTPUT.value
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--output={path} must end in {' or '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
@@ -198,7 +198,7 @@ def main() -> None:
         say=console.make_console(stderr=True).print,
     )
     _write(path, sheet)
-    print(path)
+    console.make_console().print(str(path))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ _TO = flags.DEFINE_enum("to", "xception_jax", _FORMATS, "whose --output will be"
 _MODEL = flags.DEFINE_string(
     "model", None, "its name, see python -m xception_jax.models; xception_jax's own weights know it"
 )
-_INPUT = flags.DEFINE_string(
-    "input", None, "Keras: .weights.h5, .h5, .keras; timm: .safetensors, .pth; xception_jax: a "
-    "converted file, or a run's folder"
+_INPUT = flags.DEFINE(
+    cli.PATH, "input", None, "Keras: .weights.h5, .h5, .keras; timm: .safetensors, .pth; "
+    "xception_jax: a converted file, or a run's folder"
 )  # fmt: skip
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "xception_jax: .safetensors; Keras: .weights.h5 or .h5; timm: .safetensors or "
-    ".pth"
+_OUTPUT = flags.DEFINE(
+    cli.PATH, "output", None, "xception_jax: .safetensors; Keras: .weights.h5 or .h5; timm: "
+    ".safetensors or .pth"
 )  # fmt: skip
 _STEP = flags.DEFINE_string("step", "latest", "of a run: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
@@ -139,8 +139,8 @@ def main() -> None:
     if not (_FROM.value and _INPUT.value and _OUTPUT.value):
         raise UsageError("--from, --input and --output are needed; --help shows examples")
     result = convert(
-        pathlib.Path(_INPUT.value),
-        pathlib.Path(_OUTPUT.value),
+        _INPUT.value,
+        _OUTPUT.value,
         source_format=_FROM.value,
         target_format=_TO.value,
         model=_MODEL.value,
@@ -150,11 +150,14 @@ def main() -> None:
     if _JSON.value:
         print(json.dumps(result))
         return
+    from xception_jax.console import make_console
+
+    console = make_console()
     for note in result["notes"]:
-        print(note)
+        console.print(note)
     classes = result["num_classes"]
     head = f"{classes:,} classes" if classes else "no classifier"
-    print(f"{result['model']}, {head}: {result['tensors']} tensors in {result['output']}")
+    console.print(f"{result['model']}, {head}: {result['tensors']} tensors in {result['output']}")
 
 
 if __name__ == "__main__":

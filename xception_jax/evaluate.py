@@ -16,13 +16,15 @@ from xception_jax import cli
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
 _STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
 )
 _SPLIT = flags.DEFINE_string("split", None, "TFDS split; unless given, the run's data.eval_split")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps its data, if elsewhere now")
+_DATA_DIR = flags.DEFINE(
+    cli.DATA_PATH, "data_dir", None, "where TFDS keeps its data, if elsewhere now"
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 0, "over all devices; 0: the run's. Has no influence on the result", lower_bound=0
 )
@@ -86,17 +88,16 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
     from xception_jax import cluster, console
-    from xception_jax.training.workdir import read_config
 
     cli.settle()
-    workdir = pathlib.Path(_WORKDIR.value)
-    cli.keep_compiled(read_config(workdir).compilation_cache, workdir)
+    workdir = _WORKDIR.value
+    cli.keep_compiled()
     result = evaluate(
         workdir,
         step=_STEP.value,
         weights=_WEIGHTS.value,
         split=_SPLIT.value,
-        data_dir=_DATA_DIR.value,
+        data_dir=str(_DATA_DIR.value) if _DATA_DIR.value else None,
         batch_size=_BATCH_SIZE.value,
         max_skipped=_MAX_SKIPPED.value,
         say=console.make_console(stderr=_JSON.value, quiet=not cluster.is_first()).print,
@@ -112,7 +113,7 @@ def main() -> None:
         if isinstance(value, float)
     }
     rows = [(name, shown.get(name, str(value))) for name, value in result.items()]
-    console.make_console().print(console.table(_WORKDIR.value, ("", ""), rows))
+    console.make_console().print(console.table(str(workdir), ("", ""), rows))
 
 
 if __name__ == "__main__":

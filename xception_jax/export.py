@@ -21,11 +21,13 @@ from xception_jax import cli
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError, nearest
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
-_INPUT = flags.DEFINE_string(
-    "input", None, "instead of --workdir: a file that xception_jax.convert wrote"
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
+_INPUT = flags.DEFINE(
+    cli.PATH, "input", None, "instead of --workdir: a file that xception_jax.convert wrote"
 )
-_OUTPUT = flags.DEFINE_string("output", None, "folder to make; one that holds something is refused")
+_OUTPUT = flags.DEFINE(
+    cli.PATH, "output", None, "folder to make; one that holds something is refused"
+)
 _STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
@@ -48,7 +50,7 @@ _RESIZE = flags.DEFINE_enum(
     "it takes images of the model's size; unless given, inside where data.eval_preset is area, "
     "which it is not of Keras' and timm's weights",
 )
-_CHECK = flags.DEFINE_string("check", None, "instead: an exported folder to check and to run")
+_CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and to run")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
@@ -246,7 +248,6 @@ def main() -> None:
         raise UsageError("--input goes without --workdir, --step and --weights, which say what of "
                          "a run is meant")  # fmt: skip
     from xception_jax import console, serving
-    from xception_jax.training.workdir import read_config
 
     how: dict[str, Any] = {
         "activation": _ACTIVATION.value,
@@ -254,20 +255,18 @@ def main() -> None:
         "resize": _RESIZE.value,
     }
     if check:
-        about = serving.check(pathlib.Path(check))
+        about = serving.check(check)
     elif workdir and output:
-        cli.keep_compiled(
-            read_config(pathlib.Path(workdir)).compilation_cache, pathlib.Path(workdir)
-        )
+        cli.keep_compiled()
         about = export_run(
-            pathlib.Path(workdir),
-            pathlib.Path(output),
+            workdir,
+            output,
             step=_STEP.value,
             weights=_WEIGHTS.value,
             **how,
         )
     elif _INPUT.value and output:
-        about = export_file(pathlib.Path(_INPUT.value), pathlib.Path(output), **how)
+        about = export_file(_INPUT.value, output, **how)
     else:
         raise UsageError("--workdir and --output are needed, or --input and --output, or --check; "
                          "--help shows an example")  # fmt: skip
@@ -276,7 +275,7 @@ def main() -> None:
         return
     rows = [(name, _shown(value)) for name, value in about.items() if name != "classes"]
     rows.append(("classes", f"{len(about['classes']):,}"))
-    console.make_console().print(console.table(check or output or "", ("", ""), rows))
+    console.make_console().print(console.table(str(check or output), ("", ""), rows))
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,6 @@ Every field of the config can be changed on the command line; --list_fields show
 """
 
 import json
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,7 +18,7 @@ from xception_jax.errors import UsageError
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the config file; change its fields with --config.FIELD=VALUE"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run's checkpoints and logs")
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run's checkpoints and logs")
 _ALLOW = flags.DEFINE_bool(
     "allow_config_changes",
     False,
@@ -47,8 +46,8 @@ def main() -> None:
     from xception_jax.train import train
 
     cli.settle()
-    workdir = pathlib.Path(_WORKDIR.value)
-    cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""), workdir)
+    workdir = _WORKDIR.value
+    cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""))
     result = train(
         _CONFIG.value,
         workdir,

@@ -13,8 +13,6 @@ v4, v5e, v5p, v6e and tpu7x, by shape (v5p:2x2x1) or by name (v5p-8).
 
 import datetime
 import json
-import pathlib
-import shlex
 import sys
 from importlib import metadata, util
 from typing import TYPE_CHECKING
@@ -25,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from xception_jax import cli
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError
+from xception_jax.text import shell_join
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,8 +52,8 @@ _EXAMPLES = flags.DEFINE_integer("examples", None, "of the training split, likew
 _EVAL_EXAMPLES = flags.DEFINE_integer(
     "eval_examples", None, "of the evaluation split, likewise", lower_bound=1
 )
-_CSV = flags.DEFINE_string("csv", None, "file to write the plans to, as CSV")
-_PLOT = flags.DEFINE_string("plot", None, "picture of the sweep to write: .png, .svg, .pdf")
+_CSV = flags.DEFINE(cli.PATH, "csv", None, "file to write the plans to, as CSV")
+_PLOT = flags.DEFINE(cli.PATH, "plot", None, "picture of the sweep to write: .png, .svg, .pdf")
 _JSON = flags.DEFINE_bool(
     "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
 )
@@ -110,7 +109,7 @@ def sweep(
         drawn = [found for found in rows if not found["note"]]
         if not drawn:
             raise RunError(f"--plot={_PLOT.value}: no slice holds the run")
-        report.plot(drawn, pathlib.Path(_PLOT.value))
+        report.plot(drawn, _PLOT.value)
     return rows
 
 
@@ -122,11 +121,11 @@ def _write_csv(rows: list[dict[str, object]]) -> None:
         found = {name: util.find_spec(name) for name in ("jax", "libtpu")}
         versions = (f"{name} {metadata.version(name)}" for name in found if found[name])
         notes = {
-            "command": shlex.join(["python", "-m", "xception_jax.plan", *sys.argv[1:]]),
+            "command": shell_join(["python", "-m", "xception_jax.plan", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             "versions": ", ".join(versions),
         }
-        write_atomically(pathlib.Path(_CSV.value), report.to_csv(rows, notes))
+        write_atomically(_CSV.value, report.to_csv(rows, notes))
 
 
 def _fit(config: ConfigDict, topology: "Topology", data: "Data", console: "Console") -> list[dict]:
@@ -178,7 +177,7 @@ def _check_flags() -> None:
     if _FIT.value and _CSV.value:
         raise UsageError("--csv is for plans; --fit --json prints what it finds")
     for name, path in (("csv", _CSV.value), ("plot", _PLOT.value)):
-        if path and not pathlib.Path(path).absolute().parent.is_dir():
+        if path and not path.absolute().parent.is_dir():
             raise UsageError(f"--{name}={path}: there is no such folder; make it first")
 
 
@@ -205,7 +204,7 @@ def main() -> None:
         preflight.check_without_data(_CONFIG.value, jax.device_count())
         configs = [config_lib.resolve(_CONFIG.value)]
     if _PLOT.value:
-        report.check_plot(pathlib.Path(_PLOT.value))
+        report.check_plot(_PLOT.value)
     data = data_lib.find(
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,

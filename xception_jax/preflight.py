@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 
 from xception_jax import config as config_lib
-from xception_jax import models
+from xception_jax import models, paths
 from xception_jax.data import decode, joined, skips, sources
 from xception_jax.errors import ReadError, UsageError
 from xception_jax.fields import Duration
@@ -52,10 +52,22 @@ def check_profiler() -> None:
 def check_without_data(config: ConfigDict, devices: int) -> None:
     """What of `validate` can be checked without the data, for so many devices."""
     config_lib.check_fields(config)
+    _check_paths(config)
     _check_ranges(config)
     _check_sampling(config)
     _check_batch(config, devices)
     _check_model(config)
+
+
+def _check_paths(config: ConfigDict) -> None:
+    fields = config_lib.flatten(config)
+    for name in ("init_from", "compilation_cache", "data.data_dir"):
+        if fields[name]:
+            buckets = paths.BUCKETS if name == "data.data_dir" else ()
+            paths.local(f"config.{name}", fields[name], buckets)
+    for dataset in (config.data.dataset, *config.data.mix):
+        if dataset.startswith(sources.FOLDER):
+            paths.local("config.data: a folder of images", dataset.removeprefix(sources.FOLDER))
 
 
 def _check_ranges(config: ConfigDict) -> None:

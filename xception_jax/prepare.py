@@ -36,9 +36,9 @@ from xception_jax.data.needs import Needs, refuse_bucket
 from xception_jax.errors import RunError, UsageError
 
 _DATASET = flags.DEFINE_string("dataset", None, "a TFDS name: NAME, NAME/CONFIG or NAME:VERSION")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where TFDS keeps its data; TFDS' own default")
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "folder of what TFDS cannot download; DATA_DIR/downloads/manual"
+_DATA_DIR = flags.DEFINE(cli.PATH, "data_dir", None, "where TFDS keeps its data; TFDS' own default")
+_MANUAL_DIR = flags.DEFINE(
+    cli.PATH, "manual_dir", None, "folder of what TFDS cannot download; DATA_DIR/downloads/manual"
 )
 _BEAM_OPTIONS = flags.DEFINE_list(
     "beam_options", [], "Apache Beam's pipeline options, NAME=VALUE, with commas between"
@@ -264,8 +264,8 @@ def main() -> None:
     tfds.display_progress_bar(sys.stderr.isatty())
     result = prepare(
         _DATASET.value,
-        data_dir=_DATA_DIR.value,
-        manual_dir=_MANUAL_DIR.value,
+        data_dir=str(_DATA_DIR.value) if _DATA_DIR.value else None,
+        manual_dir=str(_MANUAL_DIR.value) if _MANUAL_DIR.value else None,
         beam_options=_BEAM_OPTIONS.value,
         check_disk=_CHECK_DISK.value,
         check_archives=_CHECK_ARCHIVES.value,

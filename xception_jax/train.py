@@ -1,6 +1,5 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
+from xception_jax.text import quoted
 from xception_jax.training import optimizer, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
@@ -74,6 +74,7 @@ def train(
                 epoch=len(run.train_source),
                 tensorboard=config.log.tensorboard,
                 silent=not cluster.is_first(),
+                carried=checkpoints.log(first),
             ) as log:
                 introduce(run, state, notes, log)
                 skips = Skips(folder, config.data.max_skipped, log.say)
@@ -111,8 +112,8 @@ class Run:
     @property
     def meta(self) -> Meta:
         """What its checkpoints say of the run, at step 0."""
-        data = self.train_source
-        return Meta(0, data.name, len(data), data.class_names, config_lib.flatten(self.config))
+        data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
+        return Meta(0, data.name, len(data), data.class_names, config)
 
     def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
@@ -183,9 +184,8 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> 
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
-    reader = reader_of(run.config, run.train_source)
     summaries = run.train_source.summary, run.evaluate.reader.source.summary
-    for note in filter(None, (*summaries, reader.note, *notes)):
+    for note in filter(None, (*summaries, reader_of(run.config, run.train_source).note, *notes)):
         log.say(note)
 
 
@@ -219,7 +219,7 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
             result = evaluate(run, state, done, around) if evaluation and not stop else None
             stop |= evaluation and result is None
             with log.pause("checkpoint"):
-                checkpoints.save(state, run.meta.at(done), result)
+                checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
         if stop:
             break
     with log.goodput.spending("checkpoint"):
@@ -245,5 +245,5 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
         return
     log.say(
         f"done: {folder / 'checkpoints' / str(last)}  (best: {checkpoints.find('best')})\n"
-        f"evaluate it with: python -m xception_jax.evaluate --workdir={shlex.quote(str(folder))}"
+        f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
     )

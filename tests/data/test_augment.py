@@ -138,6 +138,42 @@ def test_erasing_fills_a_rectangle_of_the_size_asked_for_with_noise():
     assert len(np.unique(noise)) == 256
 
 
+def rectangles(erase_area, erase_aspect, height=24, width=40):
+    """Top, left, height and width of what is erased of many images, which are not square."""
+    settings = Augmentation(erase=1.0, erase_area=erase_area, erase_aspect=erase_aspect)
+    keys = jax.random.split(jax.random.key(0), 1500)
+    made = quick(jax.vmap(lambda key: augment._rectangle(settings, key, height, width)))(keys)
+    found = []
+    for where in np.asarray(made):
+        rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+        found.append((rows[0], columns[0], len(rows), len(columns)))
+    return np.asarray(found)
+
+
+def test_an_erased_rectangle_is_wider_than_high_where_the_range_says_so():
+    _, _, heights, widths = rectangles((0.1, 0.3), (2.0, 3.0)).T
+    assert ((widths + 0.5) / (heights - 0.5) >= 2).all()
+    assert ((widths - 0.5) / (heights + 0.5) <= 3).all()
+    aspects = widths / heights
+    assert aspects.min() < 2.15
+    assert aspects.max() > 2.85
+    assert abs(np.log(aspects).mean() - np.log(6) / 2) < 0.03, "even on a logarithmic scale"
+    areas = heights * widths / (24 * 40)
+    assert areas.min() < 0.12
+    assert areas.max() > 0.28
+
+
+def test_an_erased_rectangle_comes_as_often_to_every_place_the_last_included():
+    share = 22 * 37 / (24 * 40)
+    tops, lefts, heights, widths = rectangles((share, share), (37 / 22, 37 / 22)).T
+    assert set(heights) == {22}
+    assert set(widths) == {37}
+    for places, count in ((tops, 3), (lefts, 4)):
+        found = np.bincount(places, minlength=count)
+        assert len(found) == count
+        assert found.min() > 0.8 * 1500 / count
+
+
 @hypothesis.given(
     step=st.integers(0, 2**31 - 1) | st.sampled_from((2**31 // 6, 2**32 // 6)),
     size=st.sampled_from((1, 6, 96, 65_535, 65_537, 200_000)),

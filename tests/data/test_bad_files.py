@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.processes import digests, finish, result
 from xception_jax.data import skips, sources, stream
 from xception_jax.data.order import Sampling
 from xception_jax.errors import ExampleError, RunError
+from xception_jax.text import printable
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
 
@@ -231,6 +233,20 @@ def test_a_log_that_cannot_be_written_stops_the_run(tmp_path):
         kept.add(numbered(3), [(0, "it", "is bad")])
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_of_a_foreign_run_leads_nowhere(tmp_path, kind):
+    (tmp_path / "mine").write_text("mine\n")
+    log = tmp_path / "run" / "skipped.jsonl"
+    log.parent.mkdir()
+    if kind == "link":
+        log.symlink_to(tmp_path / "mine")
+    else:
+        os.mkfifo(log)
+    with pytest.raises(RunError, match=r"skipped\.jsonl cannot be (read|written): "):
+        taken(log.parent)[0].add(numbered(3), [(0, "it", "is bad")])
+    assert (tmp_path / "mine").read_text() == "mine\n"
+
+
 def test_a_damaged_record_of_a_tfds_set_is_skipped(tmp_path):
     tiny_datasets.prepare(tmp_path, "tiny_damaged", examples={"train": 20})
     [path] = tmp_path.rglob("*train*.array_record*")
@@ -287,13 +303,18 @@ def test_balanced_classes_count_and_name_what_they_cannot_use(tmp_path):
         batches(numbered(20, bad), 1, **options, skips=taken(tmp_path, most=0.1)[0])
 
 
+# A class whose name would clear the screen and turn its letters round.
+HOSTILE = "\x1b[2J\u202e0"
+
+
 def write_digits(root: Path, count: int, extra: dict[str, bytes]) -> None:
     """So many files in ten classes: the digits' run is compiled already. `extra` among them."""
+    names = [HOSTILE, *map(str, range(1, 10))]
     rng = np.random.default_rng(0)
     files = {f"good-{i}.jpg": tiny_datasets.jpeg(rng, 9, 11, i % 3) for i in range(count)}
     for i, (name, data) in enumerate([*extra.items(), *files.items()][:count]):
-        (root / str(i % 10)).mkdir(parents=True, exist_ok=True)
-        (root / str(i % 10) / name).write_bytes(data)
+        (root / names[i % 10]).mkdir(parents=True, exist_ok=True)
+        (root / names[i % 10] / name).write_bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +322,8 @@ def mixed(tmp_path_factory) -> Path:
     """A folder with every odd and bad file among good ones."""
     root = tmp_path_factory.mktemp("mixed")
     extra = {**pictures.odd(), **{f"bad-{name}": data for name, data in pictures.bad().items()}}
+    (root / "train").mkdir()
+    (root / "train" / "\x9b31m\r.txt").touch()
     write_digits(root / "train", 1437, extra)
     write_digits(root / "test", 70, extra)
     return root
@@ -323,7 +346,10 @@ def test_a_folder_with_every_bad_file_trains_and_evaluates(mixed, run_on_mixed):
     bad = len(pictures.bad())
     assert (found["step"], found["examples"], found["skipped"]) == (24, 70 - bad, bad)
     said = process.stderr
-    assert f"'train' of {mixed}: 1,437 images, 10 classes of 143 (7) to 144 (0)" in said
+    summary = f"'train' of {mixed}: 1,437 images, 10 classes of 143 (7) to 144 "
+    assert summary + r"(\x1b[2J\u202e0); left out as no image of a class: 1 files: " in said
+    assert f"{mixed}/train/" + r"\x9b31m\r.txt" in said
+    assert printable(said, keep="\n") == said, "what a terminal would obey is shown as escapes"
     assert f"{70 - bad} examples, {bad} skipped" in said
     assert said.count("skipped.jsonl") == 1, "told once where to look"
     named = sorted(Path(entry["name"]).name for entry in logged(workdir))

@@ -140,6 +140,44 @@ def test_random_box_lies_inside_and_keeps_its_ranges(height, width, seed):
         assert 0.7 < w / h < 1.4
 
 
+def test_random_box_is_wider_than_high_where_the_range_says_so():
+    """A range that is not symmetric: what is width and what is height shows."""
+    drawn = np.random.default_rng(0).random((200, decode.DRAWS)).tolist()
+    for draws in drawn:
+        _, _, h, w = decode.random_box(draws, 400, 500, (0.1, 0.2), (1.5, 2.0))
+        assert 1.45 < w / h < 2.05
+        _, _, h, w = decode.random_box(draws, 400, 500, (0.1, 0.2), (0.5, 0.6))
+        assert 0.48 < w / h < 0.62
+    # Of the ten draws the first decides: areas come before aspects, a row before a column.
+    draws = [0.25] * 10 + [0.75] * 10 + [0.125, 0.875]
+    area, aspect = 0.125 * 400 * 500, 1.5 ** (0.25) * 2.0 ** (0.75)
+    h, w = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+    expected = int(0.125 * (400 - h + 1)), int(0.875 * (500 - w + 1)), h, w
+    assert decode.random_box(draws, 400, 500, (0.1, 0.2), (1.5, 2.0)) == expected
+
+
+def test_random_box_comes_as_often_to_every_place_the_last_included():
+    """A box of 4 x 4 in 6 x 7: rows 0 to 2, columns 0 to 3."""
+    share = 16 / 42
+    counts = np.zeros((3, 4), int)
+    for drawn in np.random.default_rng(0).random((2400, decode.DRAWS)).tolist():
+        top, left, h, w = decode.random_box(drawn, 6, 7, (share, share), (1.0, 1.0))
+        assert (h, w) == (4, 4)
+        counts[top, left] += 1
+    assert counts.min() > 140, "200 are expected"
+    assert counts.max() < 270
+    edge = [0.5] * 20 + [1 - 2**-53, 1 - 2**-53]
+    assert decode.random_box(edge, 6, 7, (share, share), (1.0, 1.0)) == (2, 3, 4, 4)
+
+
+def test_where_no_draw_fits_the_box_is_the_centred_one_of_the_nearest_aspect():
+    draws = [0.0] * decode.DRAWS
+    # Nothing of all the area is of these aspects.
+    assert decode.random_box(draws, 10, 40, (1.0, 1.0), (0.5, 2.0)) == (0, 10, 10, 20)
+    assert decode.random_box(draws, 40, 10, (1.0, 1.0), (0.5, 2.0)) == (10, 0, 20, 10)
+    assert decode.random_box(draws, 1, 9, (1.0, 1.0), (0.1, 0.2)) == (0, 4, 1, 1)
+
+
 def test_the_whole_image_where_area_and_aspect_are_one():
     box = decode.random_box([0.5] * decode.DRAWS, 8, 8, (1.0, 1.0), (1.0, 1.0))
     assert box == (0, 0, 8, 8)

@@ -69,3 +69,10 @@ def test_a_label_out_of_range_is_found_on_the_host(digits):
     index = next(i for i in range(len(source)) if source[i].label == 7)
     with pytest.raises(RunError, match=rf"example {index} .* has label 7, outside 0\.\.\.2"):
         bad[index]
+
+
+@pytest.mark.parametrize("name", ["huggingface:mnist", "kaggle:cats/all:1.0.0", "someone:photos"])
+def test_no_name_has_code_fetched_and_run(name):
+    """Such a name may stand in a stranger's `config.json`."""
+    with pytest.raises(UsageError, match="one of TFDS' community, whose code it would download"):
+        sources.open_split(name, "train")

@@ -8,20 +8,30 @@ import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.processes import train_metrics
 from xception_jax.errors import RunError
 from xception_jax.training import goodput, telemetry
 from xception_jax.training.goodput import Goodput
 
 
-def metrics(loss, grad_norm=1.0):
-    names = {"loss": loss, "top1": 0.5, "top5": 0.75, "grad_norm": grad_norm, "learning_rate": 0.1}
+def metrics(loss, grad_norm=1.0, learning_rate=0.1):
+    names = {"loss": loss, "top1": 0.5, "top5": 0.75, "grad_norm": grad_norm,
+             "learning_rate": learning_rate}  # fmt: skip
     return {name: jnp.float32(value) for name, value in names.items()}
 
 
-def log_into(folder, *, start=0, total=100):
+def log_into(folder, *, start=0, total=100, carried=None):
+    folder.mkdir(exist_ok=True)
     console = telemetry.Console(file=io.StringIO(), width=200)
     log = telemetry.Telemetry(
-        folder, console, Goodput(), start=start, total=total, batch_size=10, epoch=100
+        folder,
+        console,
+        Goodput(),
+        start=start,
+        total=total,
+        batch_size=10,
+        epoch=100,
+        carried=carried,
     )
     return log, console.file
 
@@ -45,6 +55,39 @@ def test_a_line_is_the_mean_over_its_steps(tmp_path):
     assert "step 1/100  loss 4.0000  after" in text, "the first step is told at once"
     assert "step 2/100  epoch 0.2  loss 3.0000  top-1 50.0%  top-5 75.0%" in text
     assert "evaluation at step 4  top-1 25.00%" in text
+
+
+@pytest.mark.parametrize("stopped", range(1, 7))
+def test_a_line_is_the_same_where_the_run_was_stopped_in_between(tmp_path, stopped):
+    """To the last bit, by way of JSON; the sums are such that their order matters."""
+    losses = [0.1, 1e6, 3e-7, 0.7, 1 / 3, 5e5, 0.2]
+
+    def log_some(folder, first, last, carried):
+        log, _ = log_into(folder, start=first, carried=json.loads(json.dumps(carried)))
+        with log:
+            for step in range(first + 1, last + 1):
+                log.step_dispatched(step, metrics(losses[step - 1]), log=step in (3, 7))
+            log.catch_up()
+            return log.to_carry()
+
+    assert log_some(tmp_path / "whole", 0, 7, None) is None, "a line was the last thing"
+    carried = log_some(tmp_path / "parts", 0, stopped, None)
+    assert (carried is None) == (stopped == 3)
+    log_some(tmp_path / "parts", stopped, 7, carried)
+    whole, parts = (train_metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.keys() == {3, 7}
+    assert parts == whole
+
+
+def test_the_learning_rate_of_a_line_is_that_of_its_last_step(tmp_path):
+    log, screen = log_into(tmp_path)
+    rates = (0.5, 0.25, 0.125, 0.0625, 0.03125)
+    with log:
+        for step, rate in enumerate(rates, start=1):
+            log.step_dispatched(step, metrics(1.0, learning_rate=rate), log=step in (1, 5))
+        log.catch_up()
+    assert [r["learning_rate"] for r in records(tmp_path)] == [0.5, 0.03125]
+    assert "lr 0.031" in screen.getvalue()
 
 
 def test_tensorboard_reads_the_events(tmp_path):
@@ -97,6 +140,15 @@ def test_an_evaluation_that_is_not_finite_is_not_logged(tmp_path):
     with log, pytest.raises(RunError, match="evaluation at step 4 is nan"):
         log.evaluated(4, {"top1": 0.25, "top5": 1.0, "loss": math.nan, "examples": 36})
     assert records(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3725, "1:02:05"),
+     (100 * 3600, "100:00:00")],
+)  # fmt: skip
+def test_time_is_told_as_a_clock_does(seconds, shown):
+    assert telemetry._clock(seconds) == shown
 
 
 def test_the_host_is_never_more_than_two_steps_ahead(tmp_path):

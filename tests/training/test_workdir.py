@@ -232,3 +232,17 @@ def test_no_flip_has_an_effect(tmp_path, small_config, flips):
     assert not silent
     assert len(told) > 0.96 * flips, "spaces alone may change"
     assert not [line for line in told if "\n" in line]
+
+
+def test_a_folder_of_programs_is_neither_kept_in_nor_taken_from_a_config(tmp_path, small_config):
+    small_config.compilation_cache = "/mine"
+    begin(tmp_path, small_config)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    assert written["compilation_cache"] == ""
+    assert config_lib.SCHEMA.keys() == written.keys() - {seal.NAME}
+    path.write_text(json.dumps(seal.sealed({**written, "compilation_cache": "/planted"})))
+    assert workdir.read_config(tmp_path).compilation_cache == ""
+    small_config.compilation_cache = "/mine/now"
+    with workdir.claim(tmp_path, small_config):  # it is no other config
+        pass

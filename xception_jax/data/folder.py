@@ -28,6 +28,7 @@ import tensorflow_datasets as tfds
 from xception_jax import retry
 from xception_jax.data.sources import FOLDER, Source
 from xception_jax.errors import UsageError
+from xception_jax.text import printable
 
 # Of the formats that OpenCV reads.
 EXTENSIONS = (
@@ -140,7 +141,7 @@ def open_split(
         image_key="image",
         label_key="label",
         describe=files.describe,
-        summary=f"{split!r} of {root}: {_summarize(classes, labels, sorted(ignored))}",
+        summary=f"{split!r} of {printable(root)}: {_summarize(classes, labels, sorted(ignored))}",
     )
 
 
@@ -288,10 +289,10 @@ def _summarize(classes: tuple[str, ...], labels: np.ndarray, ignored: list[str])
     least, most = int(counts.argmin()), int(counts.argmax())
     text = (
         f"{len(labels):,} images, {len(classes):,} classes of {counts[least]:,} "
-        f"({classes[least]}) to {counts[most]:,} ({classes[most]})"
+        f"({printable(classes[least])}) to {counts[most]:,} ({printable(classes[most])})"
     )
     if ignored:
-        named = ", ".join(map(_printable, ignored[:3])) + (", ..." if len(ignored) > 3 else "")
+        named = ", ".join(map(printable, ignored[:3])) + (", ..." if len(ignored) > 3 else "")
         text += f"; left out as no image of a class: {len(ignored):,} files: {named}"
     return text
 

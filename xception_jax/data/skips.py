@@ -15,6 +15,7 @@ import jax
 
 from xception_jax.data.sources import Source
 from xception_jax.errors import ExampleError, RunError
+from xception_jax.text import printable
 
 Made = TypeVar("Made")
 Skip = tuple[int, str, str]  # record, its name, the reason
@@ -97,7 +98,7 @@ class Skips:
                 entry = {"split": source.name, "record": record, "name": name, "reason": reason}
                 self._write(entry)
             if self._path and not self._told:
-                self._say(f"skipped: {name} {reason}; {self._path} names all")
+                self._say(f"skipped: {printable(f'{name} {reason}')}; {self._path} names all")
                 self._told = True
         count, share = len(seen), len(seen) / len(source)
         if share > self._most:
@@ -127,7 +128,7 @@ class Skips:
         """Takes what is new in the logs, whole lines."""
         for path in sorted(self._path.parent.glob("skipped*.jsonl")) if self._path else ():
             try:
-                with path.open("rb") as file:
+                with open(path, "rb", opener=_opened) as file:
                     file.seek(self._read_to.get(path, 0))
                     lines = file.read().rpartition(b"\n")[0]
             except OSError as error:
@@ -139,10 +140,10 @@ class Skips:
     def _write(self, entry: dict[str, Any]) -> None:
         """Adds a line to the log; says it where there is none."""
         if not self._path:
-            self._say(f"skipped: {entry['name']} {entry['reason']}")
+            self._say(f"skipped: {printable(entry['name'])} {printable(entry['reason'])}")
             return
         try:
-            with self._path.open("ab+") as file:
+            with open(self._path, "ab+", opener=_opened) as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read() != b"\n":  # a killed run left half a line
@@ -150,6 +151,14 @@ class Skips:
                 file.write(json.dumps(entry).encode() + b"\n")
         except OSError as error:
             raise RunError(f"{self._path} cannot be written: {error.strerror}") from None
+
+
+def _opened(path: str, flags: int) -> int:
+    """Opens a log, and nothing that a stranger has put in its place: no link, no wait for a pipe.
+
+    `evaluate` writes to it, of any run.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _entries(lines: bytes) -> Iterator[tuple[str, int]]:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from google.protobuf.message import DecodeError
 from xception_jax import retry
 from xception_jax.data import tfrecord
 from xception_jax.errors import ExampleError, ReadError, UsageError, nearest
+from xception_jax.text import quoted
 
 EMBEDDED = "optical_digits"
 FOLDER = "folder:"
@@ -285,6 +285,7 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
                 f"no data set {dataset!r}; there is {EMBEDDED}:{OpticalDigits.VERSION}"
             )
         return OpticalDigits(data_dir=data_dir, file_format="array_record")
+    _refuse_community(dataset)
     try:
         return tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -298,11 +299,27 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
         raise UsageError(f"data set {dataset!r} cannot be opened: {reason}") from None
 
 
+def _refuse_community(dataset: str) -> None:
+    """Raises `UsageError` for `huggingface:NAME` and the like: TFDS downloads code for them.
+
+    The name may be that of a stranger's `config.json`.
+    """
+    try:
+        namespace = tfds.core.naming.parse_builder_name_kwargs(dataset)[0].namespace
+    except ValueError:  # told of by TFDS
+        return
+    if namespace:
+        raise UsageError(
+            f"data set {dataset!r} is one of TFDS' community, whose code it would download and "
+            f"run; take one of its own, or prepare it with --imports=YOUR_MODULE"
+        )
+
+
 def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
     """The command that prepares a data set, for a complaint that it is not."""
     command = (
         f"python -m xception_jax.prepare --dataset={builder.name} "
-        f"--data_dir={shlex.quote(str(builder._data_dir_root))}"
+        f"--data_dir={quoted(builder._data_dir_root)}"
     )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         command += " --manual_dir=FOLDER_OF_ITS_ARCHIVES"

@@ -160,6 +160,11 @@ class Checkpoints:
         found = self._found.get(step)
         return found.metrics if isinstance(found, Meta) else None
 
+    def log(self, step: int) -> dict[str, Any] | None:
+        """What the log carries on from this step, see `Telemetry.to_carry`; None if nothing."""
+        found = self._found.get(step)
+        return found.log if isinstance(found, Meta) else None
+
     def _best(self, steps: Sequence[int]) -> int | None:
         """Of equals the newest; None where none was evaluated."""
         evaluated = {step: found for step in sorted(steps) if (found := self.metrics(step))}

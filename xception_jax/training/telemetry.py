@@ -38,7 +38,7 @@ class Telemetry:
     """Collects the metrics of every step without stalling the device, and writes them out.
 
     A step's metrics are fetched when the host is two steps ahead, so the device always has work.
-    A line is the mean over the steps since the last one.
+    A line is the mean over the steps since the last one, also where the run was stopped between.
 
     Args:
       workdir: for `metrics.jsonl` and the events.
@@ -50,6 +50,7 @@ class Telemetry:
       epoch: examples an epoch.
       tensorboard: write events.
       silent: check the metrics and tell nobody; of processes other than the first.
+      carried: what `to_carry` gave when the checkpoint of step `start` was saved.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Telemetry:
         epoch: int,
         tensorboard: bool = True,
         silent: bool = False,
+        carried: dict[str, Any] | None = None,
     ):
         self.goodput = goodput
         self._console, self._total = Console(quiet=True) if silent else console, total
@@ -84,7 +86,10 @@ class Telemetry:
         self._waiting: collections.deque[tuple[int, dict[str, jax.Array], bool]] = (
             collections.deque()
         )
-        self._window: list[dict[str, float]] = []
+        # Of the steps since the last line: how many, and of each metric the sum. As a line is the
+        # same whether or not the run was stopped in between, they are added up in one order.
+        self._steps: int = carried["steps"] if carried else 0
+        self._sums: dict[str, float] = dict(carried["sums"]) if carried else {}
         self._first = True
         self._timed = 0  # steps since the mark
         self._mark = time.perf_counter()
@@ -128,33 +133,46 @@ class Telemetry:
                     f"the {name} of step {step} is {metrics[name]}; the run stops here, and its "
                     f"checkpoints are from before"
                 )
-        self._window.append(metrics)
+        self._steps += 1
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._timed += 1
         if self._bar:
             self._bar.move(step)
         if self._first:
             self._log_first(step, metrics, log)
         elif log:
-            self._log_training(step)
+            self._log_training(step, metrics["learning_rate"])
 
     def _log_first(self, step: int, metrics: dict[str, float], log: bool) -> None:
         """A sign of life, and the clock set to zero: this step's time is that of compilation."""
         now = time.perf_counter()
         if log:
-            self._write("train", step, metrics)
-            self._window = []
+            self._write("train", step, self._means(metrics["learning_rate"]))
         self.say(
             f"step {step}/{self._total}  loss {metrics['loss']:.4f}  "
             f"after {now - self._mark:.1f} s, compilation included"
         )
         self._first, self._timed, self._mark = False, 0, now
 
-    def _log_training(self, step: int) -> None:
-        now, steps = time.perf_counter(), len(self._window)
+    def to_carry(self) -> dict[str, Any] | None:
+        """What the next line takes of the steps so far, for who continues from here; see `carried`.
+
+        JSON holds it to the last bit. To be asked after `catch_up`.
+        """
+        return {"steps": self._steps, "sums": dict(self._sums)} if self._steps else None
+
+    def _means(self, learning_rate: float) -> dict[str, float]:
+        """The means over the steps since the last line, which is now; the rate is the last one."""
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        self._steps, self._sums = 0, {}
+        return {**means, "learning_rate": learning_rate}
+
+    def _log_training(self, step: int, learning_rate: float) -> None:
+        now = time.perf_counter()
         seconds = (now - self._mark) / self._timed
         left = (self._total - step) * seconds
-        means = {name: sum(m[name] for m in self._window) / steps for name in self._window[0]}
-        means["learning_rate"] = self._window[-1]["learning_rate"]
+        means = self._means(learning_rate)
         speed = {
             "images_per_second": self._batch_size / seconds,
             "seconds_per_step": seconds,
@@ -167,7 +185,7 @@ class Telemetry:
             f"lr {means['learning_rate']:.2g}  {speed['images_per_second']:.0f} images/s  "
             f"{seconds:.3g} s/step  {_clock(left)} left"
         )
-        self._window, self._timed, self._mark = [], 0, now
+        self._timed, self._mark = 0, now
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Logs the result of an evaluation. Raises `RunError` where its loss is not finite."""

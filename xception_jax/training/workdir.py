@@ -28,7 +28,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that the run in `workdir` was started with.
+    """The config that the run in `workdir` was started with, but for `config.portable`.
 
     Where `config.json` is gone, the one that the newest checkpoint keeps takes its place.
 
@@ -54,7 +54,7 @@ def _recorded(workdir: Path) -> ConfigDict | None:
     if flat is None:
         return None
     try:
-        config = config_lib.from_flat(flat)
+        config = config_lib.from_flat(config_lib.portable(flat))
     except UsageError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
@@ -116,7 +116,8 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
       UsageError: the folder is a file, is in use, or holds a run with another config.
     """
     with contextlib.ExitStack() as stack:
-        cluster.on_first(lambda: _claim(stack, workdir, config_lib.flatten(config), allow_changes))
+        new = config_lib.portable(config_lib.flatten(config))
+        cluster.on_first(lambda: _claim(stack, workdir, new, allow_changes))
         yield
 
 

@@ -1,7 +1,6 @@
 """What a run starts from where it has no checkpoint yet: `config.init_from`, for fine-tuning."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax import paths
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.weights import converted, sources
 from xception_jax.weights.tensors import CLASSIFIER, abstract
@@ -31,7 +31,7 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
         return resolved
     if begun is not None:
         return _with(resolved, {name: begun.model.get(name) for name in converted.ARCHITECTURE})
-    source = sources.open_source(Path(config.init_from))
+    source = sources.open_source(paths.local("config.init_from", config.init_from))
     own = sources.effective(model.name, {})
     asked = source.overrides(model.name).items()
     resolved = _with(resolved, {name: value for name, value in asked if value != own[name]})
@@ -71,7 +71,8 @@ def fill(
     """
     if not config.init_from:
         return state, notes
-    source, name = sources.open_source(Path(config.init_from)), config.model.name
+    source = sources.open_source(paths.local("config.init_from", config.init_from))
+    name = config.model.name
     built = config_lib.model_overrides(config)
     notes = [*notes, f"starts from {config.init_from}", *source.notes()]
     asked, known = source.overrides(name), sources.effective(name, built)

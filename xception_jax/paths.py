@@ -1,0 +1,53 @@
+"""Paths that a person names: on a file system, never a URL."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from xception_jax.errors import UsageError
+
+# Of buckets that TFDS can read with packages of their own.
+BUCKETS = ("gs", "s3", "az")
+
+# A `Path` of it has one slash left.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+
+
+def local(what: str, path: str | os.PathLike[str], allowed: Iterable[str] = ()) -> Path:
+    """The path, with `~` expanded.
+
+    Args:
+      what: names it in a complaint: `--workdir` or `config.init_from`.
+      path: as it was given.
+      allowed: schemes of URLs that are taken.
+
+    Raises:
+      UsageError: it is a URL, which `Path` takes for a folder of that name, or no path at all.
+    """
+    try:
+        return expanded(path, allowed)
+    except UsageError as error:
+        raise UsageError(f"{what}={os.fspath(path)}: {error}") from None
+
+
+def expanded(path: str | os.PathLike[str], allowed: Iterable[str] = ()) -> Path:
+    """As `local`; the complaint leaves out what it is about."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise UsageError("a path is needed")
+    scheme = _URL.match(text)
+    if scheme and scheme[1].lower() not in allowed:
+        raise UsageError(f"a URL is no path here; {_instead(scheme[1].lower())}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError("there is no home folder of that user; write the whole path") from None
+
+
+def _instead(scheme: str) -> str:
+    if scheme == "file":
+        return "write it without file://"
+    if scheme in ("http", "https", "ftp"):
+        return "download it, and name the copy"
+    return "mount the bucket as a folder, or copy what is in it, and name that"
