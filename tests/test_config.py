@@ -218,6 +218,37 @@ def test_what_is_left_to_the_hardware_is_settled():
     assert config_lib.resolve(begun).model.dtype == "bfloat16"
 
 
+def test_exif_is_settled_by_the_preset_and_a_run_keeps_what_it_settled():
+    config = config_lib.default()
+    for preset, settled in (
+        ("area", "on"),
+        ("inception", "off"),
+        ("keras", "off"),
+        ("timm", "off"),
+    ):
+        config.data.eval_preset = preset
+        assert config_lib.resolve(config).data.exif == settled
+        assert config_lib.applies_exif(config) == (settled == "on")
+        for asked in ("on", "off"):
+            config.data.exif = asked
+            assert config_lib.resolve(config).data.exif == asked
+        config.data.exif = "auto"
+
+
+def test_a_config_from_before_a_field_means_what_runs_did_then():
+    config = config_lib.default()
+    config.data.eval_preset = "timm"
+    flat = config_lib.flatten(config)
+    del flat["data.exif"], flat["data.white_level"]
+    old = config_lib.from_flat(flat)
+    assert (old.data.exif, old.data.white_level) == ("on", 65_535)
+    again = config_lib.resolve(config, old)
+    assert config_lib.differences(config_lib.flatten(old), config_lib.flatten(again)) == [
+        "model.dtype"
+    ], "the same command goes on"
+    assert config_lib.resolve(config).data.exif == "off", "a new run"
+
+
 def test_a_mesh_of_more_devices_than_there_are():
     complaint = refusal(**{"mesh.data": 4, "mesh.model": 4})
     assert complaint.startswith(

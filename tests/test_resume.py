@@ -1,6 +1,7 @@
 """Runs that something happens to: killed, stopped, moved to other devices, damaged."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -74,6 +75,30 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
     losses = [np.array([loss for kind, _, loss in records(f) if kind == "eval"])
               for f in (workdir, undisturbed)]  # fmt: skip
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
+    """In the user's own cache folder, wherever the workdir lies."""
+    env = {
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    assert finish("main", *flags(tmp_path / "run", duration="4 steps"), env=env).returncode == 0
+    [folder] = (tmp_path / "cache" / "xception_jax" / "compiled").iterdir()
+
+    def programs() -> set[str]:
+        large = ("train_step", "evaluate_batch", "_digest")
+        return {path.name for name in large for path in folder.glob(f"jit_{name}-*-cache")}
+
+    before = programs()
+    assert any("train_step" in name for name in before)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
+    process = finish("main", *flags(tmp_path / "moved", duration="4 steps"), env=env)
+    assert "continues from the checkpoint of step 2" in process.stdout
+    assert programs() == before, "none was compiled anew"
 
 
 @pytest.mark.slow

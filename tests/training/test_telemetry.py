@@ -142,6 +142,15 @@ def test_an_evaluation_that_is_not_finite_is_not_logged(tmp_path):
     assert records(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3725, "1:02:05"),
+     (100 * 3600, "100:00:00")],
+)  # fmt: skip
+def test_time_is_told_as_a_clock_does(seconds, shown):
+    assert telemetry._clock(seconds) == shown
+
+
 def test_the_host_is_never_more_than_two_steps_ahead(tmp_path):
     log, screen = log_into(tmp_path)
     with log:
