@@ -53,13 +53,16 @@ LOADER = """\
 import json, pathlib, sys
 import jax, numpy as np
 from jax import export
-from PIL import Image
+from PIL import Image, ImageOps
 
 folder, *files = map(pathlib.Path, sys.argv[1:])
 about = json.loads((folder / "model.json").read_text())
 model = jax.jit(export.deserialize((folder / "model.bin").read_bytes()).call)
 for file in files:
-    image = Image.open(file).convert("RGB")
+    image = Image.open(file)
+    if about.get("exif_orientation") == "applied":  # as in the run's evaluation
+        image = ImageOps.exif_transpose(image)
+    image = image.convert("RGB")
     if isinstance(about["input"]["shape"][1], int):  # a program that does not resize
         image = image.resize(about["input"]["shape"][2:0:-1], Image.Resampling.BICUBIC)
     probabilities = np.asarray(model(np.asarray(image)[None]))[0]
@@ -148,7 +151,10 @@ def describe(
         "source": source,
         "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
         "output": {"shape": out, "dtype": "float32", "activation": activation},
-        "preprocessing": "the program "
+        "exif_orientation": "applied" if images.exif else "ignored",
+        "preprocessing": "the caller "
+        + ("turns an image by" if images.exif else "ignores")
+        + " its EXIF orientation; the program "
         + how.format(
             crop=images.eval_crop, size=images.size, preset=images.eval_preset, share=share
         ),

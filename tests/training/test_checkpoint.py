@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -414,3 +415,37 @@ def test_other_data_than_the_run_began_with_is_refused():
         META.check_data(Meta(0, "set/2.0.0:train", 100, ("a", "b")))
     with pytest.raises(UsageError, match=r"classes of set/1\.0\.0:train are not the 2 that"):
         META.check_data(Meta(0, "set/1.0.0:train", 100, ("b", "a")))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 400 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with Checkpoints(folder, keep=50) as checkpoints:
+        for step in range(1, 50):
+            checkpoints.save(make_state(step), META.at(step))
+
+
+def test_a_full_disk_is_one_line_that_names_a_file_with_the_rest(small_disk, capfd):
+    with pytest.raises(RunError) as caught:
+        fill(small_disk)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert "could not be written: No space left on device: " in told
+    log = Path(told.rpartition("; ")[2].removesuffix(" has the traceback"))
+    assert "Traceback" in log.read_text()
+    assert "Traceback" not in "".join(capfd.readouterr())
+    if log.parent != small_disk:
+        log.unlink()
+    with Checkpoints(small_disk) as checkpoints:
+        state, _, notes = checkpoints.restore_newest(target())
+        assert (int(state.step), notes) == (checkpoints.steps()[-1], [])

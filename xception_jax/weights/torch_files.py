@@ -23,7 +23,7 @@ from xception_jax.weights.pickles import Call, Global, PickleError, parse
 
 _T = TypeVar("_T")
 
-_MAX_PICKLE = 64 << 20  # bytes; Xception 71's with Adam's state has 1 MB
+_MAX_PICKLE = 64 << 20  # bytes; Xception 71's with Adam's state has 0.25 MB
 _MAX_DIRECTORY = 8 << 20  # bytes of a zip archive's own table, some 100 an entry
 _MAGIC = 0x1950A86A20F9469CFC6C
 

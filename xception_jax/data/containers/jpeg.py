@@ -1,0 +1,130 @@
+"""JPEG: segments up to the first scan, then entropy-coded scans (ITU-T T.81)."""
+
+from dataclasses import dataclass
+
+from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
+
+BEGINNING = b"\xff\xd8"
+
+_SCAN, _END = 0xDA, 0xD9
+_NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
+# Frames by coding: Huffman's sequential ones, progressive, lossless, arithmetic. Others (of a
+# hierarchy) no decoder here takes.
+_SEQUENTIAL, _PROGRESSIVE, _LOSSLESS = {0xC0, 0xC1}, {0xC2, 0xCA}, {0xC3, 0xCB}
+_ARITHMETIC = {0xC9, 0xCA, 0xCB}
+_FRAMES = _SEQUENTIAL | _PROGRESSIVE | _LOSSLESS | _ARITHMETIC
+
+_MOST_SEGMENTS = 2**16
+# Scans of a file, and how often its blocks may be visited. Encoders write some ten scans, of which
+# most hold one component. A visit takes about 20 ns.
+_MOST_SCANS, _MOST_VISITS, _VISITS_OF_A_BLOCK = 500, 2**24, 16
+# An arithmetic code has no least length. So many blocks may come without a bit each.
+_FREE_BLOCKS = 2**18
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The frame header: the coding, and blocks of each component (samples, if it is lossless)."""
+
+    coding: int
+    height: int
+    width: int
+    blocks: dict[int, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.blocks.values())
+
+
+def inspect(encoded: bytes) -> Claim:
+    """What a JPEG claims; raises `DamagedError`.
+
+    The scans must be long enough for as many blocks as the header claims: at the least, a block
+    takes two bits of a sequential Huffman code (DC and end of block) and one of a progressive one
+    (DC). Scans of the whole file count where a decoder keeps coefficients between them.
+    """
+    frame, at = _headers(encoded)
+    components = encoded[at + 2] if at + 2 < len(encoded) else 0
+    several = frame.coding in _PROGRESSIVE or components < len(frame.blocks)
+    data = 8 * (len(encoded) - at)
+    if frame.coding in _ARITHMETIC:
+        least = max(0, frame.total - _FREE_BLOCKS)
+    else:
+        least = frame.total * (2 if frame.coding in _SEQUENTIAL else 1)
+    need(
+        least <= data,
+        f"its {len(encoded):,} bytes cannot hold {frame.width:,} x {frame.height:,} pixels",
+    )
+    pixels = frame.height * frame.width
+    memory = pixels * PLAIN
+    if several:
+        _check_scans(encoded, frame, at - 2)
+        kept = frame.total * 128 if frame.coding not in _LOSSLESS else 2 * frame.total
+        memory = max(memory, pixels * (len(frame.blocks) // 4 + 3.3) + kept)
+    return Claim("JPEG", frame.height, frame.width, int(memory), encoded)
+
+
+def _headers(encoded: bytes) -> tuple[_Frame, int]:
+    """The frame header, and where the first scan's header begins, after its marker."""
+    at, end, frame = len(BEGINNING), len(encoded), None
+    for _ in range(_MOST_SEGMENTS):
+        at = encoded.find(b"\xff", at)  # a decoder passes over what is no marker
+        if at < 0 or at + 1 >= end:
+            break
+        kind = encoded[at + 1]
+        if kind == 0xFF:  # padding
+            at += 1
+            continue
+        if kind == 0 or kind in _NO_LENGTH:
+            at += 2
+            continue
+        if kind == _END:
+            break
+        length = int.from_bytes(encoded[at + 2 : at + 4])
+        need(2 <= length <= end - at - 2, f"a segment claims {length:,} bytes; the file ends first")
+        if kind in _FRAMES:
+            need(frame is None, "it has two frame headers")
+            frame = _frame(kind, encoded[at + 4 : at + 2 + length])
+        elif kind == _SCAN:
+            need(frame is not None, "its scan comes before its frame header")
+            assert frame is not None
+            return frame, at + 2
+        at += 2 + length
+    raise DamagedError("it has no scan")
+
+
+def _frame(coding: int, header: bytes) -> _Frame:
+    need(len(header) >= 6 and len(header) >= 6 + 3 * header[5], "its frame header is cut short")
+    height, width = int.from_bytes(header[1:3]), int.from_bytes(header[3:5])
+    need(height > 0 and width > 0, f"it has {width:,} x {height:,} pixels")
+    parts = [
+        (header[i], header[i + 1] >> 4, header[i + 1] & 15) for i in range(6, 6 + 3 * header[5], 3)
+    ]
+    need(bool(parts), "its frame header names no component")
+    need(all(1 <= h <= 4 and 1 <= v <= 4 for _, h, v in parts), "a sampling factor is not 1 to 4")
+    most_h, most_v = max(h for _, h, _ in parts), max(v for _, _, v in parts)
+    side = 1 if coding in _LOSSLESS else 8
+    blocks = {
+        name: -(-width * h // (most_h * side)) * -(-height * v // (most_v * side))
+        for name, h, v in parts
+    }
+    need(len(blocks) == len(parts), "two components have one name")
+    return _Frame(coding, height, width, blocks)
+
+
+def _check_scans(encoded: bytes, frame: _Frame, at: int) -> None:
+    """Bounds the work of all scans: each visits every block of its components."""
+    scans = visits = 0
+    while at >= 0:
+        scans += 1
+        names = encoded[
+            at + 5 : at + 5 + 2 * min(4, encoded[at + 4] if at + 4 < len(encoded) else 0) : 2
+        ]
+        visits += sum(frame.blocks.get(name, 0) for name in names)
+        most = max(_MOST_VISITS, _VISITS_OF_A_BLOCK * frame.total)
+        need(
+            scans <= _MOST_SCANS and visits <= most,
+            f"it has {scans:,} scans or more of {frame.width:,} x {frame.height:,} pixels, more "
+            f"work than an encoder leaves",
+        )
+        at = encoded.find(b"\xff\xda", at + 2)
