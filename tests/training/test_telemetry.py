@@ -190,6 +190,28 @@ def test_processes_but_the_first_write_nothing_and_check_all_the_same(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_speed_is_that_of_the_steps_since_the_last_line_without_pauses(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now[0])
+    log, screen = log_into(tmp_path)
+    with log:
+        now[0] += 30  # the first step's compilation
+        for step in range(1, 8):
+            log.step_dispatched(step, metrics(1.0), log=step in (1, 4, 7))
+            log.catch_up()
+            with log.pause("evaluation"):
+                now[0] += 50
+            now[0] += 2 if step < 4 else 4
+    first, second, third = records(tmp_path)
+    assert "seconds_per_step" not in first
+    for record, seconds in ((second, 2.0), (third, 4.0)):
+        assert record["seconds_per_step"] == seconds
+        assert record["images_per_second"] == 10 / seconds
+        assert record["seconds_left"] == (100 - record["step"]) * seconds
+    assert "after 30.0 s, compilation included" in screen.getvalue()
+    assert "lr 0.1  2 images/s  4 s/step  6:12 left" in screen.getvalue()
+
+
 def test_time_is_accounted_for(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(goodput.time, "perf_counter", lambda: now[0])
