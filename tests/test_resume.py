@@ -1,8 +1,13 @@
 """Runs that something happens to: killed, stopped, moved to other devices, damaged."""
 
+import errno
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +132,59 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed,
     assert "continues from the checkpoint of step 10" in process.stderr
     assert result(process)["step"] == 12
     assert digests(workdir, 12) == digests(undisturbed, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [
+        (errno.EIO, "params/d/"),
+        (errno.ESTALE, "params/manifest.ocdbt"),
+        (errno.EMFILE, "opt_state/_METADATA"),
+        (errno.ETIMEDOUT, "meta/"),
+    ],
+)
+def test_reads_of_a_checkpoint_that_fail_for_a_while_move_nothing(
+    undisturbed, flags, tmp_path, number, part
+):
+    workdir, library, plan = tmp_path / "run", tmp_path / "failing.so", tmp_path / "plan"
+    if not (compiler := shutil.which("cc")) or sys.platform != "linux":
+        pytest.skip("needs a C compiler on Linux")
+    source = Path(__file__).parent / "data" / "failing_reads.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    shutil.copytree(undisturbed, workdir)
+    plan.write_text(f"2 {number}")
+    env = {"LD_PRELOAD": str(library), "FAIL_PLAN": str(plan),
+           "FAIL_PATH": f"checkpoints/12/{part}"}  # fmt: skip
+    process = finish("main", *flags(workdir), "--json", env=env)
+    assert result(process)["step"] == 12
+    assert f"cannot be read at present: {os.strerror(number)}" in process.stderr
+    assert "continues from the checkpoint of step 12" in process.stderr
+    assert not (workdir / "damaged").exists()
+
+
+@pytest.mark.slow
+def test_a_config_changed_by_hand_is_refused_by_every_command(undisturbed, flags, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    path = workdir / "config.json"
+    path.write_text(path.read_text().replace('"ema.decay": 0.9', '"ema.decay": 0.5'))
+    commands = (
+        ("main", *flags(workdir)),
+        ("main", *flags(workdir), "--allow_config_changes"),
+        ("evaluate", f"--workdir={workdir}"),
+        ("export", f"--workdir={workdir}", f"--output={tmp_path / 'exported'}"),
+        (
+            "convert",
+            "--from=xception_jax",
+            f"--input={workdir}",
+            f"--output={tmp_path / 'x.safetensors'}",
+        ),
+    )
+    for command in commands:
+        process = finish(*command)
+        assert process.returncode == 2, process.stderr
+        [line] = process.stderr.splitlines()
+        assert "is not what the run wrote: ema.decay was 0.9, is 0.5; undo that" in line
+    path.unlink()
+    assert result(finish("evaluate", f"--workdir={workdir}", "--json"))["step"] == 12

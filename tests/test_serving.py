@@ -168,6 +168,37 @@ def test_from_a_librarys_file_by_the_commands_to_jax_alone(kind, name, built, tm
     check_file(tmp_path / "out", model, 299, tmp_path)
 
 
+def single(path, kind, activation=None):
+    """A converted file of a model of one class, from a file of a library."""
+    built = {"width": 0.05, "middle_blocks": 0, "stem_stride": 1}
+    about = converted.About(
+        "xception", built, 1, None, {"image_size": 8, "eval_preset": "area"}, {"format": kind},
+        activation,
+    )  # fmt: skip
+    converted.write(path, about, builders.arrays(builders.create("xception", 1, **built)))
+    return f"--input={path}", f"--output={path.with_name('out')}", "--platforms=cpu", "--json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("keras", "is of a Keras file that does not say what makes probabilities"),
+        ("timm", "softmax over one class is 1.0 for every image"),
+    ],
+)
+def test_one_class_needs_an_activation(kind, said, tmp_path):
+    process = finish("export", *single(tmp_path / "a.safetensors", kind))
+    assert process.returncode == 2
+    [line] = process.stderr.splitlines()
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_activation_of_a_converted_file_is_the_programs(tmp_path):
+    told = result(finish("export", *single(tmp_path / "a.safetensors", "keras", "sigmoid")))
+    assert told["output"]["activation"] == "sigmoid"
+
+
 def test_a_file_that_cannot_be_exported_is_told_in_one_line(narrow, tmp_path):
     builders.write_timm(narrow[0], tmp_path / "timm.safetensors")
     of = {"format": "xception_jax", "of": {"format": "xception_jax", "step": 3}}

@@ -1,7 +1,7 @@
 """Keras files that were made to read other files, to hang, to take all memory, or to crash.
 
 As `tests.weights.hostile`: each case writes into a folder of its own and returns the path that a
-user would give. `narrow` is a file that is whole but for the width of its model.
+user would give. `valid` is a file that converts; each case is such a file but for one thing.
 """
 
 import functools
@@ -17,8 +17,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tests.weights import builders, keras_builders, test_hdf5
-from tests.weights.keras_builders import HEAD, config, write_keras
+from tests.weights import keras_builders, test_hdf5
+from tests.weights.keras_builders import HEAD, config
+from xception_jax.weights import keras
+from xception_jax.weights.tensors import abstract
 
 CASES: dict[str, Callable[[Path], Path]] = {}
 
@@ -30,21 +32,26 @@ def case(make):
 
 @functools.cache
 def held():
-    return keras_builders.tensors(builders.create("xception"))
+    """Tensors of zeros of a whole Xception of three classes."""
+    model = abstract("xception", 3, {})
+    return {
+        layer.name: [np.zeros(tensor.their_shape, np.float32) for tensor in layer.tensors]
+        for layer in keras.layers(model)
+    }
 
 
 @functools.cache
-def narrow() -> bytes:
-    """A `.weights.h5`."""
+def valid() -> bytes:
+    """A `.weights.h5` that is whole: of zeros, deflated."""
     with tempfile.TemporaryDirectory() as folder:
         with h5py.File(Path(folder, "a.h5"), "w") as file:
-            keras_builders.write_weights(file, config(), held())
+            keras_builders.write_weights(file, config(), held(), compression="gzip")
         return Path(folder, "a.h5").read_bytes()
 
 
 def opened(folder, name="a.weights.h5"):
     path = folder / name
-    path.write_bytes(narrow())
+    path.write_bytes(valid())
     return path, h5py.File(path, "a")
 
 
@@ -86,8 +93,10 @@ for _make in test_hdf5.OUTWARD:
 @case
 def h5_with_external_storage_of_a_real_file(folder):
     def make(file, place, folder):
-        (folder / "secret").write_bytes(bytes(864))
-        file.create_dataset(place, (3, 3, 3, 8), "f4", external=[(str(folder / "secret"), 0, 864)])
+        (folder / "secret").write_bytes(bytes(3456))
+        file.create_dataset(
+            place, (3, 3, 3, 32), "f4", external=[(str(folder / "secret"), 0, 3456)]
+        )
 
     return changed(KERNEL, make)(folder)
 
@@ -126,7 +135,7 @@ def inflating(size):
 
 
 def _inflating(file, place, folder):
-    made = file.create_dataset(place, (3, 3, 3, 8), "f4", chunks=(3, 3, 3, 8), compression="gzip")
+    made = file.create_dataset(place, (3, 3, 3, 32), "f4", chunks=(3, 3, 3, 32), compression="gzip")
     made.id.write_direct_chunk((0, 0, 0, 0), b"\x78\xda" + inflating(3 << 30) + bytes(4))
 
 
@@ -135,22 +144,22 @@ tensors_of("h5_of_a_terabyte", lambda f, p, _: f.create_dataset(p, (1 << 38,), "
 tensors_of("h5_of_a_sparse_terabyte", lambda f, p, _: f.create_dataset(
     p, (1 << 38,), "f4", chunks=(1 << 20,), compression="gzip"))  # fmt: skip
 tensors_of("h5_of_tiny_chunks", lambda f, p, _: f.create_dataset(
-    p, data=np.zeros((200, 600), "f4"), chunks=(1, 1)))  # fmt: skip
+    p, (400, 1000), "f4", chunks=(1, 1), compression="gzip"))  # fmt: skip
 tensors_of("h5_of_huge_chunks", lambda f, p, _: f.create_dataset(
-    p, (3, 3, 3, 8), "f4", chunks=(256, 256, 256, 32), maxshape=(None,) * 4))  # fmt: skip
+    p, (3, 3, 3, 32), "f4", chunks=(256, 256, 256, 32), maxshape=(None,) * 4))  # fmt: skip
 tensors_of("h5_of_another_filter", lambda f, p, _: f.create_dataset(
-    p, data=np.zeros((3, 3, 3, 8), "f4"), compression="lzf"))  # fmt: skip
+    p, data=np.zeros((3, 3, 3, 32), "f4"), compression="lzf"))  # fmt: skip
 tensors_of("h5_of_texts", lambda f, p, _: f.create_dataset(p, data=["a", "b"]))
 tensors_of("h5_of_pairs", lambda f, p, _: f.create_dataset(
-    p, data=np.zeros((3, 3, 3, 8), [("a", "f4"), ("b", "f4")])))  # fmt: skip
+    p, data=np.zeros((3, 3, 3, 32), [("a", "f4"), ("b", "f4")])))  # fmt: skip
 tensors_of("h5_of_complex_numbers", lambda f, p, _: f.create_dataset(
-    p, data=np.zeros((3, 3, 3, 8), "c8")))  # fmt: skip
+    p, data=np.zeros((3, 3, 3, 32), "c8")))  # fmt: skip
 tensors_of("h5_of_a_number", lambda f, p, _: f.create_dataset(p, data=1.0))
 tensors_of("h5_of_nothing", lambda f, p, _: f.create_dataset(p, dtype="f4", shape=None))
 tensors_of("h5_of_a_group_for_a_tensor", lambda f, p, _: f.create_group(p))
 tensors_of("h5_of_a_type_for_a_tensor", lambda f, p, _: f.__setitem__(p, np.dtype("f4")))
 tensors_of("h5_of_not_a_number", lambda f, p, _: f.create_dataset(
-    p, data=np.full((3, 3, 3, 8), np.nan, "f4")))  # fmt: skip
+    p, data=np.full((3, 3, 3, 32), np.nan, "f4")))  # fmt: skip
 tensors_of("h5_of_a_missing_tensor", lambda f, p, _: None)
 
 
@@ -184,7 +193,7 @@ def h5_of_a_model_in_itself(folder):
 def h5_of_a_billion_classes(folder):
     path, file = opened(folder)
     with file:
-        for i, shape in enumerate(((104, 1 << 30), (1 << 30,))):
+        for i, shape in enumerate(((2048, 1 << 30), (1 << 30,))):
             del file[f"layers/dense/vars/{i}"]
             file.create_dataset(f"layers/dense/vars/{i}", shape, "f4")
     return path
@@ -194,7 +203,7 @@ def h5_of_a_billion_classes(folder):
 def h5_of_many_classes_that_deflate(folder):
     path, file = opened(folder)
     with file:
-        for i, shape in enumerate(((104, 1 << 20), (1 << 20,))):
+        for i, shape in enumerate(((2048, 1 << 16), (1 << 16,))):
             del file[f"layers/dense/vars/{i}"]
             file.create_dataset(f"layers/dense/vars/{i}", shape, "f4", compression="gzip",
                                 chunks=shape)  # fmt: skip
@@ -204,7 +213,7 @@ def h5_of_many_classes_that_deflate(folder):
 
 
 def config_of(name, text):
-    CASES[f"zip_of_a_config_{name}"] = lambda folder: zipped(folder, narrow(), text)
+    CASES[f"zip_of_a_config_{name}"] = lambda folder: zipped(folder, valid(), text)
 
     def attribute(folder):
         path = folder / "a.h5"
@@ -231,7 +240,7 @@ config_of("of_no_text", "\udcff".encode("utf-8", "surrogatepass").decode("latin1
 @case
 def zip_of_a_layer_with_escapes(folder):
     changed = config(("\x1b]0;title\x07Dense", "\x1b[2J\n" * 50, {}))
-    return zipped(folder, narrow(), json.dumps(changed))
+    return zipped(folder, valid(), json.dumps(changed))
 
 
 @case
@@ -239,7 +248,7 @@ def zip_of_a_circle(folder):
     changed = config()
     layers = changed["config"]["layers"]
     layers[1] = keras_builders.layer("Conv2D", layers[1]["name"], layers[-1]["name"])
-    return zipped(folder, narrow(), json.dumps(changed))
+    return zipped(folder, valid(), json.dumps(changed))
 
 
 @case
@@ -247,14 +256,14 @@ def zip_of_models_in_models(folder):
     layers = config()
     for i in range(40):
         layers = {"class_name": "Sequential", "config": {"name": f"m{i}", "layers": [layers]}}
-    return zipped(folder, narrow(), json.dumps(layers))
+    return zipped(folder, valid(), json.dumps(layers))
 
 
 @case
 def zip_of_a_lambda(folder):
     code = {"class_name": "__lambda__", "config": {"code": "4wEAAAA=", "defaults": None}}
     changed = config(("Lambda", "run", {"function": code}), *HEAD)
-    return zipped(folder, narrow(), json.dumps(changed))
+    return zipped(folder, valid(), json.dumps(changed))
 
 
 def _inflating_member(path, name):
@@ -274,7 +283,7 @@ def _inflating_member(path, name):
 def zip_of_an_inflating_config(folder):
     path = folder / "a.keras"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model.weights.h5", narrow())
+        archive.writestr("model.weights.h5", valid())
         archive.writestr("config.json", inflating(3 << 30))
     _inflating_member(path, b"config.json")
     return path
@@ -300,7 +309,7 @@ def zip_of_more_than_it_declares(folder):
 
 @case
 def zip_of_many_entries(folder):
-    path = zipped(folder, narrow())
+    path = zipped(folder, valid())
     with zipfile.ZipFile(path, "a") as archive:
         for i in range(80_000):
             archive.writestr(f"assets/{i:064}", b"")
@@ -309,7 +318,7 @@ def zip_of_many_entries(folder):
 
 @case
 def zip_that_is_encrypted(folder):
-    path = zipped(folder, narrow())
+    path = zipped(folder, valid())
     content = bytearray(path.read_bytes())
     for magic, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         place = content.find(magic)
@@ -321,7 +330,7 @@ def zip_that_is_encrypted(folder):
 
 
 def _entries(name, *members, **options):
-    CASES[name] = lambda folder: zipped(folder, narrow(), members=members, **options)
+    CASES[name] = lambda folder: zipped(folder, valid(), members=members, **options)
 
 
 _entries("zip_with_a_path_upwards", ("../../escaped", b"x"))
@@ -333,7 +342,7 @@ _entries("zip_of_bzip2", compression=zipfile.ZIP_BZIP2)
 
 @case
 def zip_with_two_configs(folder):
-    path = zipped(folder, narrow())
+    path = zipped(folder, valid())
     content = path.read_bytes().replace(b"config.jsoX", b"config.json")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.jsoX", "{}")
@@ -354,7 +363,7 @@ def zip_without_weights(folder):
 def zip_without_a_config(folder):
     path = folder / "a.keras"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model.weights.h5", narrow())
+        archive.writestr("model.weights.h5", valid())
     return path
 
 
@@ -365,15 +374,27 @@ def zip_of_no_hdf5(folder):
 
 @case
 def zip_that_is_cut(folder):
-    path = write_keras(folder / "a.keras", config(), held())
+    path = zipped(folder, valid())
     path.write_bytes(path.read_bytes()[:-3000])
     return path
 
 
 @case
+def h5_of_tiny_chunks_of_the_right_shape(folder):
+    """A kernel of 1.5 million numbers, of which each is a chunk."""
+
+    def make(file, place, folder):
+        made = file.create_dataset(place, (1, 1, 1536, 2048), "f4", chunks=(1, 1, 1, 1),
+                                   compression="gzip")  # fmt: skip
+        made.id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(4)))
+
+    return changed("layers/separable_conv2d_33/vars/1", make)(folder)
+
+
+@case
 def h5_that_is_cut(folder):
     path = folder / "a.weights.h5"
-    path.write_bytes(narrow()[:-3000])
+    path.write_bytes(valid()[:-3000])
     return path
 
 
@@ -387,7 +408,7 @@ def h5_that_is_empty(folder):
 @case
 def h5_that_is_sparse(folder):
     path = folder / "a.weights.h5"
-    path.write_bytes(narrow())
+    path.write_bytes(valid())
     with path.open("r+b") as file:
         file.truncate(1 << 40)
     return path

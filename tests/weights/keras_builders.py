@@ -96,8 +96,8 @@ def tensors(model, extra=()):
 KEYS = {"BatchNormalization": "batch_normalization", "SeparableConv2D": "separable_conv2d"}
 
 
-def write_weights(file, config, held):
-    """Keras 3's layout, by the classes and places of the config's layers."""
+def write_weights(file, config, held, **options):
+    """Keras 3's layout, by the classes and places of the config's layers; options of h5py."""
 
     def write(group, layers):
         counts = Counter()
@@ -111,7 +111,7 @@ def write_weights(file, config, held):
             own = group.create_group(f"layers/{key}/vars")
             own.attrs["name"] = each["name"]
             for i, tensor in enumerate(held.get(each["name"], ())):
-                own[str(i)] = tensor
+                own.create_dataset(str(i), data=tensor, **options)
 
     write(file, config["config"]["layers"])
 

@@ -36,8 +36,9 @@ def user_defined_link(file, other):
     path = Path(file.filename)
     file.close()
     content = path.read_bytes()
-    [place] = [m.start() for m in re.finditer(b"\x40.{0,12}zzzz", content, re.DOTALL)]
-    path.write_bytes(content[:place] + b"\x41" + content[place + 1 :])
+    # A link message: version, flags, class, maybe a character set, the name's length, the name.
+    [place] = [m.start() for m in re.finditer(b"\x01.\x40.?\x04zzzz", content, re.DOTALL)]
+    path.write_bytes(content[: place + 2] + b"\x41" + content[place + 3 :])
 
 
 def virtual_dataset(file, other):

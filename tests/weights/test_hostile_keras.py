@@ -24,6 +24,15 @@ def outcomes(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_file_of_nothing_hostile_converts(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    path.write_bytes(hostile_keras.valid())
+    command = [sys.executable, "-m", "tests.weights.campaign", str(path)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert json.loads(process.stdout)["code"] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile_keras.CASES)
 def test_it_is_one_line_in_bounded_time_and_memory(name, outcomes):
     found = outcomes[name]

@@ -27,6 +27,13 @@ DRAWS = 22
 # and one copy of it. Formats that take more for a pixel may have fewer pixels.
 _BYTES_A_PIXEL = 6.3
 
+# The limit on pixels, read once, as OpenCV reads it: 134217728, or 128MB.
+_SET = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+_UNIT = {"kb": 2**10, "mb": 2**20}.get(_SET[-2:].lower(), 1)
+_NUMBER = _SET if _UNIT == 1 else _SET[:-2]
+_LIMIT = int(_NUMBER) * _UNIT if _NUMBER.isdecimal() else None  # None: OpenCV refuses it itself
+_SAID = f"{_LIMIT:,}" if _SET.isdecimal() else _SET
+
 # An image of 16 bits whose values all lie below a quarter is told of, once.
 _DARK = 64
 _told_of_dark: set[int] = set()
@@ -74,38 +81,37 @@ def _tell_of_dark(claim: Claim, name: str) -> None:
 
 def examine(encoded: bytes, name: str = "it") -> Claim:
     """What an image claims, if it can be decoded within the bounds; raises `ExampleError`."""
-    kind = kind_of(encoded)
     try:
         claim = containers.inspect(encoded)
     except containers.DamagedError as error:
-        raise ExampleError(name, f"{_damaged(encoded, kind)}: {error}") from None
+        raise ExampleError(name, f"{_damaged(encoded, kind_of(encoded))}: {error}") from None
     if claim is None:
         raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes are no image")
-    limit = _pixel_limit()
-    if limit is None:  # OpenCV understands it, and it alone
+    limit = _LIMIT
+    if limit is None:
         return claim
     if claim.pixels > limit:
         raise ExampleError(
             name,
-            f"cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {limit:,} pixels",
+            f"cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels",
         )
     if claim.memory > limit * _BYTES_A_PIXEL:
         raise ExampleError(
             name,
-            f"cannot be decoded: a {kind} of {claim.width:,} x {claim.height:,} pixels takes "
+            f"cannot be decoded: a {claim.kind} of {claim.width:,} x {claim.height:,} pixels takes "
             f"{claim.memory / 1e6:,.0f} MB, more than {limit * _BYTES_A_PIXEL / 1e6:,.0f} MB; "
             f"OPENCV_IO_MAX_IMAGE_PIXELS={math.ceil(claim.memory / _BYTES_A_PIXEL)} takes it",
         )
     return claim
 
 
-def _pixel_limit() -> int | None:
-    limit = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
-    return int(limit) if limit.isdecimal() else None  # OpenCV understands 128MB too
-
-
 def _decoded(claim: Claim, name: str, flags: int) -> np.ndarray:
-    """What OpenCV makes of a file that was examined."""
+    """What OpenCV makes of a file that was examined; of a GIF, Pillow."""
+    if claim.kind == "GIF":
+        try:
+            return containers.gif.decode(claim.encoded)
+        except containers.DamagedError as error:
+            raise ExampleError(name, f"{_damaged(claim.encoded, 'GIF')}: {error}") from None
     try:
         image = cv2.imdecode(np.frombuffer(claim.encoded, np.uint8), flags)
     except cv2.error as error:
@@ -154,9 +160,7 @@ def decode_part(
 def _explain(error: cv2.error) -> str:
     """What OpenCV's exception means, in one line."""
     if "CV_IO_MAX_IMAGE_" in str(error):
-        most = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
-        pixels = f"{int(most):,}" if most.isdecimal() else most  # OpenCV understands 128MB too
-        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {pixels} pixels"
+        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels"
     return " ".join(str(error).split())
 
 

@@ -47,6 +47,9 @@ def explained(path: Path, kind: str) -> Iterator[None]:
         raise UsageError(f"{path} {files.printable(str(error), 400)}") from None
     except RecursionError:
         raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
+    except KeyError as error:
+        what = files.printable(str(error))
+        raise UsageError(f"{path} is damaged or no {kind}: it lacks {what}") from None
     except Exception as error:  # h5py, zipfile and json raise many kinds
         raise UsageError(f"{path} is damaged or no {kind}: {files.reason(error)}") from None
 
@@ -148,6 +151,8 @@ class Dataset:
     dtype: np.dtype = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.held, h5py().Dataset):
+            raise Refused(f"has no array at {self.held.name!r}")
         object.__setattr__(self, "dtype", _dtype(self.held))
 
     @property

@@ -8,16 +8,16 @@ the file's. What a file cannot hold is refused; what it can hold is bounded by i
 import struct
 from collections.abc import Callable
 
-from xception_jax.data.containers import jpeg, others, png, tiff
+from xception_jax.data.containers import avif, gif, jpeg, others, png, tiff
 from xception_jax.data.containers.common import Claim, DamagedError
 
-__all__ = ["Claim", "DamagedError", "inspect", "kind_of"]
+__all__ = ["Claim", "DamagedError", "gif", "inspect", "kind_of"]
 
 # How files begin, what they are called then, and who reads their headers.
 _KINDS: tuple[tuple[bytes, str, Callable[[bytes], Claim]], ...] = (
     (b"\xff\xd8\xff", "JPEG", jpeg.inspect),
     (png.SIGNATURE, "PNG", png.inspect),
-    (b"GIF8", "GIF", others.gif),
+    (b"GIF8", "GIF", gif.inspect),
     (b"BM", "BMP", others.bmp),
     *((beginning, "TIFF", tiff.inspect) for beginning in tiff.BEGINNINGS),
     (b"\0\0\0\x0cjP  ", "JPEG 2000", others.jp2),
@@ -33,7 +33,7 @@ def _find(encoded: bytes) -> tuple[str, Callable[[bytes], Claim]] | None:
     if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
         return "WebP", others.webp
     if encoded[4:8] == b"ftyp" and any(brand in encoded[8:64] for brand in (b"avif", b"avis")):
-        return "AVIF", others.avif
+        return "AVIF", avif.inspect
     return None
 
 

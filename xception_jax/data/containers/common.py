@@ -1,14 +1,13 @@
 """What the checks of all formats share: a claim about an image, and the refusal of a file."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class DamagedError(ValueError):
     """The container contradicts itself or its length; the message says how."""
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What a file says about its image, read from its headers alone.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""WebP, GIF, BMP, PNM, AVIF and JPEG 2000: their headers claim a size."""
+"""WebP, BMP, PNM and JPEG 2000: their headers claim a size."""
 
 import re
 import struct
@@ -7,11 +7,8 @@ from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
 
 # Bytes a pixel that OpenCV's decoders of these formats take, measured and rounded up.
 _WEBP, _WEBP_LOSSLESS, _WEBP_ANIMATED = 7, 12, 13
-_GIF = 13.5
-_AVIF_8, _AVIF_DEEP = 24, 40
 _JP2_BASE, _JP2_SAMPLE = 6, 5
 
-_MOST_BLOCKS = 2**16  # of a GIF, before its first image
 _PNM = re.compile(rb"P([1-6])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)*(\d*)")
 _SIZ = b"\xff\x4f\xff\x51"
 
@@ -31,27 +28,6 @@ def webp(encoded: bytes) -> Claim:
         width, height = (int.from_bytes(encoded[a : a + 2], "little") & 0x3FFF for a in (26, 28))
     cost = _WEBP_ANIMATED if animated else cost
     return Claim("WebP", height, width, width * height * cost, encoded)
-
-
-def gif(encoded: bytes) -> Claim:
-    """What a GIF claims; its first image must be able to hold its pixels."""
-    need(len(encoded) >= 13, "it ends within its header")
-    width, height = struct.unpack_from("<HH", encoded, 6)
-    at = 13 + (3 << (encoded[10] & 7) + 1 if encoded[10] & 0x80 else 0)
-    for _ in range(_MOST_BLOCKS):
-        if encoded[at : at + 1] != b"!":
-            break
-        at += 2
-        while at < len(encoded) and encoded[at]:
-            at += 1 + encoded[at]
-        at += 1
-    need(encoded[at : at + 1] == b"," and at + 11 <= len(encoded), "it has no image")
-    left, top, w, h, flags = struct.unpack_from("<HHHHB", encoded, at + 1)
-    need(left + w <= width and top + h <= height, "its first image reaches out of it")
-    at += 10 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    codes = (len(encoded) - at) * 8 // 3  # a code takes three bits or more
-    need(w * h <= codes * min(codes, 4096), f"its data cannot hold {w:,} x {h:,} pixels")
-    return Claim("GIF", height, width, int(width * height * _GIF), encoded)
 
 
 def bmp(encoded: bytes) -> Claim:
@@ -89,22 +65,6 @@ def pnm(encoded: bytes) -> Claim:
     memory = int(width * height * PLAIN) << deep
     white = most if deep and most < 2**16 - 1 else 0
     return Claim("PNM", height, width, memory, encoded, white=white, deep=deep)
-
-
-def avif(encoded: bytes) -> Claim:
-    """What an AVIF claims: the largest of the sizes that its items have (`ispe`)."""
-    sizes: list[tuple[int, int]] = []
-    at = encoded.find(b"ispe")
-    while at >= 0 and len(sizes) < 4096:
-        if at + 16 <= len(encoded):
-            sizes.append(struct.unpack_from(">II", encoded, at + 8))
-        at = encoded.find(b"ispe", at + 4, len(encoded))
-    need(bool(sizes), "no size is given")
-    at = encoded.find(b"av1C")
-    deep = at >= 0 and at + 7 <= len(encoded) and bool(encoded[at + 6] & 0x40)
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
-    cost = _AVIF_DEEP if deep else _AVIF_8
-    return Claim("AVIF", height, width, width * height * cost, encoded)
 
 
 def jp2(encoded: bytes) -> Claim:

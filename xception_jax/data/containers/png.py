@@ -2,7 +2,7 @@
 
 import struct
 
-from xception_jax.data.containers.common import PLAIN, Claim, need
+from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -71,7 +71,8 @@ def _walk(encoded: bytes) -> tuple[list[tuple[int, int]], int, int, bool]:
     while at + _AROUND <= end and len(kept) < _MOST_CHUNKS:
         length, kind = _CHUNK.unpack_from(encoded, at)
         after = at + _AROUND + length
-        need(after <= end, f"chunk {kind!r} claims {length:,} bytes, and {end - at:,} are left")
+        if after > end:
+            raise DamagedError(f"chunk {kind!r} claims {length:,} bytes, and {end - at:,} are left")
         if kind == b"IDAT":
             data += length
         elif kind == b"sBIT" and length:

@@ -80,7 +80,8 @@ def _check_parts(encoded: bytes, tags: dict[int, tuple[int, ...]], tiled: bool, 
     need(len(places) >= count, f"it has {len(places):,} of {count:,} strips or tiles")
     end = len(encoded)
     for place, size in zip(places, sizes, strict=False):
-        need(place + size <= end, f"a strip or tile of {size:,} bytes at byte {place:,} is cut off")
+        if place + size > end:
+            raise DamagedError(f"a strip or tile of {size:,} bytes at byte {place:,} is cut off")
 
 
 def _directory(encoded: bytes) -> dict[int, tuple[int, ...]]:
@@ -101,7 +102,8 @@ def _directory(encoded: bytes) -> dict[int, tuple[int, ...]]:
         size = number * (_SIZES[kind] if kind < len(_SIZES) else 0)
         place = int.from_bytes(value, "little" if order == "<" else "big")
         inside = size <= len(value)
-        need(inside or place + size <= len(encoded), f"entry {tag} of {size:,} bytes lies outside")
+        if not inside and place + size > len(encoded):
+            raise DamagedError(f"entry {tag} of {size:,} bytes lies outside")
         if kind in _NUMBERS and number and tag not in tags:
             data = value[:size] if inside else encoded[place : place + size]
             tags[tag] = struct.unpack(f"{order}{number}{_NUMBERS[kind]}", data)
