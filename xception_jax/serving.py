@@ -30,7 +30,7 @@ PROGRAM, ABOUT, README = "model.bin", "model.json", "README.md"
 # Of `model.json`; raised when a reader of today would misread it.
 FORMAT = 2
 _TEXT, _NUMBER = (str,), (int,)
-# What each field is, of format 1, which has no seal and no digest of the README, and of today's.
+# What each field is, of format 1 and of today's.
 _FIRST: dict[str, Any] = {
     "format": _NUMBER,
     "source": (dict,),
@@ -45,7 +45,12 @@ _FIRST: dict[str, Any] = {
 }
 _FORMATS: dict[int, dict[str, Any]] = {
     1: _FIRST,
-    FORMAT: {**_FIRST, "readme": {"file": {README}, "sha256": _TEXT}, seal.NAME: _TEXT},
+    FORMAT: {
+        **_FIRST,
+        "exif_orientation": {"applied", "ignored"},
+        "readme": {"file": {README}, "sha256": _TEXT},
+        seal.NAME: _TEXT,
+    },
 }
 
 # docs/export.md shows the same lines; a test runs them.
