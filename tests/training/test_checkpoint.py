@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -195,6 +194,17 @@ def pipe_as_manifest(folder: Path) -> None:
     os.mkfifo(folder / "meta" / "metadata")
 
 
+def folder_as_manifest(folder: Path) -> None:
+    delete_manifest(folder)
+    (folder / "meta" / "metadata").mkdir()
+
+
+def folder_as_array(folder: Path) -> None:
+    path = largest_file(folder / "params")
+    path.unlink()
+    path.mkdir()
+
+
 def pipe_as_array(folder: Path) -> None:
     path = largest_file(folder / "params")
     path.unlink()
@@ -203,7 +213,8 @@ def pipe_as_array(folder: Path) -> None:
 
 DAMAGES = [
     flip_a_bit, truncate, empty, forge_digest, rename, cut_manifest_short, negate_an_array,
-    change_metrics, delete_manifest, pipe_as_manifest, pipe_as_array,
+    change_metrics, delete_manifest, pipe_as_manifest, pipe_as_array, folder_as_manifest,
+    folder_as_array,
 ]  # fmt: skip
 
 
@@ -224,7 +235,7 @@ def test_damage_is_moved_aside_and_the_one_before_restored(tmp_path, damage):
 
 
 def make_old(folder: Path) -> None:
-    """Rewrites what a checkpoint says of itself as runs wrote it that began before."""
+    """Rewrites what a checkpoint says of itself as it was before manifests were sealed."""
     step, path = int(folder.name), folder / "meta" / "metadata"
     metrics = json.loads(path.read_text())["metrics"]
     items = {name: getattr(make_state(step), name) for name in checkpoint.ITEMS}
@@ -238,7 +249,7 @@ def make_old(folder: Path) -> None:
         (folder / "metrics" / "metrics").write_text(json.dumps(metrics))
 
 
-def test_a_run_of_before_goes_on_its_arrays_checked_by_the_old_digest(tmp_path):
+def test_a_run_without_seals_goes_on_its_arrays_checked_by_the_old_digest(tmp_path):
     save_all(tmp_path, [1, 2, 3], top1={1: 0.5, 2: 0.4})
     for step in (1, 2, 3):
         make_old(tmp_path / "checkpoints" / str(step))
@@ -340,14 +351,6 @@ def not_ours(checkpoint: Path) -> tuple[Path, Callable[[], object]]:
     path = largest_file(checkpoint / "params")
     path.chmod(0)
     return path, lambda: path.chmod(0o644)
-
-
-@pytest.fixture
-def shared():
-    """A folder that others may enter."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def test_a_file_that_cannot_be_read_for_a_while_is_tried_again(tmp_path):

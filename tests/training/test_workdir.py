@@ -14,7 +14,7 @@ from xception_jax.training.manifest import Meta
 
 
 def begin(folder, config, *, sealed=True):
-    """A run that has saved something; as runs of before wrote it, if not sealed."""
+    """A run that has saved something; as it was before configs were sealed, if not `sealed`."""
     flat = config_lib.flatten(config)
     fields = Meta(2, "set", 100, ("a", "b"), flat, digests={}).fields()
     if not sealed:
@@ -197,7 +197,7 @@ def test_a_pipe_in_its_place_is_not_opened(tmp_path, small_config):
         workdir.read_config(tmp_path)
 
 
-def test_a_run_of_before_is_read_and_sealed_when_it_goes_on(tmp_path, small_config):
+def test_a_run_without_seals_is_read_and_sealed_when_it_goes_on(tmp_path, small_config):
     path = begin(tmp_path, small_config, sealed=False)
     assert config_lib.flatten(workdir.read_config(tmp_path)) == config_lib.flatten(small_config)
     with workdir.claim(tmp_path, small_config):

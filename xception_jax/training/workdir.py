@@ -95,7 +95,12 @@ def _parse(path: Path) -> dict[str, Any]:
     """The fields of a file; `ValueError` where it holds none, or is no file."""
     if not path.is_file():
         raise ValueError("it is no regular file")
-    return seal.parse(storage.bytes_of(path))
+    try:
+        return seal.parse(storage.bytes_of(path))
+    except OSError as error:
+        if storage.fault(error):
+            raise
+        raise ValueError(error.strerror) from None
 
 
 def _complete(flat: dict[str, Any]) -> dict[str, Any]:
