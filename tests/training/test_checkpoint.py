@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import jax
@@ -301,6 +301,18 @@ def test_an_older_damaged_checkpoint_is_moved_too(tmp_path):
         assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
 
 
+def test_a_file_where_damaged_checkpoints_go_is_told(tmp_path):
+    save_all(tmp_path, [1, 2])
+    truncate(tmp_path / "checkpoints" / "2")
+    (tmp_path / "damaged").write_text("mine")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(RunError, match=r"/damaged is no folder, so checkpoint 2, .* move .* away"),
+    ):
+        checkpoints.restore_newest(target())
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
 def test_nothing_is_moved_if_nothing_can_be_restored(tmp_path):
     save_all(tmp_path, [1, 2])
     for step in (1, 2):
@@ -443,3 +455,17 @@ def test_a_full_disk_is_one_line_that_names_a_file_with_the_rest(small_disk, cap
     with Checkpoints(small_disk) as checkpoints:
         state, _, notes = checkpoints.restore_newest(target())
         assert (int(state.step), notes) == (checkpoints.steps()[-1], [])
+
+
+def test_metrics_that_no_disk_takes_are_one_line_and_change_nothing(small_disk):
+    with Checkpoints(small_disk) as checkpoints:
+        checkpoints.save(make_state(1), META.at(1))
+        checkpoints.wait()
+        path = manifest.path_of(small_disk / "checkpoints" / "1")
+        before = path.read_bytes()
+        with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while filler.write(bytes(4096)):
+                pass
+        with pytest.raises(RunError, match=rf"^{path}: No space left on device$"):
+            checkpoints.add_metrics(1, {"top1": 0.5, "loss": 1.0})
+        assert [one.read_bytes() for one in path.parent.glob("metadata*")] == [before]

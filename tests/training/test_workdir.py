@@ -8,7 +8,7 @@ import pytest
 
 from xception_jax import config as config_lib
 from xception_jax import seal
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
 from xception_jax.training import workdir
 from xception_jax.training.manifest import Meta
 
@@ -111,6 +111,25 @@ def test_a_folder_that_is_a_file(tmp_path, small_config):
     ):
         pass
     assert path.read_text() == "mine"
+
+
+def test_a_file_in_place_of_the_folder_of_checkpoints(tmp_path, small_config):
+    (tmp_path / "checkpoints").write_text("")
+    with (
+        pytest.raises(UsageError, match="checkpoints is no folder; move it away"),
+        workdir.claim(tmp_path, small_config),
+    ):
+        pass
+
+
+def test_a_config_that_cannot_be_written_is_one_line(tmp_path, small_config):
+    (tmp_path / "config.json").mkdir()
+    with (
+        pytest.raises(RunError, match=r"^/.*/config\.json: Is a directory$"),
+        workdir.claim(tmp_path, small_config),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
 
 
 def test_no_run_there(tmp_path):
