@@ -4,7 +4,9 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.processes import as_nobody
+from tests.processes import ROOT, as_nobody
 from xception_jax import retry, seal
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.training import checkpoint, digest, manifest, sharding
@@ -105,6 +107,75 @@ def test_the_best_of_multilabel_data_is_by_map(tmp_path):
             checkpoints.save(make_state(step), META.at(step), found)
         checkpoints.wait()
         assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
+
+
+DELETE = """
+import os, shutil, signal, sys
+from pathlib import Path
+from tests.training.test_checkpoint import META, Checkpoints, make_state
+
+# Killed as soon as anything of a checkpoint is deleted: files go one by one.
+remove, removed = os.unlink, []
+def unlink(path, *arguments, **options):
+    remove(path, *arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    top1 = {1: 0.5, 2: 0.9, 3: 0.6}
+    for step, found in top1.items():
+        checkpoints.save(make_state(step), META.at(step), {"top1": found, "loss": 1.0})
+    checkpoints.wait()
+    os.unlink = os.remove = unlink
+    checkpoints.save(make_state(4), META.at(4))
+    checkpoints.wait()
+    checkpoints.save(make_state(5), META.at(5))
+"""
+
+
+def test_a_kill_while_one_is_deleted_leaves_no_damage(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", DELETE, tmp_path], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = [path.name for path in (tmp_path / "checkpoints" / "deleted").iterdir()]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find("best") == 2
+        assert not {*map(str, checkpoints.steps())} & {*left}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        state, _, notes = checkpoints.restore_newest(target())
+        assert notes == []
+        checkpoints.save(make_state(6), META.at(6))
+        checkpoints.wait()
+        assert (int(state.step), checkpoints.steps()) == (4, [2, 6])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_reader_beside_a_run_that_deletes_meets_no_damage(tmp_path):
+    """Until the run ends, whatever is being deleted at the moment."""
+    with subprocess.Popen([sys.executable, "-c", RUN, tmp_path], cwd=ROOT) as run:
+        looks = 0
+        while run.poll() is None:
+            found = manifest.survey(tmp_path / "checkpoints")
+            assert not [one for one in found.values() if isinstance(one, str)]
+            looks += 1
+    assert (run.returncode, looks > 1) == (0, True)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from tests.training.test_checkpoint import META, Checkpoints, make_state
+with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    for step in range(7):
+        checkpoints.save(make_state(step), META.at(step), {"top1": step / 7, "loss": 1.0})
+"""
+
+
+def test_one_that_is_gone_by_now_is_told_so(tmp_path):
+    save_all(tmp_path, [1, 2])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        shutil.rmtree(tmp_path / "checkpoints" / "1")
+        with pytest.raises(DamagedCheckpointError, match="checkpoint 1 is no longer there; a run"):
+            checkpoints.restore(1, {"ema": target().ema})
 
 
 def test_nothing_there(tmp_path):

@@ -8,6 +8,7 @@ finalized together.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -32,6 +33,9 @@ from xception_jax.training.workdir import write_atomically
 T = TypeVar("T")
 
 ITEMS = ("params", "batch_stats", "opt_state", "ema")
+# Below the checkpoints: where those go that are not kept. They are renamed first and deleted then,
+# so that a kill or a reader at that moment never meets a checkpoint with half of its files.
+_DELETED = "deleted"
 
 
 @dataclass
@@ -99,7 +103,9 @@ class Checkpoints:
             ),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
+            todelete_subdir=_DELETED,
         )
+        self._delete()  # what a run that was killed has left
         try:
             manager = ocp.CheckpointManager(
                 self._folder, options=options, item_names=(*ITEMS, "meta")
@@ -117,6 +123,7 @@ class Checkpoints:
         try:
             if self._writing:
                 self._manager.close()
+                self._delete()
         except Exception as error:
             if kind is None:  # else what came first is told
                 raise self._failed("a checkpoint", error) from error
@@ -201,6 +208,7 @@ class Checkpoints:
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
         manager = self._manager
         self.wait()
+        self._delete()
         if meta.step in self.steps():
             raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
         self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
@@ -227,6 +235,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed("a checkpoint", error) from error
+
+    def _delete(self) -> None:
+        """Deletes the checkpoints that are not kept, while Orbax writes none; see `_DELETED`."""
+        if cluster.is_first():
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
     def _failed(self, what: str, error: Exception) -> RunError:
         """One line on a write that failed, which names the file with Orbax' traceback."""
@@ -267,7 +280,7 @@ class Checkpoints:
 
             storage.read(folder, action, self._say)
 
-        _together(lambda: _damage(step, read))
+        _together(lambda: _damage(folder, read))
         # Sums over all devices: only once all have read.
         _together(lambda: _compare(step, found, meta))
         return found, meta
@@ -338,15 +351,22 @@ def _read_arrays(folder: Path, target: Tree) -> Tree:
         handler.close()
 
 
-def _damage(step: int, action: Callable[[], None]) -> None:
+def _damage(folder: Path, action: Callable[[], None]) -> None:
     """Raises what Orbax and TensorStore raise, which is of many kinds, as damage."""
     try:
         action()
     except RunError:
         raise
     except Exception as error:
+        if not os.path.lexists(folder):
+            raise DamagedCheckpointError(
+                f"checkpoint {folder.name} is no longer there; a run deletes those that "
+                f"it does not keep. Start again"
+            ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedCheckpointError(f"checkpoint {step} cannot be read: {reason[0]}") from error
+        raise DamagedCheckpointError(
+            f"checkpoint {folder.name} cannot be read: {reason[0]}"
+        ) from error
 
 
 def _compare(step: int, found: dict[str, Tree], meta: Meta) -> None:
