@@ -234,6 +234,28 @@ def test_a_config_of_an_older_version_lacks_newer_fields(tmp_path, small_config)
     assert workdir.read_config(tmp_path).model.remat == small_config.model.remat
 
 
+@pytest.mark.parametrize("older", ["config.json", "manifest"])
+def test_a_run_of_an_older_version_keeps_what_that_version_did(tmp_path, small_config, older):
+    """A program of this version has settled the fields in the other file of the two."""
+    added = {"data.exif": "on", "data.white_level": 65_535}
+    for name, value in added.items():
+        small_config.update_from_flattened_dict({name: value})
+    path = begin(tmp_path, small_config)
+    meta = tmp_path / "checkpoints" / "2" / "meta" / "metadata"
+    if older == "manifest":
+        fields = json.loads(meta.read_text())
+        for name in added:
+            del fields["config"][name]
+        meta.write_text(json.dumps(seal.sealed(fields)))
+    else:
+        fields = json.loads(path.read_text())
+        for name in added:
+            del fields[name]
+        path.write_text(json.dumps(seal.sealed(fields)))
+    found = config_lib.flatten(workdir.read_config(tmp_path))
+    assert {name: found[name] for name in added} == added
+
+
 @pytest.mark.parametrize("flips", [100, pytest.param(3000, marks=pytest.mark.slow)])
 def test_no_flip_has_an_effect(tmp_path, small_config, flips):
     path = begin(tmp_path, small_config)

@@ -97,7 +97,7 @@ def _recorded_fields(workdir: Path) -> dict[str, Any] | None:
             raise UsageError(f"{path} {complaint}")
         return flat
     step, then = kept
-    changed = config_lib.differences(_complete(then), _complete(flat)) if flat else []
+    changed = _differences(then, flat) if flat else []
     if complaint is None and all(config_lib.may_change(name, flat) for name in changed):
         return flat  # as --allow_config_changes lets them
     named = [f"{name} was {then.get(name)!r}, is {flat.get(name)!r}" for name in changed]
@@ -105,6 +105,11 @@ def _recorded_fields(workdir: Path) -> dict[str, Any] | None:
         f"{path} is not what the run wrote: {', '.join(named) or f'it {complaint}'}; undo that, or "
         f"delete the file, and the config that checkpoint {step} keeps takes its place"
     )
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The fields that differ, though one config may be of a version that had fewer fields."""
+    return config_lib.differences(config_lib.complete(then), config_lib.complete(now))
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -117,11 +122,6 @@ def _parse(path: Path) -> dict[str, Any]:
         if storage.fault(error):
             raise
         raise ValueError(error.strerror) from None
-
-
-def _complete(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config of an older version, with the defaults of the fields that have come since."""
-    return {**config_lib.flatten(config_lib.default()), **flat}
 
 
 @contextmanager
