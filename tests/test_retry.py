@@ -6,6 +6,8 @@ import pickle
 import resource
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from xception_jax import retry
@@ -121,9 +123,91 @@ def test_messages_of_libraries_and_want_of_memory():
         ValueError("UNAVAILABLE: the server is away"),
     ):
         assert retry.transient(error)
-        assert retry.reason(error) == (str(error) or "Cannot allocate memory")
+        assert retry.fault(error) == (str(error) or "Cannot allocate memory")
     assert not retry.transient(RuntimeError("open() failed: No such file or directory; opening x"))
 
 
 def test_all_attempts_together_take_two_minutes():
     assert retry.SECONDS == 120
+
+
+# As TensorStore words them; Orbax raises an Exception without a number from them.
+STORE = 'UNKNOWN: Error reading local file "/run/params/": Failed to open: "/run/params/d/1": {} [os_error_code=\'{}\']'  # noqa: E501
+
+
+def raised(error: BaseException, around: Exception | None = None) -> BaseException:
+    """The error as it arrives, maybe with another one around it."""
+    try:
+        try:
+            raise error
+        except BaseException as inner:
+            if around is None:
+                raise
+            raise around from inner
+    except BaseException as outer:
+        return outer
+
+
+STORAGE = [
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ECONNRESET,
+]  # fmt: skip
+OF_THE_FILE = [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO]
+
+
+@pytest.mark.parametrize("number", STORAGE)
+def test_errors_of_the_storage(number):
+    words = os.strerror(number)
+    assert retry.fault(OSError(number, words, "/run/file")) == words
+    store = ValueError(STORE.format(words, number))
+    assert retry.fault(store) == words
+    around = raised(store, Exception("Encountered error while reading array index"))
+    assert (retry.fault(around), retry.file_of(around)) == (words, "/run/params/d/1")
+
+
+@pytest.mark.parametrize("number", OF_THE_FILE)
+def test_errors_that_tell_of_the_file(number):
+    assert retry.fault(OSError(number, os.strerror(number))) is None
+    assert retry.fault(ValueError(STORE.format(os.strerror(number), number))) is None
+
+
+def test_others():
+    assert retry.fault(MemoryError()) == "Cannot allocate memory"
+    assert retry.fault(ValueError("UNAVAILABLE: try again")) == "UNAVAILABLE: try again"
+    for text in (
+        "DATA_LOSS: bad checksum",
+        "FAILED_PRECONDITION: no array",
+        "it is UNAVAILABLE: x",
+    ):
+        assert retry.fault(ValueError(text)) is None
+    assert retry.fault(raised(KeyError("params"), ValueError("no such item"))) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Out of memory while trying to allocate 42949672960 bytes.",
+        "XLA:TPU compile permanent error. Ran out of memory in memory space hbm.",
+        "Error allocating device buffer: Attempting to allocate 2.00G. That was not possible.",
+        "Attempting to reserve 3.2G at the bottom of memory. That was not possible.",
+    ],
+)
+def test_memory_that_a_device_lacks_is_no_fault_of_the_storage(text):
+    error = RuntimeError(f"RESOURCE_EXHAUSTED: {text}")
+    for one in (error, raised(error, ValueError("Orbax says less"))):
+        assert retry.out_of_device_memory(one)
+        assert retry.fault(one) is None
+        assert not retry.transient(one)
+    full = RuntimeError("RESOURCE_EXHAUSTED: open() failed: Too many open files")
+    assert retry.transient(full)
+    assert retry.transient(ValueError("RESOURCE_EXHAUSTED: quota of requests"))
+    assert not retry.out_of_device_memory(full)
+
+
+def test_an_array_that_no_device_holds_is_told_as_it_is_by_jax():
+    def make() -> object:
+        return jax.block_until_ready(jax.jit(lambda: jnp.ones((1 << 24, 1 << 22), jnp.float32))())
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as caught:
+        retry.reading(make, "it", say=pytest.fail, **QUICK)
+    assert retry.out_of_device_memory(caught.value)

@@ -6,8 +6,9 @@ about the bytes of a file. Data counts as bad only when its bytes are bad, or th
 
 import errno
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from xception_jax.console import make_console
@@ -20,38 +21,85 @@ SECONDS = 120.0
 # The pauses between them, as shares of that: the first, and the longest that doubling leads to.
 _FIRST, _LONGEST = 1 / 240, 1 / 6
 
-# Errors that another attempt does not cure: the file is gone, is no file, or access is denied.
-# Every other code counts as passing. So an unknown code stops a run; it never replaces an example.
-LASTING = frozenset(
+# Codes that tell of the file: it is gone, is no file, or is too large. Every other code tells of
+# the way to it. So an unknown code stops a run; it never counts as bad data.
+_LASTING = frozenset(
     {
         *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
-        *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.EINVAL),
-        *(errno.EFBIG, errno.EOVERFLOW),
+        *(errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW),
     }
 )
-# C++ libraries raise errors without a code. Their messages contain the system's text of the code,
-# as `pread() failed: Input/output error; reading PATH`, or begin with the name of a status.
-_TEXTS = tuple(
-    {os.strerror(code) for code in errno.errorcode if code not in LASTING}
-    | {"UNAVAILABLE: ", "DEADLINE_EXCEEDED: ", "RESOURCE_EXHAUSTED: "}
+# Access that is denied stays denied until a person grants it: another attempt is of no use.
+_DENIED = (os.strerror(errno.EACCES), os.strerror(errno.EPERM), "PERMISSION_DENIED",
+           "UNAUTHENTICATED")  # fmt: skip
+# C++ libraries raise errors without `errno`. TensorStore's messages end in the code, around which
+# Orbax raises an error that says less. Others contain the system's text of the code, as
+# `pread() failed: Input/output error; reading PATH`, or begin with the name of a status.
+_CODE = re.compile(r"\[os_error_code='(\d+)'\]")
+_TEXTS = tuple({os.strerror(code) for code in errno.errorcode if code not in _LASTING})
+_STATUS = re.compile(
+    "(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|PERMISSION_DENIED|"
+    "UNAUTHENTICATED): "
 )
+
+
+def fault(error: BaseException) -> str | None:
+    """Why the way to the data failed, in one line; None where the data is at fault, or the program.
+
+    An error is judged with those that it was raised from. Our own are judged already: an
+    `ExampleError` is about bytes, and a `ReadError` has had its attempts. Memory that a device
+    lacks is not the storage's fault.
+    """
+    if out_of_device_memory(error):
+        return None
+    for part in _chain(error):
+        text = str(part).strip().partition("\n")[0]
+        if isinstance(part, (ExampleError, ReadError)):
+            return None
+        if isinstance(part, MemoryError):
+            return os.strerror(errno.ENOMEM)
+        if isinstance(part, OSError) and part.errno is not None:
+            return None if part.errno in _LASTING else part.strerror or repr(part)
+        if code := _CODE.search(str(part)):
+            number = int(code[1])
+            return None if number in _LASTING else os.strerror(number)
+        if _STATUS.match(text) or any(known in text for known in _TEXTS):
+            return text[:300]
+    return None
 
 
 def transient(error: BaseException) -> bool:
-    """Whether an error of reading may pass, so that it says nothing about the data.
+    """Whether an error of reading may pass, so that it says nothing about the data."""
+    why = fault(error)
+    return why is not None and not any(text in why for text in _DENIED)
 
-    An `OSError` is judged by its code alone; one without a code is lasting. `MemoryError` may
-    pass. Any other error is judged by the message (see `_TEXTS`), but not our own: an
-    `ExampleError` is about bytes, and a `ReadError` has had its attempts.
-    """
-    if isinstance(error, (ExampleError, ReadError)):
-        return False
-    if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in LASTING
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error)
-    return any(part in text for part in _TEXTS)
+
+def out_of_device_memory(error: BaseException) -> bool:
+    """Whether JAX raised it since an array or a program is too large for the device."""
+    return any(
+        re.match("RESOURCE_EXHAUSTED: .*(out of memory|allocat|reserv)", str(part), re.I | re.S)
+        and not any(known in str(part) for known in _TEXTS)
+        for part in _chain(error)
+    )
+
+
+def file_of(error: BaseException) -> str | None:
+    """The file that an error names, or one of those that it was raised from."""
+    for part in _chain(error):
+        if isinstance(part, OSError) and part.filename:
+            name = part.filename
+            return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+        for quoted, bare in re.findall(r'"(/[^"]*[^"/])"|open file (/.+?): ', str(part)):
+            return quoted or bare
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    now: BaseException | None = error
+    while now is not None:
+        yield now
+        now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
 
 
 def reading(
@@ -82,12 +130,12 @@ def reading(
         try:
             return action()
         except Exception as error:
-            if not transient(error):
+            why = fault(error)
+            if why is None or not transient(error):
                 raise
-            why = reason(error)
-            path = getattr(error, "filename", None)
-            if path and os.fsdecode(path) not in name:
-                why += f" ({os.fsdecode(path)})"
+            path = file_of(error)
+            if path and path not in name:
+                why += f" ({path})"
         attempts += 1
         left = begun + seconds - time.monotonic()
         if left <= 0:
@@ -101,9 +149,3 @@ def reading(
             tell(f"{name} cannot be read at present: {why}; trying again for {seconds:g} seconds")
         time.sleep(min(pause, left))
         pause = min(2 * pause, seconds * _LONGEST)
-
-
-def reason(error: BaseException) -> str:
-    """Why a read failed, in one line."""
-    text = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-    return text or (os.strerror(errno.ENOMEM) if isinstance(error, MemoryError) else repr(error))

@@ -384,6 +384,14 @@ def test_a_file_where_damaged_checkpoints_go_is_told(tmp_path):
     assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
+def test_memory_that_a_device_lacks_is_no_damage(tmp_path):
+    def read() -> None:
+        jax.block_until_ready(jax.jit(lambda: jnp.ones((1 << 24, 1 << 22), jnp.float32))())
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        checkpoint._damage(tmp_path, read)
+
+
 def test_nothing_is_moved_if_nothing_can_be_restored(tmp_path):
     save_all(tmp_path, [1, 2])
     for step in (1, 2):

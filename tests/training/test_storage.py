@@ -1,7 +1,6 @@
 """What is tried again, and what is not. The errors are real ones, but for their texts' wording."""
 
 import errno
-import os
 
 import pytest
 
@@ -11,54 +10,6 @@ from xception_jax.training import storage
 
 # As TensorStore words them; Orbax raises an Exception without a number from them.
 STORE = 'UNKNOWN: Error reading local file "/run/params/": Failed to open: "/run/params/d/1": {} [os_error_code=\'{}\']'  # noqa: E501
-
-
-def raised(error: BaseException, around: Exception | None = None) -> BaseException:
-    """The error as it arrives, maybe with another one around it."""
-    try:
-        try:
-            raise error
-        except BaseException as inner:
-            if around is None:
-                raise
-            raise around from inner
-    except BaseException as outer:
-        return outer
-
-
-STORAGE = [
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE,
-    errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ECONNRESET,
-]  # fmt: skip
-OF_THE_FILE = [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO]
-
-
-@pytest.mark.parametrize("number", STORAGE)
-def test_errors_of_the_storage(number):
-    words = os.strerror(number)
-    assert storage.fault(OSError(number, words, "/run/file")) == words
-    store = ValueError(STORE.format(words, number))
-    assert storage.fault(store) == words
-    around = raised(store, Exception("Encountered error while reading array index"))
-    assert (storage.fault(around), storage.file_of(around)) == (words, "/run/params/d/1")
-
-
-@pytest.mark.parametrize("number", OF_THE_FILE)
-def test_errors_that_tell_of_the_file(number):
-    assert storage.fault(OSError(number, os.strerror(number))) is None
-    assert storage.fault(ValueError(STORE.format(os.strerror(number), number))) is None
-
-
-def test_others():
-    assert storage.fault(MemoryError()) == "out of memory"
-    assert storage.fault(ValueError("UNAVAILABLE: try again")) == "UNAVAILABLE: try again"
-    for text in (
-        "DATA_LOSS: bad checksum",
-        "FAILED_PRECONDITION: no array",
-        "it is UNAVAILABLE: x",
-    ):
-        assert storage.fault(ValueError(text)) is None
-    assert storage.fault(raised(KeyError("params"), ValueError("no such item"))) is None
 
 
 def test_reading_is_tried_again_whatever_the_kind(monkeypatch):

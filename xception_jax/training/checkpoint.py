@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from xception_jax import cluster
+from xception_jax import cluster, retry
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.training import manifest, storage
 from xception_jax.training.digest import digests
@@ -244,8 +244,8 @@ class Checkpoints:
     def _failed(self, what: str, error: Exception) -> RunError:
         """One line on a write that failed, which names the file with Orbax' traceback."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if why := storage.fault(error):
-            reason = f"{why}: {storage.file_of(error) or self._folder}"
+        if why := retry.fault(error):
+            reason = f"{why}: {retry.file_of(error) or self._folder}"
         path = self._tracebacks.write()
         return RunError(
             f"{what} could not be written: {reason}"
@@ -358,6 +358,8 @@ def _damage(folder: Path, action: Callable[[], None]) -> None:
     except RunError:
         raise
     except Exception as error:
+        if retry.out_of_device_memory(error):
+            raise
         if not os.path.lexists(folder):
             raise DamagedCheckpointError(
                 f"checkpoint {folder.name} is no longer there; a run deletes those that "

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xception_jax import seal
+from xception_jax import retry, seal
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training import digest, storage
 from xception_jax.training.storage import Say
@@ -165,7 +165,7 @@ def read(folder: Path) -> Meta:
 
     Raises:
       DamagedCheckpointError: the manifest is not what was written.
-      OSError: the storage is at fault, see `storage.fault`.
+      OSError: the storage is at fault, see `retry.fault`.
     """
     try:
         check_regular(folder)
@@ -175,7 +175,7 @@ def read(folder: Path) -> Meta:
         if meta.digest_algorithm == 1 and meta.metrics is None:
             meta = replace(meta, metrics=_old_metrics(folder))
     except OSError as error:
-        if storage.fault(error):
+        if retry.fault(error):
             raise
         missing = isinstance(error, FileNotFoundError)
         reason = f"it lacks {error.filename}" if missing else f"{error.filename}: {error.strerror}"
@@ -214,7 +214,7 @@ def check_regular(folder: Path) -> None:
         try:
             info = path.stat()
         except OSError as error:
-            if storage.fault(error):
+            if retry.fault(error):
                 raise
             raise DamagedCheckpointError(
                 f"checkpoint {folder.name} is damaged: {path}: {error.strerror}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xception_jax import cluster, seal
+from xception_jax import cluster, retry, seal
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 from xception_jax.training import manifest, storage
@@ -119,7 +119,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         return seal.parse(storage.bytes_of(path))
     except OSError as error:
-        if storage.fault(error):
+        if retry.fault(error):
             raise
         raise ValueError(error.strerror) from None
 
