@@ -155,6 +155,89 @@ def test_text_profiles_and_animations_of_a_png_do_not_reach_the_decoder():
     np.testing.assert_array_equal(decode.decode(animated), pictures.PIXELS)
 
 
+def same_names(jpeg: bytes, names: bytes) -> bytes:
+    """A JPEG of one scan whose components have other names."""
+    made, frame, scan = bytearray(jpeg), jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xda")
+    for number, name in enumerate(names):
+        made[frame + 10 + 3 * number] = made[scan + 5 + 2 * number] = name
+    return bytes(made)
+
+
+def run_length_bmp(width: int, height: int, codes: bytes) -> bytes:
+    """A BMP of 256 greys, coded by runs."""
+    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1).tobytes()
+    start = 54 + len(colours)
+    sizes = struct.pack("<IHHI", start + len(codes), 0, 0, start)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(codes), 0, 0, 256, 0)
+    return b"BM" + sizes + header + colours + codes
+
+
+def pixels_of(encoded: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+@pytest.mark.parametrize("names", [b"\1\1\1", b"\0\0\0", b"\1\2\2"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_components_of_a_jpeg_may_have_one_name(names, subsampling):
+    plain = pictures.encode(pictures.PICTURE, "JPEG", subsampling=subsampling)
+    made = same_names(plain, names)
+    assert made != plain
+    np.testing.assert_array_equal(decode.decode(made), pixels_of(plain))
+    part = decode.decode_part(made, lambda *_: (8, 8, 16, 24))
+    np.testing.assert_array_equal(part, pixels_of(plain)[8:24, 8:32])
+
+
+def test_equal_names_do_not_hide_the_work_of_scans():
+    """A scan may visit the largest component of its name, which may be visited 60 times here."""
+    image = Image.new("RGB", (3000, 3000))
+    plain = pictures.encode(image, "JPEG", progressive=True, subsampling=2)
+    encoded = bytearray(many_scans(plain, 100))
+    frame, scan = encoded.index(b"\xff\xc2"), -1
+    encoded[frame + 10 : frame + 17 : 3] = b"\1\1\1"
+    while (scan := encoded.find(b"\xff\xda", scan + 1)) >= 0:
+        encoded[scan + 5 : scan + 5 + 2 * encoded[scan + 4] : 2] = b"\1" * encoded[scan + 4]
+    with pytest.raises(ExampleError, match="scans or more of"):
+        decode.decode(bytes(encoded))
+
+
+def test_what_follows_an_image_is_no_part_of_it():
+    """A film behind a photo, which a phone appends, or what a transfer leaves."""
+    rng = np.random.default_rng(0)
+    film = rng.integers(0, 256, 3_000_000, np.uint8).tobytes() + b"\xff\xda" * 600
+    files = {
+        "progressive.jpg": mutations.seeds()["progressive.jpg"],
+        "cmyk.jpg": mutations.seeds()["cmyk.jpg"],
+        "baseline.jpg": mutations.seeds()["baseline.jpg"],
+        "plain.avif": mutations.seeds()["plain.avif"],
+        "plain.png": whole_png(),
+        "plain.gif": pictures.encode(pictures.PICTURE, "GIF"),
+        "plain.webp": pictures.encode(pictures.PICTURE, "WEBP"),
+        "plain.bmp": pictures.encode(pictures.PICTURE, "BMP"),
+    }
+    for name, encoded in files.items():
+        for behind in (b"\0" * 5, b"text, and more of it", film):
+            np.testing.assert_array_equal(
+                decode.decode(encoded + behind), decode.decode(encoded), name
+            )
+
+
+def test_markers_within_the_segments_between_scans_are_no_scans_and_no_end():
+    encoded = mutations.seeds()["progressive.jpg"]
+    at = encoded.rfind(b"\xff\xda")
+    note = b"\xff\xfe\x10\x02" + (b"\xff\xd9" + b"\xff\xda" * 7) * 256
+    made = encoded[:at] + note + encoded[at:]
+    np.testing.assert_array_equal(decode.decode(made), decode.decode(encoded))
+    hidden = many_scans(encoded, 600)
+    with pytest.raises(ExampleError, match="501 scans or more"):
+        decode.decode(hidden[: (at := hidden.rfind(b"\xff\xda", 0, -9000))] + note + hidden[at:])
+
+
+@pytest.mark.parametrize("codes", [b"\0\1", b"\5\7\0\1", b"\0\2\5\5\3\x09\0\1"])
+def test_runs_of_a_bmp_may_end_early_and_skip(codes):
+    encoded = run_length_bmp(300, 200, codes)
+    np.testing.assert_array_equal(decode.decode(encoded), pixels_of(encoded))
+
+
 def coded_gif(width: int, height: int, codes: list[int]) -> bytes:
     """A GIF of 256 colours with these codes of nine bits."""
     bits = "".join(f"{code:09b}"[::-1] for code in codes)

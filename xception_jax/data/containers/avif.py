@@ -20,7 +20,7 @@ def inspect(encoded: bytes) -> Claim:
     The decoder takes memory for the size that a stream claims, whatever the boxes say. So each
     stream must begin with its sequence header.
     """
-    boxes = {kind: (start, end) for kind, start, end in _boxes(encoded, 0, len(encoded))}
+    boxes = _outer_boxes(encoded)
     need(b"meta" in boxes, "it has no meta box")
     start, end = boxes[b"meta"]
     sizes = list(_claimed(encoded, start, end))
@@ -36,6 +36,18 @@ def inspect(encoded: bytes) -> Claim:
     cost = (_DEEP if deep else _PLAIN) + (_ALPHA if b"auxC" in encoded[start:end] else 0)
     width, height = max(sizes, key=_area)
     return Claim("AVIF", height, width, _area(largest) * cost, encoded)
+
+
+def _outer_boxes(encoded: bytes) -> dict[bytes, tuple[int, int]]:
+    """Where the first outer box of each type begins and ends; bytes behind the image are no box."""
+    boxes: dict[bytes, tuple[int, int]] = {}
+    try:
+        for kind, start, end in _boxes(encoded, 0, len(encoded)):
+            boxes.setdefault(kind, (start, end))
+    except DamagedError:
+        if not {b"meta", b"mdat"} <= boxes.keys():
+            raise
+    return boxes
 
 
 def _area(size: tuple[int, int]) -> int:

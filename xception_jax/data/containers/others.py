@@ -31,7 +31,7 @@ def webp(encoded: bytes) -> Claim:
 
 
 def bmp(encoded: bytes) -> Claim:
-    """What a BMP claims; its rows must be there."""
+    """What a BMP claims; its rows must be there, unless runs code them, which may end early."""
     need(len(encoded) >= 30, "it ends within its header")
     offset, header = struct.unpack_from("<II", encoded, 10)
     compression = 0
@@ -43,9 +43,8 @@ def bmp(encoded: bytes) -> Claim:
     height = abs(height)
     need(width > 0 and height > 0, f"it has {width:,} x {height:,} pixels")
     data = max(0, len(encoded) - offset)
-    # A run of two bytes covers at most 255 pixels.
     runs = compression in (1, 2)
-    least = width * height // 128 if runs else (width * bits + 31) // 32 * 4 * (height - 1)
+    least = 0 if runs else (width * bits + 31) // 32 * 4 * (height - 1)
     need(least <= data, f"its {data:,} bytes of pixels cannot hold {width:,} x {height:,} pixels")
     return Claim("BMP", height, width, int(width * height * PLAIN), encoded)
 
