@@ -287,7 +287,7 @@ def whole() -> dict[str, bytes]:
     """Whole files as many encoders write them."""
     y, x = np.mgrid[:67, :101]
     picture = Image.fromarray(np.stack([y * 3, x * 2, y + x], -1).astype(np.uint8))
-    flat = Image.new("RGB", (640, 480), (9, 99, 199))
+    flat = Image.new("RGB", (160, 120), (9, 99, 199))
     exif = Image.Exif()
     exif[0x112], exif[0x10E] = 3, "a camera"
     profile = bytes(700_000)
