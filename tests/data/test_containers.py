@@ -63,6 +63,18 @@ def larger_stream(avif: bytes, width: int, height: int) -> bytes:
     return head + struct.pack(">I4s", len(data) + 8, b"mdat") + data
 
 
+def data_within_meta(avif: bytes) -> bytes:
+    """An AVIF of one item, whose data is moved from `mdat` to a box `idat` (method 1 of `iloc`)."""
+    head, stream = avif[: avif.index(b"mdat") - 4], avif[avif.index(b"mdat") + 4 :]
+    meta, places = head.index(b"meta") - 4, head.index(b"iloc") - 4
+    after = places + int.from_bytes(head[places : places + 4])
+    fields = struct.pack(">5H2I", 1, 1, 1, 0, 1, 0, len(stream))  # one item, number 1, one part
+    iloc = struct.pack(">I4s4B2B", 14 + len(fields), b"iloc", 1, 0, 0, 0, 0x44, 0) + fields
+    idat = struct.pack(">I4s", 8 + len(stream), b"idat") + stream
+    body = head[meta + 4 : places] + iloc + head[after:] + idat
+    return head[:meta] + struct.pack(">I", 4 + len(body)) + body
+
+
 def whole_png(image: Image.Image = pictures.PICTURE, **options: object) -> bytes:
     return pictures.encode(image, "PNG", **options)
 
@@ -113,6 +125,10 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         ),
         "an AVIF whose stream claims more than its boxes": (
             larger_stream(mutations.seeds()["plain.avif"], 16_384, 16_384),
+            "takes 6,442 MB, more than 846 MB",
+        ),
+        "the same, with its data within meta": (
+            data_within_meta(larger_stream(mutations.seeds()["plain.avif"], 16_384, 16_384)),
             "takes 6,442 MB, more than 846 MB",
         ),
         "a JPEG 2000 of very many tiles": (
@@ -232,55 +248,17 @@ def test_markers_within_the_segments_between_scans_are_no_scans_and_no_end():
         decode.decode(hidden[: (at := hidden.rfind(b"\xff\xda", 0, -9000))] + note + hidden[at:])
 
 
+def test_the_data_of_an_avif_may_lie_within_its_meta_box():
+    plain = mutations.seeds()["plain.avif"]
+    made = data_within_meta(plain)
+    assert b"mdat" not in made
+    np.testing.assert_array_equal(decode.decode(made), pixels_of(plain))
+
+
 @pytest.mark.parametrize("codes", [b"\0\1", b"\5\7\0\1", b"\0\2\5\5\3\x09\0\1"])
 def test_runs_of_a_bmp_may_end_early_and_skip(codes):
     encoded = run_length_bmp(300, 200, codes)
     np.testing.assert_array_equal(decode.decode(encoded), pixels_of(encoded))
-
-
-def coded_gif(width: int, height: int, codes: list[int]) -> bytes:
-    """A GIF of 256 colours with these codes of nine bits."""
-    bits = "".join(f"{code:09b}"[::-1] for code in codes)
-    data = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
-    blocks = b"".join(
-        bytes([len(data[i : i + 255])]) + data[i : i + 255] for i in range(0, len(data), 255)
-    )
-    screen = struct.pack("<6sHHBBB", b"GIF89a", width, height, 0xF7, 0, 0) + bytes(768)
-    image = struct.pack("<cHHHHBB", b",", 0, 0, width, height, 0, 8)
-    return screen + image + blocks + b"\0;"
-
-
-def test_a_gif_of_clear_codes_takes_no_time():
-    """OpenCV takes 0.6 s for 90 KB of them."""
-    begun = time.process_time()
-    with pytest.raises(ExampleError, match="its codes are no image"):
-        decode.decode(coded_gif(1000, 1000, [256] * 300_000))
-    assert decode.decode(coded_gif(2, 1, [256, 7, 7, 257])).shape == (1, 2, 3)
-    assert time.process_time() - begun < 2
-
-
-def test_a_gif_is_as_opencv_has_it_over_tables_frames_and_transparency():
-    rng = np.random.default_rng(0)
-    indices = rng.integers(0, 16, (40, 56), np.uint8)
-    colours = rng.integers(0, 256, 48, np.uint8).tobytes()
-    image = Image.fromarray(indices, "P")
-    image.putpalette(colours)
-    other = Image.fromarray(rng.integers(0, 16, (40, 56), np.uint8), "P")
-    other.putpalette(colours)
-    for options in (
-        {}, {"transparency": 3}, {"interlace": 0}, {"transparency": 3, "background": 5},
-        {"save_all": True, "append_images": [other], "disposal": 2},
-        {"save_all": True, "append_images": [other], "transparency": 1, "disposal": 3},
-    ):  # fmt: skip
-        encoded = pictures.encode(image, "GIF", **options)
-        expected = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-        np.testing.assert_array_equal(decode.decode(encoded), expected, str(options))
-        # Its image becomes a part of a larger whole.
-        wide = encoded[:6] + struct.pack("<HH", 90, 70) + encoded[10:]
-        at = wide.index(b",\0\0\0\0")
-        moved = wide[: at + 1] + struct.pack("<HH", 9, 7) + wide[at + 5 :]
-        expected = cv2.imdecode(np.frombuffer(moved, np.uint8), cv2.IMREAD_COLOR_RGB)
-        np.testing.assert_array_equal(decode.decode(moved), expected, str(options))
 
 
 def whole() -> dict[str, bytes]:

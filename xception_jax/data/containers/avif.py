@@ -95,8 +95,13 @@ def _items(encoded: bytes, start: int, end: int) -> Iterator[bytes]:
             coded.add(int.from_bytes(encoded[at + 4 : at + (8 if wide else 6)]))
     for item, method, extents in _locations(encoded, *boxes[b"iloc"]):
         if item in coded:
-            need(method == 0, "an image lies outside of its file's data")
-            yield b"".join(encoded[at : at + size] for at, size in extents)
+            need(method in (0, 1), "its data is made of other items")
+            need(method == 0 or b"idat" in boxes, "its data is not there")
+            # Counted from the file's beginning, or from that of the box `idat`.
+            first, last = (0, len(encoded)) if method == 0 else boxes[b"idat"]
+            yield b"".join(
+                encoded[first + at : min(first + at + size, last)] for at, size in extents
+            )
 
 
 def _locations(
