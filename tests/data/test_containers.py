@@ -90,6 +90,8 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     long, short = "<HHII", "<HHIHH"
     return {
         "a flipped bit of a PNG's length": (bytes(flipped), "and [0-9,]+ are left"),
+        "a BMP of 12,000 x 11,000 in a kilobyte": (
+            run_length_bmp(12_000, 11_000, b"\2\1\0\1"), "cannot hold 12,000 x 11,000 pixels"),
         "a PNG of 11,000 x 11,000 in 100 bytes": (
             png(11_000, 11_000, chunk(b"IDAT", zlib.compress(b"x" * 99))),
             "compressed bytes cannot hold 11,000 x 11,000 pixels",

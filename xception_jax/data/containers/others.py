@@ -31,7 +31,10 @@ def webp(encoded: bytes) -> Claim:
 
 
 def bmp(encoded: bytes) -> Claim:
-    """What a BMP claims; its rows must be there, unless runs code them, which may end early."""
+    """What a BMP claims; its rows must be there, unless runs code them.
+
+    Runs may end early, except those of a large image: a kilobyte could claim one.
+    """
     need(len(encoded) >= 30, "it ends within its header")
     offset, header = struct.unpack_from("<II", encoded, 10)
     compression = 0
@@ -44,7 +47,11 @@ def bmp(encoded: bytes) -> Claim:
     need(width > 0 and height > 0, f"it has {width:,} x {height:,} pixels")
     data = max(0, len(encoded) - offset)
     runs = compression in (1, 2)
-    least = 0 if runs else (width * bits + 31) // 32 * 4 * (height - 1)
+    if runs:
+        # Two bytes cover at most 255 pixels. Of images that are not large the end may be missing.
+        least = width * height // 128 if width * height > _LARGE else 0
+    else:
+        least = (width * bits + 31) // 32 * 4 * (height - 1)
     need(least <= data, f"its {data:,} bytes of pixels cannot hold {width:,} x {height:,} pixels")
     return Claim("BMP", height, width, int(width * height * PLAIN), encoded)
 
