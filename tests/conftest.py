@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before JAX and TFDS are imported, here and in the processes that tests start.
@@ -83,3 +83,11 @@ def undisturbed(tmp_path_factory, flags) -> Path:
     (workdir / "result.json").write_text(json.dumps(result(process)))
     (workdir / "said.txt").write_text(process.stderr)
     return workdir
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that others may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

@@ -43,29 +43,57 @@ def test_what_fails_on_the_first_process_fails():
 
     with pytest.raises(RunError, match="no"):
         cluster.on_first(refuse)
-    done = []
-    cluster.on_first(lambda: done.append(1))
-    assert done == [1]
+    with pytest.raises(RunError, match=r"^/dev/null/x: Not a directory$"):
+        cluster.on_first(lambda: os.mkdir("/dev/null/x"))
+    assert cluster.on_first(lambda: ["done"]) == ["done"]
 
 
-def test_data_that_is_not_the_same_everywhere_is_told_by_all():
-    code = (
-        "import sys\n"
-        "from xception_jax import cluster\n"
-        "address, process = sys.argv[1:]\n"
-        "cluster.join(coordinator=address, processes=2, process=int(process))\n"
-        "cluster.check_same('the classes', b'same')\n"
-        "cluster.check_same('the labels', process.encode())\n"
-    )
+TOGETHER = """
+import os, sys
+from xception_jax import cluster
+from xception_jax.errors import ReadError, RunError, UsageError
+address, process = sys.argv[1:]
+cluster.join(coordinator=address, processes=2, process=int(process))
+
+def told(what, *arguments):
+    try:
+        what(*arguments)
+    except Exception as error:
+        print(type(error).__name__, error)
+
+def usage():
+    raise UsageError("no")
+
+def by_one(victim, error):
+    if victim == process:
+        raise error
+
+assert cluster.on_first(lambda: process) == "0"
+told(cluster.on_first, lambda: os.mkdir("/dev/null/x"))
+told(cluster.on_first, usage)
+told(cluster.together, lambda: by_one("1", OSError(28, "No space left on device", "/f")))
+told(cluster.together, lambda: by_one("1", ReadError("away")), (ReadError, RunError))
+cluster.check_same('the classes', b'same')
+cluster.check_same('the labels', process.encode())
+"""
+
+
+def test_what_fails_in_one_and_data_that_is_not_the_same_are_told_by_all():
     address = f"127.0.0.1:{free_port()}"
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", code, address, str(process)],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", TOGETHER, address, str(process)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for process in range(2)
     ]  # fmt: skip
-    for text in [process.communicate(timeout=120)[1] for process in running]:
+    for said, text in [process.communicate(timeout=120) for process in running]:
+        assert [line for line in said.splitlines() if "[Gloo]" not in line] == [
+            "RunError /dev/null/x: Not a directory (process 0 of 2)",
+            "UsageError no (process 0 of 2)",
+            "RunError /f: No space left on device (process 1 of 2)",
+            "ReadError away (process 1 of 2)",
+        ], text
         assert "RunError: the labels are not the same in processes 0 and 1" in text
     assert all(process.returncode for process in running)
 

@@ -8,13 +8,13 @@ nothing has to be said, see `jax.distributed.initialize`.
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from xception_jax.errors import RunError, UsageError
+from xception_jax.errors import RunError, UsageError, of_system
 
 # A process that has not been heard of for so long is dead, and all others end: a step that waits
 # for it would wait for ever. JAX's own 100 s are as long again as most steps' work to be redone.
@@ -22,8 +22,8 @@ _HEARTBEAT_TIMEOUT_S = 15
 # How long a process that is done, or cannot go on, waits for the others to end with it.
 _SHUTDOWN_TIMEOUT_S = 15
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-# Longer complaints are cut when they are told to other processes.
-_LONGEST = 2000
+
+T = TypeVar("T")
 
 
 def join(
@@ -90,25 +90,45 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def on_first(action: Callable[[], None]) -> None:
-    """Does something on process 0 alone, while the others wait; where it raises, all of them do."""
-    complaint: UsageError | RunError | None = None
-    if is_first():
-        try:
-            action()
-        except (UsageError, RunError) as error:
-            complaint = error
-    if jax.process_count() > 1:
-        kind = {type(None): 0, UsageError: 1}.get(type(complaint), 2)
-        text = str(complaint or "").encode()[:_LONGEST]
-        told = multihost_utils.broadcast_one_to_all(
-            {"kind": np.int32(kind), "text": np.frombuffer(text.ljust(_LONGEST), np.uint8)}
-        )
-        if told["kind"] and not is_first():
-            words = bytes(told["text"]).decode(errors="replace").strip()
-            complaint = (UsageError if told["kind"] == 1 else RunError)(words)
-    if complaint:
-        raise complaint
+def together(
+    action: Callable[[], T], kinds: tuple[type[Exception], ...] = (RunError, UsageError)
+) -> list[T]:
+    """What an action gives in each process, as JSON; raises in all where it raises in one.
+
+    Args:
+      action: may take other processes up to five minutes longer than this one.
+      kinds: of errors to raise in all processes; where several fail, an error of an earlier kind is
+        raised. An `OSError` counts as the first kind. Any other error ends this process alone, and
+        the others end when they miss it.
+    """
+    error: Exception | None = None
+    complaint, value = None, None
+    try:
+        value = action()
+    except OSError as failure:
+        error = kinds[0](of_system(failure))
+        complaint = [0, str(error)]
+    except kinds as failure:
+        error = failure
+        complaint = [next(i for i, kind in enumerate(kinds) if isinstance(error, kind)), str(error)]
+    answers = gather([complaint, value])
+    for number, kind in enumerate(kinds):
+        for process, (told, _) in enumerate(answers):
+            if told and told[0] == number:
+                if len(answers) == 1 and error:
+                    raise error
+                raise kind(f"{told[1]} (process {process} of {len(answers)})") from error
+    return [value for _, value in answers]
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """Does something on process 0 alone, while the others wait.
+
+    Returns:
+      What it gives, as JSON, in all processes; where it raises an error of ours or an `OSError`,
+      all of them do.
+    """
+    return cast(T, together(lambda: action() if is_first() else None)[0])
 
 
 def gather(value: Any, timeout_s: int = 300) -> list[Any]:

@@ -315,8 +315,13 @@ def from_flat(flat: dict[str, Any]) -> ConfigDict:
     """
     config = default()
     unknown(flat)
-    config.update_from_flattened_dict({**_BEFORE, **flat})
+    config.update_from_flattened_dict(complete(flat))
     return config
+
+
+def complete(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config with all fields; one of an older version gets what that version did."""
+    return {**flatten(default()), **_BEFORE, **flat}
 
 
 def portable(flat: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a user can mend: reported as one line with exit code 2, never as a traceback."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -36,3 +37,9 @@ class ExampleError(RunError):
 
     def __str__(self) -> str:
         return f"{self.name} {self.reason}"
+
+
+def of_system(error: OSError) -> str:
+    """An error of the operating system in one line: the file, if it names one, and the reason."""
+    reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
-import tempfile
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.processes import as_nobody
+from tests.processes import ROOT, as_nobody
 from xception_jax import retry, seal
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.training import checkpoint, digest, manifest, sharding
@@ -108,6 +109,75 @@ def test_the_best_of_multilabel_data_is_by_map(tmp_path):
         assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
 
 
+DELETE = """
+import os, shutil, signal, sys
+from pathlib import Path
+from tests.training.test_checkpoint import META, Checkpoints, make_state
+
+# Killed as soon as anything of a checkpoint is deleted: files go one by one.
+remove, removed = os.unlink, []
+def unlink(path, *arguments, **options):
+    remove(path, *arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    top1 = {1: 0.5, 2: 0.9, 3: 0.6}
+    for step, found in top1.items():
+        checkpoints.save(make_state(step), META.at(step), {"top1": found, "loss": 1.0})
+    checkpoints.wait()
+    os.unlink = os.remove = unlink
+    checkpoints.save(make_state(4), META.at(4))
+    checkpoints.wait()
+    checkpoints.save(make_state(5), META.at(5))
+"""
+
+
+def test_a_kill_while_one_is_deleted_leaves_no_damage(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", DELETE, tmp_path], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = [path.name for path in (tmp_path / "checkpoints" / "deleted").iterdir()]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find("best") == 2
+        assert not {*map(str, checkpoints.steps())} & {*left}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        state, _, notes = checkpoints.restore_newest(target())
+        assert notes == []
+        checkpoints.save(make_state(6), META.at(6))
+        checkpoints.wait()
+        assert (int(state.step), checkpoints.steps()) == (4, [2, 6])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_reader_beside_a_run_that_deletes_meets_no_damage(tmp_path):
+    """Until the run ends, whatever is being deleted at the moment."""
+    with subprocess.Popen([sys.executable, "-c", RUN, tmp_path], cwd=ROOT) as run:
+        looks = 0
+        while run.poll() is None:
+            found = manifest.survey(tmp_path / "checkpoints")
+            assert not [one for one in found.values() if isinstance(one, str)]
+            looks += 1
+    assert (run.returncode, looks > 1) == (0, True)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from tests.training.test_checkpoint import META, Checkpoints, make_state
+with Checkpoints(Path(sys.argv[1]), keep=1) as checkpoints:
+    for step in range(7):
+        checkpoints.save(make_state(step), META.at(step), {"top1": step / 7, "loss": 1.0})
+"""
+
+
+def test_one_that_is_gone_by_now_is_told_so(tmp_path):
+    save_all(tmp_path, [1, 2])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        shutil.rmtree(tmp_path / "checkpoints" / "1")
+        with pytest.raises(DamagedCheckpointError, match="checkpoint 1 is no longer there; a run"):
+            checkpoints.restore(1, {"ema": target().ema})
+
+
 def test_nothing_there(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_newest(target()) == (None, None, [])
@@ -195,6 +265,17 @@ def pipe_as_manifest(folder: Path) -> None:
     os.mkfifo(folder / "meta" / "metadata")
 
 
+def folder_as_manifest(folder: Path) -> None:
+    delete_manifest(folder)
+    (folder / "meta" / "metadata").mkdir()
+
+
+def folder_as_array(folder: Path) -> None:
+    path = largest_file(folder / "params")
+    path.unlink()
+    path.mkdir()
+
+
 def pipe_as_array(folder: Path) -> None:
     path = largest_file(folder / "params")
     path.unlink()
@@ -203,7 +284,8 @@ def pipe_as_array(folder: Path) -> None:
 
 DAMAGES = [
     flip_a_bit, truncate, empty, forge_digest, rename, cut_manifest_short, negate_an_array,
-    change_metrics, delete_manifest, pipe_as_manifest, pipe_as_array,
+    change_metrics, delete_manifest, pipe_as_manifest, pipe_as_array, folder_as_manifest,
+    folder_as_array,
 ]  # fmt: skip
 
 
@@ -224,7 +306,7 @@ def test_damage_is_moved_aside_and_the_one_before_restored(tmp_path, damage):
 
 
 def make_old(folder: Path) -> None:
-    """Rewrites what a checkpoint says of itself as runs wrote it that began before."""
+    """Rewrites what a checkpoint says of itself as it was before manifests were sealed."""
     step, path = int(folder.name), folder / "meta" / "metadata"
     metrics = json.loads(path.read_text())["metrics"]
     items = {name: getattr(make_state(step), name) for name in checkpoint.ITEMS}
@@ -238,7 +320,7 @@ def make_old(folder: Path) -> None:
         (folder / "metrics" / "metrics").write_text(json.dumps(metrics))
 
 
-def test_a_run_of_before_goes_on_its_arrays_checked_by_the_old_digest(tmp_path):
+def test_a_run_without_seals_goes_on_its_arrays_checked_by_the_old_digest(tmp_path):
     save_all(tmp_path, [1, 2, 3], top1={1: 0.5, 2: 0.4})
     for step in (1, 2, 3):
         make_old(tmp_path / "checkpoints" / str(step))
@@ -288,6 +370,18 @@ def test_an_older_damaged_checkpoint_is_moved_too(tmp_path):
         checkpoints.save(make_state(3), META.at(3), {"top1": 0.3, "loss": 1.0})
         checkpoints.wait()
         assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
+
+
+def test_a_file_where_damaged_checkpoints_go_is_told(tmp_path):
+    save_all(tmp_path, [1, 2])
+    truncate(tmp_path / "checkpoints" / "2")
+    (tmp_path / "damaged").write_text("mine")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(RunError, match=r"/damaged is no folder, so checkpoint 2, .* move .* away"),
+    ):
+        checkpoints.restore_newest(target())
+    assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
 def test_nothing_is_moved_if_nothing_can_be_restored(tmp_path):
@@ -340,14 +434,6 @@ def not_ours(checkpoint: Path) -> tuple[Path, Callable[[], object]]:
     path = largest_file(checkpoint / "params")
     path.chmod(0)
     return path, lambda: path.chmod(0o644)
-
-
-@pytest.fixture
-def shared():
-    """A folder that others may enter."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def test_a_file_that_cannot_be_read_for_a_while_is_tried_again(tmp_path):
@@ -440,3 +526,17 @@ def test_a_full_disk_is_one_line_that_names_a_file_with_the_rest(small_disk, cap
     with Checkpoints(small_disk) as checkpoints:
         state, _, notes = checkpoints.restore_newest(target())
         assert (int(state.step), notes) == (checkpoints.steps()[-1], [])
+
+
+def test_metrics_that_no_disk_takes_are_one_line_and_change_nothing(small_disk):
+    with Checkpoints(small_disk) as checkpoints:
+        checkpoints.save(make_state(1), META.at(1))
+        checkpoints.wait()
+        path = manifest.path_of(small_disk / "checkpoints" / "1")
+        before = path.read_bytes()
+        with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while filler.write(bytes(4096)):
+                pass
+        with pytest.raises(RunError, match=rf"^{path}: No space left on device$"):
+            checkpoints.add_metrics(1, {"top1": 0.5, "loss": 1.0})
+        assert [one.read_bytes() for one in path.parent.glob("metadata*")] == [before]

@@ -60,6 +60,11 @@ def pipe(path: Path, older: Path) -> None:
     os.mkfifo(path)
 
 
+def folder(path: Path, older: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def same(path: Path, other: Path) -> bool:
     return path.is_file() and path.read_bytes() == other.read_bytes()
 
@@ -76,7 +81,9 @@ def saved(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [flip, flip_another, truncate, empty, delete, swap, pipe])
+@pytest.mark.parametrize(
+    "damage", [flip, flip_another, truncate, empty, delete, swap, pipe, folder]
+)
 def test_every_file_of_a_checkpoint(saved, tmp_path, damage: Callable[[Path, Path], None]):
     unnoticed, wrong = [], []
     for number, name in enumerate(files(saved / "2")):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import as_nobody
 from xception_jax import seal
+from xception_jax.errors import ReadError
 from xception_jax.training import manifest
 from xception_jax.training.manifest import DamagedCheckpointError, Meta
 
@@ -18,7 +20,7 @@ META = Meta(
     {"params": {"flow.0.kernel": "0123456789abcdef", "flow.1.bias": "00ff00ff00ff00ff"}},
 )  # fmt: skip
 TEXT = json.dumps(META.fields())
-# As runs wrote it that began before.
+# As it was written before manifests were sealed.
 OLD = {
     "step": 7, "dataset": "set", "train_examples": 100, "class_names": ["a", "b"],
     "digests": {"params": {"kernel": 1234}},
@@ -108,7 +110,7 @@ def test_the_manifest_of_another_step_is_damage(tmp_path):
         manifest.read(tmp_path / "7")
 
 
-def test_one_of_before_is_read_with_its_metrics(tmp_path):
+def test_one_without_a_seal_is_read_with_its_metrics(tmp_path):
     found = manifest.read(put(tmp_path / "evaluated", OLD, '{"top1": 0.5, "loss": 1}'))
     assert (found.digest_algorithm, found.metrics) == (1, {"top1": 0.5, "loss": 1})
     assert (found.config, found.class_names) == (None, ("a", "b"))
@@ -119,19 +121,24 @@ def test_one_of_before_is_read_with_its_metrics(tmp_path):
 @pytest.mark.parametrize(
     "metrics", ["null", '"0.5"', '{"top1": 5}', '{"|op1": 0.5, "loss": 1}', "{", "", "[" * 10_000]
 )
-def test_metrics_of_before_that_are_none_are_damage(tmp_path, metrics):
+def test_metrics_of_one_without_a_seal_that_are_none_are_damage(tmp_path, metrics):
     with pytest.raises(DamagedCheckpointError, match="checkpoint 7 is damaged: its metrics: "):
         manifest.read(put(tmp_path, OLD, metrics))
 
 
 @pytest.mark.parametrize("change", [{"digests": {"params": 3}}, {"step": "7"}])
-def test_one_of_before_of_another_shape_is_damage(tmp_path, change):
+def test_one_without_a_seal_of_another_shape_is_damage(tmp_path, change):
     with pytest.raises(DamagedCheckpointError, match="of another kind"):
         manifest.read(put(tmp_path, {**OLD, **change}))
 
 
 def pipe(path: Path) -> None:
     os.mkfifo(path)
+
+
+def folder_of_a_file(path: Path) -> None:
+    path.mkdir()
+    (path / "file").write_text("")
 
 
 def unix_socket(path: Path) -> None:
@@ -170,6 +177,25 @@ def test_what_is_no_file_is_damage_and_never_opened(tmp_path, make, where):
     make(path)
     with pytest.raises(DamagedCheckpointError, match=f"checkpoint 7 is damaged: .*{path.name}"):
         manifest.read(folder)
+
+
+def test_a_folder_in_place_of_a_file_that_is_read_is_damage(tmp_path):
+    folder = put(tmp_path / "new", TEXT)
+    (folder / "meta" / "metadata").unlink()
+    folder_of_a_file(folder / "meta" / "metadata")
+    old = put(tmp_path / "old", OLD, "{}")
+    (old / "metrics" / "metrics").unlink()
+    folder_of_a_file(old / "metrics" / "metrics")
+    for one in (folder, old):
+        with pytest.raises(DamagedCheckpointError, match=r"damaged: .*/met\w+: Is a directory"):
+            manifest.read(one)
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_named(shared):
+    (shared / "7").mkdir()
+    shared.chmod(0)
+    with as_nobody(), pytest.raises(ReadError, match=f"{shared} cannot be read: Permission denied"):
+        manifest.steps(shared)
 
 
 def test_a_file_or_a_pipe_in_place_of_the_folder(tmp_path):

@@ -8,13 +8,13 @@ import pytest
 
 from xception_jax import config as config_lib
 from xception_jax import seal
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
 from xception_jax.training import workdir
 from xception_jax.training.manifest import Meta
 
 
 def begin(folder, config, *, sealed=True):
-    """A run that has saved something; as runs of before wrote it, if not sealed."""
+    """A run that has saved something; as it was before configs were sealed, if not `sealed`."""
     flat = config_lib.flatten(config)
     fields = Meta(2, "set", 100, ("a", "b"), flat, digests={}).fields()
     if not sealed:
@@ -113,6 +113,25 @@ def test_a_folder_that_is_a_file(tmp_path, small_config):
     assert path.read_text() == "mine"
 
 
+def test_a_file_in_place_of_the_folder_of_checkpoints(tmp_path, small_config):
+    (tmp_path / "checkpoints").write_text("")
+    with (
+        pytest.raises(UsageError, match="checkpoints is no folder; move it away"),
+        workdir.claim(tmp_path, small_config),
+    ):
+        pass
+
+
+def test_a_config_that_cannot_be_written_is_one_line(tmp_path, small_config):
+    (tmp_path / "config.json").mkdir()
+    with (
+        pytest.raises(RunError, match=r"^/.*/config\.json: Is a directory$"),
+        workdir.claim(tmp_path, small_config),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
+
+
 def test_no_run_there(tmp_path):
     with pytest.raises(UsageError, match=r"no run in .* no config\.json"):
         workdir.read_config(tmp_path)
@@ -197,7 +216,7 @@ def test_a_pipe_in_its_place_is_not_opened(tmp_path, small_config):
         workdir.read_config(tmp_path)
 
 
-def test_a_run_of_before_is_read_and_sealed_when_it_goes_on(tmp_path, small_config):
+def test_a_run_without_seals_is_read_and_sealed_when_it_goes_on(tmp_path, small_config):
     path = begin(tmp_path, small_config, sealed=False)
     assert config_lib.flatten(workdir.read_config(tmp_path)) == config_lib.flatten(small_config)
     with workdir.claim(tmp_path, small_config):
@@ -213,6 +232,28 @@ def test_a_config_of_an_older_version_lacks_newer_fields(tmp_path, small_config)
     del fields["seal"], fields["model.remat"]
     path.write_text(json.dumps(seal.sealed(fields)))
     assert workdir.read_config(tmp_path).model.remat == small_config.model.remat
+
+
+@pytest.mark.parametrize("older", ["config.json", "manifest"])
+def test_a_run_of_an_older_version_keeps_what_that_version_did(tmp_path, small_config, older):
+    """A program of this version has settled the fields in the other file of the two."""
+    added = {"data.exif": "on", "data.white_level": 65_535}
+    for name, value in added.items():
+        small_config.update_from_flattened_dict({name: value})
+    path = begin(tmp_path, small_config)
+    meta = tmp_path / "checkpoints" / "2" / "meta" / "metadata"
+    if older == "manifest":
+        fields = json.loads(meta.read_text())
+        for name in added:
+            del fields["config"][name]
+        meta.write_text(json.dumps(seal.sealed(fields)))
+    else:
+        fields = json.loads(path.read_text())
+        for name in added:
+            del fields[name]
+        path.write_text(json.dumps(seal.sealed(fields)))
+    found = config_lib.flatten(workdir.read_config(tmp_path))
+    assert {name: found[name] for name in added} == added
 
 
 @pytest.mark.parametrize("flips", [100, pytest.param(3000, marks=pytest.mark.slow)])

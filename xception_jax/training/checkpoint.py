@@ -8,6 +8,7 @@ finalized together.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -32,6 +33,9 @@ from xception_jax.training.workdir import write_atomically
 T = TypeVar("T")
 
 ITEMS = ("params", "batch_stats", "opt_state", "ema")
+# Below the checkpoints: where those go that are not kept. They are renamed first and deleted then,
+# so that a kill or a reader at that moment never meets a checkpoint with half of its files.
+_DELETED = "deleted"
 
 
 @dataclass
@@ -83,7 +87,7 @@ class Checkpoints:
             return [(step, one.fields() if isinstance(one, Meta) else one)
                     for step, one in found.items()]  # fmt: skip
 
-        [first, *_] = self._together(survey)
+        [first, *_] = _together(survey)
         return {
             step: one if isinstance(one, str) else manifest.from_fields(one) for step, one in first
         }
@@ -92,7 +96,6 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         """Orbax' manager, which saves and deletes; what is damaged has been moved before."""
         assert not self._read_only
-        self._writing = True
         best = _Best(lambda steps: self._best(steps))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
@@ -100,8 +103,17 @@ class Checkpoints:
             ),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
+            todelete_subdir=_DELETED,
         )
-        return ocp.CheckpointManager(self._folder, options=options, item_names=(*ITEMS, "meta"))
+        self._delete()  # what a run that was killed has left
+        try:
+            manager = ocp.CheckpointManager(
+                self._folder, options=options, item_names=(*ITEMS, "meta")
+            )
+        except OSError as error:
+            raise self._failed("a checkpoint", error) from error
+        self._writing = True
+        return manager
 
     def __enter__(self) -> "Checkpoints":
         self._tracebacks.__enter__()
@@ -111,6 +123,7 @@ class Checkpoints:
         try:
             if self._writing:
                 self._manager.close()
+                self._delete()
         except Exception as error:
             if kind is None:  # else what came first is told
                 raise self._failed("a checkpoint", error) from error
@@ -195,6 +208,7 @@ class Checkpoints:
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
         manager = self._manager
         self.wait()
+        self._delete()
         if meta.step in self.steps():
             raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
         self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
@@ -221,6 +235,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed("a checkpoint", error) from error
+
+    def _delete(self) -> None:
+        """Deletes the checkpoints that are not kept, while Orbax writes none; see `_DELETED`."""
+        if cluster.is_first():
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
     def _failed(self, what: str, error: Exception) -> RunError:
         """One line on a write that failed, which names the file with Orbax' traceback."""
@@ -261,27 +280,10 @@ class Checkpoints:
 
             storage.read(folder, action, self._say)
 
-        self._together(lambda: _damage(step, read))
+        _together(lambda: _damage(folder, read))
         # Sums over all devices: only once all have read.
-        self._together(lambda: _compare(step, found, meta))
+        _together(lambda: _compare(step, found, meta))
         return found, meta
-
-    def _together(self, action: Callable[[], T]) -> list[T]:
-        """What an action gives in each process, as JSON; raises in all where it raises in one."""
-        complaint, value = None, None
-        try:
-            value = action()
-        except DamagedCheckpointError as error:
-            complaint = ["damaged", str(error)]
-        except ReadError as error:
-            complaint = ["stopped", str(error)]
-        answers = cluster.gather([complaint, value])
-        for kind, raised in (("stopped", ReadError), ("damaged", DamagedCheckpointError)):
-            for process, (told, _) in enumerate(answers):
-                if told and told[0] == kind:
-                    others = f" (process {process} of {len(answers)})" if len(answers) > 1 else ""
-                    raise raised(told[1] + others)
-        return [value for _, value in answers]
 
     def restore_newest(
         self, target: TrainState
@@ -323,9 +325,15 @@ class Checkpoints:
         """Moves checkpoints to `workdir/damaged`; returns the complaints with their new places."""
         notes: list[str] = []
         for step, complaint in sorted(complaints.items(), reverse=True):
-            cluster.on_first(partial(_move_aside, self._folder / str(step), complaint, notes))
+            place = cluster.on_first(partial(_move_aside, self._folder / str(step)))
+            notes.append(f"{complaint}; moved to {place}")
             del self._found[step]
         return notes
+
+
+def _together(action: Callable[[], T]) -> list[T]:
+    """See `cluster.together`. A read that failed in one process comes before damage in another."""
+    return cluster.together(action, (ReadError, DamagedCheckpointError))
 
 
 def _items(state: TrainState) -> dict[str, Tree]:
@@ -343,15 +351,22 @@ def _read_arrays(folder: Path, target: Tree) -> Tree:
         handler.close()
 
 
-def _damage(step: int, action: Callable[[], None]) -> None:
+def _damage(folder: Path, action: Callable[[], None]) -> None:
     """Raises what Orbax and TensorStore raise, which is of many kinds, as damage."""
     try:
         action()
     except RunError:
         raise
     except Exception as error:
+        if not os.path.lexists(folder):
+            raise DamagedCheckpointError(
+                f"checkpoint {folder.name} is no longer there; a run deletes those that "
+                f"it does not keep. Start again"
+            ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedCheckpointError(f"checkpoint {step} cannot be read: {reason[0]}") from error
+        raise DamagedCheckpointError(
+            f"checkpoint {folder.name} cannot be read: {reason[0]}"
+        ) from error
 
 
 def _compare(step: int, found: dict[str, Tree], meta: Meta) -> None:
@@ -365,13 +380,16 @@ def _compare(step: int, found: dict[str, Tree], meta: Meta) -> None:
             )
 
 
-def _move_aside(checkpoint: Path, complaint: str, notes: list[str]) -> None:
-    """Moves a checkpoint to `workdir/damaged`, and notes the complaint with its new place."""
+def _move_aside(checkpoint: Path) -> str:
+    """Moves a checkpoint to `workdir/damaged`; returns its new place."""
     aside = checkpoint.parents[1] / "damaged"
+    if os.path.lexists(aside) and not aside.is_dir():
+        raise RunError(f"{aside} is no folder, so checkpoint {checkpoint.name}, which is damaged, "
+                       f"cannot be moved there; move {aside} away")  # fmt: skip
     aside.mkdir(exist_ok=True)
     place, number = aside / checkpoint.name, 0
     while os.path.lexists(place):
         number += 1
         place = aside / f"{checkpoint.name}.{number}"
     os.rename(checkpoint, place)
-    notes.append(f"{complaint}; moved to {place}")
+    return str(place)

@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: `<step>/meta/metadata`, one sealed JSON object.
 
 It covers everything of a step: digests of the arrays, the metrics, what the data was, the config.
-Its seal, its fields and their types are checked whenever it is read. Checkpoints of runs that began
-before have no seal; the metrics lie in a file of their own, and only the types can be checked.
+Its seal, its fields and their types are checked whenever it is read. Checkpoints that were written
+before manifests were sealed keep the metrics in a file of their own; only types are checked there.
 """
 
 import os
@@ -32,7 +32,7 @@ class Meta:
       dataset: name, version and split of the training data.
       train_examples: their number, on which the order of the examples rests.
       class_names: what each label means.
-      config: the run's, flat; None in checkpoints of runs that began before.
+      config: the run's, flat; None in checkpoints without a seal.
       log: what the log carries over to the next start, or None.
       metrics: what the run's evaluation at this step found, or None.
       digests: `{item: {path of the leaf: digest}}`, filled in by `Checkpoints.save`.
@@ -108,7 +108,7 @@ def _is_dict(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-# The fields of manifests of runs that began before, and the ones that have come since.
+# The fields of manifests without a seal, and those that sealed ones have too.
 _OLD: dict[str, Callable[[Any], bool]] = {
     "step": is_count,
     "dataset": lambda value: isinstance(value, str),
@@ -165,7 +165,7 @@ def read(folder: Path) -> Meta:
 
     Raises:
       DamagedCheckpointError: the manifest is not what was written.
-      OSError: a file could not be read.
+      OSError: the storage is at fault, see `storage.fault`.
     """
     try:
         check_regular(folder)
@@ -174,10 +174,12 @@ def read(folder: Path) -> Meta:
             raise ValueError(f"says that it is of step {meta.step}")
         if meta.digest_algorithm == 1 and meta.metrics is None:
             meta = replace(meta, metrics=_old_metrics(folder))
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(
-            f"checkpoint {folder.name} is damaged: it lacks {error.filename}"
-        ) from None
+    except OSError as error:
+        if storage.fault(error):
+            raise
+        missing = isinstance(error, FileNotFoundError)
+        reason = f"it lacks {error.filename}" if missing else f"{error.filename}: {error.strerror}"
+        raise DamagedCheckpointError(f"checkpoint {folder.name} is damaged: {reason}") from None
     except ValueError as error:
         raise DamagedCheckpointError(
             f"checkpoint {folder.name} is damaged: its manifest {error}"
@@ -186,7 +188,7 @@ def read(folder: Path) -> Meta:
 
 
 def _old_metrics(folder: Path) -> dict[str, float] | None:
-    """The metrics of a run that began before, which lie in a file of their own, unsealed."""
+    """The metrics of a checkpoint without a seal, from a file of their own."""
     path = folder / "metrics" / "metrics"
     if not path.exists():
         return None
@@ -204,7 +206,7 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
 def check_regular(folder: Path) -> None:
     """Raises `DamagedCheckpointError` unless the folder holds files and folders alone.
 
-    A pipe in place of a file would hang who opens it. Links count as what they lead to.
+    To open a pipe would block the run for ever. Links count as what they lead to.
     """
     seen = set()
 
@@ -233,12 +235,21 @@ def check_regular(folder: Path) -> None:
         raise DamagedCheckpointError(f"checkpoint {folder.name} is damaged: {folder} is no folder")
 
 
-def steps(checkpoints: Path) -> list[int]:
-    """The steps of which there are finished checkpoints, whole or not, in order."""
-    if not checkpoints.is_dir():
-        return []
-    names = os.listdir(checkpoints)
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+def steps(checkpoints: Path, say: Say = None) -> list[int]:
+    """The steps of which there are finished checkpoints, whole or not, in order.
+
+    Raises:
+      ReadError: the folder could not be listed.
+    """
+
+    def names() -> list[str]:
+        try:
+            return os.listdir(checkpoints)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    names_there = storage.read(checkpoints, names, say)
+    return sorted(int(name) for name in names_there if name.isdecimal() and name == str(int(name)))
 
 
 def survey(checkpoints: Path, say: Say = None) -> dict[int, Meta | str]:
@@ -251,7 +262,7 @@ def survey(checkpoints: Path, say: Say = None) -> dict[int, Meta | str]:
       RunError: a manifest could not be read.
     """
     found: dict[int, Meta | str] = {}
-    for step in steps(checkpoints):
+    for step in steps(checkpoints, say):
         folder = checkpoints / str(step)
         try:
             found[step] = storage.read(folder, partial(read, folder), say)
@@ -263,7 +274,7 @@ def survey(checkpoints: Path, say: Say = None) -> dict[int, Meta | str]:
 
 def newest_config(checkpoints: Path, say: Say = None) -> tuple[int, dict[str, Any]] | None:
     """The step and the flat config of the newest whole checkpoint that holds one, or None."""
-    for step in reversed(steps(checkpoints)):
+    for step in reversed(steps(checkpoints, say)):
         folder = checkpoints / str(step)
         try:
             meta = storage.read(folder, partial(read, folder), say)

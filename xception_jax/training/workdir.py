@@ -18,13 +18,22 @@ from xception_jax.training import manifest, storage
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text as a whole or not at all, whatever happens in between."""
+    """Replaces a file's text as a whole or not at all, whatever happens in between.
+
+    Raises:
+      OSError: it could not be written; it names the file.
+    """
     draft = path.with_name(path.name + ".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # else a crash of the machine may leave an empty file
-    os.replace(draft, path)
+    try:
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a crash of the machine may leave an empty file
+        os.replace(draft, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -36,21 +45,27 @@ def read_config(workdir: Path) -> ConfigDict:
       UsageError: there is no run, or its config is not what the run wrote; the fields that differ
         from the one that the newest checkpoint keeps are named.
       RunError: a file could not be read.
+
+    Process 0 reads; all processes of a run have to call it, and get the same or raise.
     """
-    config = _recorded(workdir)
+    config = _config(workdir, cluster.on_first(lambda: _recorded_fields(workdir)))
     if config is None:
         raise UsageError(f"no run in {workdir}: it holds no config.json")
     return config
 
 
 def begun_config(workdir: Path) -> ConfigDict | None:
-    """The config of the run in `workdir`, if one has saved anything there."""
-    return _recorded(workdir) if manifest.steps(workdir / "checkpoints") else None
+    """The config of the run in `workdir`, if one has saved anything there; see `read_config`."""
+    return _config(workdir, cluster.on_first(lambda: _begun_fields(workdir)))
 
 
-def _recorded(workdir: Path) -> ConfigDict | None:
+def _begun_fields(workdir: Path) -> dict[str, Any] | None:
+    return _recorded_fields(workdir) if manifest.steps(workdir / "checkpoints") else None
+
+
+def _config(workdir: Path, flat: dict[str, Any] | None) -> ConfigDict | None:
+    """The config of these fields of `config.json`."""
     path = workdir / "config.json"
-    flat = _recorded_fields(path)
     if flat is None:
         return None
     try:
@@ -64,9 +79,10 @@ def _recorded(workdir: Path) -> ConfigDict | None:
     return config
 
 
-def _recorded_fields(path: Path) -> dict[str, Any] | None:
+def _recorded_fields(workdir: Path) -> dict[str, Any] | None:
     """The flat config, held against the one that the newest checkpoint keeps; None without any."""
-    kept = manifest.newest_config(path.parent / "checkpoints")
+    path = workdir / "config.json"
+    kept = manifest.newest_config(workdir / "checkpoints")
     if not os.path.lexists(path):
         return kept and kept[1]
     try:
@@ -81,7 +97,7 @@ def _recorded_fields(path: Path) -> dict[str, Any] | None:
             raise UsageError(f"{path} {complaint}")
         return flat
     step, then = kept
-    changed = config_lib.differences(_complete(then), _complete(flat)) if flat else []
+    changed = _differences(then, flat) if flat else []
     if complaint is None and all(config_lib.may_change(name, flat) for name in changed):
         return flat  # as --allow_config_changes lets them
     named = [f"{name} was {then.get(name)!r}, is {flat.get(name)!r}" for name in changed]
@@ -91,16 +107,21 @@ def _recorded_fields(path: Path) -> dict[str, Any] | None:
     )
 
 
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The fields that differ, though one config may be of a version that had fewer fields."""
+    return config_lib.differences(config_lib.complete(then), config_lib.complete(now))
+
+
 def _parse(path: Path) -> dict[str, Any]:
     """The fields of a file; `ValueError` where it holds none, or is no file."""
     if not path.is_file():
         raise ValueError("it is no regular file")
-    return seal.parse(storage.bytes_of(path))
-
-
-def _complete(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config of an older version, with the defaults of the fields that have come since."""
-    return {**config_lib.flatten(config_lib.default()), **flat}
+    try:
+        return seal.parse(storage.bytes_of(path))
+    except OSError as error:
+        if storage.fault(error):
+            raise
+        raise ValueError(error.strerror) from None
 
 
 @contextmanager
@@ -139,11 +160,14 @@ def _claim(
         raise UsageError(f"another process is training in {workdir}") from None
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be locked: {error.strerror}") from None
+    checkpoints = workdir / "checkpoints"
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        raise UsageError(f"{checkpoints} is no folder; move it away, or name another --workdir")
     _settle(workdir / "config.json", config, allow_changes)
 
 
 def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:
-    begun = begun_config(path.parent)
+    begun = _config(path.parent, _begun_fields(path.parent))  # on process 0 alone
     if begun is not None:
         old = config_lib.flatten(begun)
         changed = config_lib.differences(old, new)
