@@ -55,9 +55,11 @@ def get_config() -> ConfigDict:
     # gradient by its size, so the rate is taken as it is.
     config.optimizer.reference_batch = 0
     config.optimizer.beta2 = 0.9  # chosen: TensorFlow's and Keras' default for RMSprop
-    config.optimizer.epsilon = 1e-7  # chosen: Keras' default
-    # chosen: the average of the squares starts from 0, which makes the first steps large.
-    config.optimizer.warmup = "1000 steps"
+    config.optimizer.epsilon = 1e-7  # chosen: Keras' default; it stands inside the root
+    # chosen: TensorFlow's RMSprop, with which the paper's models were trained, begins at 1. From 0
+    # the first steps would be large.
+    config.optimizer.initial_squares = 1.0
+    config.optimizer.warmup = "1000 steps"  # chosen: fresh weights, and 0.3 % of the run
     config.optimizer.schedule = "staircase"  # paper
     config.optimizer.decay_rate = 0.9  # paper
     config.optimizer.decay_every = "3000000 examples"  # paper

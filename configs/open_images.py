@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     config.optimizer.reference_batch = 0  # chosen: see configs/jft.py
     config.optimizer.beta2 = 0.9  # chosen: TensorFlow's and Keras' default for RMSprop
     config.optimizer.epsilon = 1e-7  # chosen: Keras' default
+    config.optimizer.initial_squares = 1.0  # chosen: TensorFlow's, see configs/jft.py
     config.optimizer.warmup = "1000 steps"  # chosen: see configs/jft.py
     config.optimizer.schedule = "staircase"  # paper
     config.optimizer.decay_rate = 0.9  # paper

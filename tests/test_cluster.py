@@ -1,6 +1,7 @@
 """Runs of several processes on one machine: that they are one run, and how they end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.processes import ROOT, Several, digests, finish, free_port, records, several
+from tests.training.test_checkpoint import save_all
 from xception_jax import cluster
 from xception_jax.errors import RunError, UsageError
 
@@ -203,3 +205,57 @@ def test_a_folder_in_use_is_refused_by_all(flags, tmp_path):
             assert second.codes(timeout=60) == [2, 2]
         for process in (0, 1):
             assert "another process is training in" in second.said(process)
+
+
+RESTORE = """
+import sys
+from pathlib import Path
+from xception_jax import cluster
+address, process, folder = sys.argv[1:]
+cluster.join(coordinator=address, processes=2, process=int(process))
+from tests.training.test_checkpoint import Checkpoints, assert_equal, make_state, target
+with Checkpoints(Path(folder), keep=10) as checkpoints:
+    state, meta, notes = checkpoints.restore_newest(target(devices=2))
+assert_equal(state.params, make_state(meta.step, devices=2).params)
+print(int(state.step), checkpoints.steps(), notes)
+"""
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def gone(path: Path) -> None:
+    shutil.rmtree(path.parents[3])  # the whole checkpoint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [truncate, flip, gone])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, damage, victim):
+    """Each process has a view of the folder of its own, one of them with damage in it."""
+    save_all(tmp_path / "0", [1, 2, 3])
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    files = (tmp_path / str(victim) / "checkpoints/3/params/ocdbt.process_0/d").iterdir()
+    damage(max(files, key=lambda path: path.stat().st_size))
+    address = f"127.0.0.1:{free_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", RESTORE, address, str(process), str(tmp_path / str(process))],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert all("\n2 [1, 2] " in out for out, _ in said), said
+    if (damage, victim) != (gone, 0):  # else nobody tells of it
+        assert f"(process {victim} of 2)" in said[0][0]
+        assert (tmp_path / "0" / "damaged" / "3").is_dir()

@@ -35,9 +35,19 @@ def test_durations(text, examples, steps):
     assert duration.steps(batch_size=32, epoch=1000) == steps
 
 
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
+def test_no_field_takes_what_is_not_finite(number):
+    fields = {name: field for name, field in config_lib.SCHEMA.items() if not field.texts}
+    numbers = [field for field in fields.values() if field.kind in (float, tuple)]
+    assert len(numbers) > 30
+    for field in numbers:
+        assert field.check(number if field.kind is float else (1.0, number)) is not None, field.help
+
+
 @pytest.mark.parametrize(
-    "text", ["90", "epochs", "90 days", "-1 steps", "many steps", "1/0 steps", ""]
-)
+    "text", ["90", "epochs", "90 days", "-1 steps", "many steps", "1/0 steps", "", "inf epochs",
+             "1e16 steps", "1e999999999 epochs"]
+)  # fmt: skip
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="is no duration; write it as '90 epochs'"):
         Duration.parse(text)
@@ -83,7 +93,8 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("model.fc_units", (16.5,), "is (16.5,); it takes whole numbers"),
         ("data.crop_area", ("a", 1), "is ('a', 1); it takes numbers"),
         ("optimizer.name", "sdg", "is 'sdg'; did you mean 'sgd'? It takes: sgd, "),
-        ("optimizer.learning_rate", float("nan"), "is nan; it takes at least 0.0"),
+        ("optimizer.learning_rate", float("nan"), "is nan; it takes finite numbers"),
+        ("optimizer.learning_rate", float("inf"), "is inf; it takes finite numbers"),
         ("data.crop_area", (0.5,), "is (0.5,); it takes (least, largest)"),
         ("data.crop_area", (0.5, 0.2), "is (0.5, 0.2); it takes (least, largest)"),
         ("augment.erase_aspect", (2.0, 0.5), "is (2.0, 0.5); it takes (least, largest)"),
@@ -205,6 +216,37 @@ def test_what_is_left_to_the_hardware_is_settled():
     begun.model.dtype = "bfloat16"
     assert config_lib.resolve(config, begun).model.dtype == "bfloat16", "begun on a GPU"
     assert config_lib.resolve(begun).model.dtype == "bfloat16"
+
+
+def test_exif_is_settled_by_the_preset_and_a_run_keeps_what_it_settled():
+    config = config_lib.default()
+    for preset, settled in (
+        ("area", "on"),
+        ("inception", "off"),
+        ("keras", "off"),
+        ("timm", "off"),
+    ):
+        config.data.eval_preset = preset
+        assert config_lib.resolve(config).data.exif == settled
+        assert config_lib.applies_exif(config) == (settled == "on")
+        for asked in ("on", "off"):
+            config.data.exif = asked
+            assert config_lib.resolve(config).data.exif == asked
+        config.data.exif = "auto"
+
+
+def test_a_config_from_before_a_field_means_what_runs_did_then():
+    config = config_lib.default()
+    config.data.eval_preset = "timm"
+    flat = config_lib.flatten(config)
+    del flat["data.exif"], flat["data.white_level"]
+    old = config_lib.from_flat(flat)
+    assert (old.data.exif, old.data.white_level) == ("on", 65_535)
+    again = config_lib.resolve(config, old)
+    assert config_lib.differences(config_lib.flatten(old), config_lib.flatten(again)) == [
+        "model.dtype"
+    ], "the same command goes on"
+    assert config_lib.resolve(config).data.exif == "off", "a new run"
 
 
 def test_a_mesh_of_more_devices_than_there_are():

@@ -119,6 +119,7 @@ SHORT = {
     "log.every": "8 steps",
     "optimizer.warmup": "4 steps",
     "optimizer.decay_every": "1024 examples",
+    "optimizer.initial_squares": 0.0,  # from 1 the first 32 steps are small: too few to learn
     "model.bn_momentum": 0.8,
     "model.width": 0.1,
     "model.middle_blocks": 0,

@@ -1,7 +1,13 @@
 """Runs that something happens to: killed, stopped, moved to other devices, damaged."""
 
+import errno
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +83,30 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
 
 
 @pytest.mark.slow
+def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
+    """In the user's own cache folder, wherever the workdir lies."""
+    env = {
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    assert finish("main", *flags(tmp_path / "run", duration="4 steps"), env=env).returncode == 0
+    [folder] = (tmp_path / "cache" / "xception_jax" / "compiled").iterdir()
+
+    def programs() -> set[str]:
+        large = ("train_step", "evaluate_batch", "_digest")
+        return {path.name for name in large for path in folder.glob(f"jit_{name}-*-cache")}
+
+    before = programs()
+    assert any("train_step" in name for name in before)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
+    process = finish("main", *flags(tmp_path / "moved", duration="4 steps"), env=env)
+    assert "continues from the checkpoint of step 2" in process.stdout
+    assert programs() == before, "none was compiled anew"
+
+
+@pytest.mark.slow
 def test_workers_and_memory_change_no_bit(undisturbed, flags, tmp_path):
     """The run that nothing disturbed keeps its images in memory; this one's come from a process."""
     changes = {"data__in_memory": 0, "data__workers": 1}
@@ -102,3 +132,59 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed,
     assert "continues from the checkpoint of step 10" in process.stderr
     assert result(process)["step"] == 12
     assert digests(workdir, 12) == digests(undisturbed, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [
+        (errno.EIO, "params/d/"),
+        (errno.ESTALE, "params/manifest.ocdbt"),
+        (errno.EMFILE, "opt_state/_METADATA"),
+        (errno.ETIMEDOUT, "meta/"),
+    ],
+)
+def test_reads_of_a_checkpoint_that_fail_for_a_while_move_nothing(
+    undisturbed, flags, tmp_path, number, part
+):
+    workdir, library, plan = tmp_path / "run", tmp_path / "failing.so", tmp_path / "plan"
+    if not (compiler := shutil.which("cc")) or sys.platform != "linux":
+        pytest.skip("needs a C compiler on Linux")
+    source = Path(__file__).parent / "data" / "failing_reads.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    shutil.copytree(undisturbed, workdir)
+    plan.write_text(f"2 {number}")
+    env = {"LD_PRELOAD": str(library), "FAIL_PLAN": str(plan),
+           "FAIL_PATH": f"checkpoints/12/{part}"}  # fmt: skip
+    process = finish("main", *flags(workdir), "--json", env=env)
+    assert result(process)["step"] == 12
+    assert f"cannot be read at present: {os.strerror(number)}" in process.stderr
+    assert "continues from the checkpoint of step 12" in process.stderr
+    assert not (workdir / "damaged").exists()
+
+
+@pytest.mark.slow
+def test_a_config_changed_by_hand_is_refused_by_every_command(undisturbed, flags, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    path = workdir / "config.json"
+    path.write_text(path.read_text().replace('"ema.decay": 0.9', '"ema.decay": 0.5'))
+    commands = (
+        ("main", *flags(workdir)),
+        ("main", *flags(workdir), "--allow_config_changes"),
+        ("evaluate", f"--workdir={workdir}"),
+        ("export", f"--workdir={workdir}", f"--output={tmp_path / 'exported'}"),
+        (
+            "convert",
+            "--from=xception_jax",
+            f"--input={workdir}",
+            f"--output={tmp_path / 'x.safetensors'}",
+        ),
+    )
+    for command in commands:
+        process = finish(*command)
+        assert process.returncode == 2, process.stderr
+        [line] = process.stderr.splitlines()
+        assert "is not what the run wrote: ema.decay was 0.9, is 0.5; undo that" in line
+    path.unlink()
+    assert result(finish("evaluate", f"--workdir={workdir}", "--json"))["step"] == 12

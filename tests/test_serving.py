@@ -18,7 +18,7 @@ from scipy.special import expit, softmax
 
 from tests.processes import ROOT, finish, result
 from tests.weights import builders
-from xception_jax import serving
+from xception_jax import seal, serving
 from xception_jax.data import augment, presets
 from xception_jax.data.stream import Images
 from xception_jax.errors import RunError, UsageError
@@ -316,13 +316,104 @@ def test_a_flipped_bit_is_found_and_named(copy):
 
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
-    [("calling_convention", 10**6, "export it anew"), ("format", 2, "this version reads 1")],
+    [("calling_convention", 10**6, "export it anew"), ("format", 3, "this version reads 1 and 2")],
 )
 def test_a_program_of_another_age_is_refused(copy, field, value, complaint):
     about = json.loads((copy / "model.json").read_text())
-    (copy / "model.json").write_text(json.dumps({**about, field: value}))
+    (copy / "model.json").write_text(json.dumps(seal.sealed({**about, field: value})))
     with pytest.raises(UsageError, match=complaint):
         serving.load(copy)
+
+
+def damaged(folder: Path, check=serving.check) -> str | None:
+    """What is said of an export in one line, None where nothing is; anything else is raised."""
+    try:
+        check(folder)
+    except RunError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return str(error)
+    return None
+
+
+def test_no_flip_of_a_description_goes_unnoticed(copy):
+    """Every byte, a bit of each in turn; and the class names reversed, as a hand would do it."""
+    path = copy / "model.json"
+    whole, about = path.read_bytes(), serving.load(copy)[1]
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        said = damaged(copy, serving._described)
+        if said is None:  # a space between two fields that became another one
+            assert json.loads(flipped) == about
+            assert not bytes((whole[place], flipped[place])).strip()
+        else:
+            assert said.startswith(f"{path} is damaged: ")
+    path.write_text(json.dumps({**about, "classes": about["classes"][::-1]}))
+    assert damaged(copy) == f"{path} is damaged: is not what was sealed"
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.json", "README.md"])
+def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, tmp_path):
+    path, whole = copy / name, (copy / name).read_bytes()
+    other = tmp_path / "other"
+    shape = jax.export.symbolic_shape("batch, height, width, 3")
+    program = jax.export.export(jax.jit(lambda pixels: pixels[:, 0, 0, :2] / 255.0))(
+        jax.ShapeDtypeStruct(shape, np.uint8)
+    )
+    serving.write(other, program, serving.describe(
+        program, Images(8), activation="sigmoid", class_names=("a", "b"), source={}
+    ))  # fmt: skip
+    assert damaged(other) is None
+    for data in (b"", whole[:-2], whole[: len(whole) // 2], whole + b"x", b"\0" + whole[1:]):
+        path.write_bytes(data)
+        said = damaged(copy)
+        assert said is not None, data[-9:]
+        assert said.startswith(f"{path} is damaged: ")
+    path.write_bytes((other / name).read_bytes())
+    said = damaged(copy)
+    assert said is not None, "a file of another export"
+    assert "is damaged: " in said
+    path.unlink()
+    for made in (lambda: None, lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
+        path.unlink(missing_ok=True)
+        made()
+        assert damaged(copy) == f"{path} is damaged: it is gone, or is no file"
+    process = finish("export", f"--check={copy}")
+    assert process.returncode == 1
+    assert process.stderr == f"error: {path} is damaged: it is gone, or is no file\n"
+
+
+@pytest.fixture
+def first_format(copy) -> dict:
+    """An export as the first format had it, and what its description says."""
+    about = json.loads((copy / "model.json").read_text())
+    del about["exif_orientation"], about["readme"], about[seal.NAME]
+    about["format"] = 1
+    (copy / "model.json").write_text(json.dumps(about))
+    return about
+
+
+def test_exports_of_the_first_format_are_read(copy, first_format):
+    assert serving.check(copy) == first_format
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [(None, "classes", ["0"] * 9), (None, "classes", "0123456789"), (None, "format", True),
+     (None, "format", []), (None, "platforms", ["cpu"]), (None, "calling_convention", 9),
+     (None, "calling_convention", "x"), (None, "source", None), (None, "more", 1),
+     ("input", "shape", ["batch", 8, 8, 3]), ("input", "dtype", ["uint8"]),
+     ("output", "activation", "softmin"), ("output", "shape", []), ("output", "shape", None),
+     ("program", "bytes", 3), ("program", "file", "../model.bin"), ("program", "sha256", 0)],
+)  # fmt: skip
+def test_what_the_first_format_cannot_say_is_noticed(copy, first_format, section, field, value):
+    part = first_format[section] if section else first_format
+    part[field] = value
+    (copy / "model.json").write_text(json.dumps(first_format))
+    said = damaged(copy, serving.load)
+    assert said is not None
+    assert "model.json is damaged: " in said or "model.bin is damaged: " in said
 
 
 def test_a_folder_that_holds_something_is_left_alone(undisturbed, tmp_path):

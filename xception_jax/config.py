@@ -146,13 +146,22 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept; inception: of both",
                              low=0.01, high=1.0),
+    "data.exif": _text(
+        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: off "
+        "where eval_preset is inception, keras or timm, which do not apply it, else on",
+        choices=("auto", "on", "off"),
+    ),
+    "data.white_level": _int(
+        0, "white in images of more than 8 bits, 4095 of 12; 0: what the file declares, else 65535",
+        high=65_535,
+    ),
     "data.threads": _int(
         0, "of each process that makes batches; 0: so many that there is one for each core",
-        harmless=True
+        high=1024, harmless=True
     ),
     "data.workers": _int(
         0, "processes of a host that make training batches; 0: threads of the run's own, which "
-        "cost less", harmless=True
+        "cost less", high=1024, harmless=True
     ),
     "data.in_memory": _int(
         256, "MiB of finished images that may be kept, of a split of which nothing is cropped at "
@@ -206,7 +215,14 @@ SCHEMA: dict[str, Field] = {
     "optimizer.nesterov": _flag(False, "sgd with Nesterov's momentum"),
     "optimizer.beta1": _float(0.9, "of adamw and lamb", high=1.0),
     "optimizer.beta2": _float(0.999, "decay of the squares: adamw, lamb and rmsprop", high=1.0),
-    "optimizer.epsilon": _float(1e-8, "of adamw, lamb and rmsprop"),
+    "optimizer.epsilon": _float(
+        1e-8, "of adamw and lamb: added to the root of the squares; of rmsprop: inside the root, "
+        "as in TensorFlow and Keras (PyTorch adds it outside)"
+    ),
+    "optimizer.initial_squares": _float(
+        0.0, "of rmsprop: what its mean of squared gradients begins at; 1: as in TensorFlow, with "
+        "which Inception and Xception were trained", harmless=True
+    ),
     "optimizer.weight_decay": _float(0.0, "0: none"),
     "optimizer.decay_mode": _text(
         "auto",
@@ -214,7 +230,9 @@ SCHEMA: dict[str, Field] = {
         "from the weights, times the learning rate; auto: l2 for sgd and rmsprop, else decoupled",
         choices=("auto", "l2", "decoupled"),
     ),
-    "optimizer.decay_all": _flag(False, "decay batch-norm parameters and biases too"),
+    "optimizer.decay_all": _flag(
+        False, "decay batch-norm parameters and biases too; lamb scales their steps then too"
+    ),
     "optimizer.clip_norm": _float(0.0, "largest norm of the whole gradient; 0: no clipping"),
     "optimizer.microbatch": _int(
         0, "most examples that a device takes through the model at once; a larger share is cut, "
@@ -259,6 +277,13 @@ SCHEMA: dict[str, Field] = {
 }  # fmt: skip
 
 
+# What a `config.json` means that was written before a field was there: what runs did then.
+_BEFORE: dict[str, Any] = {"data.exif": "on", "data.white_level": 65_535}
+
+# Fields that a config leaves open with this value. A run that goes on keeps what it settled.
+_OPEN: dict[str, Any] = {"model.dtype": "auto", "data.exif": "auto", "data.white_level": 0}
+
+
 def default() -> ConfigDict:
     """A config with every field at its default, locked against misspelt names."""
     nested: dict[str, Any] = {}
@@ -284,10 +309,13 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_flat(flat: dict[str, Any]) -> ConfigDict:
-    """The inverse of `flatten`, for a complete config such as `config.json` holds."""
+    """The inverse of `flatten`, for a complete config such as `config.json` holds.
+
+    Where one lacks a field, it is of an older version, and gets what that did.
+    """
     config = default()
     unknown(flat)
-    config.update_from_flattened_dict(flat)
+    config.update_from_flattened_dict({**_BEFORE, **flat})
     return config
 
 
@@ -397,17 +425,28 @@ def compute_dtype(name: str) -> str:
 
 
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
-    """A copy in which nothing is left to the hardware, so that a run stays what it began as.
+    """A copy in which nothing is left open, so that a run stays what it began as.
 
     Args:
       config: valid.
       begun: the resolved config of the run that is to go on, if there is one.
     """
     resolved = ConfigDict(config).copy_and_resolve_references()
-    if begun is not None and config.model.dtype == "auto":
-        resolved.model.dtype = begun.model.dtype
+    if begun is not None:
+        given, settled = flatten(config), flatten(begun)
+        resolved.update_from_flattened_dict(
+            {name: settled[name] for name, unset in _OPEN.items() if given[name] == unset}
+        )
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
+    resolved.data.exif = "on" if applies_exif(resolved) else "off"
     return resolved
+
+
+def applies_exif(config: ConfigDict) -> bool:
+    """Whether images are turned by their EXIF orientation, see `data.exif`."""
+    if config.data.exif != "auto":
+        return config.data.exif == "on"
+    return config.data.eval_preset not in ("inception", "keras", "timm")
 
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:

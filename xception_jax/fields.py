@@ -1,11 +1,13 @@
 """What a field of a config can hold: its type, its bounds, and lengths of training with a unit."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from xception_jax.errors import nearest
 
+_LONGEST = 10**15  # of any unit
 _UNITS = {"step": "steps", "epoch": "epochs", "example": "examples"}
 
 
@@ -22,10 +24,12 @@ class Duration:
         number, _, unit = text.strip().partition(" ")
         unit = _UNITS.get(unit.strip(), unit.strip())
         try:
-            amount = Fraction(number)
+            # As a float first: 1e999999999 as a fraction would take all memory.
+            finite = "/" in number or math.isfinite(float(number))
+            amount = Fraction(number) if finite else Fraction(-1)
         except (ValueError, ZeroDivisionError):
             amount = Fraction(-1)
-        if amount < 0 or unit not in _UNITS.values():
+        if not 0 <= amount <= _LONGEST or unit not in _UNITS.values():
             raise ValueError(f"{text!r} is no duration; write it as '90 epochs', '1000 steps' or "
                              f"'3000000 examples'")  # fmt: skip
         return cls(amount, unit)
@@ -97,6 +101,8 @@ class Field:
             allowed = (int, float) if self.fractions else (int,)
             if type(number) not in allowed:
                 return f"is {value!r}; it takes {'' if self.fractions else 'whole '}numbers"
+            if not math.isfinite(number):
+                return f"is {value}; it takes finite numbers"
             below = self.low is not None and not number >= self.low
             above = self.high is not None and not number <= self.high
             if below or above:

@@ -17,29 +17,57 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from xception_jax import seal
 from xception_jax.data import augment, resize
 from xception_jax.data.stream import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training.state import Tree, apply
 
-# Of `model.json`; raised when a reader of today would misread it.
-FORMAT = 1
-PROGRAM, ABOUT, README = "model.bin", "model.json", "README.md"
 PLATFORMS = ("cpu", "cuda", "tpu")
 ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+PROGRAM, ABOUT, README = "model.bin", "model.json", "README.md"
+
+# Of `model.json`; raised when a reader of today would misread it.
+FORMAT = 2
+_TEXT, _NUMBER = (str,), (int,)
+# What each field is, of format 1 and of today's.
+_FIRST: dict[str, Any] = {
+    "format": _NUMBER,
+    "source": (dict,),
+    "input": {"shape": [(str, int)], "dtype": {"uint8"}, "channels": {"RGB"}},
+    "output": {"shape": [(str, int)], "dtype": {"float32"}, "activation": set(ACTIVATIONS)},
+    "preprocessing": _TEXT,
+    "platforms": [_TEXT],
+    "jax": _TEXT,
+    "calling_convention": _NUMBER,
+    "classes": [_TEXT],
+    "program": {"file": {PROGRAM}, "bytes": _NUMBER, "sha256": _TEXT},
+}
+_FORMATS: dict[int, dict[str, Any]] = {
+    1: _FIRST,
+    FORMAT: {
+        **_FIRST,
+        "exif_orientation": {"applied", "ignored"},
+        "readme": {"file": {README}, "sha256": _TEXT},
+        seal.NAME: _TEXT,
+    },
+}
 
 # docs/export.md shows the same lines; a test runs them.
 LOADER = """\
 import json, pathlib, sys
 import jax, numpy as np
 from jax import export
-from PIL import Image
+from PIL import Image, ImageOps
 
 folder, *files = map(pathlib.Path, sys.argv[1:])
 about = json.loads((folder / "model.json").read_text())
 model = jax.jit(export.deserialize((folder / "model.bin").read_bytes()).call)
 for file in files:
-    image = Image.open(file).convert("RGB")
+    image = Image.open(file)
+    if about.get("exif_orientation") == "applied":  # as in the run's evaluation
+        image = ImageOps.exif_transpose(image)
+    image = image.convert("RGB")
     if isinstance(about["input"]["shape"][1], int):  # a program that does not resize
         image = image.resize(about["input"]["shape"][2:0:-1], Image.Resampling.BICUBIC)
     probabilities = np.asarray(model(np.asarray(image)[None]))[0]
@@ -122,24 +150,39 @@ def describe(
     resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
     how = _HOW["inside" if resizes else "outside"]
     share = f"crop {images.eval_crop:g}" if crop_known else "a crop that the weights do not tell"
-    shape, out = (
-        [str(side) if jax_export.is_symbolic_dim(side) else side for side in aval.shape]
-        for aval in (exported.in_avals[0], exported.out_avals[0])
-    )
+    shape, out = _shapes(exported)
     return {
         "format": FORMAT,
         "source": source,
         "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
         "output": {"shape": out, "dtype": "float32", "activation": activation},
-        "preprocessing": "the program "
+        "exif_orientation": "applied" if images.exif else "ignored",
+        "preprocessing": "the caller "
+        + ("turns an image by" if images.exif else "ignores")
+        + " its EXIF orientation; the program "
         + how.format(
             crop=images.eval_crop, size=images.size, preset=images.eval_preset, share=share
         ),
-        "platforms": list(exported.platforms),
+        **_facts(exported),
         "jax": jax.__version__,
-        "calling_convention": exported.calling_convention_version,
         "classes": list(class_names),
     }
+
+
+def _facts(exported: jax_export.Exported) -> dict[str, Any]:
+    return {
+        "platforms": list(exported.platforms),
+        "calling_convention": exported.calling_convention_version,
+    }
+
+
+def _shapes(exported: jax_export.Exported) -> tuple[list[str | int], list[str | int]]:
+    """Of the input and the output; a side that may be any is named."""
+    given, made = (
+        [str(side) if jax_export.is_symbolic_dim(side) else side for side in aval.shape]
+        for aval in (exported.in_avals[0], exported.out_avals[0])
+    )
+    return given, made
 
 
 def check_output(folder: Path) -> None:
@@ -154,22 +197,27 @@ def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) ->
     """Writes program, description and README as a whole or not at all.
 
     Returns:
-      `about`, with the program's `bytes` and `sha256`.
+      `about`, with the program's `bytes`, the `sha256` of both files, and a seal over all fields.
 
     Raises:
       UsageError: the folder holds something, or cannot be made.
     """
     check_output(folder)
-    program = exported.serialize()
-    digest = hashlib.sha256(program).hexdigest()
-    about = {**about, "program": {"file": PROGRAM, "bytes": len(program), "sha256": digest}}
+    program = bytes(exported.serialize())
+    readme = _readme(about).encode()
+    about = seal.sealed(
+        about
+        | {"program": {**_file(PROGRAM, program), "bytes": len(program)}}
+        | {"readme": _file(README, readme)}
+    )
     draft = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
         (draft / PROGRAM).write_bytes(program)
-        (draft / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        (draft / README).write_text(_readme(about))
+        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+        (draft / ABOUT).write_bytes(text.encode())
+        (draft / README).write_bytes(readme)
         draft.chmod(0o755)  # a server is often another user
         os.rename(draft, folder)
     except OSError as error:
@@ -178,6 +226,10 @@ def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) ->
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
     return about
+
+
+def _file(name: str, data: bytes) -> dict[str, Any]:
+    return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _readme(about: dict[str, Any]) -> str:
@@ -202,31 +254,90 @@ def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
     """Reads an export back, and checks that it is whole and that this JAX can run it.
 
     Raises:
-      UsageError: there is no export, or it is for another JAX.
-      RunError: it is damaged.
+      UsageError: there is no export, or it is for another version of this package or of JAX.
+      RunError: it is damaged: a file is gone, or is not what was exported.
     """
-    path = folder / ABOUT
-    if not path.is_file() or not (folder / PROGRAM).is_file():
-        raise UsageError(f"no exported model in {folder}: it needs {ABOUT} and {PROGRAM}")
-    try:
-        about = json.loads(path.read_text())
-        version, convention = about["format"], about["calling_convention"]
-        written_by, digest = about["jax"], about["program"]["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
-    if version != FORMAT:
-        raise UsageError(f"{path} has format {version}; this version reads {FORMAT}")
+    about = _described(folder)
+    convention = about["calling_convention"]
     least = jax_export.minimum_supported_calling_convention_version
     most = jax_export.maximum_supported_calling_convention_version
     if not least <= convention <= most:
         raise UsageError(
-            f"{folder} was exported by jax {written_by} with calling convention {convention}; jax "
-            f"{jax.__version__} takes {least} to {most}: export it anew, or install another jax"
+            f"{folder} was exported by jax {about['jax']} with calling convention {convention}; "
+            f"jax {jax.__version__} takes {least} to {most}: export it anew, or install another jax"
         )
-    program = (folder / PROGRAM).read_bytes()
-    if hashlib.sha256(program).hexdigest() != digest:
-        raise RunError(f"{folder / PROGRAM} is damaged: it is not what was exported")
-    return jax_export.deserialize(bytearray(program)), about
+    program = _verified(folder / PROGRAM, about["program"]["sha256"])
+    exported = jax_export.deserialize(bytearray(program))
+    facts = _facts(exported)
+    if (
+        (len(program), facts) != (about["program"]["bytes"], {name: about[name] for name in facts})
+        or (about["input"]["shape"], about["output"]["shape"]) != _shapes(exported)
+        or about["output"]["shape"][1] != len(about["classes"])
+    ):
+        raise RunError(f"{folder / ABOUT} is damaged: it describes another program than {PROGRAM}")
+    return exported, about
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What `model.json` says, checked as far as it can be without the program."""
+    path = folder / ABOUT
+    if not any(os.path.lexists(folder / name) for name in (ABOUT, PROGRAM)):
+        raise UsageError(f"no exported model in {folder}: it needs {ABOUT} and {PROGRAM}")
+    try:
+        about = seal.parse(_read(path))
+        version = about.get("format")
+        shape = _FORMATS.get(version) if type(version) is int else None
+        if shape is not _FIRST or seal.NAME in about:  # the first format had none
+            seal.check(about)
+        if shape:
+            _check_shape(about, shape, "it")
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    if not shape:
+        reads = " and ".join(map(str, _FORMATS))
+        raise UsageError(f"{path} has format {version}; this version reads {reads}")
+    return about
+
+
+def _check_shape(value: Any, wanted: Any, name: str) -> None:
+    """Raises `ValueError` unless JSON is as wanted.
+
+    Args:
+      wanted: types of which it has to be one; texts; a list of what each part is; or of each field.
+    """
+    if isinstance(wanted, dict):
+        if not isinstance(value, dict) or value.keys() != wanted.keys():
+            fields = value.keys() ^ wanted.keys() if isinstance(value, dict) else "?"
+            raise ValueError(f"{name} lacks {sorted(fields)[0]!r}, or should not have it")
+        for field, kind in wanted.items():
+            _check_shape(value[field], kind, field)
+    elif isinstance(wanted, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is no list")
+        for each in value:
+            _check_shape(each, wanted[0], name)
+    elif type(value) not in (wanted if isinstance(wanted, tuple) else (str,)) or (
+        isinstance(wanted, set) and value not in wanted
+    ):
+        raise ValueError(f"{name} is {value!r}, which it cannot be")
+
+
+def _verified(path: Path, digest: str) -> bytes:
+    """What a file of the export holds; raises `RunError` unless it is what was exported."""
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise RunError(f"{path} is damaged: it is not what was exported")
+    return data
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file; raises `RunError`. A pipe in its place would never end."""
+    try:
+        if not path.is_file():
+            raise RunError(f"{path} is damaged: it is gone, or is no file")
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -237,6 +348,8 @@ def check(folder: Path) -> dict[str, Any]:
       RunError: what it computes are no probabilities.
     """
     exported, about = load(folder)
+    if "readme" in about:
+        _verified(folder / README, about["readme"]["sha256"])
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
         raise UsageError(

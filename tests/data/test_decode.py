@@ -176,6 +176,9 @@ def test_where_no_draw_fits_the_box_is_the_centred_one_of_the_nearest_aspect():
     assert decode.random_box(draws, 10, 40, (1.0, 1.0), (0.5, 2.0)) == (0, 10, 10, 20)
     assert decode.random_box(draws, 40, 10, (1.0, 1.0), (0.5, 2.0)) == (10, 0, 20, 10)
     assert decode.random_box(draws, 1, 9, (1.0, 1.0), (0.1, 0.2)) == (0, 4, 1, 1)
+    box = decode.random_box(draws, 11, 41, (1.0, 1.0), (0.5, 2.0))
+    assert box == (0, 9, 11, 22)
+    assert {type(side) for side in box} == {int}, "a slice takes no others"
 
 
 def test_the_whole_image_where_area_and_aspect_are_one():

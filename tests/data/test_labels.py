@@ -71,6 +71,14 @@ def test_what_could_not_be_read_is_looked_for_again_and_nothing_else(photos):
     assert labels_of(kept).tolist() == expected
 
 
+def test_a_first_class_that_was_found_later_is_kept_too(photos):
+    expected = [photos[record].label for record in range(9)]
+    first = {record for record, label in enumerate(expected) if label == 0}
+    labels_of(dataclasses.replace(photos, records=Damaged(photos.records, first)))
+    assert labels_of(photos).tolist() == expected
+    assert labels_of(dataclasses.replace(photos, records=Unread())).tolist() == expected
+
+
 def test_labels_that_cannot_be_used_are_minus_one(photos):
     wrong = dataclasses.replace(photos, class_names=photos.class_names[:2])
     labels = np.array([photos[record].label for record in range(9)])

@@ -1,5 +1,6 @@
 """Orders of records: who is how often where, and that nothing but seed and position counts."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -7,7 +8,7 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from xception_jax.data import order
+from xception_jax.data import joined, order, sources
 
 seeds = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=20, deadline=None)
@@ -79,6 +80,25 @@ def test_repeated_has_a_record_three_times_in_a_batch():
     repeated = order.Repeated(base, 3, apart=4)
     first, second = take(base, 4), take(base, 4, 4)
     assert take(repeated, 24) == first * 3 + second * 3
+
+
+def test_sampling_chooses_the_order_that_its_fields_ask_for():
+    records = [{"image": b"", "label": i % 2} for i in range(12)]
+    source = sources.Source("set", ("a", "b"), records, "image", "label")
+    both = joined.join([source, dataclasses.replace(source, records=records[:6])])
+
+    def drawn(sampled: sources.Source, **fields: object) -> list[int]:
+        return take(order.Sampling(**fields).order(sampled, 3, batch_size=6), 24)
+
+    plain = take(order.Shuffled(12, 3), 24)
+    assert drawn(source) == plain
+    assert drawn(source, repeats=1) == plain
+    assert drawn(source, repeats=2) == take(order.Repeated(order.Shuffled(12, 3), 2, apart=3), 24)
+    assert drawn(source, weights=(1.0,)) == plain, "of one set there is nothing to weigh"
+    labels = np.arange(12) % 2
+    assert drawn(source, balanced=True) == take(order.Balanced(labels, 3), 24)
+    assert drawn(both, weights=(1, 2)) == take(order.Mixed([12, 6], (1, 2), 3), 24)
+    assert drawn(both) == take(order.Shuffled(18, 3), 24)
 
 
 @hypothesis.given(

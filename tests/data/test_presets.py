@@ -1,15 +1,21 @@
 """Evaluation's presets beside the libraries whose names they bear."""
 
 import io
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
-from xception_jax.data import decode, presets
+from tests import pictures as odd_pictures
+from xception_jax import config as config_lib
+from xception_jax.data import decode, presets, sources
+from xception_jax.training import evaluation
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 SIZES = [(375, 500), (500, 333), (299, 299), (120, 90), (301, 1000), (334, 335)]
 
@@ -73,7 +79,7 @@ def test_keras_takes_the_nearest_pixel_of_all_of_the_picture(pictures):
 
 @pytest.mark.slow
 def test_keras_preset_is_keras_load_img(pictures):
-    keras = pytest.importorskip("keras", reason="comes with the extra [prepare]")
+    keras = pytest.importorskip("keras", reason="comes with the extra [peers]")
     for picture in pictures:
         encoded = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
         theirs = keras.utils.load_img(io.BytesIO(encoded), target_size=(299, 299))
@@ -94,6 +100,87 @@ def test_timms_centre_of_a_long_picture_is_the_same_made_alone(monkeypatch, crop
             alone = presets.timm(picture, 99, crop)
         np.testing.assert_allclose(alone.astype(int), whole, atol=2)
         assert whole.std() > 5
+
+
+def turned(orientation: int, kind: str = "JPEG") -> bytes:
+    """A picture of 40 x 56 whose EXIF says how it is turned."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    buffer = io.BytesIO()
+    quality = {"quality": 95} if kind == "JPEG" else {}
+    Image.fromarray(odd_pictures.PIXELS).save(buffer, kind, exif=exif, **quality)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_is_applied_or_ignored_as_pillow_does(orientation, kind):
+    encoded = turned(orientation, kind)
+    image = Image.open(io.BytesIO(encoded))
+    for exif, theirs in ((False, image), (True, ImageOps.exif_transpose(image))):
+        np.testing.assert_array_equal(
+            decode.decode(encoded, exif=exif), np.asarray(theirs.convert("RGB"))
+        )
+        part = decode.decode_part(encoded, lambda h, w: (3, 5, h - 7, w - 9), exif=exif)
+        np.testing.assert_array_equal(part, np.asarray(theirs.convert("RGB"))[3:-4, 5:-4])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_the_reader_of_a_preset_sees_what_its_library_sees(orientation, kind):
+    """By the config alone: training and evaluation of `keras` and `timm` ignore EXIF."""
+    config = config_lib.default()
+    config.data.image_size, config.data.batch_size = 24, 1
+    config.data.eval_preset = "keras"
+    records = [{"image": turned(orientation), "label": 0}]
+    source = sources.Source("one", ("a", "b"), records, "image", "label")
+    plain = sources.Source("one", ("a", "b"), [{"image": turned(1), "label": 0}], "image", "label")
+
+    def image_of(source):
+        reader = evaluation.reader_of(config_lib.resolve(config), source)
+        if kind == "train":
+            return next(reader.training_batches(batch_size=1, seed=0))["image"]
+        return next(reader.evaluation_batches(batch_size=1))["image"]
+
+    np.testing.assert_array_equal(image_of(source), image_of(plain))
+    config.data.eval_preset = "area"
+    assert np.array_equal(image_of(source), image_of(plain)) == (orientation == 1)
+    config.data.exif = "off"
+    np.testing.assert_array_equal(image_of(source), image_of(plain))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_of_the_presets_is_as_in_keras_and_timm(orientation, tmp_path):
+    keras = pytest.importorskip("keras", reason="comes with the extra [peers]")
+    pytest.importorskip("torch", reason="comes with the extra [peers]")
+    from benchmarks.peers import torchvision_operators
+
+    torchvision_operators.declare()
+    from timm.data import create_transform
+    from timm.data.readers import create_reader
+
+    path = tmp_path / "train/a/turned.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(turned(orientation))
+    records = [{"image": path.read_bytes(), "label": 0}]
+    source = sources.Source("one", ("a", "b"), records, "image", "label")
+
+    def ours(preset):
+        config = config_lib.default()
+        config.data.image_size, config.data.eval_preset = 24, preset
+        reader = evaluation.reader_of(config_lib.resolve(config), source)
+        return next(reader.evaluation_batches(batch_size=1))["image"][0]
+
+    theirs = keras.utils.load_img(path, target_size=(24, 24), interpolation="nearest")
+    np.testing.assert_array_equal(ours("keras"), np.asarray(theirs))
+    file, _ = create_reader("", str(tmp_path / "train"))[0]
+    transform = create_transform(
+        24, crop_pct=1.0, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    with file:
+        tensor = transform(Image.open(file).convert("RGB")).numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(ours("timm").astype(np.float32) / 127.5 - 1, tensor, atol=1e-6)
 
 
 def peak_kib() -> int:

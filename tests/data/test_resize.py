@@ -42,6 +42,15 @@ def test_an_image_of_the_right_size_stays_as_it_is():
     np.testing.assert_array_equal(resize.area(image[None], 32, 1.0)[0], image)
 
 
+@pytest.mark.parametrize(("side", "size"), [(64, 32), (41, 32), (20, 32)])
+def test_black_stays_black_and_white_white(side, size):
+    board = np.zeros((2, side, side, 3), np.uint8)
+    board[1] = 255
+    found = np.asarray(resize.area(board, size, 1.0))
+    assert set(np.unique(found[0])) == {0}
+    assert set(np.unique(found[1])) == {255}
+
+
 @pytest.mark.parametrize("crop", [1.0, 0.95, 0.8975, 0.875, 0.5, 1e-9])
 def test_it_keeps_as_many_pixels_as_the_host(crop):
     sides = np.arange(1, 5000)

@@ -272,7 +272,9 @@ def test_what_could_not_be_made_is_made_when_it_is_asked_for_again():
 def test_what_is_kept_is_made_once(monkeypatch):
     made = []
     decoded = decode.decode
-    monkeypatch.setattr(decode, "decode", lambda *args: made.append(args[1]) or decoded(*args))
+    monkeypatch.setattr(
+        decode, "decode", lambda *args, **how: made.append(args[1]) or decoded(*args, **how)
+    )
     # One thread: of several, two may make the same image at once.
     host = stream.Host(threads=1, memory=10_000)
     reader = stream.Reader(numbered(6), stream.Images(8), host)

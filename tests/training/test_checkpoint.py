@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -349,29 +350,20 @@ def shared():
         yield Path(name)
 
 
-@pytest.mark.parametrize(
-    ("fault", "user", "reason"),
-    [
-        (refused_by_the_kernel, nullcontext, "Input/output error"),
-        (not_ours, as_nobody, "Permission denied"),
-    ],
-)
-def test_a_file_that_cannot_be_read_for_a_while_is_tried_again(shared, fault, user, reason):
-    save_all(shared, [1, 2])
-    path, repair = fault(shared / "checkpoints" / "2")
+def test_a_file_that_cannot_be_read_for_a_while_is_tried_again(tmp_path):
+    save_all(tmp_path, [1, 2])
+    path, repair = refused_by_the_kernel(tmp_path / "checkpoints" / "2")
     said = []
 
     def say(line: str) -> None:
         said.append(line)
-        os.seteuid(before)
         repair()
 
-    before = os.geteuid()
-    with user(), Checkpoints(shared, say=say) as checkpoints:
+    with Checkpoints(tmp_path, say=say) as checkpoints:
         state, _, notes = checkpoints.restore_newest(target())
     assert (int(state.step), notes) == (2, [])
     [line] = said
-    assert line.endswith(f"{reason} ({path}); trying again for 120 seconds")
+    assert line.endswith(f"Input/output error ({path}); trying again for 120 seconds")
 
 
 @pytest.mark.parametrize(
@@ -414,3 +406,37 @@ def test_other_data_than_the_run_began_with_is_refused():
         META.check_data(Meta(0, "set/2.0.0:train", 100, ("a", "b")))
     with pytest.raises(UsageError, match=r"classes of set/1\.0\.0:train are not the 2 that"):
         META.check_data(Meta(0, "set/1.0.0:train", 100, ("b", "a")))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 400 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with Checkpoints(folder, keep=50) as checkpoints:
+        for step in range(1, 50):
+            checkpoints.save(make_state(step), META.at(step))
+
+
+def test_a_full_disk_is_one_line_that_names_a_file_with_the_rest(small_disk, capfd):
+    with pytest.raises(RunError) as caught:
+        fill(small_disk)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert "could not be written: No space left on device: " in told
+    log = Path(told.rpartition("; ")[2].removesuffix(" has the traceback"))
+    assert "Traceback" in log.read_text()
+    assert "Traceback" not in "".join(capfd.readouterr())
+    if log.parent != small_disk:
+        log.unlink()
+    with Checkpoints(small_disk) as checkpoints:
+        state, _, notes = checkpoints.restore_newest(target())
+        assert (int(state.step), notes) == (checkpoints.steps()[-1], [])

@@ -19,7 +19,7 @@ def test_the_reader_is_what_the_config_says(digits, small_config):
     small_config.data.mix_weights = (1.0, 2.0)
     reader = reader_of(small_config, digits["test"], workers=2)
     assert reader.sampling == Sampling(balanced=True, weights=(1.0, 2.0), repeats=2)
-    assert reader.images == stream.Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7)
+    assert reader.images == stream.Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7, exif=False)
     assert reader.host == stream.Host(threads=3, workers=2, memory=5 * 2**20, decode_parts=False)
 
 

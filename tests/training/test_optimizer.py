@@ -45,13 +45,133 @@ RATE = make_schedule("staircase", learning_rate=0.1, total_steps=4, decay_rate=0
         ),
         (
             "lamb",
-            {"weight_decay": 0.3, "epsilon": 1e-6},
-            optax.lamb(RATE, weight_decay=0.3, mask=decayed),
+            {"weight_decay": 0.3, "epsilon": 1e-6, "decay_all": True},
+            optax.lamb(RATE, weight_decay=0.3),
         ),
     ],
 )
 def test_equals_optax_own(name, kwargs, reference):
     assert_close(run(make_optimizer(name, RATE, **kwargs)), run(reference))
+
+
+def lamb_by_hand(params, decay, rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-6):
+    """arXiv:1904.00962, algorithm 2, with a trust ratio for kernels alone."""
+    params = dict(jax.tree_util.tree_leaves_with_path(params))
+    tree = jax.tree.structure(PARAMS)
+    first = dict.fromkeys(params, 0.0)
+    second = dict(first)
+    for step, loss in enumerate(LOSSES, start=1):
+        grads = jax.grad(loss)(jax.tree.unflatten(tree, list(params.values())))
+        for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+            first[path] = beta1 * first[path] + (1 - beta1) * np.asarray(grad)
+            second[path] = beta2 * second[path] + (1 - beta2) * np.asarray(grad) ** 2
+            mean, square = first[path] / (1 - beta1**step), second[path] / (1 - beta2**step)
+            move = mean / (np.sqrt(square) + epsilon)
+            if path[-1].key == "kernel":
+                move = move + decay * params[path]
+                move = move * np.linalg.norm(params[path]) / np.linalg.norm(move)
+            params[path] = params[path] - rate * move
+    return jax.tree.unflatten(tree, list(params.values()))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_lambs_trust_ratio_is_that_of_kernels(decay):
+    """Optax' own scales biases and batch norm too: the head's bias would move by 0.02, not 0.1."""
+    rate = optax.constant_schedule(0.1)
+    ours = run(make_optimizer("lamb", rate, weight_decay=decay, epsilon=1e-6))
+    assert_close(ours, lamb_by_hand(PARAMS, decay), rtol=1e-4, atol=1e-5)
+    once = run(make_optimizer("lamb", rate, weight_decay=decay), LOSSES[:1])
+    moved = abs(once["head"]["bias"] - PARAMS["head"]["bias"])
+    np.testing.assert_allclose(moved, 0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("initial", [0.0, 1.0])
+def test_rmsprop_is_tensorflows(initial):
+    """tf.compat.v1.train.RMSPropOptimizer by hand: epsilon inside the root, momentum of steps."""
+    rate, decay, momentum, epsilon = 0.1, 0.9, 0.8, 1e-3
+    ours = run(
+        make_optimizer("rmsprop", optax.constant_schedule(rate), beta2=decay, momentum=momentum,
+                       epsilon=epsilon, initial_squares=initial)
+    )  # fmt: skip
+    params = jax.tree.map(np.asarray, PARAMS)
+    squares = jax.tree.map(lambda x: np.full_like(x, initial), params)
+    moves = jax.tree.map(np.zeros_like, params)
+    for loss in LOSSES:
+        grads = jax.grad(loss)(jax.tree.map(jnp.asarray, params))
+        squares = jax.tree.map(lambda s, g: decay * s + (1 - decay) * g**2, squares, grads)
+        moves = jax.tree.map(
+            lambda m, g, s: momentum * m + rate * g / np.sqrt(s + epsilon), moves, grads, squares
+        )
+        params = jax.tree.map(lambda p, m: p - m, params, moves)
+    assert_close(ours, params)
+
+
+def against_timm(make, params):
+    """The parameters after the losses' gradients, by one of timm's optimizers.
+
+    Args:
+      make: of timm's optimizer, from groups of parameters: kernels, and the others.
+    """
+    torch = pytest.importorskip("torch")
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    theirs = [torch.nn.Parameter(torch.tensor(np.asarray(leaf))) for _, leaf in leaves]
+    kernels = [path[-1].key == "kernel" for path, _ in leaves]
+    optimizer = make(
+        [p for p, kernel in zip(theirs, kernels, strict=True) if kernel],
+        [p for p, kernel in zip(theirs, kernels, strict=True) if not kernel],
+    )
+    tree = jax.tree.structure(params)
+    for loss in LOSSES:
+        here = jax.tree.unflatten(tree, [jnp.asarray(p.detach().numpy()) for p in theirs])
+        for p, grad in zip(theirs, jax.tree.leaves(jax.grad(loss)(here)), strict=True):
+            p.grad = torch.tensor(np.asarray(grad))
+        optimizer.step()
+    return jax.tree.unflatten(tree, [p.detach().numpy() for p in theirs])
+
+
+def timm_optim():
+    pytest.importorskip("torch")
+    from benchmarks.peers import torchvision_operators
+
+    torchvision_operators.declare()
+    return pytest.importorskip("timm.optim")
+
+
+@pytest.mark.slow
+def test_lamb_is_timms():
+    optim = timm_optim()
+    theirs = against_timm(
+        lambda kernels, others: optim.Lamb(
+            [{"params": kernels, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}],
+            lr=0.1, eps=1e-6, max_grad_norm=None,
+        ),
+        PARAMS,
+    )  # fmt: skip
+    rate = optax.constant_schedule(0.1)
+    assert_close(run(make_optimizer("lamb", rate, weight_decay=0.3, epsilon=1e-6)), theirs,
+                 rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_rmsprop_is_timms_rmsprop_tf():
+    optim = timm_optim()
+    theirs = against_timm(
+        lambda kernels, others: optim.RMSpropTF(
+            [*kernels, *others], lr=0.1, alpha=0.9, eps=1e-3, momentum=0.8
+        ),
+        PARAMS,
+    )
+    ours = make_optimizer("rmsprop", optax.constant_schedule(0.1), beta2=0.9, momentum=0.8,
+                          epsilon=1e-3, initial_squares=1.0)  # fmt: skip
+    assert_close(run(ours), theirs, rtol=1e-4)
+
+
+def test_lambs_state_is_what_it_was():
+    """A run from before the mask goes on: Optax' chain of then has the same state."""
+    before = optax.chain(optax.scale_by_adam(), optax.scale_by_trust_ratio(),
+                         optax.scale_by_learning_rate(RATE))  # fmt: skip
+    now = make_optimizer("lamb", RATE)
+    assert jax.tree.structure(before.init(PARAMS)) == jax.tree.structure(now.init(PARAMS))
 
 
 def test_l2_is_a_term_of_the_loss_on_kernels_alone():

@@ -63,7 +63,7 @@ def test_others():
 
 def test_reading_is_tried_again_whatever_the_kind(monkeypatch):
     monkeypatch.setattr(retry, "SECONDS", 1.0)
-    failures = [OSError(errno.EACCES, "not yours", "/f"), MemoryError(),
+    failures = [OSError(errno.EIO, "no answer", "/f"), MemoryError(),
                 ValueError(STORE.format("bad", errno.ESTALE))]  # fmt: skip
     said: list[str] = []
 
@@ -74,8 +74,24 @@ def test_reading_is_tried_again_whatever_the_kind(monkeypatch):
 
     assert storage.read("the file", action, said.append) == "text"
     assert said == [
-        "the file cannot be read at present: not yours (/f); trying again for 1 seconds"
+        "the file cannot be read at present: no answer (/f); trying again for 1 seconds"
     ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EACCES, "Permission denied", "/f"),
+        ValueError(STORE.format("Operation not permitted", errno.EPERM)),
+        ValueError("PERMISSION_DENIED: no token"),
+    ],
+)
+def test_access_that_is_denied_is_told_at_once(error):
+    def action() -> None:
+        raise error
+
+    with pytest.raises(ReadError, match=r"the file cannot be read: .*; nothing was changed"):
+        storage.read("the file", action, pytest.fail)
 
 
 def test_reading_ends_after_the_time_there_is(monkeypatch):

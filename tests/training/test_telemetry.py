@@ -142,6 +142,15 @@ def test_an_evaluation_that_is_not_finite_is_not_logged(tmp_path):
     assert records(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3725, "1:02:05"),
+     (100 * 3600, "100:00:00")],
+)  # fmt: skip
+def test_time_is_told_as_a_clock_does(seconds, shown):
+    assert telemetry._clock(seconds) == shown
+
+
 def test_the_host_is_never_more_than_two_steps_ahead(tmp_path):
     log, screen = log_into(tmp_path)
     with log:
@@ -179,6 +188,28 @@ def test_processes_but_the_first_write_nothing_and_check_all_the_same(tmp_path):
             log.catch_up()
     assert screen.getvalue() == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_the_speed_is_that_of_the_steps_since_the_last_line_without_pauses(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now[0])
+    log, screen = log_into(tmp_path)
+    with log:
+        now[0] += 30  # the first step's compilation
+        for step in range(1, 8):
+            log.step_dispatched(step, metrics(1.0), log=step in (1, 4, 7))
+            log.catch_up()
+            with log.pause("evaluation"):
+                now[0] += 50
+            now[0] += 2 if step < 4 else 4
+    first, second, third = records(tmp_path)
+    assert "seconds_per_step" not in first
+    for record, seconds in ((second, 2.0), (third, 4.0)):
+        assert record["seconds_per_step"] == seconds
+        assert record["images_per_second"] == 10 / seconds
+        assert record["seconds_left"] == (100 - record["step"]) * seconds
+    assert "after 30.0 s, compilation included" in screen.getvalue()
+    assert "lr 0.1  2 images/s  4 s/step  6:12 left" in screen.getvalue()
 
 
 def test_time_is_accounted_for(tmp_path, monkeypatch):

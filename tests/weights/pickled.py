@@ -66,7 +66,7 @@ def encode(value) -> bytes:
     if isinstance(value, dict):
         return b"}(" + b"".join(encode(k) + encode(v) for k, v in value.items()) + b"u"
     parts = b"".join(map(encode, value))
-    return b"(" + parts + (b"t" if isinstance(value, tuple) else b"l")
+    return b"(" + parts + b"t" if isinstance(value, tuple) else b"](" + parts + b"e"
 
 
 def whole(value) -> bytes:
@@ -89,10 +89,10 @@ def tensor(key, dtype, shape, *, offset=0, strides=None, count=None, view=()) ->
     return Call(Global("torch._utils", "_rebuild_tensor_v2"), args)
 
 
-def state(arrays) -> tuple[dict, dict[str, bytes]]:
-    """A state dict of arrays, and its storages."""
+def state(arrays, view=()) -> tuple[dict, dict[str, bytes]]:
+    """A state dict of arrays, and its storages; `view` is (None,) before torch 1.6."""
     held = {
-        name: tensor(str(i), array.dtype.name, array.shape)
+        name: tensor(str(i), array.dtype.name, array.shape, view=view)
         for i, (name, array) in enumerate(arrays.items())
     }
     return held, {str(i): array.tobytes() for i, array in enumerate(arrays.values())}

@@ -88,13 +88,13 @@ def test_cadenes_xception(model, held, tmp_path):
         for name, array in held.items()
     }
     assert theirs["block1.rep.0.pointwise.weight"].ndim == 2
-    path = pickled.legacy(tmp_path / "xception-b5690688.pth", *pickled.state(theirs))
+    path = pickled.legacy(tmp_path / "xception-b5690688.pth", *pickled.state(theirs, (None,)))
     assert check(path, model) == ["Cadene's last_linear is taken for timm's fc"]
 
 
 def test_a_file_of_python_2(model, held, tmp_path):
     """Its OrderedDict comes as pairs; and parameters as they hold gradients."""
-    state, storages = pickled.state(held)
+    state, storages = pickled.state(held, (None,))
     pairs = [
         [name, Call(Global("torch._utils", "_rebuild_parameter"), (tensor, True, {}))]
         for name, tensor in state.items()

@@ -42,7 +42,7 @@ def write_zip(held, folder):
 
 def write_legacy(held, folder):
     width = next(iter(held.values())).dtype.itemsize
-    return pickled.legacy(folder / "a.pth", *pickled.state(held), width=width)
+    return pickled.legacy(folder / "a.pth", *pickled.state(held, (None,)), width=width)
 
 
 def found(path, shapes):

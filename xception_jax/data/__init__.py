@@ -3,5 +3,5 @@
 import os
 
 # OpenCV reads it once, when it is imported, and refuses a larger image before it takes memory for
-# its pixels: at most 400 MB, in place of the 3 GB of OpenCV's own limit.
+# its pixels. A decode takes at most 846 MB then, see `decode.examine` and docs/data.md.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))

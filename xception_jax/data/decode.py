@@ -7,9 +7,13 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from xception_jax.data import turbojpeg
+from xception_jax.console import make_console
+from xception_jax.data import containers, turbojpeg
+from xception_jax.data.containers import Claim, kind_of
 from xception_jax.data.turbojpeg import Box
 from xception_jax.errors import ExampleError
+
+__all__ = ["Box", "Claim", "decode", "decode_part", "examine", "kind_of", "random_box", "resize"]
 
 # The pipeline's own threads each handle an image; OpenCV's would only compete with them.
 cv2.setNumThreads(0)
@@ -19,52 +23,121 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Numbers that `random_box` takes.
 DRAWS = 22
 
-# How files begin, to say what one is, or was meant to be.
-_BEGINNINGS = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"GIF8": "GIF",
-    b"RIFF": "WebP",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-}
+# A decode may take so many bytes for each pixel that OPENCV_IO_MAX_IMAGE_PIXELS allows: the result
+# and one copy of it. Formats that take more for a pixel may have fewer pixels.
+_BYTES_A_PIXEL = 6.3
+
+# The limit on pixels, read once, as OpenCV reads it: 134217728, or 128MB.
+_SET = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+_UNIT = {"kb": 2**10, "mb": 2**20}.get(_SET[-2:].lower(), 1)
+_NUMBER = _SET if _UNIT == 1 else _SET[:-2]
+_LIMIT = int(_NUMBER) * _UNIT if _NUMBER.isdecimal() else None  # None: OpenCV refuses it itself
+_SAID = f"{_LIMIT:,}" if _SET.isdecimal() else _SET
+
+# An image of 16 bits whose values all lie below a quarter is told of, once.
+_DARK = 64
+_told_of_dark: set[int] = set()
 
 
-def decode(encoded: bytes, name: str = "it") -> np.ndarray:
-    """Decodes any format that OpenCV reads to uint8 `[height, width, 3]`, RGB.
+def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 0) -> np.ndarray:
+    """Decodes an image of a format that `containers` knows to uint8 `[height, width, 3]`, RGB.
 
-    Grey is repeated, 16 bits are scaled to 8, CMYK is converted, an EXIF rotation is applied. Of an
-    animation it is the first frame. Transparency is dropped, as by Pillow's `convert("RGB")`; in a
-    TIFF it is laid over black.
+    Grey is repeated and CMYK is converted. Of an animation it is the first frame. Transparency is
+    dropped, as by Pillow's `convert("RGB")`; in a TIFF it is laid over black.
+
+    Args:
+      encoded: a whole file.
+      name: what a complaint calls it.
+      exif: apply an EXIF orientation. That of a TIFF is always applied, as by Pillow.
+      white: the level of white in images of more than 8 bits; 0: what the file declares, else all
+        ones. Such an image is scaled to 8 bits. It is for images that store 16 bits a sample.
 
     Raises:
       ExampleError: the bytes are no image, are truncated or damaged as far as their format lets
-        one know, or the image has more pixels than the environment variable
-        `OPENCV_IO_MAX_IMAGE_PIXELS` allows. `name` is what the complaint calls them.
+        one know, cannot hold what they claim, or the image has more pixels or takes more memory
+        than the environment variable `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
       MemoryError: there is no room for the image at present.
     """
-    buffer = np.frombuffer(encoded, np.uint8)
-    try:
-        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if buffer.size else None
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(f"no memory to decode {len(encoded):,} bytes") from None
-        raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
-    if image is None:
-        kind = kind_of(encoded)
-        fault = f"are a truncated, damaged or unsupported {kind}" if kind else "are no image"
-        raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes {fault}")
+    claim = examine(encoded, name)
+    white = (white or claim.white) if claim.deep else claim.white
+    scaled = 0 < white < 2**16 - 1
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH if scaled else cv2.IMREAD_COLOR_RGB
+    image = _decoded(claim, name, flags if exif else flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if scaled:
+        return cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), alpha=255 / white)
+    if claim.deep and not white and not _told_of_dark and image.max(initial=0) < _DARK:
+        _tell_of_dark(claim, name)
     return image
 
 
-def kind_of(encoded: bytes) -> str | None:
-    """The format that a file begins like, as `JPEG`; None: of none that is known here."""
-    return next((kind for begins, kind in _BEGINNINGS.items() if encoded.startswith(begins)), None)
+def _tell_of_dark(claim: Claim, name: str) -> None:
+    most = _decoded(claim, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).max(initial=0)
+    _told_of_dark.add(int(most))
+    make_console(stderr=True).print(
+        f"{name} stores 16 bits a sample, and its values end at {most:,} of 65,535: it is nearly "
+        f"black. If white is lower, set config.data.white_level, as 4095 for 12 bits. (Said once.)"
+    )
+
+
+def examine(encoded: bytes, name: str = "it") -> Claim:
+    """What an image claims, if it can be decoded within the bounds; raises `ExampleError`."""
+    try:
+        claim = containers.inspect(encoded)
+    except containers.DamagedError as error:
+        raise ExampleError(name, f"{_damaged(encoded, kind_of(encoded))}: {error}") from None
+    if claim is None:
+        raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes are no image")
+    limit = _LIMIT
+    if limit is None:
+        return claim
+    if claim.pixels > limit:
+        raise ExampleError(
+            name,
+            f"cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels",
+        )
+    if claim.memory > limit * _BYTES_A_PIXEL:
+        raise ExampleError(
+            name,
+            f"cannot be decoded: a {claim.kind} of {claim.width:,} x {claim.height:,} pixels takes "
+            f"{claim.memory / 1e6:,.0f} MB, more than {limit * _BYTES_A_PIXEL / 1e6:,.0f} MB; "
+            f"OPENCV_IO_MAX_IMAGE_PIXELS={math.ceil(claim.memory / _BYTES_A_PIXEL)} takes it",
+        )
+    return claim
+
+
+def _decoded(claim: Claim, name: str, flags: int) -> np.ndarray:
+    """What OpenCV makes of a file that was examined; of a GIF, Pillow."""
+    if claim.kind == "GIF":
+        try:
+            return containers.gif.decode(claim.encoded)
+        except containers.DamagedError as error:
+            raise ExampleError(name, f"{_damaged(claim.encoded, 'GIF')}: {error}") from None
+    try:
+        image = cv2.imdecode(np.frombuffer(claim.encoded, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"no memory to decode {claim.pixels:,} pixels") from None
+        raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
+    if image is None:
+        # Some decoders report a lack of memory like damage: is there as much as it takes?
+        np.empty(claim.memory, np.uint8)
+        raise ExampleError(name, _damaged(claim.encoded, claim.kind))
+    return image
+
+
+def _damaged(encoded: bytes, kind: str | None) -> str:
+    fault = f"its {len(encoded)} bytes are a truncated, damaged or unsupported {kind}"
+    return f"cannot be decoded: {fault}"
 
 
 def decode_part(
-    encoded: bytes, choose: Callable[[int, int], Box], name: str = "it", *, whole: bool = False
+    encoded: bytes,
+    choose: Callable[[int, int], Box],
+    name: str = "it",
+    *,
+    whole: bool = False,
+    exif: bool = True,
+    white: int = 0,
 ) -> np.ndarray:
     """The part of an image that `choose` names by its height and width, as `decode` has it.
 
@@ -72,12 +145,14 @@ def decode_part(
     refuses what is refused as a whole, and no more.
 
     Raises:
-      ExampleError: see `decode`.
+      ExampleError, MemoryError: see `decode`.
     """
-    part = None if whole else turbojpeg.part(encoded, choose)
-    if part is not None:
-        return part
-    image = decode(encoded, name)
+    if not whole and encoded.startswith(b"\xff\xd8") and turbojpeg.library():
+        examine(encoded, name)
+        part = turbojpeg.part(encoded, choose)
+        if part is not None:
+            return part
+    image = decode(encoded, name, exif=exif, white=white)
     top, left, height, width = choose(*image.shape[:2])
     return image[top : top + height, left : left + width]
 
@@ -85,9 +160,7 @@ def decode_part(
 def _explain(error: cv2.error) -> str:
     """What OpenCV's exception means, in one line."""
     if "CV_IO_MAX_IMAGE_" in str(error):
-        most = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
-        pixels = f"{int(most):,}" if most.isdecimal() else most  # OpenCV understands 128MB too
-        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {pixels} pixels"
+        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels"
     return " ".join(str(error).split())
 
 

@@ -47,6 +47,7 @@ class Images:
         for both: the largest centred square.
       eval_preset, eval_crop: see `data.presets`; the latter is the share of the shorter side that
         evaluation keeps of the centre.
+      exif, white: see `decode.decode`.
     """
 
     size: int
@@ -54,6 +55,8 @@ class Images:
     crop_aspect: tuple[float, float] = (1.0, 1.0)
     eval_preset: str = "area"
     eval_crop: float = 1.0
+    exif: bool = True
+    white: int = 0
 
     @property
     def crops(self) -> bool:
@@ -223,17 +226,25 @@ class Reader:
             return decode.random_box(drawn, height, width, area, aspect)
 
         whole = not self.host.decode_parts
-        part = decode.decode_part(example.encoded, choose, example.name, whole=whole)
+        images = self.images
+        part = decode.decode_part(
+            example.encoded, choose, example.name,
+            whole=whole, exif=images.exif, white=images.white,
+        )  # fmt: skip
         decode.resize(part, into)
+
+    def _decoded(self, example: Example) -> np.ndarray:
+        exif, white = self.images.exif, self.images.white
+        return decode.decode(example.encoded, example.name, exif=exif, white=white)
 
     def _squared(self, example: Example, into: np.ndarray) -> None:
         """Paints the largest centred square, for training without random crops."""
-        image = decode.decode(example.encoded, example.name)
+        image = self._decoded(example)
         into[:] = presets.area(image, self.images.size, 1.0)
 
     def _centred(self, example: Example, into: np.ndarray) -> None:
         """Paints what evaluation sees."""
-        image = decode.decode(example.encoded, example.name)
+        image = self._decoded(example)
         preset = presets.PRESETS[self.images.eval_preset]
         into[:] = preset(image, self.images.size, self.images.eval_crop)
 

@@ -29,7 +29,13 @@ def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> stream
     return stream.Reader(
         source,
         stream.Images(
-            data.image_size, data.crop_area, data.crop_aspect, data.eval_preset, data.eval_crop
+            data.image_size,
+            data.crop_area,
+            data.crop_aspect,
+            data.eval_preset,
+            data.eval_crop,
+            config_lib.applies_exif(config),
+            data.white_level,
         ),
         stream.Host(data.threads, workers, data.in_memory * 2**20, data.decode_parts),
         Sampling(data.balanced, data.mix_weights, data.repeats),

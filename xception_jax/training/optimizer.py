@@ -44,6 +44,24 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
+    """LAMB's factor |w| / |update|, where the mask is true; elsewhere the update stays.
+
+    Its state is that of Optax' own, so that runs from before this mask go on.
+    """
+    whole = optax.scale_by_trust_ratio()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scaled, state = whole.update(updates, state, params)
+        if mask is not None:
+            scaled = jax.tree.map(
+                lambda keep, new, old: new if keep else old, mask(params), scaled, updates
+            )
+        return scaled, state
+
+    return optax.GradientTransformation(whole.init, update)
+
+
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -53,31 +71,39 @@ def make_optimizer(
     beta1: float = 0.9,
     beta2: float = 0.999,
     epsilon: float = 1e-8,
+    initial_squares: float = 0.0,
     weight_decay: float = 0.0,
     decay_mode: str = "auto",
     decay_all: bool = False,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """`sgd`, `rmsprop`, `adamw` or `lamb`, each as Optax has it, with clipping and weight decay.
+    """`sgd`, `rmsprop`, `adamw` or `lamb` of Optax' parts, with clipping and weight decay.
+
+    LAMB (arXiv:1904.00962) scales the steps of kernels by its trust ratio, those of biases and
+    batch norm not, as timm does. RMSprop's step is `rate * g / sqrt(squares + epsilon)`, and the
+    momentum sums steps, as in TensorFlow.
 
     Args:
+      initial_squares: what RMSprop's running mean of squared gradients begins at: TensorFlow's 1
+        makes the first steps small, 0 makes them `rate / sqrt(1 - beta2)` for each weight.
       decay_mode: `l2` adds `weight_decay * w` to the gradient, so that it passes through momentum
         and scaling: the gradient of the paper's term of the loss. `decoupled` adds it after them,
         so that the step is `-learning_rate * weight_decay * w` (arXiv:1711.05101). `auto` is `l2`
         for sgd and rmsprop, `decoupled` for adamw and lamb.
-      decay_all: decay batch-norm parameters and biases too.
+      decay_all: decay batch-norm parameters and biases too, and give them LAMB's trust ratio.
       clip_norm: the loss' gradient is scaled down to this norm, before any decay; 0: not at all.
     """
     by_rate = optax.scale_by_learning_rate(schedule)
     adam = optax.scale_by_adam(beta1, beta2, epsilon)
+    rms = optax.scale_by_rms(beta2, epsilon, initial_squares, eps_in_sqrt=True)
+    mask = None if decay_all else decayed
     before, after = {
         "sgd": ([optax.trace(momentum, nesterov)], [by_rate]),
-        "rmsprop": ([optax.scale_by_rms(beta2, epsilon)], [by_rate, optax.trace(momentum)]),
+        "rmsprop": ([rms], [by_rate, optax.trace(momentum)]),
         "adamw": ([adam], [by_rate]),
-        "lamb": ([adam], [optax.scale_by_trust_ratio(), by_rate]),
+        "lamb": ([adam], [_scale_by_trust_ratio(mask), by_rate]),
     }[name]
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    mask = None if decay_all else decayed
     decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
     coupled = decay_mode == "l2" or (decay_mode == "auto" and name in ("sgd", "rmsprop"))
     if coupled:
@@ -101,7 +127,7 @@ def from_config(
         decay_rate=opt.decay_rate,
         decay_steps=steps(opt.decay_every),
     )
-    names = ("momentum", "nesterov", "beta1", "beta2", "epsilon")
+    names = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "initial_squares")
     decay = ("weight_decay", "decay_mode", "decay_all", "clip_norm")
     fields = {name: opt[name] for name in (*names, *decay)}
     return make_optimizer(opt.name, schedule, **fields), schedule

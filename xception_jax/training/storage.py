@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from xception_jax import retry
+from xception_jax.errors import ReadError
 
 T = TypeVar("T")
 Say = Callable[[str], None] | None  # None: standard error
@@ -23,6 +24,10 @@ _OF_THE_FILE = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG,
     errno.EINVAL,
 }  # fmt: skip
+# Access that is denied stays so until a person grants it, so another try is of no use.
+_DENIED = (
+    os.strerror(errno.EACCES), os.strerror(errno.EPERM), "PERMISSION_DENIED", "UNAUTHENTICATED",
+)  # fmt: skip
 # TensorStore's and JAX's, where no number of the system's comes with them.
 _STATUSES = (
     "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED",
@@ -55,7 +60,8 @@ def read(what: object, action: Callable[[], T], say: Say = None) -> T:
       say: takes a line when it is tried again.
 
     Raises:
-      ReadError: after two minutes, naming the file. Other errors of `action` pass.
+      ReadError: after two minutes, or at once where access is denied; it names the file. Other
+        errors of `action` pass.
     """
 
     def attempt() -> T:
@@ -63,6 +69,11 @@ def read(what: object, action: Callable[[], T], say: Say = None) -> T:
             return action()
         except Exception as error:
             if why := fault(error):
+                if why.startswith(_DENIED):
+                    raise ReadError(
+                        f"{what} cannot be read: {why} ({file_of(error) or what}); nothing was "
+                        f"changed"
+                    ) from error
                 # As `retry` knows an error that may pass, whatever its kind and number were.
                 raise OSError(errno.EIO, why, file_of(error) or str(what)) from error
             raise

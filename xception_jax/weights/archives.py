@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xception_jax.weights.hdf5 import MAX_FILE_BYTES, Refused
+from xception_jax.weights.hdf5 import Refused
 
 # Python reads an archive's directory in one go and keeps an object for each of its entries.
 _MAX_DIRECTORY_BYTES = 4 * 2**20
@@ -31,6 +31,35 @@ class _Limited(io.FileIO):
         return super().read(asked)
 
 
+class _Archive(zipfile.ZipFile):
+    """An archive that closes its file; zipfile leaves that to the one who opened it."""
+
+    def __init__(self, file: _Limited):
+        self._file = file
+        super().__init__(file)
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """An archive whose directory alone has been read.
+
+    Raises:
+      Refused: that directory is larger than any file of weights needs.
+      zipfile.BadZipFile: it is damaged.
+    """
+    file = _Limited(path)
+    try:
+        archive = _Archive(file)
+    except BaseException:
+        file.close()
+        raise
+    file.limited = False
+    return archive
+
+
 def read_members(path: Path, limits: dict[str, int]) -> dict[str, bytes]:
     """Members of an archive by their names; nothing is extracted to disk.
 
@@ -42,10 +71,7 @@ def read_members(path: Path, limits: dict[str, int]) -> dict[str, bytes]:
       Refused: one is missing, too large, encrypted or there twice, or a name leaves the archive.
       zipfile.BadZipFile: it is damaged.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise Refused(f"has {path.stat().st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
-    with _Limited(path) as file, zipfile.ZipFile(file) as archive:
-        file.limited = False
+    with open_archive(path) as archive:
         _check_names(archive)
         return {name: _read(archive, name, limit) for name, limit in limits.items()}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xception_jax import text
 from xception_jax.errors import UsageError
 
 # The largest model here with its optimizer's state in float64 has about 2 GB.
@@ -79,11 +80,11 @@ def read_json(path: Path, limit: int = 1 << 20) -> Any:
     return parse_json(path.read_bytes())
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(content: str | bytes) -> Any:
     """`json.loads`; `ValueError` for what is nested more than `_MAX_DEPTH` deep too."""
     deep = f"its JSON is nested more than {_MAX_DEPTH} deep"
     try:
-        found = json.loads(text)
+        found = json.loads(content)
     except RecursionError:
         raise ValueError(deep) from None
     level: list[Any] = [[found]]
@@ -100,14 +101,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error of another library, of printable characters alone."""
+    """The first line of an error of another library, safe to show and cut short."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable((lines or [type(error).__name__])[0])
 
 
-def printable(text: str, limit: int = 160) -> str:
-    """Text from a file, safe for a terminal and cut short."""
-    cut = text[:limit] + ("..." if len(text) > limit else "")
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in cut)
+def printable(words: str, limit: int = 160) -> str:
+    """Text from a file, safe to show and cut short."""
+    return text.printable(words[:limit] + ("..." if len(words) > limit else ""))

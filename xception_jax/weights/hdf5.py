@@ -20,8 +20,6 @@ import numpy as np
 from xception_jax.errors import UsageError
 from xception_jax.weights import files
 
-# Far above what a model of this project and its optimizer's state take.
-MAX_FILE_BYTES = 4 * 2**30
 _MAX_OBJECTS = 50_000
 _MAX_CHUNKS = 100_000
 # Weights hardly compress; below this size the ratio is not checked.
@@ -73,8 +71,6 @@ def open_file(source: Path | BinaryIO) -> Any:
       Refused: it refers to other files, has too many objects or declares more than it stores.
       OSError: it is no HDF5 file; h5py raises other kinds too.
     """
-    if isinstance(source, Path) and source.stat().st_size > MAX_FILE_BYTES:
-        raise Refused(f"has {source.stat().st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
     file = h5py().File(source, "r")
     try:
         _check_objects(file, h5py())

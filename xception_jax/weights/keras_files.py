@@ -77,7 +77,7 @@ def read(path: Path) -> Contents:
     config: Any = None
     with explained(path, "Keras file"):
         if path.suffix == ".keras":
-            limits = {"config.json": _MAX_CONFIG_BYTES, "model.weights.h5": hdf5.MAX_FILE_BYTES}
+            limits = {"config.json": _MAX_CONFIG_BYTES, "model.weights.h5": files.MAX_BYTES}
             members = archives.read_members(path, limits)
             config = files.parse_json(members["config.json"])
             file = hdf5.open_file(io.BytesIO(members["model.weights.h5"]))

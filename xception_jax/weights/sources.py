@@ -279,7 +279,8 @@ def _from_run(path: Path, step: str, weights: str | None) -> Source:
         class_names=trained.meta.class_names, model=config.model.name,
         held_overrides=effective(config.model.name, config_lib.model_overrides(config)),
         preprocessing={"image_size": data.image_size, "eval_preset": data.eval_preset,
-                       "eval_crop": data.eval_crop},
+                       "eval_crop": data.eval_crop,
+                       "exif": config_lib.applies_exif(config)},
     )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ import numpy as np
 
 from xception_jax.errors import UsageError
 from xception_jax.weights import files
+from xception_jax.weights.archives import open_archive
 from xception_jax.weights.files import Stored, printable
+from xception_jax.weights.hdf5 import Refused
 from xception_jax.weights.pickles import Call, Global, PickleError, parse
 
 _T = TypeVar("_T")
 
-_MAX_PICKLE = 64 << 20  # bytes; Xception 71's with Adam's state has 1 MB
-_MAX_DIRECTORY = 8 << 20  # bytes of a zip archive's own table, some 100 an entry
+_MAX_PICKLE = 64 << 20  # bytes; Xception 71's with Adam's state has 0.25 MB
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 _STORAGES = {
@@ -121,8 +122,12 @@ def _told(path: Path, name: str, do: Callable[[], _T]) -> _T:
 
 
 def _zipped(path: Path, size: int) -> _Archive:
-    _check_directory(path, size)
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = open_archive(path)
+    except Refused as error:
+        raise PickleError(f"it {error}") from None
+    except zipfile.BadZipFile:
+        raise PickleError("its archive is damaged or cut off") from None
     members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(tops) != 1 or f"{tops[0]}constants.pkl" in members:
@@ -143,21 +148,6 @@ def _zipped(path: Path, size: int) -> _Archive:
         return -1 if info is None else info.file_size
 
     return _Archive(size, held, lambda key: member(f"data/{key}"), length)
-
-
-def _check_directory(path: Path, size: int) -> None:
-    """Bounds the table of a zip archive, which zipfile reads whole before anything else."""
-    with path.open("rb") as file:
-        file.seek(max(size - 98, 0))
-        tail = file.read()
-    end = tail[-22:]
-    if not (end.startswith(b"PK\5\6") and end.endswith(b"\0\0")):
-        raise PickleError("its archive is cut off")
-    length = struct.unpack("<I", end[12:16])[0]
-    if tail[-42:].startswith(b"PK\6\7") and tail[-98:].startswith(b"PK\6\6"):
-        length = struct.unpack("<Q", tail[-98:][40:48])[0]
-    if length > _MAX_DIRECTORY:
-        raise PickleError("its archive has more members than weights have tensors")
 
 
 def _legacy(path: Path, size: int) -> _Archive:
