@@ -36,7 +36,8 @@ class About:
       num_classes: None without a classifier.
       class_names: None where they are not known.
       preprocessing: `range` of the pixels, their `mean` and `std` on a scale of [0, 1], and where
-        known `image_size`, `eval_preset`, `eval_crop` (as in `config.data`) and `interpolation`.
+        known `image_size`, `eval_preset`, `eval_crop` (as in `config.data`), `interpolation` and
+        `exif`, whether an EXIF orientation is applied.
       source: `format`, and `file` and `sha256`, or `step` and `weights` of a run; `of`, of a
         converted file, is its own source.
       activation: `softmax` or `sigmoid`, what makes probabilities of the logits; None where it is
@@ -120,13 +121,16 @@ def _about(held: Any, tensors: int) -> About:
 def _check_preprocessing(held: dict[str, Any]) -> None:
     lengths = {"range": 2, "mean": 3, "std": 3}
     known = {"image_size", "eval_preset", "eval_crop"}
-    _check_keys(held, {*lengths, *known, "interpolation"}, "preprocessing")
+    _check_keys(held, {*lengths, *known, "interpolation", "exif"}, "preprocessing")
     for name, value in held.items():
         if name in known:
             _check(f"data.{name}", value)
         elif name == "interpolation":
             if not isinstance(value, str):
                 raise ValueError("interpolation is no text")
+        elif name == "exif":
+            if not isinstance(value, bool):
+                raise ValueError("exif is neither true nor false")
         elif not (
             isinstance(value, list)
             and len(value) == lengths[name]
