@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused
 
 
 def histories(value: Any) -> list[str]:

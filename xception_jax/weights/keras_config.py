@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused
 from xception_jax.weights.keras_calls import constants, histories, unusual
 from xception_jax.weights.keras_graph import FEATURES, TRAITS, Node
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from xception_jax.errors import UsageError
 from xception_jax.weights import archives, files, hdf5, keras_config, keras_head
-from xception_jax.weights.hdf5 import Refused, explained
+from xception_jax.weights.files import Refused, explained
 from xception_jax.weights.keras import Layer
 from xception_jax.weights.keras_tree import Leaf, Tree
 

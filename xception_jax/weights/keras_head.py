@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused
 from xception_jax.weights.keras_config import Placed, activation
 
 # Gives a layer's tensors, in Keras' order.
