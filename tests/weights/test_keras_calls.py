@@ -191,6 +191,38 @@ def test_scaling_is_folded_where_the_head_is_left_out(held, tmp_path):
     np.testing.assert_allclose(headless.tensors["block1_conv1/0"], held["block1_conv1"][0] / 2)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3, 1), (1, 2)])
+@pytest.mark.parametrize("kind", ["Multiply", "TFOpLambda", "Rescaling"])
+def test_numbers_that_are_no_channels_are_refused(kind, shape, held, tmp_path):
+    numbers = np.full(shape, 2.0).tolist()
+    own = {"scale": numbers, "function": "math.multiply"}
+    changed = config(nested=True, before=[(kind, "early", own)])
+    if kind == "Multiply":
+        array = {"class_name": "__numpy__", "config": {"value": numbers, "dtype": "float32"}}
+        changed = called(changed, "early", array)
+        [early] = [each for each in layers(changed) if each["name"] == "early"]
+        early["module"] = "keras.src.ops.numpy"
+    if kind == "TFOpLambda":
+        [early] = [each for each in layers(changed) if each["name"] == "early"]
+        early["inbound_nodes"] = [[["outer", 0, 0, {"y": numbers, "name": None}]]]
+    path = write_keras(tmp_path / "a.keras", changed, held)
+    with pytest.raises(UsageError, match=f"has the {kind} layer 'early'"):
+        sources.open_source(path)
+
+
+def test_channels_are_read_from_any_array_with_one_axis(held, tmp_path):
+    array = {"class_name": "__numpy__", "config": {"value": [[[[2.0, 1.0, 0.5]]]]}}
+    changed = config(nested=True, before=[("Rescaling", "to", {"scale": 1 / 255}),
+                                          ("Multiply", "early", {})])  # fmt: skip
+    changed = called(changed, "early", array)
+    [early] = [each for each in layers(changed) if each["name"] == "early"]
+    early["module"] = "keras.src.ops.numpy"
+    path = write_keras(tmp_path / "a.keras", changed, held)
+    found = keras_files.read(path).tensors["block1_conv1/0"]
+    expected = held["block1_conv1"][0] * np.array([1, 0.5, 0.25], np.float32)[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_weights_alone_that_change_the_images_are_refused_without_a_head_too(held, tmp_path):
     headless = builders.create("xception", None, seed=1, stem_stride=2)
     norm = {"early": drawn(*[(3,)] * 4)}

@@ -26,7 +26,10 @@ def histories(value: Any) -> list[str]:
 
 
 def constants(value: Any) -> Iterator[Any]:
-    """The numbers that a call takes, in order, and None for each tensor."""
+    """The numbers that a call takes, in order, and None for each tensor.
+
+    An array that is more than one number for each channel stands as None too.
+    """
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
             yield None
@@ -37,10 +40,20 @@ def constants(value: Any) -> Iterator[Any]:
         if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int):
             yield None
             value = value[3:]
+        if _varies_over_places(value):
+            yield None
+            return
         for part in value:
             yield from constants(part)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
+
+
+def _varies_over_places(value: list[Any]) -> bool:
+    """Whether it is an array with an axis before the last that is longer than 1."""
+    return len(value) > 1 and all(
+        isinstance(part, list) and part and not isinstance(part[0], str | dict) for part in value
+    )
 
 
 def unusual(calls: list[Any], *, is_operation: bool) -> str | None:

@@ -180,7 +180,8 @@ def _fresh_names(leaves: list[Leaf], backbone: tuple[str, ...]) -> dict[int, str
 
 def _assume_head(contents: Contents, rest: list[Leaf]) -> None:
     """Takes dense layers for the head, with ReLU between them; a file of weights says no more."""
-    dense = [leaf for leaf in rest if leaf.kind == "dense" and leaf.tensors]
+    # Of a kernel and a bias; a quantized layer has more.
+    dense = [leaf for leaf in rest if leaf.kind == "dense" and len(leaf.tensors) in (1, 2)]
     # An inner model comes before what is put upon it.
     dense.sort(key=lambda leaf: (-len(leaf.container), leaf.index))
     for leaf in rest:

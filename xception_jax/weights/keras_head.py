@@ -114,10 +114,11 @@ def _affine(layer: Placed, weights: Weights) -> tuple[Any, Any]:
 def _channels(value: Any, layer: Placed) -> np.ndarray:
     if isinstance(value, dict):  # an array in Keras 3
         value = value["config"]["value"]
-    array = np.asarray(value, np.float64).reshape(-1)
-    if array.size not in (1, 3):
-        raise Refused(f"has the {layer} of {array.size} numbers, which are no image's channels")
-    return array
+    array = np.asarray(value, np.float64)
+    if array.size not in (1, 3) or array.size != np.shape(np.atleast_1d(array))[-1]:
+        raise Refused(f"has the {layer} with an array of {list(array.shape)}; one number, or one "
+                      f"for each of three channels, is read")  # fmt: skip
+    return array.reshape(-1)
 
 
 def head(layers: Sequence[Placed], weights: Weights) -> Head:
