@@ -19,8 +19,7 @@ import numpy as np
 from xception_jax.errors import UsageError
 from xception_jax.weights import files
 from xception_jax.weights.archives import open_archive
-from xception_jax.weights.files import Stored, printable
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused, Stored, printable
 from xception_jax.weights.pickles import Call, Global, PickleError, parse
 
 _T = TypeVar("_T")
