@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from xception_jax import text
 from xception_jax.errors import UsageError
+from xception_jax.text import printable
 
 # The largest model here with its optimizer's state in float64 has about 2 GB.
 MAX_BYTES = 8 << 30
@@ -105,9 +105,4 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable((lines or [type(error).__name__])[0])
-
-
-def printable(words: str, limit: int = 160) -> str:
-    """Text from a file, safe to show and cut short."""
-    return text.printable(words[:limit] + ("..." if len(words) > limit else ""))
+    return printable((lines or [type(error).__name__])[0], 160)

@@ -46,7 +46,7 @@ def explained(path: Path, kind: str) -> Iterator[None]:
     except RecursionError:
         raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
     except KeyError as error:
-        what = files.printable(str(error))
+        what = files.printable(str(error), 160)
         raise UsageError(f"{path} is damaged or no {kind}: it lacks {what}") from None
     except Exception as error:  # h5py, zipfile and json raise many kinds
         raise UsageError(f"{path} is damaged or no {kind}: {files.reason(error)}") from None
