@@ -79,6 +79,15 @@ def whole_png(image: Image.Image = pictures.PICTURE, **options: object) -> bytes
     return pictures.encode(image, "PNG", **options)
 
 
+def run_length_bmp(width: int, height: int, codes: bytes) -> bytes:
+    """A BMP of 256 greys, coded by runs."""
+    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1).tobytes()
+    start = 54 + len(colours)
+    sizes = struct.pack("<IHHI", start + len(codes), 0, 0, start)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(codes), 0, 0, 256, 0)
+    return b"BM" + sizes + header + colours + codes
+
+
 def hostile() -> dict[str, tuple[bytes, str]]:
     """Files, and a part of what is said of each."""
     plain, flipped = whole_png(), bytearray(whole_png())
@@ -179,15 +188,6 @@ def same_names(jpeg: bytes, names: bytes) -> bytes:
     for number, name in enumerate(names):
         made[frame + 10 + 3 * number] = made[scan + 5 + 2 * number] = name
     return bytes(made)
-
-
-def run_length_bmp(width: int, height: int, codes: bytes) -> bytes:
-    """A BMP of 256 greys, coded by runs."""
-    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1).tobytes()
-    start = 54 + len(colours)
-    sizes = struct.pack("<IHHI", start + len(codes), 0, 0, start)
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(codes), 0, 0, 256, 0)
-    return b"BM" + sizes + header + colours + codes
 
 
 def pixels_of(encoded: bytes) -> np.ndarray:

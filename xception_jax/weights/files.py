@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from xception_jax import text
 from xception_jax.errors import UsageError
+from xception_jax.text import printable
 
 # The largest model here with its optimizer's state in float64 has about 2 GB.
 MAX_BYTES = 8 << 30
@@ -45,7 +45,7 @@ def explained(path: Path, kind: str) -> Iterator[None]:
     except RecursionError:
         raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
     except KeyError as error:
-        what = printable(str(error))
+        what = printable(str(error), 160)
         raise UsageError(f"{path} is damaged or no {kind}: it lacks {what}") from None
     except Exception as error:  # h5py, zipfile and json raise many kinds
         raise UsageError(f"{path} is damaged or no {kind}: {reason(error)}") from None
@@ -128,9 +128,4 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable((lines or [type(error).__name__])[0])
-
-
-def printable(words: str, limit: int = 160) -> str:
-    """Text from a file, safe to show and cut short."""
-    return text.printable(words[:limit] + ("..." if len(words) > limit else ""))
+    return printable((lines or [type(error).__name__])[0], 160)

@@ -8,6 +8,7 @@ from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
 # Bytes a pixel that OpenCV's decoders of these formats take, measured and rounded up.
 _WEBP, _WEBP_LOSSLESS, _WEBP_ANIMATED = 7, 12, 13
 _JP2_BASE, _JP2_SAMPLE = 6, 5
+_LARGE = 2**24  # pixels of a BMP of runs; OpenCV takes 1.5 s for eight times as many
 
 _PNM = re.compile(rb"P([1-6])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)*(\d*)")
 _SIZ = b"\xff\x4f\xff\x51"
