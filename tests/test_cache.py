@@ -1,10 +1,15 @@
 """Folders in which nobody else can plant a program."""
 
 import os
+import shutil
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
 from xception_jax import cache
 from xception_jax.errors import UsageError
 
@@ -97,6 +102,95 @@ def test_a_folder_of_another_user_is_refused(base):
         cache.make_private(base / "it")
     with pytest.raises(UsageError, match="it belongs to another user"):
         cache.make_private(base / "it" / "mine")
+
+
+MAKE = "import sys; from pathlib import Path; from xception_jax.cache import make_private as make"
+MAKE += "; make(Path(sys.argv[1]))"
+
+
+def unshared(*options: str, make: Path, setup: str = "") -> str:
+    """The last line of errors of making a folder in a user namespace, empty if it is made."""
+    words = ["unshare", *options, "sh", "-c", f'{setup} exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*words, "true"], check=False).returncode:
+        pytest.skip("this machine allows no user namespaces")
+    done = subprocess.run(
+        [*words, sys.executable, "-c", MAKE, make],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return (done.stderr.splitlines() or [""])[-1]
+
+
+def test_folders_of_the_hosts_superuser_are_trusted_in_a_user_namespace(base):
+    """As in a rootless container: the owner of `/` is shown as the overflow uid."""
+    namespace = "--user", "--map-user=1234"
+    assert unshared(*namespace, make=base / "it") == ""
+    assert (base / "it").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only a superuser can give a folder away")
+def test_a_writable_folder_without_an_owner_is_refused_in_a_user_namespace(base):
+    (base / "open").mkdir()
+    os.chown(base / "open", 4321, -1)
+    (base / "open" / "it").mkdir(mode=0o700)
+    namespace = "--user", "--map-user=1234"
+    assert unshared(*namespace, make=base / "open" / "it") == ""
+    (base / "open").chmod(0o777)
+    said = unshared(*namespace, make=base / "open" / "it")
+    assert said.endswith("open belongs to another user")
+    os.chown(base / "open" / "it", 4321, -1)
+    (base / "open").chmod(0o755)
+    said = unshared(*namespace, make=base / "open" / "it")
+    assert said.endswith("it belongs to another user"), "the folder itself has to be the user's"
+
+
+ME = "root:x:0:0::/root:/bin/sh\n"
+
+
+@pytest.mark.parametrize(
+    ("users", "groups", "mode", "private"),
+    [
+        (ME, "root:x:0:\n", 0o775, True),
+        (ME, "root:x:0:root\n", 0o775, True),
+        (ME, "root:x:0:\n", 0o777, False),
+        (ME, "root:x:0:root,bob\n", 0o775, False),
+        (ME, "users:x:0:\n", 0o775, False),  # whose primary group it is may not be listed
+        (ME + "bob:x:7:0::/:/bin/sh\n", "root:x:0:\n", 0o775, False),
+        ("root:x:0:7::/root:/bin/sh\n", "root:x:0:\n", 0o775, False),
+        ("bob:x:7:0::/:/bin/sh\n", "root:x:0:\n", 0o775, False),
+    ],
+)
+def test_a_group_of_the_user_alone_may_write(base, users, groups, mode, private):
+    """In a user namespace with other files of users and groups."""
+    (base / "users").write_text(users)
+    (base / "groups").write_text(groups)
+    (base / "cache").mkdir()
+    (base / "cache").chmod(mode)
+    mount = f"mount --bind {base}/users /etc/passwd && mount --bind {base}/groups /etc/group &&"
+    namespace = "--user", "--map-root-user", "--mount"
+    said = unshared(*namespace, make=base / "cache" / "it", setup=mount)
+    if private:
+        assert said == ""
+        (base / "cache" / "it").chmod(0o775)
+        said = unshared(*namespace, make=base / "cache" / "it", setup=mount)
+        assert "others can write to" in said, "the folder itself is the user's alone"
+    else:
+        assert f"others can write to {base}/cache; chmod go-w" in said
+
+
+def test_a_list_of_others_who_may_write_is_noticed(base):
+    """An access control list's mask is shown as what the group may."""
+    (base / "cache").mkdir()
+    # acl(5): the owner, user 4321, the group, the mask, others; each with rwx but the last.
+    entries = [(1, 7, 2**32 - 1), (2, 7, 4321), (4, 5, 2**32 - 1), (16, 7, 2**32 - 1),
+               (32, 5, 2**32 - 1)]  # fmt: skip
+    listed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(base / "cache", "system.posix_acl_access", listed)
+    except OSError:
+        pytest.skip("no access control lists on this file system")
+    assert (base / "cache").stat().st_mode & 0o777 == 0o775
+    with pytest.raises(UsageError, match="others can write to"):
+        cache.make_private(base / "cache" / "it")
 
 
 def test_where_caches_lie(monkeypatch, tmp_path):

@@ -170,6 +170,8 @@ def test_no_program_comes_from_a_folder_that_others_can_write_to(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("NOTE: compiled programs are not kept: ")
     assert f"others can write to {tmp_path}/cache; chmod go-w" in line
+    assert "XDG_CACHE_HOME=FOLDER" in line
+    assert "--config.compilation_cache=FOLDER" in line
     with pytest.raises(UsageError, match=r"^config\.compilation_cache: .* others can write to"):
         cli.keep_compiled(str(tmp_path / "cache" / "mine"))
     assert not jax_options

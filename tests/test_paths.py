@@ -11,7 +11,8 @@ from xception_jax import paths, preflight
 from xception_jax.errors import UsageError
 
 URLS = ["http://host/x", "https://host/x", "gs://bucket/x", "s3://bucket/x", "file:///tmp/x",
-        "hf://x", "GS://bucket/x", "http:/x"]  # fmt: skip
+        "hf://x", "GS://bucket/x", "http:/x", "S3:/bucket", "abfs://c@a.dfs/x",
+        "hdfs:/x"]  # fmt: skip
 
 
 @pytest.mark.parametrize("url", URLS)
@@ -26,7 +27,10 @@ def test_what_is_a_path_and_what_is_not(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert paths.local("--x", "a/b:c/d") == Path("a/b:c/d")
     assert paths.local("--x", "./gs:/x") == Path("./gs:/x")
-    assert paths.local("--x", "12:/x") == Path("12:/x")
+    for path in ("12:/x", "C:/x", "exp1:/data", "C:\\x", "a:b/c", "gs:x", "my.gs:/x", "x-http:/y"):
+        assert paths.local("--x", path) == Path(path)
+    with pytest.raises(UsageError, match="a URL is no path"):
+        paths.local("--x", "exp1://data")
     assert paths.local("--x", "~/runs") == Path("/home/me/runs")
     assert paths.local("--x", "gs://bucket/x", paths.BUCKETS) == Path("gs://bucket/x")
     for wrong in ("", "a\0b", "~nobody-of-this-name/x"):

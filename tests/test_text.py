@@ -21,6 +21,12 @@ def test_control_characters_are_shown_as_escapes():
     assert text.printable(plain) == plain
 
 
+def test_a_long_text_is_cut_before_it_grows_by_escapes():
+    assert text.printable("abcd", 4) == "abcd"
+    assert text.printable("abcde", 4) == "abcd..."
+    assert text.printable("\0" * 5, 4) == r"\x00\x00\x00\x00..."
+
+
 def test_every_control_character_of_unicode_is_shown_as_an_escape():
     hostile = {chr(i) for i in (*range(32), *range(0x7F, 0xA0), *range(0xD800, 0xE000))}
     hostile |= set("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -1,6 +1,8 @@
 """Where the package keeps what it can make again."""
 
+import grp
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -55,7 +57,8 @@ def make_private(path: Path) -> Path:
 def _complaint(place: Path, *, above: bool) -> str:
     """Why others could write to a folder, or replace what is in it; empty if they cannot."""
     status = place.lstat()
-    if status.st_uid != os.geteuid() and not (above and status.st_uid == 0):
+    trusted = status.st_uid == os.geteuid() or (above and _belongs_to_system(place, status.st_uid))
+    if not trusted:
         return f"{place} belongs to another user"
     if stat.S_ISLNK(status.st_mode):
         return "" if above else f"{place} is a link"
@@ -63,6 +66,45 @@ def _complaint(place: Path, *, above: bool) -> str:
         return f"{place} is no folder"
     # In a folder with the sticky bit, as /tmp, nobody can replace what belongs to others.
     shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if shared and not (above and status.st_mode & stat.S_ISVTX):
+    if shared and not (above and (status.st_mode & stat.S_ISVTX or _only_mine(place, status))):
         return f"others can write to {place}; chmod go-w takes that from them"
     return ""
+
+
+def _belongs_to_system(place: Path, owner: int) -> bool:
+    """Whether the superuser owns it, or an owner that this user namespace has no number for.
+
+    In a rootless container the host's superuser has none: its folders, `/` first, show the
+    overflow uid (user_namespaces(7)).
+    """
+    if owner == 0:
+        return True
+    try:
+        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
+        ranges = Path("/proc/self/uid_map").read_text().splitlines()
+        mapped = sum(int(line.split()[2]) for line in ranges)
+    except (OSError, ValueError, IndexError):
+        return False
+    # Outside of any such namespace, where all uids have a number, it is a user like others.
+    writable = os.access(place, os.W_OK, effective_ids=True)
+    return owner == overflow and mapped < 2**32 - 1 and not writable
+
+
+def _only_mine(place: Path, status: os.stat_result) -> bool:
+    """Whether only the group may write besides the user, and the user is alone in it.
+
+    Many systems give each user a group of the same name, and umask 002. A group of another name is
+    not trusted: a directory service need not list whose primary group it is.
+    """
+    if status.st_mode & stat.S_IWOTH:
+        return False
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(status.st_gid)
+        acl = "system.posix_acl_access" in os.listxattr(place)  # its mask is shown as the group's
+    except (KeyError, OSError):
+        return False
+    own = group.gr_gid == user.pw_gid and group.gr_name == user.pw_name
+    if acl or not own or set(group.gr_mem) - {user.pw_name}:
+        return False
+    return all(other.pw_uid == user.pw_uid for other in pwd.getpwall()
+               if other.pw_gid == group.gr_gid)  # fmt: skip

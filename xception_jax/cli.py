@@ -151,7 +151,12 @@ def keep_compiled(asked: str = "") -> None:
         except UsageError as error:
             if asked:
                 raise UsageError(f"config.compilation_cache: {error}") from None
-            print(f"NOTE: compiled programs are not kept: {printable(error)}", file=sys.stderr)
+            print(
+                f"NOTE: compiled programs are not kept: {printable(error)}; to keep them, name a "
+                f"folder that only you can write to: XDG_CACHE_HOME=FOLDER for all commands, or "
+                f"--config.compilation_cache=FOLDER in training",
+                file=sys.stderr,
+            )
 
 
 def _with_underscores(arg: str) -> str:

@@ -221,7 +221,8 @@ SCHEMA: dict[str, Field] = {
     ),
     "optimizer.initial_squares": _float(
         0.0, "of rmsprop: what its mean of squared gradients begins at; 1: as in TensorFlow, with "
-        "which Inception and Xception were trained", harmless=True
+        "which Inception and Xception were trained; a run that has begun keeps what it began with",
+        harmless=True,
     ),
     "optimizer.weight_decay": _float(0.0, "0: none"),
     "optimizer.decay_mode": _text(
@@ -279,6 +280,9 @@ SCHEMA: dict[str, Field] = {
 
 # What a `config.json` means that was written before a field was there: what runs did then.
 _BEFORE: dict[str, Any] = {"data.exif": "on", "data.white_level": 65_535}
+
+# Fields that matter at a run's start alone. A run that goes on keeps its own.
+_AT_START = ("optimizer.initial_squares",)
 
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
 _OPEN: dict[str, Any] = {"model.dtype": "auto", "data.exif": "auto", "data.white_level": 0}
@@ -441,6 +445,7 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
         given, settled = flatten(config), flatten(begun)
         resolved.update_from_flattened_dict(
             {name: settled[name] for name, unset in _OPEN.items() if given[name] == unset}
+            | {name: settled[name] for name in _AT_START}
         )
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
     resolved.data.exif = "on" if applies_exif(resolved) else "off"

@@ -10,8 +10,13 @@ from xception_jax.errors import UsageError
 # Of buckets that TFDS can read with packages of their own.
 BUCKETS = ("gs", "s3", "az")
 
-# A `Path` of it has one slash left.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+# A `Path` of a URL has one slash left. With one slash, a name before the colon may as well be a
+# drive or a folder, `C:/x` or `exp1:/data`, unless it is one of these schemes.
+_SCHEMES = (
+    "http", "https", "ftp", "ftps", "sftp", "ssh", "file", "gs", "gcs", "s3", "s3a", "s3n", "r2",
+    "az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs", "hdfs", "webhdfs", "hf", "oss", "dbfs",
+)  # fmt: skip
+_URL = re.compile(rf"([a-z][a-z0-9+.-]*)://|({'|'.join(_SCHEMES)}):/", re.IGNORECASE)
 
 
 def local(what: str, path: str | os.PathLike[str], allowed: Iterable[str] = ()) -> Path:
@@ -36,9 +41,10 @@ def expanded(path: str | os.PathLike[str], allowed: Iterable[str] = ()) -> Path:
     text = os.fspath(path)
     if not text or "\0" in text:
         raise UsageError("a path is needed")
-    scheme = _URL.match(text)
-    if scheme and scheme[1].lower() not in allowed:
-        raise UsageError(f"a URL is no path here; {_instead(scheme[1].lower())}")
+    url = _URL.match(text)
+    scheme = (url[1] or url[2]).lower() if url else None
+    if scheme and scheme not in allowed:
+        raise UsageError(f"a URL is no path here; {_instead(scheme)}")
     try:
         return Path(text).expanduser()
     except RuntimeError:

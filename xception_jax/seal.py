@@ -1,8 +1,8 @@
 """Seals of JSON files: a SHA-256 over the fields, so that no change of a value goes unnoticed.
 
 The sum is taken over canonical JSON (sorted keys, no spaces, ASCII), so that neither layout nor the
-order of the keys matters. A seal finds damage and edits by hand. It keeps nobody out: who changes a
-file on purpose can seal it again.
+order of the keys matters. A seal detects damage and edits. It does not prevent forgery: anyone can
+compute a new seal.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ NAME = "seal"
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value; tuples are lists, and 1 and 1.0 are not the same."""
+    """The canonical JSON text of a value; tuples become lists, and 1 differs from 1.0."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -31,7 +31,7 @@ def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complaint(fields: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file of these fields, as "has no seal"; None where the seal is right."""
+    """What is wrong with a file of these fields, as "has no seal"; None if the seal is right."""
     if NAME not in fields:
         return "has no seal"
     return None if fields[NAME] == seal(fields) else "is not what was sealed"
@@ -44,7 +44,7 @@ def check(fields: Mapping[str, Any]) -> None:
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
-    """The fields of a JSON object; `ValueError` where the text is none, however it is damaged."""
+    """The fields of a JSON object; `ValueError` for any other text."""
     try:
         fields = json.loads(text)
     except RecursionError:

@@ -11,14 +11,23 @@ from collections.abc import Iterable
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def printable(text: object, keep: str = "") -> str:
+def printable(text: object, limit: int | None = None, *, keep: str = "") -> str:
     r"""The text with each control character shown as an escape, `\x1b`.
 
     Args:
       text: anything; `str` of it is taken.
+      limit: characters of the text that are shown; `...` stands for the rest. None: all.
       keep: control characters that stay, such as `"\n"`.
     """
-    return _CONTROLS.sub(lambda m: m[0] if m[0] in keep else _escape(m[0]), str(text))
+    words = str(text)
+    if limit is not None and len(words) > limit:
+        words = words[:limit] + "..."
+    return _CONTROLS.sub(lambda m: m[0] if m[0] in keep else _escape(m[0]), words)
+
+
+def as_utf8(text: str) -> str:
+    r"""The name of a file with each byte that is no UTF-8 shown as an escape, `\xff`; for JSON."""
+    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def shell_join(words: Iterable[object]) -> str:

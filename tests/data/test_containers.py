@@ -63,8 +63,29 @@ def larger_stream(avif: bytes, width: int, height: int) -> bytes:
     return head + struct.pack(">I4s", len(data) + 8, b"mdat") + data
 
 
+def data_within_meta(avif: bytes) -> bytes:
+    """An AVIF of one item, whose data is moved from `mdat` to a box `idat` (method 1 of `iloc`)."""
+    head, stream = avif[: avif.index(b"mdat") - 4], avif[avif.index(b"mdat") + 4 :]
+    meta, places = head.index(b"meta") - 4, head.index(b"iloc") - 4
+    after = places + int.from_bytes(head[places : places + 4])
+    fields = struct.pack(">5H2I", 1, 1, 1, 0, 1, 0, len(stream))  # one item, number 1, one part
+    iloc = struct.pack(">I4s4B2B", 14 + len(fields), b"iloc", 1, 0, 0, 0, 0x44, 0) + fields
+    idat = struct.pack(">I4s", 8 + len(stream), b"idat") + stream
+    body = head[meta + 4 : places] + iloc + head[after:] + idat
+    return head[:meta] + struct.pack(">I", 4 + len(body)) + body
+
+
 def whole_png(image: Image.Image = pictures.PICTURE, **options: object) -> bytes:
     return pictures.encode(image, "PNG", **options)
+
+
+def run_length_bmp(width: int, height: int, codes: bytes) -> bytes:
+    """A BMP of 256 greys, coded by runs."""
+    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1).tobytes()
+    start = 54 + len(colours)
+    sizes = struct.pack("<IHHI", start + len(codes), 0, 0, start)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(codes), 0, 0, 256, 0)
+    return b"BM" + sizes + header + colours + codes
 
 
 def hostile() -> dict[str, tuple[bytes, str]]:
@@ -78,6 +99,8 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     long, short = "<HHII", "<HHIHH"
     return {
         "a flipped bit of a PNG's length": (bytes(flipped), "and [0-9,]+ are left"),
+        "a BMP of 12,000 x 11,000 in a kilobyte": (
+            run_length_bmp(12_000, 11_000, b"\2\1\0\1"), "cannot hold 12,000 x 11,000 pixels"),
         "a PNG of 11,000 x 11,000 in 100 bytes": (
             png(11_000, 11_000, chunk(b"IDAT", zlib.compress(b"x" * 99))),
             "compressed bytes cannot hold 11,000 x 11,000 pixels",
@@ -113,6 +136,10 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         ),
         "an AVIF whose stream claims more than its boxes": (
             larger_stream(mutations.seeds()["plain.avif"], 16_384, 16_384),
+            "takes 6,442 MB, more than 846 MB",
+        ),
+        "the same, with its data within meta": (
+            data_within_meta(larger_stream(mutations.seeds()["plain.avif"], 16_384, 16_384)),
             "takes 6,442 MB, more than 846 MB",
         ),
         "a JPEG 2000 of very many tiles": (
@@ -155,56 +182,92 @@ def test_text_profiles_and_animations_of_a_png_do_not_reach_the_decoder():
     np.testing.assert_array_equal(decode.decode(animated), pictures.PIXELS)
 
 
-def coded_gif(width: int, height: int, codes: list[int]) -> bytes:
-    """A GIF of 256 colours with these codes of nine bits."""
-    bits = "".join(f"{code:09b}"[::-1] for code in codes)
-    data = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
-    blocks = b"".join(
-        bytes([len(data[i : i + 255])]) + data[i : i + 255] for i in range(0, len(data), 255)
-    )
-    screen = struct.pack("<6sHHBBB", b"GIF89a", width, height, 0xF7, 0, 0) + bytes(768)
-    image = struct.pack("<cHHHHBB", b",", 0, 0, width, height, 0, 8)
-    return screen + image + blocks + b"\0;"
+def same_names(jpeg: bytes, names: bytes) -> bytes:
+    """A JPEG of one scan whose components have other names."""
+    made, frame, scan = bytearray(jpeg), jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xda")
+    for number, name in enumerate(names):
+        made[frame + 10 + 3 * number] = made[scan + 5 + 2 * number] = name
+    return bytes(made)
 
 
-def test_a_gif_of_clear_codes_takes_no_time():
-    """OpenCV takes 0.6 s for 90 KB of them."""
-    begun = time.process_time()
-    with pytest.raises(ExampleError, match="its codes are no image"):
-        decode.decode(coded_gif(1000, 1000, [256] * 300_000))
-    assert decode.decode(coded_gif(2, 1, [256, 7, 7, 257])).shape == (1, 2, 3)
-    assert time.process_time() - begun < 2
+def pixels_of(encoded: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
-def test_a_gif_is_as_opencv_has_it_over_tables_frames_and_transparency():
+@pytest.mark.parametrize("names", [b"\1\1\1", b"\0\0\0", b"\1\2\2"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_components_of_a_jpeg_may_have_one_name(names, subsampling):
+    plain = pictures.encode(pictures.PICTURE, "JPEG", subsampling=subsampling)
+    made = same_names(plain, names)
+    assert made != plain
+    np.testing.assert_array_equal(decode.decode(made), pixels_of(plain))
+    part = decode.decode_part(made, lambda *_: (8, 8, 16, 24))
+    np.testing.assert_array_equal(part, pixels_of(plain)[8:24, 8:32])
+
+
+def test_equal_names_do_not_hide_the_work_of_scans():
+    """A scan may visit the largest component of its name, which may be visited 60 times here."""
+    image = Image.new("RGB", (3000, 3000))
+    plain = pictures.encode(image, "JPEG", progressive=True, subsampling=2)
+    encoded = bytearray(many_scans(plain, 100))
+    frame, scan = encoded.index(b"\xff\xc2"), -1
+    encoded[frame + 10 : frame + 17 : 3] = b"\1\1\1"
+    while (scan := encoded.find(b"\xff\xda", scan + 1)) >= 0:
+        encoded[scan + 5 : scan + 5 + 2 * encoded[scan + 4] : 2] = b"\1" * encoded[scan + 4]
+    with pytest.raises(ExampleError, match="scans or more of"):
+        decode.decode(bytes(encoded))
+
+
+def test_what_follows_an_image_is_no_part_of_it():
+    """A film behind a photo, which a phone appends, or what a transfer leaves."""
     rng = np.random.default_rng(0)
-    indices = rng.integers(0, 16, (40, 56), np.uint8)
-    colours = rng.integers(0, 256, 48, np.uint8).tobytes()
-    image = Image.fromarray(indices, "P")
-    image.putpalette(colours)
-    other = Image.fromarray(rng.integers(0, 16, (40, 56), np.uint8), "P")
-    other.putpalette(colours)
-    for options in (
-        {}, {"transparency": 3}, {"interlace": 0}, {"transparency": 3, "background": 5},
-        {"save_all": True, "append_images": [other], "disposal": 2},
-        {"save_all": True, "append_images": [other], "transparency": 1, "disposal": 3},
-    ):  # fmt: skip
-        encoded = pictures.encode(image, "GIF", **options)
-        expected = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-        np.testing.assert_array_equal(decode.decode(encoded), expected, str(options))
-        # Its image becomes a part of a larger whole.
-        wide = encoded[:6] + struct.pack("<HH", 90, 70) + encoded[10:]
-        at = wide.index(b",\0\0\0\0")
-        moved = wide[: at + 1] + struct.pack("<HH", 9, 7) + wide[at + 5 :]
-        expected = cv2.imdecode(np.frombuffer(moved, np.uint8), cv2.IMREAD_COLOR_RGB)
-        np.testing.assert_array_equal(decode.decode(moved), expected, str(options))
+    film = rng.integers(0, 256, 3_000_000, np.uint8).tobytes() + b"\xff\xda" * 600
+    files = {
+        "progressive.jpg": mutations.seeds()["progressive.jpg"],
+        "cmyk.jpg": mutations.seeds()["cmyk.jpg"],
+        "baseline.jpg": mutations.seeds()["baseline.jpg"],
+        "plain.avif": mutations.seeds()["plain.avif"],
+        "plain.png": whole_png(),
+        "plain.gif": pictures.encode(pictures.PICTURE, "GIF"),
+        "plain.webp": pictures.encode(pictures.PICTURE, "WEBP"),
+        "plain.bmp": pictures.encode(pictures.PICTURE, "BMP"),
+    }
+    for name, encoded in files.items():
+        for behind in (b"\0" * 5, b"text, and more of it", film):
+            np.testing.assert_array_equal(
+                decode.decode(encoded + behind), decode.decode(encoded), name
+            )
+
+
+def test_markers_within_the_segments_between_scans_are_no_scans_and_no_end():
+    encoded = mutations.seeds()["progressive.jpg"]
+    at = encoded.rfind(b"\xff\xda")
+    note = b"\xff\xfe\x10\x02" + (b"\xff\xd9" + b"\xff\xda" * 7) * 256
+    made = encoded[:at] + note + encoded[at:]
+    np.testing.assert_array_equal(decode.decode(made), decode.decode(encoded))
+    hidden = many_scans(encoded, 600)
+    with pytest.raises(ExampleError, match="501 scans or more"):
+        decode.decode(hidden[: (at := hidden.rfind(b"\xff\xda", 0, -9000))] + note + hidden[at:])
+
+
+def test_the_data_of_an_avif_may_lie_within_its_meta_box():
+    plain = mutations.seeds()["plain.avif"]
+    made = data_within_meta(plain)
+    assert b"mdat" not in made
+    np.testing.assert_array_equal(decode.decode(made), pixels_of(plain))
+
+
+@pytest.mark.parametrize("codes", [b"\0\1", b"\5\7\0\1", b"\0\2\5\5\3\x09\0\1"])
+def test_runs_of_a_bmp_may_end_early_and_skip(codes):
+    encoded = run_length_bmp(300, 200, codes)
+    np.testing.assert_array_equal(decode.decode(encoded), pixels_of(encoded))
 
 
 def whole() -> dict[str, bytes]:
     """Whole files as many encoders write them."""
     y, x = np.mgrid[:67, :101]
     picture = Image.fromarray(np.stack([y * 3, x * 2, y + x], -1).astype(np.uint8))
-    flat = Image.new("RGB", (640, 480), (9, 99, 199))
+    flat = Image.new("RGB", (160, 120), (9, 99, 199))
     exif = Image.Exif()
     exif[0x112], exif[0x10E] = 3, "a camera"
     profile = bytes(700_000)

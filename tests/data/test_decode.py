@@ -85,6 +85,13 @@ def test_no_part_of_a_file_is_taken_for_the_whole(kind, data):
         decode.decode(cut)
 
 
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_file_without_its_last_byte_is_refused(kind):
+    """All pixels of a GIF may be there, but nothing says that it is whole."""
+    with pytest.raises(ExampleError):
+        decode.decode(WHOLE[kind][:-1])
+
+
 @hypothesis.given(name=st.sampled_from(sorted(pictures.odd())), data=st.data())
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_flipped_bits_give_an_image_or_an_error_of_the_example(name, data):

@@ -88,6 +88,53 @@ def test_what_declares_nothing_takes_the_configs_level_and_is_told_of_once(
     )
 
 
+REAL = LEVELS.astype(np.uint32)
+SCALED = {
+    "division": ((REAL * 65_535 + 2047) // 4095).astype(np.uint16),
+    "shift": LEVELS << 4,
+    "repeated bits": LEVELS << 4 | LEVELS >> 8,
+}
+
+
+def in_8_bits(encoded: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+@pytest.mark.parametrize("part", [4096, 256, 100], ids=["bright", "dark", "darker"])
+@pytest.mark.parametrize("way", SCALED)
+def test_the_white_of_samples_that_the_encoder_scaled_is_all_ones(way, part):
+    """As the PNG specification has `sBIT`. The dark ones have no sample above 4095."""
+    levels = SCALED[way].ravel()[np.arange(4096) % part].reshape(64, 64)
+    assert (levels.max() > 4095) == (part == 4096)
+    for colour in (0, 2):
+        encoded = png(colour=colour, significant=b"\x0c" * (colour + 1), levels=levels)
+        np.testing.assert_array_equal(decode.decode(encoded), in_8_bits(encoded))
+
+
+def test_one_sample_that_no_scaling_gives_makes_the_declared_bits_the_level():
+    levels = SCALED["shift"].ravel()[np.arange(4096) % 256].reshape(64, 64)
+    levels[40, 3] += 1
+    found = decode.decode(png(significant=b"\x0c", levels=levels))
+    np.testing.assert_allclose(found[..., 0], levels / 4095 * 255, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    "bits", [b"\x0b\x0c\x0d", b"\x10\x10\x10", b"\0\0\0", b"\xff\xff\xff", b""]
+)
+def test_bits_that_differ_by_channel_or_are_all_or_none_give_no_level(bits):
+    encoded = png(colour=2, significant=bits)
+    np.testing.assert_array_equal(decode.decode(encoded), in_8_bits(encoded))
+
+
+@pytest.mark.parametrize("most", [1000, 4000, 255, 65_535, 2047])
+def test_a_statistic_of_a_tiff_is_no_level_of_white(most):
+    """4095, the highest level of 12 bits, would be; but not where samples exceed it."""
+    encoded = tiff(16, 1, LEVELS.tobytes(), most=most)
+    np.testing.assert_array_equal(decode.decode(encoded), in_8_bits(encoded))
+    bright = tiff(16, 1, (LEVELS * 16).tobytes(), most=4095)
+    np.testing.assert_array_equal(decode.decode(bright), in_8_bits(bright))
+
+
 def test_the_configs_level_goes_before_a_declared_one_and_leaves_8_bits_alone():
     declared = png(significant=b"\x0c")
     assert decode.decode(declared, white=65_535).max() == 15, "as before there was a field"

@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import runpy
 
 import pytest
 
+from tests.processes import ROOT
 from xception_jax import config as config_lib
 from xception_jax import seal
 from xception_jax.errors import RunError, UsageError
@@ -82,6 +84,25 @@ def test_harmless_fields_may_change_with_the_flag(tmp_path, small_config):
     with workdir.claim(tmp_path, small_config, allow_changes=True):
         pass
     assert workdir.read_config(tmp_path).log.every == "9 steps"
+
+
+@pytest.mark.parametrize("recipe", ["jft", "open_images"])
+def test_a_run_begun_before_its_recipe_changed_goes_on_by_the_same_command(recipe, tmp_path):
+    """Such a run has `optimizer.initial_squares` at 0, or does not have the field."""
+    config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"]()
+    assert config_lib.resolve(config).optimizer.initial_squares == 1, "of a new run"
+    then = config_lib.resolve(config)
+    then.optimizer.initial_squares = 0.0
+    path = begin(tmp_path, then, sealed=False)
+    fields = json.loads(path.read_text())
+    assert fields.pop("optimizer.initial_squares") == 0
+    path.write_text(json.dumps(fields))
+    for _ in range(2):  # then it stands in the config.json
+        resolved = config_lib.resolve(config, workdir.begun_config(tmp_path))
+        with workdir.claim(tmp_path, resolved):
+            pass
+        assert workdir.read_config(tmp_path).optimizer.initial_squares == 0, "what it began with"
+        assert json.loads(path.read_text())["optimizer.initial_squares"] == 0
 
 
 @pytest.mark.parametrize(("schedule", "allowed"), [("staircase", True), ("cosine", False)])

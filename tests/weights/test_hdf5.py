@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xception_jax.errors import UsageError
-from xception_jax.weights import hdf5, sources
+from xception_jax.weights import files, hdf5, sources
 
 
 def external_storage(file, other):
@@ -145,7 +145,7 @@ def test_a_file_that_takes_more_than_it_says_is_refused(make, tmp_path):
 
 
 def read(path):
-    with hdf5.explained(path, "HDF5 file"), hdf5.open_file(path) as file:
+    with files.explained(path, "HDF5 file"), hdf5.open_file(path) as file:
         return np.asarray(hdf5.Dataset(file["x"], path))
 
 

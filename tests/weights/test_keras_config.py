@@ -168,6 +168,17 @@ def test_what_does_more_than_scale_images_is_named(kind, held, tmp_path):
         sources.open_source(path).check_whole()
 
 
+@pytest.mark.parametrize("kind", ["TrueDivide", "Divide"])
+def test_pixels_are_divided_by_an_operation(kind, model, held, tmp_path):
+    changed = config(nested=True, before=[(kind, "by", {}), ("Subtract", "less", {})])
+    for layer, number in zip(changed["config"]["layers"][1:3], (127.5, 1.0), strict=True):
+        layer["module"] = "keras.src.ops.numpy"
+        layer["inbound_nodes"][0]["args"].append(number)
+    other, source = read(write_keras(tmp_path / "a.keras", changed, held))
+    np.testing.assert_array_equal(other.stem.conv1.kernel, model.stem.conv1.kernel)
+    assert source.notes() == []
+
+
 def test_one_sigmoid_unit_keeps_its_activation(model, held, tmp_path):
     head = [HEAD[0], ("Dense", "last", {"activation": "sigmoid"})]
     one = {"last": drawn((CHANNELS, 1), (1,))}

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import datetime
 
 import numpy as np
 import pytest
@@ -62,7 +63,9 @@ def test_what_torch_writes(zipped, tmp_path):
     state = collections.OrderedDict(tensors())
     whole = {
         "state_dict": state, "metric": np.float64(3.5), "args": argparse.Namespace(x=1),
-        "array": np.arange(3), "path": tmp_path,
+        "array": np.arange(3), "path": tmp_path, "range": range(3), "last": collections.deque([1]),
+        "when": datetime.datetime.now(datetime.UTC), "took": datetime.timedelta(1), "long": 2**70,
+        "version": torch.__version__,
     }  # fmt: skip
     torch.save(whole, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     held, tensor = torch_files.read(tmp_path / "a.pth")
@@ -135,6 +138,23 @@ def test_features_only(name, tmp_path):
     if len(shorter.state_dict()) < len(theirs.state_dict()):
         with pytest.raises(UsageError, match=f"no {name} of timm: it lacks "):
             source.tensors(shapes, name)
+
+
+def test_averaged_weights_of_torch(tmp_path):
+    """Of `AveragedModel`, which wraps a model and counts; saved as torch's tutorials do."""
+    timm = import_timm()
+    model = timm.create_model("xception41", num_classes=7)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    averaged.module.head.fc.bias.data += 1
+    whole = {
+        "epoch": 3, "model_state_dict": model.state_dict(), "ema_state_dict": averaged.state_dict()
+    }  # fmt: skip
+    torch.save(whole, tmp_path / "a.pt")
+    held, notes = timm_files.read(tmp_path / "a.pt")
+    np.testing.assert_array_equal(held["head.fc.bias"], averaged.module.head.fc.bias.detach())
+    assert notes == ["the averaged weights of the checkpoint are taken (ema_state_dict), not those "
+                     "of model_state_dict"]  # fmt: skip
+    assert sources.open_source(tmp_path / "a.pt").num_classes == 7
 
 
 def test_a_checkpoint_that_timm_saves(tmp_path):

@@ -3,6 +3,15 @@
 They are made by hand, without torch; test_against_libraries.py has the libraries' own.
 """
 
+import collections
+import datetime
+import decimal
+import fractions
+import pickle
+import time
+import types
+import uuid
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -79,6 +88,80 @@ def test_a_training_checkpoint_of_timms(model, held, tmp_path):
     path = pickled.zipped(tmp_path / "a.pth.tar", whole | {"state_dict_ema": state}, storages)
     assert check(path, model) == ["the averaged weights of the checkpoint are taken "
                                   "(state_dict_ema)"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["ema_state_dict", "model_ema", "params_ema", "state_dict", "model_state_dict", "model", "net",
+     "params", "weights"],
+)  # fmt: skip
+def test_a_checkpoint_names_its_weights(key, model, held, tmp_path):
+    """As in torch's tutorials and other programs, beside what else they save."""
+    state, storages = pickled.state(held)
+    whole = {"epoch": 3, "optimizer_state_dict": {"lr": NUMPY_SCALAR}, key: state}
+    if key == "net":
+        whole["model"] = {"name": "xception"}  # no tensors
+    notes = check(pickled.zipped(tmp_path / "a.pth", whole, storages), model)
+    averaged = [f"the averaged weights of the checkpoint are taken ({key})"]
+    assert notes == (averaged if "ema" in key else [])
+
+
+def test_averaged_weights_come_first_and_a_note_says_which_were_taken(model, held, tmp_path):
+    twice = {f"module.{name}": array for name, array in held.items()}
+    other = {f"raw.{name}": array + 1 for name, array in held.items()}
+    state, storages = pickled.state(twice | other | {"n_averaged": np.array(3)})
+    averaged = {name: tensor for name, tensor in state.items() if not name.startswith("raw.")}
+    raw = {name[4:]: tensor for name, tensor in state.items() if name.startswith("raw.")}
+    whole = {"net": raw, "model_ema": averaged, "state_dict": raw}
+    notes = check(pickled.zipped(tmp_path / "a.pth", whole, storages), model)
+    assert notes == ["the averaged weights of the checkpoint are taken (model_ema), not those of "
+                     "state_dict, net"]  # fmt: skip
+    whole = {"net": raw, "model_state_dict": averaged}
+    notes = check(pickled.zipped(tmp_path / "a.pth", whole, storages), model)
+    assert notes == ["the weights of model_state_dict are taken, not those of net"]
+
+
+def test_a_file_without_known_weights_lists_its_keys(held, tmp_path):
+    state, storages = pickled.state(held)
+    whole = {"epoch": 3, "\x1b[2J": 1, "generator": state, "a": 1, "b": 2, "c": 3}
+    path = pickled.zipped(tmp_path / "a.pth", whole, storages)
+    listed = r"its keys are 'epoch', '\\x1b\[2J', 'generator', 'a', 'b', \.\.\.; expected is a"
+    with pytest.raises(UsageError, match=listed + ".* model_state_dict"):
+        sources.open_source(path)
+    for empty, keys in (({}, "its keys are none"), ([], "it is a list")):
+        pickled.zipped(path, empty)
+        with pytest.raises(UsageError, match=f"holds no state_dict.*: {keys}"):
+            sources.open_source(path)
+
+
+def _pickle(value, protocol=2):
+    """What pickle writes of it, in a dict of `pickled`."""
+    return pickled.Raw(pickle.dumps(value, protocol)[2:-1])
+
+
+BESIDE = {
+    "range": range(3), "long": 2**70, "date": datetime.date(2024, 2, 29),
+    "when": datetime.datetime(2024, 2, 29, 1, tzinfo=datetime.UTC), "time": datetime.time(1),
+    "took": datetime.timedelta(hours=1), "last": collections.deque([1, 2], 3),
+    "price": decimal.Decimal("1.5"), "share": fractions.Fraction(1, 3), "id": uuid.UUID(int=7),
+    "chain": collections.ChainMap({}), "space": types.SimpleNamespace(x=1), "rest": ...,
+    "clock": time.gmtime(0), "type": int,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_plain_values_beside_weights(name, model, held, tmp_path):
+    """As pickle writes them in protocol 2, which torch.save uses: with Python 2's names."""
+    state, storages = pickled.state(held)
+    whole = {name: _pickle(BESIDE[name]), "state_dict": state}
+    assert check(pickled.zipped(tmp_path / "a.pth", whole, storages), model) == []
+
+
+@pytest.mark.parametrize("name", ["xrange", "unicode", "long", "basestring", "int"])
+def test_types_of_python_2(name, model, held, tmp_path):
+    state, storages = pickled.state(held)
+    whole = {"args": Call(Global("__builtin__", name), (3,)), "state_dict": state}
+    assert check(pickled.zipped(tmp_path / "a.pth", whole, storages), model) == []
 
 
 def test_cadenes_xception(model, held, tmp_path):

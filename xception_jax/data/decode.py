@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from xception_jax.console import make_console
-from xception_jax.data import containers, turbojpeg
+from xception_jax.data import containers, levels, turbojpeg
 from xception_jax.data.containers import Claim, kind_of
 from xception_jax.data.turbojpeg import Box
 from xception_jax.errors import ExampleError
@@ -49,8 +49,8 @@ def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 
       encoded: a whole file.
       name: what a complaint calls it.
       exif: apply an EXIF orientation. That of a TIFF is always applied, as by Pillow.
-      white: the level of white in images of more than 8 bits; 0: what the file declares, else all
-        ones. Such an image is scaled to 8 bits. It is for images that store 16 bits a sample.
+      white: the level of white in images that store 16 bits a sample; 0: what the file declares
+        (see `levels`), else all ones. Such an image is scaled to 8 bits.
 
     Raises:
       ExampleError: the bytes are no image, are truncated or damaged as far as their format lets
@@ -60,11 +60,14 @@ def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 
     """
     claim = examine(encoded, name)
     white = (white or claim.white) if claim.deep else claim.white
-    scaled = 0 < white < 2**16 - 1
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH if scaled else cv2.IMREAD_COLOR_RGB
-    image = _decoded(claim, name, flags if exif else flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if scaled:
-        return cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), alpha=255 / white)
+    orientation = 0 if exif else cv2.IMREAD_IGNORE_ORIENTATION
+    if 0 < white < 2**16 - 1 or (claim.hint and not white):
+        image = _decoded(claim, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
+        white = white or levels.white_of(claim, image)
+        if white:
+            return cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), alpha=255 / white)
+        del image  # else two would be held
+    image = _decoded(claim, name, cv2.IMREAD_COLOR_RGB | orientation)
     if claim.deep and not white and not _told_of_dark and image.max(initial=0) < _DARK:
         _tell_of_dark(claim, name)
     return image

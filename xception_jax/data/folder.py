@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from xception_jax import retry
 from xception_jax.data.sources import FOLDER, Source
 from xception_jax.errors import UsageError
-from xception_jax.text import printable
+from xception_jax.text import as_utf8, printable
 
 # Of the formats that OpenCV reads.
 EXTENSIONS = (
@@ -71,8 +71,8 @@ class Files(Sequence[Any]):
             return {"image": data, "label": int(self.labels[index])}
 
     def describe(self, index: int) -> str:
-        """The path of a file, fit to be printed."""
-        return _printable(os.path.join(self.root, self.names[index]))
+        """The path of a file, fit for JSON."""
+        return as_utf8(os.path.join(self.root, self.names[index]))
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def open_split(
     try:
         parts = retry.reading(partial(_parts, root, split, test_share, split_seed), root)
     except OSError as error:
-        where = _printable(str(error.filename or root))
+        where = printable(error.filename or root)
         raise UsageError(
-            f"{dataset} cannot be read: {where!r}: {error.strerror}; {_LAYOUTS}"
+            f"{dataset} cannot be read: '{where}': {error.strerror}; {_LAYOUTS}"
         ) from None
     names = [name for whole, part in parts for name in whole.names[part]]
     labels = np.concatenate([whole.labels[part] for whole, part in parts])
@@ -246,8 +246,8 @@ def _check_classes(folder: str, classes: dict[str, list[str]]) -> None:
     if not any(classes.values()):
         raise UsageError(f"{folder} holds no folder with an image in it; {_LAYOUTS}")
     for name, files in classes.items():
-        if name != _printable(name):
-            raise UsageError(f"{folder} has a folder whose name is no UTF-8: {_printable(name)}")
+        if name != as_utf8(name):
+            raise UsageError(f"{folder} has a folder whose name is no UTF-8: {printable(name)}")
         if not files:
             raise UsageError(
                 f"class {name!r} is empty: no image lies in {os.path.join(folder, name)}; an image "
@@ -295,8 +295,3 @@ def _summarize(classes: tuple[str, ...], labels: np.ndarray, ignored: list[str])
         named = ", ".join(map(printable, ignored[:3])) + (", ..." if len(ignored) > 3 else "")
         text += f"; left out as no image of a class: {len(ignored):,} files: {named}"
     return text
-
-
-def _printable(path: str) -> str:
-    """A path whose bytes are no UTF-8 cannot be printed as it is."""
-    return os.fsencode(path).decode(errors="backslashreplace")

@@ -38,7 +38,7 @@ class Telemetry:
     """Collects the metrics of every step without stalling the device, and writes them out.
 
     A step's metrics are fetched when the host is two steps ahead, so the device always has work.
-    A line is the mean over the steps since the last one, also where the run was stopped between.
+    A line is the mean over the steps since the previous one, even if the run stopped in between.
 
     Args:
       workdir: for `metrics.jsonl` and the events.
@@ -86,8 +86,8 @@ class Telemetry:
         self._waiting: collections.deque[tuple[int, dict[str, jax.Array], bool]] = (
             collections.deque()
         )
-        # Of the steps since the last line: how many, and of each metric the sum. As a line is the
-        # same whether or not the run was stopped in between, they are added up in one order.
+        # The number of steps since the last line, and the sum of each metric over them. The order
+        # of addition is fixed, so that a line is the same whether or not the run was stopped.
         self._steps: int = carried["steps"] if carried else 0
         self._sums: dict[str, float] = dict(carried["sums"]) if carried else {}
         self._first = True
@@ -156,14 +156,14 @@ class Telemetry:
         self._first, self._timed, self._mark = False, 0, now
 
     def to_carry(self) -> dict[str, Any] | None:
-        """What the next line takes of the steps so far, for who continues from here; see `carried`.
+        """The sums for the next line, for a run that continues from here; see `carried`.
 
-        JSON holds it to the last bit. To be asked after `catch_up`.
+        JSON keeps every bit. Call it after `catch_up`.
         """
         return {"steps": self._steps, "sums": dict(self._sums)} if self._steps else None
 
     def _means(self, learning_rate: float) -> dict[str, float]:
-        """The means over the steps since the last line, which is now; the rate is the last one."""
+        """The means over the steps since the last line, and the latest rate; starts a new line."""
         means = {name: total / self._steps for name, total in self._sums.items()}
         self._steps, self._sums = 0, {}
         return {**means, "learning_rate": learning_rate}

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused
 
 # Python reads an archive's directory in one go and keeps an object for each of its entries.
 _MAX_DIRECTORY_BYTES = 4 * 2**20

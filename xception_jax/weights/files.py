@@ -6,15 +6,16 @@ Nothing of a file is trusted before it is checked, and no library opens a path t
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xception_jax import text
 from xception_jax.errors import UsageError
+from xception_jax.text import printable
 
 # The largest model here with its optimizer's state in float64 has about 2 GB.
 MAX_BYTES = 8 << 30
@@ -26,6 +27,28 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+
+
+class Refused(Exception):  # noqa: N818  (it becomes a UsageError that names the file)
+    """Says what of a file is refused, as the end of a sentence that begins with its path."""
+
+
+@contextmanager
+def explained(path: Path, kind: str) -> Iterator[None]:
+    """Makes one `UsageError` that names the file of whatever a reader raises."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Refused as error:
+        raise UsageError(f"{path} {printable(str(error), 400)}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
+    except KeyError as error:
+        what = printable(str(error), 160)
+        raise UsageError(f"{path} is damaged or no {kind}: it lacks {what}") from None
+    except Exception as error:  # h5py, zipfile and json raise many kinds
+        raise UsageError(f"{path} is damaged or no {kind}: {reason(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -105,9 +128,4 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable((lines or [type(error).__name__])[0])
-
-
-def printable(words: str, limit: int = 160) -> str:
-    """Text from a file, safe to show and cut short."""
-    return text.printable(words[:limit] + ("..." if len(words) > limit else ""))
+    return printable((lines or [type(error).__name__])[0], 160)

@@ -8,8 +8,6 @@ is read; a `Dataset` checks its chunks before it is read.
 
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from xception_jax.errors import UsageError
-from xception_jax.weights import files
+from xception_jax.weights.files import Refused, explained
 
 _MAX_OBJECTS = 50_000
 _MAX_CHUNKS = 100_000
@@ -28,28 +26,6 @@ _RATIO, _SMALL = 100, 64 * 2**20
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 # In the order in which HDF5 applies them when it writes; each at most once.
 _PIPELINE = [_SHUFFLE, _DEFLATE, _FLETCHER32]
-
-
-class Refused(Exception):  # noqa: N818  (it becomes a UsageError that names the file)
-    """Says what of a file is refused, as the end of a sentence that begins with its path."""
-
-
-@contextmanager
-def explained(path: Path, kind: str) -> Iterator[None]:
-    """Makes one `UsageError` that names the file of whatever a reader raises."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Refused as error:
-        raise UsageError(f"{path} {files.printable(str(error), 400)}") from None
-    except RecursionError:
-        raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
-    except KeyError as error:
-        what = files.printable(str(error))
-        raise UsageError(f"{path} is damaged or no {kind}: it lacks {what}") from None
-    except Exception as error:  # h5py, zipfile and json raise many kinds
-        raise UsageError(f"{path} is damaged or no {kind}: {files.reason(error)}") from None
 
 
 def h5py() -> Any:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused
+from xception_jax.weights.keras_calls import constants, histories, unusual
 from xception_jax.weights.keras_graph import FEATURES, TRAITS, Node
 
 _MODELS = ("Functional", "Sequential", "Model")
@@ -27,12 +28,14 @@ class Placed(Node):
       arguments: numbers that it is called with, in order; None stands for a tensor.
       place: where Keras 3 keeps its weights, as `("functional", "conv2d_3")`.
       path: the names of the models that it is in, and its own.
+      odd: why it computes something else than its class and config say, or None.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     arguments: tuple[Any, ...] = ()
     place: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
+    odd: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind} layer {'/'.join(self.path)!r}"
@@ -103,6 +106,8 @@ class _Reader:
     def __init__(self) -> None:
         self.count = 0
         self.image_size: tuple[int, int] | None = None
+        # How each model around the present layer is called, where that is unusual.
+        self.called: list[str] = []
 
     def model(
         self, config: Any, inputs: list[Node], place: tuple[str, ...], path: tuple[str, ...]
@@ -129,9 +134,9 @@ class _Reader:
         self, own: dict[str, Any], placed: list[tuple[Any, str]], inputs: list[Node],
         place: tuple[str, ...], path: tuple[str, ...],
     ) -> Node:  # fmt: skip
-        if len(_histories(own["input_layers"])) != 1:
+        if len(histories(own["input_layers"])) != 1:
             raise Refused(f"has several inputs in the model {own.get('name')!r}; one is read")
-        [output] = _histories(own["output_layers"]) or [""]
+        outputs = histories(own["output_layers"])
         done: dict[str, Node] = {}
         waiting = placed
         while waiting:
@@ -140,31 +145,37 @@ class _Reader:
                 calls = layer.get("inbound_nodes") or []
                 if len(calls) > 1:
                     raise Refused(f"applies the layer {layer.get('name')!r} {len(calls)} times")
-                wanted = _histories(calls)
+                wanted = histories(calls)
                 if all(name in done for name in wanted):
                     taken = [done[name] for name in wanted] or inputs
                     done[_name(layer)] = self.layer(
-                        layer, taken, tuple(_constants(calls)), (*place, key), path
+                        layer, taken, tuple(constants(calls)), (*place, key), path
                     )
                 else:
                     left.append((layer, key))
             if len(left) == len(waiting):
                 raise Refused(f"has a layer {_name(left[0][0])!r} without its input")
             waiting = left
-        if output not in done:
-            raise Refused(f"has no single output in the model {own.get('name')!r}; one is read")
-        return done[output]
+        if len(outputs) != 1 or outputs[0] not in done:
+            raise Refused(f"has {len(outputs)} outputs in the model {own.get('name')!r}; one is "
+                          f"read")  # fmt: skip
+        return done[outputs[0]]
 
     def layer(
         self, layer: Any, inputs: list[Node], arguments: tuple[Any, ...],
         place: tuple[str, ...], path: tuple[str, ...],
     ) -> Node:  # fmt: skip
         kind, path = str(layer["class_name"]), (*path, _name(layer))
-        module = layer.get("module") or "keras"
-        if module.split(".")[0] not in ("keras", "tensorflow", "tf_keras"):
+        if not _is_of_keras(layer):
             raise Refused(f"has a layer {'/'.join(path)!r} of a class of its own, {kind}")
+        own = unusual(layer.get("inbound_nodes") or [], is_operation=_is_operation(layer))
+        called = [f"is called with {own}"] if own else []
         if kind in _MODELS:
-            return self.model(layer, inputs, place, path)
+            within = [f"is in {'/'.join(path)!r}, which {each}" for each in called]
+            self.called += within
+            output = self.model(layer, inputs, place, path)
+            del self.called[len(self.called) - len(within) :]
+            return output
         config = layer["config"]
         if kind == "InputLayer":
             if not place[1:] or self.image_size is None:
@@ -172,7 +183,8 @@ class _Reader:
             return inputs[0]
         kind, config = _known(kind, config)
         traits = _traits(kind, config)
-        return Placed(_name(layer), kind, traits, inputs, config, arguments, place, path)
+        odd = next(iter([*called, *self.called]), None) or _odd_dtype(config)
+        return Placed(_name(layer), kind, traits, inputs, config, arguments, place, path, odd)
 
     def _sized(self, config: dict[str, Any]) -> None:
         shape = config.get("batch_shape") or config.get("batch_input_shape") or []
@@ -182,6 +194,32 @@ class _Reader:
 
 def _name(layer: Any) -> str:
     return str(layer.get("name") or layer["config"]["name"])
+
+
+def _is_of_keras(held: dict[str, Any]) -> bool:
+    """Whether a serialized object is of Keras' own class, as far as its config says."""
+    module, registered = held.get("module"), held.get("registered_name")
+    if module is None:
+        # Keras before 3 leaves the module of a class of one's own open.
+        return "module" not in held or registered is None
+    return module.split(".")[0] in ("keras", "tensorflow", "tf_keras") \
+        and ">" not in str(registered)  # fmt: skip
+
+
+def _is_operation(layer: dict[str, Any]) -> bool:
+    """Whether it is a function of tensors and numbers, and no layer."""
+    return layer["class_name"] == "TFOpLambda" or ".ops" in str(layer.get("module"))
+
+
+def _odd_dtype(config: dict[str, Any]) -> str | None:
+    """What is said of a layer that computes in integers or with quantized weights."""
+    dtype = config.get("dtype")
+    if isinstance(dtype, dict):
+        kind, own = str(dtype.get("class_name")), dtype.get("config") or {}
+        if kind not in ("DTypePolicy", "FloatDTypePolicy", "Policy"):
+            return f"has a dtype policy of class {kind}"
+        dtype = own.get("name")
+    return None if dtype is None or "float" in str(dtype) else f"computes in {dtype}"
 
 
 def _places(layers: list[Any]) -> Iterator[str]:
@@ -195,51 +233,22 @@ def _places(layers: list[Any]) -> Iterator[str]:
         counts[name] += 1
 
 
-def _histories(value: Any) -> list[str]:
-    """The names of the layers that a call takes tensors of, in order, of Keras 2 or 3."""
-    if isinstance(value, dict):
-        if value.get("class_name") == "__keras_tensor__":
-            return _histories([value["config"]["keras_history"]])
-        return [name for part in value.values() for name in _histories(part)]
-    if not isinstance(value, list):
-        return []
-    if (
-        len(value) >= 3
-        and isinstance(value[0], str)
-        and all(isinstance(i, int) for i in value[1:3])
-    ):
-        if value[2] != 0:
-            raise Refused(f"takes output {value[2]} of the layer {value[0]!r}")
-        return [value[0], *_histories(value[3:])]
-    return [name for part in value for name in _histories(part)]
-
-
-def _constants(value: Any) -> Iterator[Any]:
-    """The numbers that a call takes, in order, and None for each tensor."""
-    if isinstance(value, dict):
-        if value.get("class_name") == "__keras_tensor__":
-            yield None
-        else:
-            for part in value.values():
-                yield from _constants(part)
-    elif isinstance(value, list):
-        if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int):
-            yield None
-            value = value[3:]
-        for part in value:
-            yield from _constants(part)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
-
-
 def _known(kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A layer's class and config; those that are an activation alone as `Activation`."""
-    if kind == "ReLU" and config.get("max_value") is None \
-            and not config.get("negative_slope") and not config.get("threshold"):  # fmt: skip
+    if kind == "ReLU" and not _changes(config):
         return "Activation", config | {"activation": "relu"}
     if kind == "Softmax" and config.get("axis", -1) in (-1, 1):
         return "Activation", config | {"activation": "softmax"}
     return kind, config
+
+
+def _changes(config: dict[str, Any]) -> list[str]:
+    """What makes of a ReLU another function."""
+    return [
+        f"{name}={config[name]}"
+        for name, usual in (("max_value", None), ("negative_slope", 0), ("threshold", 0))
+        if config.get(name) not in (None, usual)
+    ]
 
 
 def _traits(kind: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -255,11 +264,24 @@ def _traits(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def activation(config: dict[str, Any]) -> str:
-    """The name of a layer's activation, `linear` where it has none."""
+    """The name of a layer's activation, `linear` where it has none.
+
+    One that is an object with a config has the name of the function that it is exactly; else its
+    class and what is unusual of it, as `ReLU(max_value=6.0)`.
+    """
     value = config.get("activation")
-    if isinstance(value, dict):
-        value = value["config"] if value.get("class_name") == "function" else value["class_name"]
-    return "linear" if value is None else str(value).lower()
+    if not isinstance(value, dict):
+        return "linear" if value is None else str(value)
+    kind, own = str(value.get("class_name")), value.get("config")
+    if kind == "function" and isinstance(own, str):
+        module = value.get("module")
+        return own if module == "builtins" or _is_of_keras(value) else f"{module}.{own}"
+    if isinstance(own, dict) and _is_of_keras(value):
+        known, config = _known(kind, own)
+        if known == "Activation":
+            return activation(config)
+        return f"{kind}({', '.join(_changes(own))})" if kind == "ReLU" else f"keras {kind}"
+    return f"object of class {kind}"
 
 
 def _value(value: Any) -> Any:
@@ -313,6 +335,8 @@ def _aligned(wanted: Node, found: Node) -> tuple[dict[str, Placed], Node]:
             images = theirs
         elif not isinstance(theirs, Placed) or theirs.kind != ours.kind:
             raise _Differs(len(pairs), f"{_shown(theirs)} is where a {ours.kind} belongs")
+        elif theirs.odd:
+            raise _Differs(len(pairs), f"{theirs} {theirs.odd}")
         elif theirs.traits != ours.traits or len(theirs.inputs) != len(ours.inputs):
             changed = [
                 f"{name} {value!r}, not {ours.traits[name]!r}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from xception_jax.errors import UsageError
 from xception_jax.weights import archives, files, hdf5, keras_config, keras_head
-from xception_jax.weights.hdf5 import Refused, explained
+from xception_jax.weights.files import Refused, explained
 from xception_jax.weights.keras import Layer
 from xception_jax.weights.keras_tree import Leaf, Tree
 
@@ -26,9 +26,10 @@ SUFFIXES = (".h5", ".hdf5", ".keras")
 _MAX_CONFIG_BYTES = 16 * 2**20
 # Of all tensors; a classifier of 100,000 classes takes 0.8 GB.
 _MAX_TENSOR_BYTES = 2**30
-# Layers that change what comes before or after them, by names that Keras makes up.
-_TELLING = ("global_max_pooling2d", "flatten", "rescaling", "normalization", "resizing", "re_lu",
-            "leaky_re_lu", "lambda")  # fmt: skip
+# Layers that change what comes before or after them, by names that Keras makes up; a backbone
+# comes before the first kind.
+_AFTER = ("global_max_pooling2d", "flatten")
+_TELLING = (*_AFTER, "rescaling", "normalization", "resizing", "re_lu", "leaky_re_lu", "lambda")
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Contents:
       pooling: `average` or `max`.
       epsilon: of batch normalization, where it is said.
       image_size: height and width of the images, where they are said.
-      problem: why the head, or what is done to the images, was left out; the rest is whole.
+      problem: why the head was left out; the rest is whole.
       notes: what is to be said.
     """
 
@@ -101,8 +102,9 @@ def _described(tree: Tree, config: Any) -> Contents:
     for name, layer in described.layers.items():
         if layer.kind in ("Conv2D", "SeparableConv2D", "BatchNormalization"):
             contents.add(name, tree.tensors(layer))
+    # Without the head there is a backbone; without what comes before it, it sees other images.
+    _scale(contents, described, keras_head.scaling(described.before, tree.tensors))
     try:
-        scaled = keras_head.scaling(described.before, tree.tensors)
         if described.problem:
             raise Refused(described.problem)
         head = keras_head.head(described.head, tree.tensors)
@@ -112,6 +114,15 @@ def _described(tree: Tree, config: Any) -> Contents:
     contents.add_head(head.dense)
     contents.activation, contents.pooling = head.activation, head.pooling
     contents.notes += [f"NOTE: the {note}" for note in head.notes]
+    return contents
+
+
+def _scale(
+    contents: Contents,
+    described: keras_config.Described,
+    scaled: tuple[np.ndarray, np.ndarray] | None,
+) -> None:
+    """Folds what the file does to images of [-1, 1], and notes it."""
     if scaled is None:
         contents.notes.append("NOTE: nothing in the file scales images; [-1, 1] is assumed, as of "
                               "keras.applications")  # fmt: skip
@@ -122,7 +133,6 @@ def _described(tree: Tree, config: Any) -> Contents:
         keras_head.fold_scaling(contents.tensors, kernel, mean, *scaled)
         contents.notes.append("NOTE: the file scales images to another range than [-1, 1]; that is "
                               "folded into the first convolution")  # fmt: skip
-    return contents
 
 
 def _placed(tree: Tree) -> Contents:
@@ -170,7 +180,8 @@ def _fresh_names(leaves: list[Leaf], backbone: tuple[str, ...]) -> dict[int, str
 
 def _assume_head(contents: Contents, rest: list[Leaf]) -> None:
     """Takes dense layers for the head, with ReLU between them; a file of weights says no more."""
-    dense = [leaf for leaf in rest if leaf.kind == "dense" and leaf.tensors]
+    # Of a kernel and a bias; a quantized layer has more.
+    dense = [leaf for leaf in rest if leaf.kind == "dense" and len(leaf.tensors) in (1, 2)]
     # An inner model comes before what is put upon it.
     dense.sort(key=lambda leaf: (-len(leaf.container), leaf.index))
     for leaf in rest:
@@ -181,7 +192,10 @@ def _assume_head(contents: Contents, rest: list[Leaf]) -> None:
                 f"has a nested or last layer {named!r}, of which a file of weights alone says too "
                 f"little; save the whole model as .keras"
             )
-            return
+            if not _is_after(leaf, named):
+                raise Refused(contents.problem)
+    if contents.problem:
+        return
     pairs = [
         (leaf.tensors[0],
          leaf.tensors[1] if len(leaf.tensors) > 1 else np.zeros(leaf.tensors[0].shape[1], "f4"))
@@ -201,6 +215,13 @@ def _assume_head(contents: Contents, rest: list[Leaf]) -> None:
         assumed.append("softmax")
     contents.notes.append("NOTE: a file of weights alone says little of the model; assumed: "
                           + ", ".join(assumed))  # fmt: skip
+
+
+def _is_after(leaf: Leaf, named: str) -> bool:
+    """Whether a layer cannot stand between the images and the backbone."""
+    if leaf.kind == "batch_normalization" and leaf.tensors:
+        return leaf.tensors[0].size > 4  # more channels than an image has
+    return leaf.kind.startswith(_AFTER) or named.startswith(_AFTER)
 
 
 def check_order(layers: list[Layer], names: Mapping[str, str], source: str) -> None:

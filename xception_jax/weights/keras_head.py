@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused
 from xception_jax.weights.keras_config import Placed, activation
 
 # Gives a layer's tensors, in Keras' order.
 Weights = Callable[[Placed], Sequence[Any]]
 
-# Of a model that is not trained, these pass on what they get.
+# Of a model that is not trained, these pass on what they get; `RandomCrop` crops then too.
 _IDENTITIES = {
     "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise", "SpatialDropout2D",
     "ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomContrast",
-    "RandomBrightness", "RandomTranslation", "RandomCrop", "RandomHue", "RandomSaturation",
+    "RandomBrightness", "RandomTranslation", "RandomHue", "RandomSaturation",
     "RandomSharpness", "RandomColorJitter", "RandomShear", "RandomErasing", "RandomGrayscale",
 }  # fmt: skip
-_IDENTITIES.remove("RandomCrop")  # it resizes or crops at inference too
-_DIVIDE, _SUBTRACT = ("TrueDivide", "tf.math.truediv"), ("Subtract", "tf.math.subtract")
+_DIVIDE = ("TrueDivide", "Divide", "tf.math.truediv", "tf.math.divide")
+_SUBTRACT = ("Subtract", "tf.math.subtract")
 _MULTIPLY, _ADD = ("Multiply", "tf.math.multiply"), ("Add", "tf.__operators__.add", "tf.math.add")
 _POOLING = {"GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 # Matrix products of more multiplications than this are not folded.
@@ -61,7 +61,9 @@ def scaling(before: Sequence[Placed], weights: Weights) -> tuple[np.ndarray, np.
     """
     scale, offset, scales = np.ones(3), np.zeros(3), False
     for layer in before:
-        if layer.kind in _IDENTITIES or layer.traits.get("activation") == "linear":
+        if layer.odd:
+            raise Refused(f"has the {layer} before the backbone, which {layer.odd}")
+        if layer.kind in _IDENTITIES or _is_linear(layer):
             continue
         times, plus = _affine(layer, weights)
         scale, offset, scales = scale * times, offset * times + plus, True
@@ -75,6 +77,10 @@ def scaling(before: Sequence[Placed], weights: Weights) -> tuple[np.ndarray, np.
                       f"{low.round(3).tolist()} and {high.round(3).tolist()}: nothing tells which "
                       f"images it takes")  # fmt: skip
     return scale * 127.5, scale * 127.5 + offset
+
+
+def _is_linear(layer: Placed) -> bool:
+    return layer.kind == "Activation" and activation(layer.config) == "linear"
 
 
 def _affine(layer: Placed, weights: Weights) -> tuple[Any, Any]:
@@ -108,10 +114,11 @@ def _affine(layer: Placed, weights: Weights) -> tuple[Any, Any]:
 def _channels(value: Any, layer: Placed) -> np.ndarray:
     if isinstance(value, dict):  # an array in Keras 3
         value = value["config"]["value"]
-    array = np.asarray(value, np.float64).reshape(-1)
-    if array.size not in (1, 3):
-        raise Refused(f"has the {layer} of {array.size} numbers, which are no image's channels")
-    return array
+    array = np.asarray(value, np.float64)
+    if array.size not in (1, 3) or array.size != np.shape(np.atleast_1d(array))[-1]:
+        raise Refused(f"has the {layer} with an array of {list(array.shape)}; one number, or one "
+                      f"for each of three channels, is read")  # fmt: skip
+    return array.reshape(-1)
 
 
 def head(layers: Sequence[Placed], weights: Weights) -> Head:
@@ -127,9 +134,11 @@ def head(layers: Sequence[Placed], weights: Weights) -> Head:
     made, pending, pooled = Head(), [], False  # type: Head, list[tuple[Any, Any]], bool
     for layer in layers:
         kind, does = layer.kind, activation(layer.config)
+        if layer.odd:
+            raise Refused(f"has the {layer} in its head, which {layer.odd}")
         if made.activation is not None and kind not in _IDENTITIES:
             raise Refused(f"has the {layer} after {made.activation}")
-        if kind in _POOLING and not (pooled or layer.config.get("keepdims")):
+        if kind in _POOLING and not pooled and _is_plain(layer):
             made.pooling, pooled = _POOLING[kind], True
             if pending and made.pooling == "max":
                 raise Refused(f"has batch normalization before the {layer}")
@@ -150,6 +159,12 @@ def head(layers: Sequence[Placed], weights: Weights) -> Head:
     if made.activation is None:
         _end(made, pending, layers)
     return made
+
+
+def _is_plain(layer: Placed) -> bool:
+    """Whether pooling is over height and width, and makes [images, channels]."""
+    last = (None, "channels_last")
+    return not layer.config.get("keepdims") and layer.config.get("data_format") in last
 
 
 _READ = "global pooling, dropout, batch normalization and dense layers with ReLU are read"
@@ -188,9 +203,10 @@ def _is_last(layer: Placed, pooled: bool) -> bool:
 
 def _dense(layer: Placed, weights: Weights) -> tuple[Any, Any]:
     held = weights(layer)
-    if len(held) not in (1, 2) or held[0].ndim != 2:
-        raise Refused(f"has the {layer} of {len(held)} tensors, not a kernel and a bias")
-    bias = held[1] if len(held) == 2 else np.zeros(held[0].shape[-1], np.float32)
+    biased = layer.config.get("use_bias", True)
+    if len(held) != 1 + biased or held[0].ndim != 2:
+        raise Refused(f"has the {layer} of {len(held)} tensors; it has use_bias={biased}")
+    bias = held[1] if biased else np.zeros(held[0].shape[-1], np.float32)
     return held[0], bias
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xception_jax.weights.hdf5 import Dataset, Refused
+from xception_jax.weights.files import Refused
+from xception_jax.weights.hdf5 import Dataset
 from xception_jax.weights.keras_config import Placed
 
 _LAYERS = ("layers", "_layer_checkpoint_dependencies")

@@ -11,11 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xception_jax.weights.files import printable
+from xception_jax.text import printable
 
 # A checkpoint of Xception 71, its averaged weights and Adam's state take 73,000.
 MAX_OPERATIONS = 1_000_000
 
+# What Python 2 calls types, and pickles of protocol 2 still do.
+_PYTHON_2 = {
+    "builtins.xrange": "builtins.range", "builtins.unicode": "builtins.str",
+    "builtins.long": "builtins.int", "builtins.basestring": "builtins.str",
+}  # fmt: skip
 _CONTAINERS = (
     "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict",
 )  # fmt: skip
@@ -24,7 +29,10 @@ _PLAIN = {
     *_CONTAINERS, "argparse.Namespace", "_codecs.encode", "copyreg._reconstructor", "typing.Any",
     *(f"builtins.{name}" for name in (
         "bool", "bytearray", "bytes", "complex", "float", "frozenset", "int", "list", "object",
-        "range", "set", "slice", "str", "tuple")),
+        "range", "set", "slice", "str", "tuple", "Ellipsis", "NotImplemented")),
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    "collections.ChainMap", "collections.deque", "decimal.Decimal", "fractions.Fraction",
+    "time.struct_time", "types.SimpleNamespace", "uuid.UUID", "torch.torch_version.TorchVersion",
     *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core")
       for name in ("scalar", "_reconstruct")),
     "numpy.dtype", "numpy.ndarray",
@@ -139,6 +147,7 @@ class _Machine:
         module, _, function = name.partition(" ")
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         full = f"{module}.{function}"
+        full = _PYTHON_2.get(full, full)
         if not (full in _PLAIN or full.startswith(_PLAIN_PARTS) or _is_type(full)):
             raise PickleError(f"it holds {printable(full, 80)}, which is code and not data")
         self.stack.append(Global(full))

@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 
 from xception_jax.errors import UsageError
+from xception_jax.text import printable
 from xception_jax.weights import files
-from xception_jax.weights.files import Stored, printable
+from xception_jax.weights.files import Stored
 
 # Xception 71's header has 0.1 MB; names of 20,000 classes in ours take another.
 _MAX_HEADER = 16 << 20
@@ -47,7 +48,7 @@ def read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     found = {}
     for name, (shape, kind) in kinds.items():
         if kind not in _TYPES:
-            raise UsageError(f"{path}: {printable(name)} is {printable(kind)}; weights are "
+            raise UsageError(f"{path}: {printable(name, 80)} is {printable(kind, 40)}; weights are "
                              f"bfloat16 or of 16, 32 or 64 bits")  # fmt: skip
         found[name] = Stored(shape, np.dtype(_TYPES[kind]), partial(file.get_tensor, name))
     return found, metadata

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from xception_jax.errors import UsageError
+from xception_jax.text import printable
 from xception_jax.weights import files, safetensors_files, timm, torch_files
-from xception_jax.weights.files import Stored, printable
+from xception_jax.weights.files import Stored
 from xception_jax.weights.tensors import float32, listed
 
 PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -20,7 +21,8 @@ SUFFIXES = (".safetensors", *PICKLED)
 # What torch.compile, DataParallel, Lightning modules and timm's features_only put before names.
 _PREFIXES = ("_orig_mod.", "module.", "model.", "net.", "backbone.", "body.")
 # The weights of a training's checkpoint, averaged ones first, as timm/models/_helpers.py.
-_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WEIGHTS = ("state_dict_ema", "ema_state_dict", "model_ema", "params_ema",
+            "state_dict", "model_state_dict", "model", "net", "params", "weights")  # fmt: skip
 _FIRST = ("conv1.weight", "stem.0.conv.weight", "stem.0.weight", "Conv2d_1a_3x3.conv.weight")
 
 
@@ -48,8 +50,11 @@ def read(path: Path) -> tuple[dict[str, Stored], list[str]]:
         held, notes = _pickled(path)
     found: dict[str, Stored] = {}
     for name, tensor in held.items():
+        if name == "n_averaged":  # a count of torch.optim.swa_utils.AveragedModel
+            continue
         if (clean := _clean(name)) in found:
-            raise UsageError(f"{path} holds {printable(clean)} twice, as {printable(name)} too")
+            raise UsageError(f"{path} holds {printable(clean, 80)} twice, as "
+                             f"{printable(name, 80)} too")  # fmt: skip
         found[clean] = tensor
     tower = [name for name in found if name.startswith("AuxLogits.")]
     if tower:
@@ -60,25 +65,44 @@ def read(path: Path) -> tuple[dict[str, Stored], list[str]]:
 
 def _pickled(path: Path) -> tuple[dict[str, Stored], list[str]]:
     held, tensor = torch_files.read(path)
-    notes: list[str] = []
-    for key in _WEIGHTS:
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            if "ema" in key:
-                notes.append(f"the averaged weights of the checkpoint are taken ({key})")
-            held = held[key]
-            break
-    if not isinstance(held, dict) or not held:
-        raise UsageError(f"{path} holds no state_dict of tensors")
+    held, notes = _state_dict(held, path)
     found = {}
     for name, part in held.items():
         if not isinstance(name, str):
-            raise UsageError(f"{path} holds no state_dict: its key {printable(ascii(name))} is no "
-                             f"name of a tensor")  # fmt: skip
+            raise UsageError(f"{path} holds no state_dict: its key {printable(ascii(name), 80)} "
+                             f"is no name of a tensor")  # fmt: skip
         stored = tensor(name, part)
         if stored is None:
-            raise UsageError(f"{path} holds no state_dict of tensors: {printable(name)} is none")
+            raise UsageError(f"{path} holds no state_dict of tensors: {printable(name, 80)} is "
+                             f"none")  # fmt: skip
         found[name] = stored
     return found, notes
+
+
+def _state_dict(held: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
+    """The dict of tensors that a file's object is or holds, and which one it is if not the only."""
+    if not isinstance(held, dict):
+        raise UsageError(f"{path} holds no state_dict: it is a {type(held).__name__}")
+
+    def has_tensors(part: Any) -> bool:
+        return isinstance(part, dict) and any(map(torch_files.is_tensor, part.values()))
+
+    keys = [key for key in _WEIGHTS if has_tensors(held.get(key))]
+    if keys:
+        others = f", not those of {', '.join(keys[1:])}" if keys[1:] else ""
+        if "ema" in keys[0]:
+            note = f"the averaged weights of the checkpoint are taken ({keys[0]}){others}"
+        else:
+            note = f"the weights of {keys[0]} are taken{others}" if others else ""
+        return held[keys[0]], [note] if note else []
+    if not has_tensors(held):
+        named = [printable(ascii(key), 40) for key in list(held)[:5]]
+        named += ["..."] if len(held) > 5 else []
+        raise UsageError(
+            f"{path} holds no state_dict of tensors: its keys are {', '.join(named) or 'none'}; "
+            f"expected is a state_dict, or a dict that has one as {', '.join(_WEIGHTS)}"
+        )
+    return held, []
 
 
 def _clean(name: str) -> str:

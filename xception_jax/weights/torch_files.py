@@ -17,10 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from xception_jax.errors import UsageError
+from xception_jax.text import printable
 from xception_jax.weights import files
 from xception_jax.weights.archives import open_archive
-from xception_jax.weights.files import Stored, printable
-from xception_jax.weights.hdf5 import Refused
+from xception_jax.weights.files import Refused, Stored
 from xception_jax.weights.pickles import Call, Global, PickleError, parse
 
 _T = TypeVar("_T")
@@ -108,6 +108,13 @@ def read(path: Path) -> tuple[Any, Callable[[str, Any], Stored | None]]:
         return found and replace(found, read=lambda: _told(path, name, found.read))
 
     return archive.held, tensor
+
+
+def is_tensor(part: Any) -> bool:
+    """Whether a part of a file's object says that it is a tensor, of any kind."""
+    return isinstance(part, Call) and (
+        "._rebuild_" in part.name or part.name == "torch.nn.parameter.Parameter"
+    )
 
 
 def _told(path: Path, name: str, do: Callable[[], _T]) -> _T:

@@ -20,7 +20,7 @@ def inspect(encoded: bytes) -> Claim:
     The decoder takes memory for the size that a stream claims, whatever the boxes say. So each
     stream must begin with its sequence header.
     """
-    boxes = {kind: (start, end) for kind, start, end in _boxes(encoded, 0, len(encoded))}
+    boxes = _outer_boxes(encoded)
     need(b"meta" in boxes, "it has no meta box")
     start, end = boxes[b"meta"]
     sizes = list(_claimed(encoded, start, end))
@@ -36,6 +36,18 @@ def inspect(encoded: bytes) -> Claim:
     cost = (_DEEP if deep else _PLAIN) + (_ALPHA if b"auxC" in encoded[start:end] else 0)
     width, height = max(sizes, key=_area)
     return Claim("AVIF", height, width, _area(largest) * cost, encoded)
+
+
+def _outer_boxes(encoded: bytes) -> dict[bytes, tuple[int, int]]:
+    """Where the first outer box of each type begins and ends; bytes behind the image are no box."""
+    boxes: dict[bytes, tuple[int, int]] = {}
+    try:
+        for kind, start, end in _boxes(encoded, 0, len(encoded)):
+            boxes.setdefault(kind, (start, end))
+    except DamagedError:
+        if not {b"meta", b"mdat"} <= boxes.keys():
+            raise
+    return boxes
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -83,8 +95,13 @@ def _items(encoded: bytes, start: int, end: int) -> Iterator[bytes]:
             coded.add(int.from_bytes(encoded[at + 4 : at + (8 if wide else 6)]))
     for item, method, extents in _locations(encoded, *boxes[b"iloc"]):
         if item in coded:
-            need(method == 0, "an image lies outside of its file's data")
-            yield b"".join(encoded[at : at + size] for at, size in extents)
+            need(method in (0, 1), "its data is made of other items")
+            need(method == 0 or b"idat" in boxes, "its data is not there")
+            # Counted from the file's beginning, or from that of the box `idat`.
+            first, last = (0, len(encoded)) if method == 0 else boxes[b"idat"]
+            yield b"".join(
+                encoded[first + at : min(first + at + size, last)] for at, size in extents
+            )
 
 
 def _locations(

@@ -103,6 +103,7 @@ def _first(encoded: bytes) -> _First:
     colours = np.concatenate([own, shared[len(own) :]]) if len(own) or len(shared) else _GREY
     beneath = tuple(shared[background].tolist()) if background < len(shared) else (0, 0, 0)
     end = _past_blocks(encoded, at + 1)
+    need(end < len(encoded), "it ends before its trailer")
     return _First(
         width, height, left, top, w, h, own_flags, beneath, colours, transparent,
         encoded[at : end - 1],

@@ -1,5 +1,6 @@
 """JPEG: segments up to the first scan, then entropy-coded scans (ITU-T T.81)."""
 
+import re
 from typing import NamedTuple
 
 from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
@@ -14,6 +15,9 @@ _SEQUENTIAL, _PROGRESSIVE, _LOSSLESS = {0xC0, 0xC1}, {0xC2, 0xCA}, {0xC3, 0xCB}
 _ARITHMETIC = {0xC9, 0xCA, 0xCB}
 _FRAMES = _SEQUENTIAL | _PROGRESSIVE | _LOSSLESS | _ARITHMETIC
 
+# What ends a scan's codes: a marker that is neither a stuffed zero nor a restart.
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+
 _MOST_SEGMENTS = 2**16
 # Scans of a file, and how often its blocks may be visited. Encoders write some ten scans, of which
 # most hold one component. A visit takes 20 to 140 ns.
@@ -23,11 +27,15 @@ _FREE_BLOCKS = 2**18
 
 
 class _Frame(NamedTuple):
-    """The frame header: the coding, and blocks of each component (samples, if it is lossless)."""
+    """The frame header: the coding, and blocks of components (samples, if it is lossless).
+
+    Components may share a name, though they should not. Then `blocks` has the largest.
+    """
 
     coding: int
     height: int
     width: int
+    components: int
     blocks: dict[int, int]
     total: int
 
@@ -40,8 +48,8 @@ def inspect(encoded: bytes) -> Claim:
     (DC). Scans of the whole file count where a decoder keeps coefficients between them.
     """
     frame, at = _headers(encoded)
-    components = encoded[at + 2] if at + 2 < len(encoded) else 0
-    several = frame.coding in _PROGRESSIVE or components < len(frame.blocks)
+    first = encoded[at + 2] if at + 2 < len(encoded) else 0
+    several = frame.coding in _PROGRESSIVE or first < frame.components
     data = 8 * (len(encoded) - at)
     if frame.coding in _ARITHMETIC:
         least = max(0, frame.total - _FREE_BLOCKS)
@@ -55,7 +63,7 @@ def inspect(encoded: bytes) -> Claim:
     if several:
         _check_scans(encoded, frame, at - 2)
         kept = frame.total * 128 if frame.coding not in _LOSSLESS else 2 * frame.total
-        memory = max(memory, pixels * (len(frame.blocks) // 4 + 3.3) + kept)
+        memory = max(memory, pixels * (frame.components // 4 + 3.3) + kept)
     return Claim("JPEG", frame.height, frame.width, int(memory), encoded)
 
 
@@ -108,27 +116,37 @@ def _frame(coding: int, header: bytes) -> _Frame:
     side = 1 if coding in _LOSSLESS else 8
     across, down = most_h * side, most_v * side
     names = header[6 : 6 + 3 * header[5] : 3]
-    blocks = {
-        name: -(-width * (f >> 4) // across) * -(-height * (f & 15) // down)
-        for name, f in zip(names, factors, strict=True)
-    }
-    need(len(blocks) == len(names), "two components have one name")
-    return _Frame(coding, height, width, blocks, sum(blocks.values()))
+    counts = [-(-width * (f >> 4) // across) * -(-height * (f & 15) // down) for f in factors]
+    # By rising number, so that the largest stays.
+    blocks = {name: count for count, name in sorted(zip(counts, names, strict=True))}
+    return _Frame(coding, height, width, len(counts), blocks, sum(counts))
 
 
 def _check_scans(encoded: bytes, frame: _Frame, at: int) -> None:
-    """Bounds the work of all scans: each visits every block of its components."""
+    """Bounds the work of all scans: each visits every block of its components.
+
+    From marker to marker, as a decoder goes, up to the end of the image. What follows is no part
+    of it: a phone appends a film, a camera a preview.
+    """
     scans = visits = 0
-    while at >= 0:
-        scans += 1
-        names = encoded[
-            at + 5 : at + 5 + 2 * min(4, encoded[at + 4] if at + 4 < len(encoded) else 0) : 2
-        ]
-        visits += sum(frame.blocks.get(name, 0) for name in names)
-        most = max(_MOST_VISITS, _VISITS_OF_A_BLOCK * frame.total)
-        need(
-            scans <= _MOST_SCANS and visits <= most,
-            f"it has {scans:,} scans or more of {frame.width:,} x {frame.height:,} pixels, more "
-            f"work than an encoder leaves",
-        )
-        at = encoded.find(b"\xff\xda", at + 2)
+    most = max(_MOST_VISITS, _VISITS_OF_A_BLOCK * frame.total)
+    for _ in range(_MOST_SEGMENTS):
+        kind = encoded[at + 1]
+        if kind == _END:
+            return
+        if kind == _SCAN:
+            scans += 1
+            names = encoded[at + 5 : at + 5 + 2 * min(4, encoded[at + 4]) : 2]
+            visits += min(frame.total, sum(frame.blocks.get(name, 0) for name in names))
+            need(
+                scans <= _MOST_SCANS and visits <= most,
+                f"it has {scans:,} scans or more of {frame.width:,} x {frame.height:,} pixels, "
+                f"more work than an encoder leaves",
+            )
+        # Below 0xC0 no segment begins: a decoder that looks for a restart passes over it.
+        at += 2 + (int.from_bytes(encoded[at + 2 : at + 4]) if kind >= 0xC0 else 0)
+        found = _MARKER.search(encoded, at)
+        if not found:
+            return
+        at = found.start()
+    raise DamagedError(f"it has more than {_MOST_SEGMENTS:,} segments")

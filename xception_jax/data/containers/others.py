@@ -8,6 +8,7 @@ from xception_jax.data.containers.common import PLAIN, Claim, DamagedError, need
 # Bytes a pixel that OpenCV's decoders of these formats take, measured and rounded up.
 _WEBP, _WEBP_LOSSLESS, _WEBP_ANIMATED = 7, 12, 13
 _JP2_BASE, _JP2_SAMPLE = 6, 5
+_LARGE = 2**24  # pixels of a BMP of runs; OpenCV takes 1.5 s for eight times as many
 
 _PNM = re.compile(rb"P([1-6])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)*(\d*)")
 _SIZ = b"\xff\x4f\xff\x51"
@@ -31,7 +32,10 @@ def webp(encoded: bytes) -> Claim:
 
 
 def bmp(encoded: bytes) -> Claim:
-    """What a BMP claims; its rows must be there."""
+    """What a BMP claims; its rows must be there, unless runs code them.
+
+    Runs may end early, except those of a large image: a kilobyte could claim one.
+    """
     need(len(encoded) >= 30, "it ends within its header")
     offset, header = struct.unpack_from("<II", encoded, 10)
     compression = 0
@@ -43,9 +47,12 @@ def bmp(encoded: bytes) -> Claim:
     height = abs(height)
     need(width > 0 and height > 0, f"it has {width:,} x {height:,} pixels")
     data = max(0, len(encoded) - offset)
-    # A run of two bytes covers at most 255 pixels.
     runs = compression in (1, 2)
-    least = width * height // 128 if runs else (width * bits + 31) // 32 * 4 * (height - 1)
+    if runs:
+        # Two bytes cover at most 255 pixels. Of images that are not large the end may be missing.
+        least = width * height // 128 if width * height > _LARGE else 0
+    else:
+        least = (width * bits + 31) // 32 * 4 * (height - 1)
     need(least <= data, f"its {data:,} bytes of pixels cannot hold {width:,} x {height:,} pixels")
     return Claim("BMP", height, width, int(width * height * PLAIN), encoded)
 

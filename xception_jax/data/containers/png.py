@@ -41,7 +41,7 @@ def inspect(encoded: bytes) -> Claim:
     need(0 < width < 2**31 and 0 < height < 2**31, f"it has {width:,} x {height:,} pixels")
     need(depth in _DEPTHS.get(colour, ()), f"colour type {colour} has no {depth} bits")
     need(interlaced in (0, 1), f"interlace method {interlaced} is unknown")
-    kept, data, white, plain = _walk(encoded)
+    kept, data, significant, plain = _walk(encoded)
     bits = depth * _SAMPLES[colour]
     rows = (
         [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in _PASSES]
@@ -59,14 +59,20 @@ def inspect(encoded: bytes) -> Claim:
         width=width,
         memory=int(width * height * PLAIN) << (depth == 16),
         encoded=encoded if plain else SIGNATURE + b"".join(encoded[a:b] for a, b in kept),
-        white=white if depth == 16 else 0,
         deep=depth == 16,
+        hint=_hint(significant[: 3 if colour & 2 else 1]) if depth == 16 else 0,
     )
 
 
-def _walk(encoded: bytes) -> tuple[list[tuple[int, int]], int, int, bool]:
-    """Where the needed chunks lie, bytes of pixels, the white level, and whether no other is."""
-    at, end, data, white, plain = len(SIGNATURE), len(encoded), 0, 0, True
+def _hint(significant: bytes) -> int:
+    """The highest level of the bits that `sBIT` gives for grey, or for red, green and blue."""
+    bits = set(significant)
+    return 2 ** bits.pop() - 1 if len(bits) == 1 and max(bits) < 16 else 0
+
+
+def _walk(encoded: bytes) -> tuple[list[tuple[int, int]], int, bytes, bool]:
+    """Where the needed chunks lie, bytes of pixels, `sBIT`, and whether no other chunk is there."""
+    at, end, data, significant, plain = len(SIGNATURE), len(encoded), 0, b"", True
     kept: list[tuple[int, int]] = []
     while at + _AROUND <= end and len(kept) < _MOST_CHUNKS:
         length, kind = _CHUNK.unpack_from(encoded, at)
@@ -76,8 +82,7 @@ def _walk(encoded: bytes) -> tuple[list[tuple[int, int]], int, int, bool]:
         if kind == b"IDAT":
             data += length
         elif kind == b"sBIT" and length:
-            declared = max(encoded[at + 8 : at + 8 + min(length, 3)])
-            white = 2**declared - 1 if declared < 16 else 0
+            significant = encoded[at + 8 : after - 4]
         plain = plain and kind in _HARMLESS
         # A critical chunk, in capitals, is the decoder's to judge.
         if kind in _NEEDED or (kind[0] < 0x60 and kind not in _ANIMATION):
@@ -86,4 +91,4 @@ def _walk(encoded: bytes) -> tuple[list[tuple[int, int]], int, int, bool]:
         if kind == b"IEND":
             break
     need(len(kept) < _MOST_CHUNKS, f"it has more than {_MOST_CHUNKS:,} chunks")
-    return kept, data, white, plain
+    return kept, data, significant, plain

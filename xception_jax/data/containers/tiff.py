@@ -51,26 +51,22 @@ def inspect(encoded: bytes) -> Claim:
         )
     pixels = width * height
     one_part = part_w * part_h * (6 + samples * bits / 8)
-    most = _first(tags, _MOST_LEVEL, 0)
     return Claim(
         kind="TIFF",
         height=height,
         width=width,
         memory=int(max(pixels * PLAIN * (2 if bits > 8 else 1), pixels * 3.2 + one_part)),
         encoded=encoded,
-        white=_white(bits, most),
+        # OpenCV shifts 10, 12 and 14 bits to the upper end of 16, and only if asked for 16.
+        white=(2**bits - 1) << (16 - bits) if bits in (10, 12, 14) else 0,
         deep=bits == 16,
+        hint=_hint(max(tags.get(_MOST_LEVEL, (0,)))) if bits == 16 else 0,
     )
 
 
-def _white(bits: int, most: int) -> int:
-    """The level of white that `MaxSampleValue` declares; 0: all ones.
-
-    OpenCV shifts 10, 12 and 14 bits to the upper end of 16, and only where it is asked for 16.
-    """
-    if bits in (10, 12, 14):
-        return (2**bits - 1) << (16 - bits)
-    return most if bits == 16 and 255 < most < 2**16 - 1 else 0
+def _hint(most: int) -> int:
+    """`MaxSampleValue`, if it is the highest level of 9 to 15 bits; other values tell nothing."""
+    return most if most in {2**bits - 1 for bits in range(9, 16)} else 0
 
 
 def _check_parts(encoded: bytes, tags: dict[int, tuple[int, ...]], tiled: bool, count: int) -> None:
