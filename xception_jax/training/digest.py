@@ -10,8 +10,8 @@ dtype and shape of the leaf are mixed in.
 - It is no cryptographic hash: it finds damage, and no forgery.
 
 Algorithm 1, of manifests without a seal, adds the words, each times an odd number that grows with
-its position. A change inside one word shows there too, but two equal flips of bit 31 always cancel
-(two changed signs, a negated kernel), those of bit 30 once in two, of bit 29 once in four, and so on.
+its position. A change inside one word shows there too. Two equal flips of bit 31 always cancel (two
+changed signs, a negated kernel), those of bit 30 once in two, of bit 29 once in four, and so on.
 """
 
 import hashlib
