@@ -7,6 +7,7 @@ import collections
 import datetime
 import decimal
 import fractions
+import io
 import pickle
 import time
 import types
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from tests.weights import builders, pickled
 from tests.weights.pickled import Call, Global
 from xception_jax.errors import UsageError
-from xception_jax.weights import sources
+from xception_jax.weights import pickles, sources
 
 NUMPY_SCALAR = Call(
     Global("numpy._core.multiarray", "scalar"),
@@ -155,6 +156,31 @@ def test_plain_values_beside_weights(name, model, held, tmp_path):
     state, storages = pickled.state(held)
     whole = {name: _pickle(BESIDE[name]), "state_dict": state}
     assert check(pickled.zipped(tmp_path / "a.pth", whole, storages), model) == []
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_protocol_of_pickle(protocol):
+    data = pickle.dumps({"first": 1, "beside": BESIDE, "end": [2]}, protocol)
+    held = pickles.parse(io.BytesIO(data))
+    assert (held["first"], held["end"]) == (1, [2])
+    assert held["beside"].keys() == BESIDE.keys()
+    took = held["beside"]["took"]
+    assert (took.name, took.args) == ("datetime.timedelta", (0, 3600, 0))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04cuuid\nUUID\nK\x07\x85}\x92.",  # NEWOBJ_EX
+        b"\x80\x02cuuid\nUUID\nK\x07\x85\x81.",  # NEWOBJ
+        b"(cuuid\nUUID\nK\x07o.",  # OBJ
+        b"(K\x07iuuid\nUUID\n.",  # INST
+        b"cuuid\nUUID\n(K\x07tR.",  # REDUCE
+    ],
+)
+def test_every_call_of_pickle(data):
+    found = pickles.parse(io.BytesIO(data))
+    assert (found.name, found.args) == ("uuid.UUID", (7,))
 
 
 @pytest.mark.parametrize("name", ["xrange", "unicode", "long", "basestring", "int"])
