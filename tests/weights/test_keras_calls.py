@@ -63,9 +63,9 @@ def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_p
         UsageError, match=f"'drop' in its head, which is called with {re.escape(said)}"
     ):
         sources.open_source(path).check_whole()
-    before = config(*DROPPED, nested=True, before=[("RandomFlip", "flip", {})])
-    path = write_keras(tmp_path / "a.keras", called(before, "flip", *args, **kwargs), held)
-    with pytest.raises(UsageError, match="'flip' before the backbone, which is called with"):
+    before = config(*DROPPED, nested=True, before=[("GaussianNoise", "noise", {})])
+    path = write_keras(tmp_path / "a.keras", called(before, "noise", *args, **kwargs), held)
+    with pytest.raises(UsageError, match="'noise' before the backbone, which is called with"):
         sources.open_source(path)
 
 
@@ -73,6 +73,17 @@ def test_a_usual_call_is_read(held, tmp_path):
     changed = called(config(*DROPPED, nested=True), "base", training=False, mask=None)
     changed = called(changed, "drop", None, training=False)
     sources.open_source(write_keras(tmp_path / "a.keras", changed, held)).check_whole()
+
+
+def test_the_default_of_augmentation_is_no_unusual_call(held, tmp_path):
+    """Keras 3 writes `training=True` into each of its augmentation layers' calls."""
+    changed = config(*DROPPED, nested=True, before=[("RandomFlip", "flip", {})])
+    path = write_keras(tmp_path / "a.keras", called(changed, "flip", training=True), held)
+    sources.open_source(path).check_whole()
+    [flip] = [each for each in layers(changed) if each["name"] == "flip"]
+    flip["inbound_nodes"] = [[["outer", 0, 0, {"training": True}]]]
+    with pytest.raises(UsageError, match="'flip' before the backbone, which is called with"):
+        sources.open_source(write_keras(tmp_path / "b.keras", changed, held))
 
 
 def test_a_call_of_keras_2_is_refused_too(held, tmp_path):

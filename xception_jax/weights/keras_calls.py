@@ -56,17 +56,19 @@ def _varies_over_places(value: list[Any]) -> bool:
     )
 
 
-def unusual(calls: list[Any], *, is_operation: bool) -> str | None:
+def unusual(calls: list[Any], *, is_operation: bool, augments: bool) -> str | None:
     """What changes the output of a call besides its tensors, as `training=True`, or None.
 
     Args:
       calls: `inbound_nodes` of a layer.
       is_operation: a function such as `keras.ops.divide`, which takes numbers too.
+      augments: a layer such as `RandomFlip`. Keras 3 notes its default, `training=True`, as if it
+        had been given; `predict` and `evaluate` override it.
     """
     for call in calls:
         if isinstance(call, dict):
             args, named = call.get("args") or [], call.get("kwargs") or {}
-            takes = {"inputs"}
+            takes = {"inputs", "training"} if augments else {"inputs"}
         else:
             held = [part for tensor in call for part in tensor[3:]] if _is_list(call) else []
             args, named = [], {name: x for part in held for name, x in (part or {}).items()}

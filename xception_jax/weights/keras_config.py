@@ -15,6 +15,8 @@ from xception_jax.weights.keras_calls import constants, histories, unusual
 from xception_jax.weights.keras_graph import FEATURES, TRAITS, Node
 
 _MODELS = ("Functional", "Sequential", "Model")
+# Those that scale images; layers have some of these names too, and take no numbers.
+_OPERATIONS = ("TFOpLambda", "TrueDivide", "Divide", "Multiply", "Add", "Subtract")
 _MAX_DEPTH = 32
 _MAX_LAYERS = 20_000
 
@@ -168,7 +170,8 @@ class _Reader:
         kind, path = str(layer["class_name"]), (*path, _name(layer))
         if not _is_of_keras(layer):
             raise Refused(f"has a layer {'/'.join(path)!r} of a class of its own, {kind}")
-        own = unusual(layer.get("inbound_nodes") or [], is_operation=_is_operation(layer))
+        own = unusual(layer.get("inbound_nodes") or [], is_operation=_is_operation(layer),
+                      augments=kind.startswith("Random"))  # fmt: skip
         called = [f"is called with {own}"] if own else []
         if kind in _MODELS:
             within = [f"is in {'/'.join(path)!r}, which {each}" for each in called]
@@ -208,7 +211,9 @@ def _is_of_keras(held: dict[str, Any]) -> bool:
 
 def _is_operation(layer: dict[str, Any]) -> bool:
     """Whether it is a function of tensors and numbers, and no layer."""
-    return layer["class_name"] == "TFOpLambda" or ".ops" in str(layer.get("module"))
+    if "module" not in layer:  # in an .h5 file
+        return layer["class_name"] in _OPERATIONS
+    return layer["class_name"] == "TFOpLambda" or ".ops" in str(layer["module"])
 
 
 def _odd_dtype(config: dict[str, Any]) -> str | None:
