@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from launch import slices, source, worker
 from launch.gke import unexpanded
 from tests.processes import ROOT
+from xception_jax import slices as tables
 from xception_jax.errors import UsageError
 
 STAND_IN = ROOT / "tests" / "stand_in.py"
@@ -172,6 +173,7 @@ def tpu(
         ("v6e-4", "2x2", 4, 1, "ct6e-standard-4t", "v6e-4"),
         ("v6e-256", "16x16", 256, 64, "ct6e-standard-4t", "v6e-256"),
         ("tpu7x-8", "2x2x1", 4, 1, "tpu7x-standard-4t", "tpu7x-8"),
+        ("tpu7x:1x1x1", "1x1x1", 1, 1, "tpu7x-standard-1t", "tpu7x-2"),
         ("tpu7x:4x4x8", "4x4x8", 128, 32, "tpu7x-standard-4t", "tpu7x-256"),
     ],
 )
@@ -190,7 +192,7 @@ def test_every_shape_is_refused_or_makes_whole_hosts(generation, sides):
     except UsageError:
         return
     assert str(found) == name
-    assert found.hosts * found.chips_per_host == found.chips <= found.kind.largest
+    assert found.hosts * found.chips_per_host == found.chips <= tables.KINDS[generation].largest
     named = slices.parse(found.accelerator_type) if found.is_default_shape else None
     assert named in (None, found)
 
@@ -198,12 +200,12 @@ def test_every_shape_is_refused_or_makes_whole_hosts(generation, sides):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v7-8", "no TPU type 'v7-8'; did you mean"),
+        ("v7-8", "no TPU slice 'v7-8'; did you mean"),
         ("v5lite-16", "did you mean 'v5litepod-"),
-        ("v5e-12", "no slice 'v5e-12'; v5e- goes with chips: 1, 4, 8, 16"),
-        ("v4-7", "no slice 'v4-7'; v4- goes with cores, two a chip: 8, 16"),
-        ("v5e:4x2", "v5e has no shape '4x2'; did you mean '2x4'?"),
-        ("v5p:4x4x2", "v5p has no shape '4x4x2'"),
+        ("v5e-12", "v5e- goes with chips: 1, 4, 8, 16"),
+        ("v4-7", "did you mean 'v4-8'? v4- goes with cores, two a chip: 8, 16"),
+        ("v5e:4x2", "no TPU slice 'v5e:4x2'; did you mean 'v5e:2x4'?"),
+        ("v5p:4x4x2", "no TPU slice 'v5p:4x4x2'; did you mean 'v5p:2x4x4'?"),
     ],
 )
 def test_slices_that_are_not_there(name, message):
