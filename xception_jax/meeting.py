@@ -46,7 +46,7 @@ def meet(
     others: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(address))
-        stack.callback(lambda: [one.close() for one in others.values()])
+        stack.callback(_close, others)
         while missing := [n for n in range(1, processes) if not _there(others.get(n))]:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -131,6 +131,11 @@ def _there(other: socket.socket | None) -> bool:
         return True
     except OSError:
         return False
+
+
+def _close(others: dict[int, socket.socket]) -> None:
+    for one in others.values():
+        one.close()
 
 
 def _answer(others: dict[int, socket.socket], text: str) -> None:

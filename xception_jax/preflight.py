@@ -22,6 +22,7 @@ def validate(config: ConfigDict) -> None:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
     check_without_data(config, jax.device_count())
+    _check_processes(config, jax.device_count(), jax.process_count())
     if config.profile.steps:
         check_profiler()
     _check_data(config)
@@ -118,6 +119,16 @@ def _sharing(config: ConfigDict, devices: int) -> int:
             f"devices; take a mesh.model of at most {devices // data}"
         )
     return devices if data == -1 else data * model
+
+
+def _check_processes(config: ConfigDict, devices: int, processes: int) -> None:
+    """Each process computes its part of a batch, so each has to have its devices in the mesh."""
+    taken = _sharing(config, devices)
+    if processes > 1 and taken != devices:
+        raise UsageError(
+            f"config.mesh.data is {config.mesh.data}, which takes {taken} of the {devices} devices "
+            f"of {processes} processes; all of them have to take part: take -1"
+        )
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:

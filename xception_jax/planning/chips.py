@@ -17,7 +17,6 @@ class Chip:
     Attributes:
       kind: its name in topologies.
       device_kind: JAX' name of it.
-      cores: TensorCores of a chip.
       devices: JAX' devices of a chip. On v4 and v5p both cores are one device, and each does half
         of every operation; the schedule that the compiler writes down is that of one core.
       tflops: peak of a chip in bfloat16, 10^12 operations/s.
@@ -33,7 +32,6 @@ class Chip:
 
     kind: str
     device_kind: str
-    cores: int
     devices: int
     tflops: float
     ghz: float
@@ -60,11 +58,11 @@ class Chip:
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", "TPU v4", 2, 1, 275, 1.05, 1200, 32, 30.75, 50),
-        Chip("v5e", "TPU v5 lite", 1, 1, 197, 1.5, 819, 16, 15.75, 50),
-        Chip("v5p", "TPU v5", 2, 1, 459, 1.75, 2765, 95, 95.73, 100),
-        Chip("v6e", "TPU v6 lite", 1, 1, 918, 1.75, 1640, 32, 31.24, 100),
-        Chip("tpu7x", "TPU7x", 2, 2, 2307, 2.2, 7380, 192, 94.74, 100),
+        Chip("v4", "TPU v4", 1, 275, 1.05, 1200, 32, 30.75, 50),
+        Chip("v5e", "TPU v5 lite", 1, 197, 1.5, 819, 16, 15.75, 50),
+        Chip("v5p", "TPU v5", 1, 459, 1.75, 2765, 95, 95.73, 100),
+        Chip("v6e", "TPU v6 lite", 1, 918, 1.75, 1640, 32, 31.24, 100),
+        Chip("tpu7x", "TPU7x", 2, 2307, 2.2, 7380, 192, 94.74, 100),
     )
 }
 
