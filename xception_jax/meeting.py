@@ -51,7 +51,9 @@ def meet(
             left = deadline - time.monotonic()
             if left <= 0:
                 named = _numbers(missing)
-                reason = f"{named} of {processes} did not come to {address} within {timeout_s:g} s"
+                reason = (
+                    f"{named} of {processes} did not come to {address} within {timeout_s:.3g} s"
+                )
                 _answer(others, f"{reason}\n")
                 raise RunError(f"{reason}; start all {processes} at once; {_ALONE}")
             server.settimeout(min(left, 1.0))
@@ -117,6 +119,8 @@ def _welcome(caller: socket.socket, others: dict[int, socket.socket], processes:
     if reason:
         caller.close()
         return
+    if number in others:  # it had come before, and left
+        others[number].close()
     others[number] = caller
 
 
@@ -180,7 +184,7 @@ def _report(
             why = error.strerror or str(error)
         time.sleep(_PAUSE)
     raise RunError(
-        f"process {process} of {processes} found no process 0 at {address} within {timeout_s:g} s "
+        f"process {process} of {processes} found no process 0 at {address} within {timeout_s:.3g} s "
         f"({why}); start all {processes} at once; {_ALONE}"
     )
 
