@@ -60,7 +60,7 @@ _JSON = flags.DEFINE_bool(
 
 
 def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -> ConfigDict:
-    """The config as a run on a slice would resolve it; checked.
+    """The config as a run on a slice would resolve it, but for what weights settle; checked.
 
     Args:
       config: as it was given.
@@ -87,6 +87,26 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
     return config
 
 
+def resolved(config: ConfigDict, console: "Console") -> ConfigDict:
+    """The config as a run resolves it; where the weights of `init_from` are not here, as without.
+
+    Raises:
+      UsageError: the weights are here, and are not those of the config's model.
+    """
+    from xception_jax import paths
+    from xception_jax.weights import initial
+
+    if not config.init_from or paths.local("config.init_from", config.init_from).exists():
+        return initial.resolve(config)
+    found = config_lib.resolve(config)
+    if config.data.image_size is None:
+        console.print(
+            f"NOTE: {config.init_from}, config.init_from, is not here: planned for images of "
+            f"{found.data.image_size} pixels (config.data.image_size) and the model's own defaults"
+        )
+    return found
+
+
 def sweep(
     configs: list[ConfigDict], topologies: "list[Topology]", data: "Data", console: "Console"
 ) -> list[dict[str, object]]:
@@ -102,6 +122,8 @@ def sweep(
             rows.append({"topology": topology.name, "note": str(error)})
         _write_csv(rows)
     console.print(report.of_sweep(rows))
+    for line in report.of_evaluations(rows):
+        console.print(line)
     for found in rows:
         if found["note"]:
             console.print(str(found["note"]))
@@ -153,7 +175,7 @@ def _single(
     console.print(report.of_plan(plan))
     if plan.devices > 1:
         console.print(steps.layout_table(config, data, plan.devices))
-    for line in report.summary(plan, config.duration):
+    for line in report.summary(plan, config):
         console.print(line)
     if plan.train.seconds is not None:
         console.print("what this does not know:")
@@ -202,14 +224,15 @@ def main() -> None:
         configs = [config_for(_CONFIG.value, each, _PER_CHIP.value) for each in topologies]
     else:
         preflight.check_without_data(_CONFIG.value, jax.device_count())
-        configs = [config_lib.resolve(_CONFIG.value)]
+        configs = [_CONFIG.value]
+    console = make_console(stderr=_JSON.value)
+    configs = [resolved(config, console) for config in configs]
     if _PLOT.value:
         report.check_plot(_PLOT.value)
     data = data_lib.find(
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,
     )  # fmt: skip
-    console = make_console(stderr=_JSON.value)
     result: dict[str, list] = {"plans": [], "fits": []}
     with console.status("compiling; Ctrl-C ends it"):  # seen on terminals only
         if _SWEEP.value:
