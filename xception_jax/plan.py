@@ -87,8 +87,8 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
     return config
 
 
-def resolved(config: ConfigDict, console: "Console") -> ConfigDict:
-    """The config as a run resolves it; where the weights of `init_from` are not here, as without.
+def _resolved(configs: list[ConfigDict], console: "Console") -> list[ConfigDict]:
+    """The configs as a run resolves them; where the weights of `init_from` are not here, without.
 
     Raises:
       UsageError: the weights are here, and are not those of the config's model.
@@ -96,14 +96,15 @@ def resolved(config: ConfigDict, console: "Console") -> ConfigDict:
     from xception_jax import paths
     from xception_jax.weights import initial
 
-    if not config.init_from or paths.local("config.init_from", config.init_from).exists():
-        return initial.resolve(config)
-    found = config_lib.resolve(config)
-    if config.data.image_size is None:
-        console.print(
-            f"NOTE: {config.init_from}, config.init_from, is not here: planned for images of "
-            f"{found.data.image_size} pixels (config.data.image_size) and the model's own defaults"
-        )
+    asked = configs[0]
+    if not asked.init_from or paths.local("config.init_from", asked.init_from).exists():
+        return [initial.resolve(config) for config in configs]
+    found = [config_lib.resolve(config) for config in configs]
+    console.print(
+        f"NOTE: config.init_from, {asked.init_from}, is not here: the plan is for images of "
+        f"{found[0].data.image_size} pixels and the model's own defaults where the config leaves "
+        f"them open"
+    )
     return found
 
 
@@ -226,7 +227,7 @@ def main() -> None:
         preflight.check_without_data(_CONFIG.value, jax.device_count())
         configs = [_CONFIG.value]
     console = make_console(stderr=_JSON.value)
-    configs = [resolved(config, console) for config in configs]
+    configs = _resolved(configs, console)
     if _PLOT.value:
         report.check_plot(_PLOT.value)
     data = data_lib.find(
