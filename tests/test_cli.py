@@ -23,6 +23,8 @@ COMMANDS = {
     "evaluate": ["--workdir", "--[no]keep_freed_memory"],
     "plan": ["--topology", "--fit", "--sweep"],
     "prepare": ["--dataset"],
+    "convert": ["--from", "--to"],
+    "export": ["--input", "--check"],
     "contact_sheet": ["--output"],
     "models": ["--model", "--[no]json"],
 }
@@ -44,6 +46,22 @@ def test_help_shows_an_example_and_waits_for_no_heavy_import(command):
     assert f"python -m xception_jax.{command} --" in out.stdout
     for flag in COMMANDS[command]:
         assert flag in out.stdout
+
+
+def test_the_table_of_models_waits_for_no_heavy_import():
+    code = (
+        "import sys; sys.argv = ['models', '--json']\n"
+        "import runpy\n"
+        "try: runpy.run_module('xception_jax.models', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print({'jax', 'flax'} & set(sys.modules))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    table, heavy = out.stdout.splitlines()
+    assert len(json.loads(table)["models"]) == 8
+    assert heavy == "set()"
 
 
 def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):

@@ -82,11 +82,7 @@ def _check_ranges(config: ConfigDict) -> None:
         value = fields[name]
         if len(value) != 2 or value[0] > value[1]:
             raise UsageError(f"config.{name} is {value}; it takes (least, largest)")
-    if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
-        raise UsageError(
-            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
-            f"config.data.eval_preset keras, which takes all of the picture"
-        )
+    check_crop(config)
     traced = config.profile.steps
     if traced and (len(traced) != 2 or traced[0] > traced[1]):
         raise UsageError(f"config.profile.steps is {traced}; it takes (first, last)")
@@ -102,6 +98,15 @@ def _check_ranges(config: ConfigDict) -> None:
     ):
         if Duration.parse(fields[name]).amount == 0:
             raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
+
+
+def check_crop(config: ConfigDict) -> None:
+    """Refuses a crop of evaluation that its preset does not take; both may be None still."""
+    if config.data.eval_preset == "keras" and config.data.eval_crop not in (None, 1):
+        raise UsageError(
+            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
+            f"config.data.eval_preset keras, which takes all of the picture"
+        )
 
 
 def _sharing(config: ConfigDict, devices: int) -> int:
