@@ -185,11 +185,12 @@ def keep_compiled(asked: str = "") -> None:
     elif not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
             named = asked and paths.local("config.compilation_cache", asked)
-            folder = named or cache.folder() / "compiled"
+            top = folder = named or cache.folder() / "compiled"
             if jax.default_backend() == "cpu":
                 # What is compiled for one CPU may not run on another.
                 folder /= platform.node()
             jax.config.update("jax_compilation_cache_dir", str(cache.make_private(folder)))
+            cache.remove_old_programs(top)
         except UsageError as error:
             if asked:
                 raise UsageError(f"config.compilation_cache: {error}") from None
