@@ -128,6 +128,11 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.split_seed": _int(0, "of that cut, and of the order of a folder's records",
                             high=2**32 - 1),
+    "data.folder_rules": _int(
+        0, "by which a folder is read (docs/folder.md); 1: those before .jfif, system folders, "
+        "labels.csv and other names of splits; 0: the newest, and a run that has begun keeps its "
+        "own", high=2,
+    ),
     "data.max_skipped": _float(
         0.001, "share of a split that may be unusable (damaged files) and is skipped; more stops "
         "the run", high=1.0, harmless=True
@@ -279,13 +284,17 @@ SCHEMA: dict[str, Field] = {
 
 
 # What a `config.json` means that was written before a field was there: what runs did then.
-_BEFORE: dict[str, Any] = {"data.exif": "on", "data.white_level": 65_535}
+_BEFORE: dict[str, Any] = {
+    "data.exif": "on", "data.white_level": 65_535, "data.folder_rules": 1,
+}  # fmt: skip
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
 _AT_START = ("optimizer.initial_squares",)
 
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
-_OPEN: dict[str, Any] = {"model.dtype": "auto", "data.exif": "auto", "data.white_level": 0}
+_OPEN: dict[str, Any] = {
+    "model.dtype": "auto", "data.exif": "auto", "data.white_level": 0, "data.folder_rules": 0,
+}  # fmt: skip
 
 
 def default() -> ConfigDict:
@@ -398,6 +407,9 @@ def open_split(
         label=config.data.label,
         test_share=config.data.test_share,
         split_seed=config.data.split_seed,
+        most_missing=config.data.max_skipped,
+        hold_out="test" in config.data.eval_split.lower(),
+        folder_rules=config.data.folder_rules,
     )
 
 

@@ -139,6 +139,9 @@ def open_split(
     label: str | None = None,
     test_share: float = 0.2,
     split_seed: int = 0,
+    most_missing: float = 0.001,
+    hold_out: bool = False,
+    folder_rules: int = 0,
 ) -> Source:
     """Opens a split of a folder of images, or of a TFDS data set prepared already.
 
@@ -151,7 +154,8 @@ def open_split(
         a folder starts here.
       label: the feature with the labels, `objects/label` for a nested one; None or empty for the
         one that there is. Inside a sequence it makes the set a multi-label one.
-      test_share, split_seed: of a folder that is not split, see `data.folder`.
+      test_share, split_seed, most_missing, hold_out: of a folder, see `data.folder`.
+      folder_rules: see `data.folder_files.RULES`; 0: the newest.
 
     Raises:
       UsageError: the data set is unknown, not prepared, empty, or has not one image and one such
@@ -163,8 +167,9 @@ def open_split(
 
         path = dataset.removeprefix(FOLDER)
         return folder.open_split(
-            path, split, data_dir or "", test_share=test_share, split_seed=split_seed
-        )
+            path, split, data_dir or "", test_share=test_share, split_seed=split_seed,
+            most_missing=most_missing, hold_out=hold_out, rules=folder_rules or folder.RULES,
+        )  # fmt: skip
     return _open_prepared(dataset, split, data_dir, label)
 
 
