@@ -240,7 +240,11 @@ def _classes(
 ) -> tuple[str, ...]:
     """The classes of a split: its own, or those of the training part where it has no others."""
     training = layout.classes(split)
-    if training is None or not set(map(composed, own)) <= set(map(composed, training)):
+    known = set(map(composed, training or ()))
+    more = [name for name in own if composed(name) not in known]
+    if training is not None and more and role_of(split):
+        folder_layout.refuse_classes(layout, split, more)
+    if training is None or more:
         folder_layout.check_classes(layout, split, own)
         return tuple(own)
     there = {composed(name) for name, files in own.items() if files}

@@ -1,7 +1,9 @@
 """How a folder of images is laid out: what its splits are, and the classes and files of each."""
 
 import functools
+import itertools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -191,9 +193,10 @@ def _named_like_splits(folders: Sequence[str]) -> bool:
 
 
 def _common(names: Sequence[str]) -> str:
-    """What all of the names begin with."""
+    """What all of the names begin with, up to a space, `_`, `-` or dot."""
     first, last = min(names), max(names)
-    return first[: next((i for i, c in enumerate(first) if last[i] != c), len(first))]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return re.sub(r"[^ _.-]*$", "", "".join(character for character, _ in same))
 
 
 def _classes_in(folder: str, rules: int) -> dict[str, list[str]]:
@@ -255,6 +258,14 @@ def _refuse_splits_inside(folder: str, inside: dict[str, list[str]]) -> None:
     first = found[0]
     hint = f"; the split comes first: train/{first}, not {first}/train"
     refuse(f"{folder} holds splits inside each class", folder, hint)
+
+
+def refuse_classes(layout: Layout, split: str, more: Sequence[str]) -> NoReturn:
+    """Raises `UsageError` for a split with classes that the training part lacks."""
+    training = next(name for name in layout.splits if role_of(name) == "train")
+    named = ", ".join(repr(printable(name)) for name in more[:3]) + ", ..." * (len(more) > 3)
+    noun = "a class" if len(more) == 1 else f"{len(more):,} classes"
+    refuse(f"{split!r} of {layout.root} has {noun} that {training!r} lacks: {named}", layout.folder)
 
 
 def check_classes(layout: Layout, split: str, classes: dict[str, list[str]]) -> None:

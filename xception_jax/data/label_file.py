@@ -80,7 +80,8 @@ def _cells(path: str) -> list[tuple[int, list[str]]]:
         data = file.read()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        # A lone \r ends a line too, in tables of old Macs.
+        text = io.StringIO(data.decode(encoding), newline=None).read()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(
@@ -88,8 +89,7 @@ def _cells(path: str) -> list[tuple[int, list[str]]]:
         ) from None
     first = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
-    # A lone \r ends a line too, in tables of old Macs.
-    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
@@ -152,8 +152,8 @@ def _depth(fit: tuple[int, str]) -> int:
 
 
 def _spelt(last: str) -> Callable[[tuple[int, str]], int]:
-    """Prefers the very spelling."""
-    return lambda fit: fit[1].rpartition("/")[2] != last
+    """Prefers the very spelling, with the ending or without."""
+    return lambda fit: last not in ((name := fit[1].rpartition("/")[2]), os.path.splitext(name)[0])
 
 
 def _agreement(above: Sequence[str], name: str) -> int | None:
@@ -197,7 +197,7 @@ class _Columns:
             return cls(file, label, split if roles - {None} else None, True)
         if width != 2:
             raise UsageError(
-                f"{path} has {width} columns ({', '.join(printable(c, 30) for c in first[:6])}); "
+                f"{path} has {width} column{'s' * (width != 1)} ({', '.join(printable(c, 30) for c in first[:6])}); "
                 f"name the one with the files 'file' and the one with the labels 'label' in its "
                 f"first row"
             )
