@@ -126,7 +126,7 @@ TAKEN = {
         "__MACOSX/cat/._1.jpg .ipynb_checkpoints/1.jpg cat/.ipynb_checkpoints/1-checkpoint.jpg "
         "@eaDir/x.jpg $RECYCLE.BIN/1.jpg",
         {"cat": 4, "dog": 4}, {"cat": 1, "dog": 1}, ("", ""),
-        "left out as hidden or a system's: 8 files: ",
+        "left out as hidden or a system's: 8: ",
     ),
     "a system's folder beside splits": (
         "train/cat/1.jpg train/dog/1.jpg test/cat/1.jpg test/dog/1.jpg train/@eaDir/x.jpg "

@@ -317,9 +317,11 @@ def _summarize(what: str, classes: tuple[str, ...], labels: np.ndarray, wholes: 
     )
     others = sorted({name for whole in wholes for name in whole.listing.others})
     hidden = sorted({name for whole in wholes for name in whole.listing.hidden})
-    for kind, left_out in (("no image of a class", others), ("hidden or a system's", hidden)):
+    for kind, unit, left_out in (
+        ("no image of a class", " files", others), ("hidden or a system's", "", hidden),
+    ):  # fmt: skip
         if left_out:
             named = ", ".join(map(printable, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
-            text += f"; left out as {kind}: {len(left_out):,} files: {named}"
+            text += f"; left out as {kind}: {len(left_out):,}{unit}: {named}"
     notes = dict.fromkeys(note for whole in wholes for note in whole.notes)
     return "\n".join([text, *notes])

@@ -196,8 +196,9 @@ class _Columns:
                      if split is not None and len(row) > split}  # fmt: skip
             return cls(file, label, split if roles - {None} else None, True)
         if width != 2:
+            there = ", ".join(printable(cell, 30) for cell in first[:6])
             raise UsageError(
-                f"{path} has {width} column{'s' * (width != 1)} ({', '.join(printable(c, 30) for c in first[:6])}); "
+                f"{path} has {width} column{'s' * (width != 1)} ({there}); "
                 f"name the one with the files 'file' and the one with the labels 'label' in its "
                 f"first row"
             )
