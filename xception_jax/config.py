@@ -445,6 +445,22 @@ def compute_dtype(name: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
+    """A copy in which what the config leaves open is as the run that is to go on has settled it.
+
+    Args:
+      config: may be invalid.
+      begun: the resolved config of that run; None: there is none.
+    """
+    copy = ConfigDict(config).copy_and_resolve_references()
+    if begun is not None:
+        given, then = flatten(copy), flatten(begun)
+        copy.update_from_flattened_dict(
+            {name: then[name] for name, unset in _OPEN.items() if given.get(name) == unset}
+        )
+    return copy
+
+
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     """A copy in which nothing is left open, so that a run stays what it began as.
 
@@ -452,13 +468,13 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
       config: valid.
       begun: the resolved config of the run that is to go on, if there is one.
     """
-    resolved = ConfigDict(config).copy_and_resolve_references()
+    from xception_jax.data import folder_files
+
+    resolved = settled(config, begun)
     if begun is not None:
-        given, settled = flatten(config), flatten(begun)
-        resolved.update_from_flattened_dict(
-            {name: settled[name] for name, unset in _OPEN.items() if given[name] == unset}
-            | {name: settled[name] for name in _AT_START}
-        )
+        then = flatten(begun)
+        resolved.update_from_flattened_dict({name: then[name] for name in _AT_START})
+    resolved.data.folder_rules = resolved.data.folder_rules or folder_files.RULES
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
     resolved.data.exif = "on" if applies_exif(resolved) else "off"
     return resolved

@@ -122,7 +122,7 @@ def test_an_order_is_that_of_names_and_changed_labels_are_other_data(tmp_path):
     ("table", "message"),
     [
         ("", "{path} is empty; it takes a row for each image: file, label"),
-        ("x.jpg,cat\ny.jpg,dog", "{path} names no file that is there, as 'x.jpg'; found: {root}/ ("),
+        ("x.jpg,cat\ny.jpg,dog", "{path} names no file that is there, as 'x.jpg'; found: {root}/"),
         ("file,label\na1.jpg,cat\na2.jpg,cat", "{path} names one class, 'cat'; two are the least;"),
         ("file,label\na1.jpg,cat\nb1,dog\na1,dog", "{path} lines 2 and 4 contradict each other "
          "about a1.jpg: cat and dog"),
