@@ -11,9 +11,11 @@ what the run's first step draws. --only draws others too, in a strength that sho
 Examples that cannot be used are replaced as in the run, as many as may be, and named.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ from xception_jax.text import printable
 if TYPE_CHECKING:
     import jax
     import numpy as np
+    from PIL import ImageFont
 
     from xception_jax.data.augment import Augmentation
     from xception_jax.data.stream import Reader
@@ -131,10 +134,9 @@ def _originals(reader: "Reader", config: ConfigDict, examples: int) -> "list[np.
 
 
 def _class_of(label: "np.ndarray", names: Sequence[str]) -> str:
-    """The name of an example's class, or of each that a multi-hot label has."""
-    if not label.ndim:
-        return names[int(label)]
-    return ", ".join(names[i] for i in label.nonzero()[0])
+    """Number and name of an example's class, or of each that a multi-hot label has."""
+    numbers = label.nonzero()[0].tolist() if label.ndim else [int(label)]
+    return ", ".join(f"{number} {names[number]}" for number in numbers)
 
 
 def _rows(
@@ -159,7 +161,7 @@ def _rows(
         targets = jnp.eye(len(images))
         return augment.mix(settings, keys, made, targets)[0] if settings.mixes else made
 
-    on = [name for name in names() if getattr(settings, name.partition(".")[0])]
+    on = _on(settings)
     for name in only or on:
         if not name.startswith("randaugment."):
             strength, alone = _alone(settings, name, images.shape[1])
@@ -171,6 +173,11 @@ def _rows(
         yield name, apply(images, operation, levels)
     if on and not only:
         yield "the config", augmented(settings, images)
+
+
+def _on(settings: "Augmentation") -> list[str]:
+    """The rows of what is on; RandAugment's operations where that is."""
+    return [name for name in names() if getattr(settings, name.partition(".")[0])]
 
 
 def _alone(settings: "Augmentation", name: str, side: int) -> tuple[float, "Augmentation"]:
@@ -185,17 +192,17 @@ def _sheet(
 ) -> "np.ndarray":
     """The rows below each other, classes above and names on the left; uint8 RGB."""
     import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     pitch = cell + _GAP
     left, top = _LABELS + _GAP, _HEADER
     size = (left + len(header) * pitch, top + len(rows) * pitch)
     sheet = Image.new("RGB", size, (_PAPER,) * 3)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
+    font, knows = _font()
 
     def write(text: str, corner: tuple[int, int], room: int) -> None:
-        shown = printable(text)
+        shown = printable(text) if knows else _plain(printable(text))
         while shown and draw.textlength(shown, font) > room:
             shown = shown.removesuffix("...")[:-1] + "..." if len(shown) > 4 else shown[:-1]
         draw.text(corner, shown, (_INK,) * 3, font)
@@ -211,6 +218,23 @@ def _sheet(
                       top + row * pitch + (cell - height) // 2)  # fmt: skip
             sheet.paste(Image.fromarray(picture), corner)
     return np.asarray(sheet)
+
+
+def _font() -> "tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, bool]":
+    """A font of this machine, and whether it knows more than ASCII, as Pillow's own does not."""
+    from PIL import ImageFont
+
+    for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, 13), True
+    return ImageFont.load_default(13), False
+
+
+def _plain(text: str) -> str:
+    """The text in ASCII: letters without accents, `?` for other scripts."""
+    letters = unicodedata.normalize("NFKD", text)
+    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return letters.encode("ascii", "replace").decode()
 
 
 def _fitted(image: "np.ndarray", cell: int) -> "np.ndarray":

@@ -51,6 +51,7 @@ def main() -> None:
     if _LIST_SPLIT.value:
         print("\n".join(_files_of(_LIST_SPLIT.value, workdir)))
         return
+    assert workdir, "checked above"
     # Imported late: --help and a misspelt flag need not wait for JAX.
     from xception_jax import cluster
     from xception_jax.console import make_console
