@@ -11,6 +11,7 @@ that is added to one class moves no file of another class to the other split, an
 own.
 """
 
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -87,6 +88,10 @@ class Whole:
     notes: tuple[str, ...]
 
 
+# How a folder is laid out, and the parts that a split is the sum of.
+Parts = tuple[folder_layout.Layout, list[tuple[Whole, slice]]]
+
+
 def open_split(
     path: str,
     split: str,
@@ -126,14 +131,7 @@ def open_split(
     root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
     find = partial(folder_layout.find, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
-    try:
-        layout, parts = retry.reading(listed, root)
-    except OSError as error:
-        where = printable(error.filename or root)
-        raise UsageError(
-            f"{dataset} cannot be read: '{where}': {error.strerror}"
-            f"{folder_layout.missing(root)}; {folder_tree.TAKES}"
-        ) from None
+    layout, parts = _read(dataset, root, listed)
     names = [name for whole, part in parts for name in whole.names[part]]
     labels = np.concatenate([whole.labels[part] for whole, part in parts])
     if not names:
@@ -153,6 +151,18 @@ def open_split(
         describe=files.describe,
         summary=_summarize(f"{split!r} of {printable(root)}", classes, labels, once),
     )
+
+
+def _read(dataset: str, root: str, listed: Callable[[], Parts]) -> Parts:
+    """Lists what is asked for, again where that fails for a passing reason."""
+    try:
+        return retry.reading(listed, root)
+    except OSError as error:
+        where = printable(error.filename or root)
+        raise UsageError(
+            f"{dataset} cannot be read: '{where}': {error.strerror}"
+            f"{folder_layout.missing(root)}; {folder_tree.TAKES}"
+        ) from None
 
 
 def names_of(source: Source) -> list[str] | None:
@@ -178,7 +188,7 @@ def _digest(
 
 def _parts(
     find: Callable[[], folder_layout.Layout], split: str, test_share: float, seed: int
-) -> tuple[folder_layout.Layout, list[tuple[Whole, slice]]]:
+) -> Parts:
     """The parts that a split is the sum of, by TFDS' own reading of its name."""
     layout = find()
     asked = sorted({part.strip().partition("[")[0] for part in split.split("+")})
@@ -216,7 +226,12 @@ def _read_split(
 ) -> Whole:
     """Ranks a split, once in a process: there may be a million files."""
     listing = layout.listing(split)
-    own, notes = listing.classes, list(listing.notes)
+    own = listing.classes
+    notes: list[str] = []
+    if layout.whole is None or split == "train":  # of two parts of one listing, one tells of it
+        notes += listing.notes
+    else:
+        listing = dataclasses.replace(listing, others=[], hidden=[])
     classes = _classes(layout, split, own, notes)
     if layout.whole is not None:
         own = _cut(layout, own, split, test_share, seed, notes)

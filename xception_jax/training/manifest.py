@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xception_jax import retry, seal
+from xception_jax.data.folder_files import composed
 from xception_jax.errors import RunError, UsageError
 from xception_jax.text import quoted
 from xception_jax.training import digest, storage
@@ -77,7 +78,7 @@ class Meta:
 
     def check_classes(self, dataset: str, class_names: tuple[str, ...]) -> None:
         """Raises `UsageError` where the data's classes are not those that were learnt."""
-        if self.class_names != class_names:
+        if tuple(map(composed, self.class_names)) != tuple(map(composed, class_names)):
             raise UsageError(
                 f"the classes of {dataset} are not the {len(self.class_names)} that the run learnt "
                 f"from {self.dataset}"
