@@ -259,16 +259,17 @@ def test_a_config_from_before_a_field_means_what_runs_did_then():
     config = config_lib.default()
     config.data.eval_preset = "timm"
     flat = config_lib.flatten(config)
-    for name in ("exif", "white_level", "image_size", "eval_crop"):
+    for name in ("exif", "white_level", "image_size", "eval_crop", "folder_rules"):
         del flat[f"data.{name}"]
     old = config_lib.from_flat(flat)
     assert (old.data.image_size, old.data.eval_crop) == (299, 1.0)
-    assert (old.data.exif, old.data.white_level) == ("on", 65_535)
+    assert (old.data.exif, old.data.white_level, old.data.folder_rules) == ("on", 65_535, 1)
     again = config_lib.resolve(config, old)
     assert config_lib.differences(config_lib.flatten(old), config_lib.flatten(again)) == [
         "model.dtype"
     ], "the same command goes on"
-    assert config_lib.resolve(config).data.exif == "off", "a new run"
+    new = config_lib.resolve(config).data
+    assert (new.exif, new.folder_rules) == ("off", 2), "a new run"
 
 
 def test_a_mesh_of_more_devices_than_there_are():

@@ -129,6 +129,11 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.split_seed": _int(0, "of that cut, and of the order of a folder's records",
                             high=2**32 - 1),
+    "data.folder_rules": _int(
+        0, "by which a folder is read (docs/folder.md); 1: those before .jfif, system folders, "
+        "labels.csv and other names of splits; 0: the newest, and a run that has begun keeps its "
+        "own", high=2,
+    ),
     "data.max_skipped": _float(
         0.001, "share of a split that may be unusable (damaged files) and is skipped; more stops "
         "the run", high=1.0, harmless=True
@@ -289,7 +294,7 @@ SCHEMA: dict[str, Field] = {
 # What a `config.json` means that was written before a field was there: what runs did then.
 _BEFORE: dict[str, Any] = {
     "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
-    "data.white_level": 65_535,
+    "data.white_level": 65_535, "data.folder_rules": 1,
 }  # fmt: skip
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
@@ -298,7 +303,7 @@ _AT_START = ("optimizer.initial_squares",)
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
 _OPEN: dict[str, Any] = {
     "model.dtype": "auto", "data.image_size": None, "data.eval_preset": None,
-    "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
+    "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0, "data.folder_rules": 0,
 }  # fmt: skip
 
 # Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`.
@@ -415,6 +420,9 @@ def open_split(
         label=config.data.label,
         test_share=config.data.test_share,
         split_seed=config.data.split_seed,
+        most_missing=config.data.max_skipped,
+        hold_out="test" in config.data.eval_split.lower(),
+        folder_rules=config.data.folder_rules,
     )
 
 
@@ -450,6 +458,22 @@ def compute_dtype(name: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
+    """A copy in which what the config leaves open is as the run that is to go on has settled it.
+
+    Args:
+      config: may be invalid.
+      begun: the resolved config of that run; None: there is none.
+    """
+    copy = ConfigDict(config).copy_and_resolve_references()
+    if begun is not None:
+        given, then = flatten(copy), flatten(begun)
+        copy.update_from_flattened_dict(
+            {name: then[name] for name, unset in _OPEN.items() if given.get(name) == unset}
+        )
+    return copy
+
+
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     """A copy in which nothing is left open, so that a run stays what it began as.
 
@@ -457,13 +481,13 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
       config: valid.
       begun: the resolved config of the run that is to go on, if there is one.
     """
-    resolved = ConfigDict(config).copy_and_resolve_references()
+    from xception_jax.data import folder_files
+
+    resolved = settled(config, begun)
     if begun is not None:
-        given, settled = flatten(config), flatten(begun)
-        resolved.update_from_flattened_dict(
-            {name: settled[name] for name, unset in _OPEN.items() if given[name] == unset}
-            | {name: settled[name] for name in _AT_START}
-        )
+        then = flatten(begun)
+        resolved.update_from_flattened_dict({name: then[name] for name in _AT_START})
+    resolved.data.folder_rules = resolved.data.folder_rules or folder_files.RULES
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
     data = resolved.data
     data.image_size = data.image_size or 299

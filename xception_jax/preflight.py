@@ -15,12 +15,18 @@ from xception_jax.errors import ReadError, UsageError
 from xception_jax.fields import Duration
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, begun: ConfigDict | None = None) -> None:
     """Checks a config against the schema, the model, the devices and the data on disk.
+
+    Args:
+      config: of the run.
+      begun: the resolved config of the run that is to go on, if there is one: it opens its data by
+        the rules that it began with.
 
     Raises:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
+    config = config_lib.settled(config, begun)
     check_without_data(config, jax.device_count())
     _check_processes(config, jax.device_count(), jax.process_count())
     if config.profile.steps:

@@ -54,8 +54,8 @@ def train(
     goodput = Goodput()
     with signals.stop_requested() as stop_requested:
         with goodput.spending("start"):
-            preflight.validate(config)
-            config = initial.resolve(config, workdir.begun_config(folder))
+            preflight.validate(config, begun := workdir.begun_config(folder))
+            config = initial.resolve(config, begun)
             run = prepare(config)
         with (
             workdir.claim(folder, config, allow_changes=allow_config_changes),
@@ -76,7 +76,7 @@ def train(
                 silent=not cluster.is_first(),
                 carried=checkpoints.log(first),
             ) as log:
-                introduce(run, state, notes, log)
+                introduce(run, folder, state, notes, log)
                 skips = Skips(folder, config.data.max_skipped, log.say)
                 with Profile(folder, config.profile.steps, log.say) as profile:
                     around = Around(checkpoints, log, skips, profile, stop_requested)
@@ -169,11 +169,11 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
     if state is None or meta is None:
         fresh = state_lib.initialize(run.init, run.config.seed, lies)
         return initial.fill(run.config, fresh, run.meta.class_names, notes)
-    meta.check_data(run.meta)
+    meta.check_data(run.meta, checkpoints.workdir)
     return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
 
 
-def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> None:
+def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Says what is about to run, on what."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params))
     mesh = run.layout.mesh
@@ -184,7 +184,7 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> 
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
-    summaries = run.train_source.summary, run.evaluate.reader.source.summary
+    summaries = run.train_source.summary, *workdir.name_files(folder, run.evaluate.reader.source)
     for note in filter(None, (*summaries, reader_of(run.config, run.train_source).note, *notes)):
         log.say(note)
 
