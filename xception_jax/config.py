@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.fields import Field
+from xception_jax.fields import EXAMPLES, Field
 
 if TYPE_CHECKING:
     from xception_jax.data import sources
@@ -490,8 +490,9 @@ def _plain(value: Any) -> Any:
 
 def describe() -> str:
     """Every field with its default and meaning, for the terminal."""
-    lines = []
+    lines = [f"A duration is {EXAMPLES}. --config.FIELD=None unsets a field whose default is None."]
     for name, field in SCHEMA.items():
         choices = f" [{', '.join(field.choices)}]" if field.choices else ""
+        choices = " [duration]" if field.duration else choices
         lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
     return "\n".join(lines)

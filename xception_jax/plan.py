@@ -18,7 +18,7 @@ from importlib import metadata, util
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli
 from xception_jax import config as config_lib
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from xception_jax.planning.chips import Topology
     from xception_jax.planning.steps import Data
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
-)
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "a TPU slice, v5e:4x4 or v5litepod-16; unless given, the devices there are"
 )

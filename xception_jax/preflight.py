@@ -150,9 +150,11 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     known = models.overrides(config.model.name)
-    for name in config_lib.model_overrides(config):
-        if name not in known:
-            raise UsageError(f"config.model.{name}: {config.model.name} has no such override")
+    unknown = [name for name in config_lib.model_overrides(config) if name not in known]
+    if unknown:
+        fields = ", ".join(f"config.model.{name}" for name in unknown)
+        unset = " ".join(f"--config.model.{name}=None" for name in unknown)
+        raise UsageError(f"{config.model.name} does not take {fields}; add {unset}")
 
 
 def _check_data(config: ConfigDict) -> None:

@@ -81,7 +81,7 @@ def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) 
     if image_size < model.min_image_size:
         raise UsageError(
             f"config.data.image_size is {image_size}; the model takes at least "
-            f"{model.min_image_size}"
+            f"{model.min_image_size}: add --config.data.image_size={model.min_image_size}"
         )
     return split(model)[0]
 
