@@ -141,6 +141,13 @@ def test_what_does_not_fit_together_or_is_not_there(field, value, message):
     assert refusal(**{field: value}).startswith(message)
 
 
+def test_a_warm_up_longer_than_the_run_is_refused():
+    assert refusal(**{"optimizer.warmup": "2 epochs", "duration": "30 steps"}) == (
+        "config.optimizer.warmup is '2 epochs', 45 steps, and the run has 30 (config.duration "
+        "'30 steps'); make one shorter or the other longer"
+    )
+
+
 def test_keras_preset_takes_all_of_the_picture():
     message = refusal(**{"data.eval_preset": "keras", "data.eval_crop": 0.9})
     assert message.startswith("config.data.eval_crop is 0.9; it must be 1.0 with")

@@ -210,7 +210,7 @@ SCHEMA: dict[str, Field] = {
     ),
     "optimizer.warmup": _text("0 steps", "linear from 0", duration=True),
     "optimizer.decay_rate": _float(0.94, "of the staircase", high=1.0),
-    "optimizer.decay_every": _text("2 epochs", "of the staircase", duration=True),
+    "optimizer.decay_every": _text("2 epochs", "of the staircase; at most once a step", duration=True),
     "optimizer.momentum": _float(0.9, "of sgd and rmsprop", high=1.0),
     "optimizer.nesterov": _flag(False, "sgd with Nesterov's momentum"),
     "optimizer.beta1": _float(0.9, "of adamw and lamb", high=1.0),

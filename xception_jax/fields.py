@@ -47,6 +47,10 @@ class Duration:
         """The least number of steps that takes at least so many examples."""
         return -(-self.examples(batch_size=batch_size, epoch=epoch) // batch_size)
 
+    def passed(self, steps: int, *, batch_size: int, epoch: int) -> int:
+        """How often the duration is over after so many steps, with nothing lost to rounding."""
+        return steps * batch_size // self.examples(batch_size=batch_size, epoch=epoch)
+
 
 @dataclass(frozen=True)
 class Field:

@@ -28,8 +28,8 @@ def take(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Splits a command line into the changes of fields and the rest.
 
     Takes `--config.F=V` and `--config.F V`, and for True and False `--config.F` and `--noconfig.F`.
-    The last one counts; those of a tuple add up. `None` unsets a field that may be None; `none` does
-    too, unless it is one of the choices.
+    The last one counts; those of a tuple add up. `None` unsets a field that may be None; `none`
+    does too, unless it is one of the choices.
 
     Returns:
       The rest of `argv`, and the values by the name of the field.

@@ -208,6 +208,9 @@ def main() -> None:
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,
     )  # fmt: skip
+    for config in configs:
+        if data.examples:
+            preflight.check_lengths(config, data.examples)
     console = make_console(stderr=_JSON.value)
     result: dict[str, list] = {"plans": [], "fits": []}
     with console.status("compiling; Ctrl-C ends it"):  # seen on terminals only
