@@ -107,7 +107,7 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
     observed: Any = dataclasses.replace(run, evaluate=timed_evaluation)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
         checkpoint.Checkpoints(Path(folder), keep=1) as checkpoints,
         telemetry.Telemetry(
             Path(folder), Console(file=nowhere, force_terminal=True), Goodput(),

@@ -29,13 +29,13 @@ def main() -> int:
     parser.add_argument("--document", type=Path, default=_DOCUMENT, help="(docs/speed.md)")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSVs")
     options = parser.parse_args()
-    old = options.document.read_text()
+    old = options.document.read_text(encoding="utf-8")
     new = rewritten(old, options.results)
     if options.check:
         if old != new:
             print(f"{options.document} is out of date; run: python -m benchmarks.tables")
         return int(old != new)
-    options.document.write_text(new)
+    options.document.write_text(new, encoding="utf-8")
     return 0
 
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 bad usage, told in one line; 1 anything else.
 """
 
+import io
 import os
 import platform
 import re
@@ -93,6 +94,9 @@ def run(main: Callable[[], None], doc: str) -> None:
         print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
     sys.excepthook = _show_traceback
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # under LC_ALL=C it could not take every name
+            stream.reconfigure(errors="backslashreplace")
     # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)

@@ -55,6 +55,12 @@ SCHEMA: dict[str, Field] = {
         "compute dtype; auto: bfloat16 on TPU and GPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
     ),
+    "model.matmul_precision": _text(
+        "auto",
+        "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes of "
+        "bfloat16; tensorfloat32: three passes; default: as JAX has it, on TPU one; auto: float32",
+        choices=("auto", "default", "tensorfloat32", "float32"),
+    ),
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
     "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
     "model.stem_stride": _int(None, f"stride of the first convolution; {_OWN}", low=1, high=2),
@@ -210,7 +216,7 @@ SCHEMA: dict[str, Field] = {
     ),
     "optimizer.warmup": _text("0 steps", "linear from 0", duration=True),
     "optimizer.decay_rate": _float(0.94, "of the staircase", high=1.0),
-    "optimizer.decay_every": _text("2 epochs", "of the staircase; at most once a step", duration=True),
+    "optimizer.decay_every": _text("2 epochs", "of the staircase", duration=True),
     "optimizer.momentum": _float(0.9, "of sgd and rmsprop", high=1.0),
     "optimizer.nesterov": _flag(False, "sgd with Nesterov's momentum"),
     "optimizer.beta1": _float(0.9, "of adamw and lamb", high=1.0),
@@ -279,13 +285,22 @@ SCHEMA: dict[str, Field] = {
 
 
 # What a `config.json` means that was written before a field was there: what runs did then.
-_BEFORE: dict[str, Any] = {"data.exif": "on", "data.white_level": 65_535}
+_BEFORE: dict[str, Any] = {
+    "data.exif": "on",
+    "data.white_level": 65_535,
+    "model.matmul_precision": "default",
+}
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
 _AT_START = ("optimizer.initial_squares",)
 
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
-_OPEN: dict[str, Any] = {"model.dtype": "auto", "data.exif": "auto", "data.white_level": 0}
+_OPEN: dict[str, Any] = {
+    "model.dtype": "auto",
+    "model.matmul_precision": "auto",
+    "data.exif": "auto",
+    "data.white_level": 0,
+}
 
 
 def default() -> ConfigDict:
@@ -433,6 +448,12 @@ def compute_dtype(name: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def matmul_precision(config: ConfigDict) -> str | None:
+    """What JAX calls the precision that `model.matmul_precision` names; None: JAX' default."""
+    asked = config.model.matmul_precision
+    return {"auto": "float32", "default": None}.get(asked, asked)
+
+
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     """A copy in which nothing is left open, so that a run stays what it began as.
 
@@ -448,6 +469,8 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
             | {name: settled[name] for name in _AT_START}
         )
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
+    if resolved.model.matmul_precision == "auto":
+        resolved.model.matmul_precision = "float32"
     resolved.data.exif = "on" if applies_exif(resolved) else "off"
     return resolved
 
@@ -461,7 +484,8 @@ def applies_exif(config: ConfigDict) -> bool:
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
     """The fields of `config.model` that change the model from its own defaults."""
-    return {k: v for k, v in config.model.items() if k not in ("name", "dtype") and v is not None}
+    own = ("name", "dtype", "matmul_precision")
+    return {k: v for k, v in config.model.items() if k not in own and v is not None}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

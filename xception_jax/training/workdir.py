@@ -25,7 +25,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     draft = path.with_name(path.name + ".tmp")
     try:
-        with draft.open("w") as file:
+        with draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # else a crash of the machine may leave an empty file
@@ -153,7 +153,7 @@ def _claim(
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
     try:
-        lock = stack.enter_context((workdir / ".lock").open("w"))
+        lock = stack.enter_context((workdir / ".lock").open("w", encoding="utf-8"))
         # The system drops the lock with the process, however it ends.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
