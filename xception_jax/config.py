@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.fields import Field
+from xception_jax.fields import EXAMPLES, Field
 
 if TYPE_CHECKING:
     from xception_jax.data import sources
@@ -55,6 +55,12 @@ SCHEMA: dict[str, Field] = {
         "auto",
         "compute dtype; auto: bfloat16 on TPU and GPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
+    ),
+    "model.matmul_precision": _text(
+        "auto",
+        "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes "
+        "of bfloat16; tensorfloat32: three passes; default: as JAX has it, on TPU one; auto: float32",
+        choices=("auto", "default", "tensorfloat32", "float32"),
     ),
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
     "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
@@ -294,7 +300,7 @@ SCHEMA: dict[str, Field] = {
 # What a `config.json` means that was written before a field was there: what runs did then.
 _BEFORE: dict[str, Any] = {
     "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
-    "data.white_level": 65_535, "data.folder_rules": 1,
+    "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
 }  # fmt: skip
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
@@ -302,8 +308,9 @@ _AT_START = ("optimizer.initial_squares",)
 
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
 _OPEN: dict[str, Any] = {
-    "model.dtype": "auto", "data.image_size": None, "data.eval_preset": None,
-    "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0, "data.folder_rules": 0,
+    "model.dtype": "auto", "model.matmul_precision": "auto", "data.image_size": None,
+    "data.eval_preset": None, "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
+    "data.folder_rules": 0,
 }  # fmt: skip
 
 # Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`.
@@ -474,6 +481,12 @@ def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
     return copy
 
 
+def matmul_precision(config: ConfigDict) -> str | None:
+    """What JAX calls the precision that `model.matmul_precision` names; None: JAX' default."""
+    asked = config.model.matmul_precision
+    return {"auto": "float32", "default": None}.get(asked, asked)
+
+
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     """A copy in which nothing is left open, so that a run stays what it began as.
 
@@ -493,6 +506,8 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     data.image_size = data.image_size or 299
     data.eval_preset = data.eval_preset or "area"
     data.eval_crop = data.eval_crop or own_crop(data.eval_preset)
+    if resolved.model.matmul_precision == "auto":
+        resolved.model.matmul_precision = "float32"
     resolved.data.exif = "on" if applies_exif(resolved) else "off"
     return resolved
 
@@ -511,7 +526,8 @@ def applies_exif(config: ConfigDict) -> bool:
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
     """The fields of `config.model` that change the model from its own defaults."""
-    return {k: v for k, v in config.model.items() if k not in ("name", "dtype") and v is not None}
+    own = ("name", "dtype", "matmul_precision")
+    return {k: v for k, v in config.model.items() if k not in own and v is not None}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -540,8 +556,9 @@ def _plain(value: Any) -> Any:
 
 def describe() -> str:
     """Every field with its default and meaning, for the terminal."""
-    lines = []
+    lines = [f"A duration is {EXAMPLES}. --config.FIELD=None unsets a field whose default is None."]
     for name, field in SCHEMA.items():
         choices = f" [{', '.join(field.choices)}]" if field.choices else ""
+        choices = " [duration]" if field.duration else choices
         lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
     return "\n".join(lines)

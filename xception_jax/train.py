@@ -129,9 +129,9 @@ class Run:
 
     def every(self, duration: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of the duration."""
-        batch, epoch = self.config.data.batch_size, len(self.train_source)
-        length = Duration.parse(duration).examples(batch_size=batch, epoch=epoch)
-        return lambda done: done * batch // length > (done - 1) * batch // length
+        size = {"batch_size": self.config.data.batch_size, "epoch": len(self.train_source)}
+        length = Duration.parse(duration)
+        return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
 
 
 def prepare(config: ConfigDict) -> Run:
@@ -141,11 +141,7 @@ def prepare(config: ConfigDict) -> Run:
     eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
-
-    def steps(duration: str) -> int:
-        return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
-
-    transformation, schedule = optimizer.from_config(config, steps)
+    transformation, schedule = optimizer.from_config(config, len(train_source))
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
     layout = sharding.from_config(config, shapes)
@@ -155,7 +151,9 @@ def prepare(config: ConfigDict) -> Run:
     )  # fmt: skip
     return Run(
         config=config, layout=layout, train_source=train_source,
-        total_steps=steps(config.duration), init=init, shapes=shapes,
+        total_steps=Duration.parse(config.duration).steps(
+            batch_size=data.batch_size, epoch=len(train_source)
+        ), init=init, shapes=shapes,
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
     )  # fmt: skip

@@ -73,7 +73,7 @@ class Telemetry:
         path = Path(os.devnull) if silent else workdir / "metrics.jsonl"
         if not silent:
             _forget_after(path, start)
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         self._events = (
             SummaryWriter(
                 str(workdir),
@@ -267,7 +267,7 @@ def _forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
