@@ -1,6 +1,7 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,9 @@ class Run:
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config)
 
-    def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
+    def batches(
+        self, first_step: int, skips: Skips | None = None
+    ) -> Generator[step_lib.Batch, None, None]:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
         batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
@@ -200,33 +203,38 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
         if (result := evaluate(run, state, first, around)) is None:
             return first
         checkpoints.add_metrics(first, result)
-    batches = run.batches(first, around.skips)
-    for done in range(first + 1, total + 1):
-        with log.goodput.spending("input"):
-            batch = next(batches)
-        if done == first + 1:
-            with log.goodput.spending("compilation"):
-                cluster.compile_together(run.train_step, state, batch)
-                checkpoints.warm_up(state)
-        with around.profile.begin(done):
-            state, metrics = run.train_step(state, batch)
-        around.profile.end(done, metrics)
-        log.step_dispatched(done, metrics, log=log_due(done) or done == total)
-        stop = around.stop_requested()
-        evaluation = evaluation_due(done) or done == total
-        if evaluation or stop or save_due(done):
-            log.catch_up()
-            result = evaluate(run, state, done, around) if evaluation and not stop else None
-            stop |= evaluation and result is None
-            with log.pause("checkpoint"):
-                checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
-        if stop:
-            break
+    with closing(run.batches(first, around.skips)) as batches:
+        for done in range(first + 1, total + 1):
+            with log.goodput.spending("input"):
+                batch = next(batches)
+            if done == first + 1:
+                with log.goodput.spending("compilation"):
+                    compile_step(run, state, batch, around)
+            with around.profile.begin(done):
+                state, metrics = run.train_step(state, batch)
+            around.profile.end(done, metrics)
+            log.step_dispatched(done, metrics, log=log_due(done) or done == total)
+            stop = around.stop_requested()
+            evaluation = evaluation_due(done) or done == total
+            if evaluation or stop or save_due(done):
+                log.catch_up()
+                result = evaluate(run, state, done, around) if evaluation and not stop else None
+                stop |= evaluation and result is None
+                with log.pause("checkpoint"):
+                    checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
+            if stop:
+                break
     with log.goodput.spending("checkpoint"):
         checkpoints.wait()
     if done > first:
         log.tell_goodput(done)
     return done
+
+
+def compile_step(run: Run, state: TrainState, batch: step_lib.Batch, around: Around) -> None:
+    """Compiles all that a step and a save in a hurry take."""
+    cluster.compile_together(run.train_step, state, batch)
+    around.checkpoints.warm_up(state)
 
 
 def evaluate(run: Run, state: TrainState, step: int, around: Around) -> dict[str, Any] | None:
