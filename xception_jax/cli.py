@@ -1,6 +1,6 @@
 """What the commands share: flags, help, and how errors end them.
 
-Exit codes: 0 done; 2 bad usage, told in one line; 1 anything else.
+Exit codes: 0 done; 2 bad usage, told in one line; 130 Ctrl-C; 1 anything else.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from xception_jax import allocator, cache, paths
+from xception_jax import allocator, cache, interrupts, paths
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError, nearest
 from xception_jax.text import printable
@@ -97,7 +97,8 @@ def run(main: Callable[[], None], doc: str) -> None:
             said = str(error).splitlines()[0]
             fail(f"lost the other processes of this run, one of which may have ended: {said}", 1)
 
-    app.run(guarded, flags_parser=_parse)
+    with interrupts.ends("interrupted"):
+        app.run(guarded, flags_parser=_parse)
 
 
 def _among_several() -> bool:

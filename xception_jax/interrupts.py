@@ -6,9 +6,11 @@ writes its number to a socket, see `signal.set_wakeup_fd`. A thread here reads i
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from typing import Any, NoReturn
 
 # Until then the main thread has run its handler, unless it is in C++.
 _PATIENCE_S = 1.0
+# How long it may then take to tidy up.
+_TIDY_S = 5.0
 
 
 @contextmanager
@@ -58,26 +62,58 @@ def noticed(
 
 @contextmanager
 def ends(line: str) -> Iterator[None]:
-    """Inside, Ctrl-C raises `KeyboardInterrupt` once.
+    """Inside, Ctrl-C ends the process with one line and exit code 130, and no traceback.
 
-    Where the main thread is in C++, and at a second Ctrl-C, the process ends at once with the line.
+    Once, `KeyboardInterrupt` is raised in the main thread, so that it can tidy up; it may end with
+    a line of its own by `SystemExit`. Where it is in C++ or imports a module, is not done after
+    five seconds, or at a second Ctrl-C, the process ends at once.
     """
-    running = threading.Event()
-    second = False
+    raised, over, count = threading.Event(), threading.Event(), itertools.count(1)
+    hook_before = sys.unraisablehook
 
     def handler(number: int, frame: Any) -> None:
-        if not running.is_set():
-            running.set()
+        if not raised.is_set() and not _importing(frame):
+            raised.set()
             raise KeyboardInterrupt
 
     def arrived(number: int) -> None:
-        nonlocal second
-        if second or not running.wait(_PATIENCE_S):
-            end_now(f"error: {line}", number)
-        second = True
+        if next(count) == 1 and raised.wait(_PATIENCE_S):
+            threading.Thread(target=hurry, args=(number,), daemon=True).start()
+        elif not over.is_set():
+            end_now(line, number)
+
+    def hurry(number: int) -> None:
+        if not over.wait(_TIDY_S):
+            end_now(line, number)
+
+    def unraisable(told: Any) -> None:
+        """It was raised where nobody can catch it, as in a hook of the garbage collector."""
+        if isinstance(told.exc_value, KeyboardInterrupt):
+            end_now(line, signal.SIGINT)
+        hook_before(told)
 
     with noticed((signal.SIGINT,), arrived, handler):
-        yield
+        sys.unraisablehook = unraisable
+        try:
+            yield
+        except BaseException as error:
+            # Libraries make other errors of it.
+            if not raised.is_set():
+                raise
+            over.set()
+            end_now("" if isinstance(error, SystemExit) else line, signal.SIGINT)
+        finally:
+            over.set()
+            sys.unraisablehook = hook_before
+
+
+def _importing(frame: Any) -> bool:
+    """Whether a module is being imported: extensions print what is raised then."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def say(line: str) -> None:
@@ -89,18 +125,18 @@ def say(line: str) -> None:
 
 
 def end_now(line: str, number: int) -> NoReturn:
-    """Ends the process with a line and the exit code of a signal, 130 for Ctrl-C.
+    """Ends the process with a line, unless it is empty, and exit code 128 + number.
 
-    Nothing is cleaned up: another thread may hold any lock.
+    Python's own end is left out: it waits for threads, and another thread may hold any lock.
     """
+    for buffered in (sys.stdout, sys.stderr):
+        if threading.current_thread() is threading.main_thread():
+            with contextlib.suppress(Exception):
+                buffered.flush()
     for stream in (1, 2):
         if os.isatty(stream):
             with contextlib.suppress(OSError):
                 os.write(stream, b"\x1b[?25h")  # a progress bar hides the cursor
-    say(line)
-    os._exit(code_of(number))
-
-
-def code_of(number: int) -> int:
-    """The exit code by which shells tell of a signal."""
-    return 128 + number
+    if line:
+        say(line)
+    os._exit(128 + number)
