@@ -17,8 +17,7 @@ from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
-from xception_jax.text import quoted
-from xception_jax.training import optimizer, sharding, signals, workdir
+from xception_jax.training import optimizer, outlook, records, sharding, signals, verdict, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import Checkpoints, Meta
@@ -107,7 +106,8 @@ class Run:
     total_steps: int
     init: Callable[[jax.Array], TrainState]
     shapes: TrainState
-    train_step: Callable[..., Any]
+    frozen: tuple[str, ...]
+    train_step: Any  # jitted
     evaluate: Evaluator
 
     @property
@@ -151,6 +151,8 @@ def prepare(config: ConfigDict) -> Run:
     transformation, schedule = optimizer.from_config(config, steps)
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
+    weights = {"params": shapes.params, "batch_stats": shapes.batch_stats}
+    frozen = state_lib.frozen_parts(structure, weights)
     layout = sharding.from_config(config, shapes)
     recipe = step_lib.Recipe.from_config(
         config, structure, transformation, schedule, layout.mesh.size,
@@ -158,7 +160,7 @@ def prepare(config: ConfigDict) -> Run:
     )  # fmt: skip
     return Run(
         config=config, layout=layout, train_source=train_source,
-        total_steps=steps(config.duration), init=init, shapes=shapes,
+        total_steps=steps(config.duration), init=init, shapes=shapes, frozen=frozen,
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
     )  # fmt: skip
@@ -178,7 +180,7 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Says what is about to run, on what."""
-    log.say(state_lib.parameter_table(run.config.model.name, state.params))
+    log.say(state_lib.parameter_table(run.config.model.name, state.params, run.frozen))
     mesh = run.layout.mesh
     if mesh.size > 1:
         log.say(sharding.layout_table(run.shapes, run.layout))
@@ -208,8 +210,7 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
             with log.goodput.spending("input"):
                 batch = next(batches)
             if done == first + 1:
-                with log.goodput.spending("compilation"):
-                    compile_step(run, state, batch, around)
+                compile_step(run, state, batch, around)
             with around.profile.begin(done):
                 state, metrics = run.train_step(state, batch)
             around.profile.end(done, metrics)
@@ -232,9 +233,15 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
 
 
 def compile_step(run: Run, state: TrainState, batch: step_lib.Batch, around: Around) -> None:
-    """Compiles all that a step and a save in a hurry take."""
-    cluster.compile_together(run.train_step, state, batch)
-    around.checkpoints.warm_up(state)
+    """Compiles all that a step and a save in a hurry take; says before how long it may take."""
+    log = around.log
+    with log.goodput.spending("compilation"):
+        log.say(outlook.compilation(len(jax.tree.leaves(state.params))))
+        left = run.total_steps - int(state.step)
+        if note := outlook.on_cpu(run.train_step.trace(state, batch), left):
+            log.say(note)
+        cluster.compile_together(run.train_step, state, batch)
+        around.checkpoints.warm_up(state)
 
 
 def evaluate(run: Run, state: TrainState, step: int, around: Around) -> dict[str, Any] | None:
@@ -251,7 +258,10 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
     if last < run.total_steps:
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
+    if cluster.is_first():
+        for note in verdict.of(records.read(folder)):
+            log.say(note)
+    there = folder / "checkpoints"
     log.say(
-        f"done: {folder / 'checkpoints' / str(last)}  (best: {checkpoints.find('best')})\n"
-        f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
+        verdict.done(str(there / str(last)), str(there / str(checkpoints.find("best"))), folder)
     )
