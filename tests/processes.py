@@ -183,6 +183,12 @@ def several(count: int, devices: int, folder: Path, module: str, *flags: str) ->
             left.wait()
 
 
+def _as_foreground() -> None:
+    """As a shell starts what a person types, even where it was told to ignore Ctrl-C itself."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command on a terminal of its own, where Ctrl-C reaches all its processes; a context."""
 
@@ -191,7 +197,7 @@ class Terminal:
         self.process = subprocess.Popen(
             command(module, *flags), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
             env={**os.environ, "COLUMNS": "200", **(env or {})}, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_foreground,
         )  # fmt: skip
         os.close(theirs)
         self.said = ""

@@ -23,7 +23,7 @@ LEVELS = [
     {"fields"},
     {"cluster"},
     {"retry"},
-    {"allocator", "cache", "console", "paths", "seal"},
+    {"allocator", "cache", "console", "interrupts", "paths", "seal"},
     {"errors", "text"},
 ]
 

@@ -66,8 +66,12 @@ def ends(line: str) -> Iterator[None]:
 
     Once, `KeyboardInterrupt` is raised in the main thread, so that it can tidy up; it may end with
     a line of its own by `SystemExit`. Where it is in C++ or imports a module, is not done after
-    five seconds, or at a second Ctrl-C, the process ends at once.
+    five seconds, or at a second Ctrl-C, the process ends at once. Nothing changes where Ctrl-C is
+    ignored, as shells have it for what they start in the background.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield
+        return
     raised, over, count = threading.Event(), threading.Event(), itertools.count(1)
     hook_before = sys.unraisablehook
 

@@ -1,6 +1,6 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
-from xception_jax.training import optimizer, outlook, records, sharding, signals, verdict, workdir
+from xception_jax.training import optimizer, outlook, sharding, signals, verdict, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import Checkpoints, Meta
@@ -116,9 +116,7 @@ class Run:
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config)
 
-    def batches(
-        self, first_step: int, skips: Skips | None = None
-    ) -> Generator[step_lib.Batch, None, None]:
+    def batches(self, first_step: int, skips: Skips | None = None) -> stream.Placed:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
         batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
@@ -151,8 +149,6 @@ def prepare(config: ConfigDict) -> Run:
     transformation, schedule = optimizer.from_config(config, steps)
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
-    weights = {"params": shapes.params, "batch_stats": shapes.batch_stats}
-    frozen = state_lib.frozen_parts(structure, weights)
     layout = sharding.from_config(config, shapes)
     recipe = step_lib.Recipe.from_config(
         config, structure, transformation, schedule, layout.mesh.size,
@@ -160,7 +156,7 @@ def prepare(config: ConfigDict) -> Run:
     )  # fmt: skip
     return Run(
         config=config, layout=layout, train_source=train_source,
-        total_steps=steps(config.duration), init=init, shapes=shapes, frozen=frozen,
+        total_steps=steps(config.duration), init=init, shapes=shapes, frozen=state_lib.frozen_parts(structure, vars(shapes)),
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
     )  # fmt: skip
@@ -210,7 +206,10 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
             with log.goodput.spending("input"):
                 batch = next(batches)
             if done == first + 1:
-                compile_step(run, state, batch, around)
+                with log.goodput.spending("compilation"):
+                    outlook.tell(log.say, run.train_step, state, batch, total - first)
+                    cluster.compile_together(run.train_step, state, batch)
+                    checkpoints.warm_up(state)
             with around.profile.begin(done):
                 state, metrics = run.train_step(state, batch)
             around.profile.end(done, metrics)
@@ -232,18 +231,6 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
     return done
 
 
-def compile_step(run: Run, state: TrainState, batch: step_lib.Batch, around: Around) -> None:
-    """Compiles all that a step and a save in a hurry take; says before how long it may take."""
-    log = around.log
-    with log.goodput.spending("compilation"):
-        log.say(outlook.compilation(len(jax.tree.leaves(state.params))))
-        left = run.total_steps - int(state.step)
-        if note := outlook.on_cpu(run.train_step.trace(state, batch), left):
-            log.say(note)
-        cluster.compile_together(run.train_step, state, batch)
-        around.checkpoints.warm_up(state)
-
-
 def evaluate(run: Run, state: TrainState, step: int, around: Around) -> dict[str, Any] | None:
     """Evaluates the weights of a step and tells of it; None where a signal came in between."""
     with around.log.pause("evaluation"):
@@ -258,10 +245,5 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
     if last < run.total_steps:
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
-    if cluster.is_first():
-        for note in verdict.of(records.read(folder)):
-            log.say(note)
-    there = folder / "checkpoints"
-    log.say(
-        verdict.done(str(there / str(last)), str(there / str(checkpoints.find("best"))), folder)
-    )
+    for line in verdict.lines(folder, last, checkpoints.find("best")):
+        log.say(line)

@@ -1,5 +1,7 @@
 """What a run says at its end of what its figures show."""
 
+import json
+
 import pytest
 
 from xception_jax.training import verdict
@@ -49,8 +51,15 @@ def test_a_test_loss_that_rises_is_told(losses, said):
     assert all(said in line for line in lines)
 
 
-def test_the_last_line_names_the_best_checkpoint_where_it_is_another_one():
-    assert verdict.done("r/12", "r/12", "r s").endswith("evaluate --workdir='r s'")
-    other = verdict.done("r/12", "r/6", "r")
-    assert "the best is r/6" in other
-    assert other.endswith("evaluate --workdir=r --step=best")
+def test_the_last_line_names_the_best_checkpoint_where_it_is_another_one(tmp_path):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    [same] = verdict.lines(folder, 12, 12)
+    assert same.startswith(f"done: {folder}/checkpoints/12, the best\n")
+    assert same.endswith(f"evaluate --workdir='{folder}'")
+    figures = (train(12, top1=0.9), test(12, 1.0, top1=0.5))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in figures))
+    note, other = verdict.lines(folder, 12, 6)
+    assert "overfits" in note
+    assert f"{folder}/checkpoints/12; the best is 6, --step=best\n" in other
+    assert other.endswith(f"evaluate --workdir='{folder}' --step=best")

@@ -31,6 +31,7 @@ from xception_jax.data.threads import Threads
 from xception_jax.errors import ExampleError
 
 Batch = dict[str, Any]  # of numpy arrays
+Placed = Generator[dict[str, jax.Array], None, None]  # batches on the devices
 Paint = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size, size, 3]`
 Fill = Callable[[Batch, int, range], None]  # writes rows from one on, of these positions
 
@@ -371,15 +372,13 @@ def _draws(seed: int, positions: range) -> Iterator[list[float]]:
         bits.advance(2**64 - -(-decode.DRAWS // 4))
 
 
-def to_devices(
-    batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
-) -> Generator[dict[str, jax.Array], None, None]:
+def to_devices(batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2) -> Placed:
     """Makes global arrays of the processes' shares, `ahead` of what the step consumes.
 
     Closing it closes the batches, where they are a generator.
     """
 
-    def placed() -> Generator[dict[str, jax.Array], None, None]:
+    def placed() -> Placed:
         for batch in batches:
             yield {
                 name: jax.make_array_from_process_local_data(sharding, array)

@@ -1,12 +1,14 @@
 """What a run is told before its first step: how long it compiles, and how long it may take."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from xception_jax.models import counts
+from xception_jax.training.state import TrainState
 
 # Seconds that the step of an Xception takes to compile for the first time, by platform: on two idle
 # CPU cores, an H200 (benchmarks/results/step_cpu.csv, step_gpu.csv), TPUs (plan.csv, 4 to 11 min).
@@ -15,6 +17,20 @@ _XCEPTION_ARRAYS = 156  # its weights: layers take their time one by one, whatev
 
 # Shorter runs on CPU are told nothing of their length.
 _LONG_S = 2 * 3600
+
+
+def tell(say: Callable[[str], None], step: Any, state: TrainState, batch: Any, steps: int) -> None:
+    """Says what there is to say before a step is compiled.
+
+    Args:
+      say: takes a line.
+      step: jitted, see `step.jit_train_step`.
+      state, batch: what it will be called with.
+      steps: that are left.
+    """
+    say(compilation(len(jax.tree.leaves(state.params))))
+    if note := on_cpu(step.trace(state, batch), steps):
+        say(note)
 
 
 def compilation(arrays: int) -> str:

@@ -1,9 +1,11 @@
 """What the figures of a run say about it, beyond its last line."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from xception_jax.text import quoted
+from xception_jax.training import records
 
 # Shares of right answers that differ by less may be chance, or a hard test set.
 _APART = 0.15
@@ -11,10 +13,10 @@ _APART = 0.15
 _RISE = 1.1
 
 
-def of(records: Sequence[dict[str, Any]]) -> list[str]:
+def of(figures: Sequence[dict[str, Any]]) -> list[str]:
     """A line on each thing that a person should look at; see `records.read`."""
-    training = [record for record in records if record.get("kind") == "train"]
-    tests = [record for record in records if record.get("kind") == "eval"]
+    training = [record for record in figures if record.get("kind") == "train"]
+    tests = [record for record in figures if record.get("kind") == "eval"]
     if not tests:
         return []
     found = [_apart(training[-1], tests[-1])] if training else []
@@ -44,14 +46,19 @@ def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
-def done(last: str, best: str, folder: object) -> str:
+def lines(folder: Path, last: int, best: int) -> list[str]:
     """The last lines of a run that is done.
 
     Args:
-      last, best: paths of the checkpoints; the same where the last one is the best.
       folder: of the run.
+      last, best: steps of its checkpoints.
     """
+    return [*of(records.read(folder)), _done(folder, last, best)]
+
+
+def _done(folder: Path, last: int, best: int) -> str:
+    there = folder / "checkpoints"
     command = f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
     if last == best:
-        return f"done: {last}, the best\n{command}"
-    return f"done: {last}; the best is {best}, --step=best\n{command} --step=best"
+        return f"done: {there / str(last)}, the best\n{command}"
+    return f"done: {there / str(last)}; the best is {best}, --step=best\n{command} --step=best"
