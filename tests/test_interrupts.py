@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.processes import Terminal
+from tests.terminal import Terminal
 from xception_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

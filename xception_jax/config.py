@@ -41,6 +41,7 @@ def _every(default: str, help: str) -> Field:
 
 
 _OWN = "None: the model's own default"
+_WEIGHTS = "None: as the weights of init_from, else"
 
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
@@ -133,22 +134,29 @@ SCHEMA: dict[str, Field] = {
         "the run", high=1.0, harmless=True
     ),
     "data.batch_size": _int(64, "examples in a step over all devices", low=1),
-    "data.image_size": _int(299, "side of the square images, pixels", low=1),
+    "data.image_size": _int(
+        None, f"side of the square images, pixels; {_WEIGHTS} 299", low=1
+    ),
     "data.crop_area": _tuple((1.0, 1.0), "random crop: range of shares of the area", low=1e-3,
                              high=1.0),
     "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
     "data.eval_preset": _text(
-        "area",
+        None,
         "how evaluation resizes: area: a centred square, averaged; inception: as Inception was "
         "judged: the centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, "
-        "squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre",
+        f"squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre; {_WEIGHTS} "
+        "area",
         choices=("area", "inception", "keras", "timm"),
     ),
-    "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept; inception: of both",
-                             low=0.01, high=1.0),
+    "data.eval_crop": _float(
+        None, "evaluation: share of the shorter side kept; inception: of both; None: as the "
+        "weights of init_from with the same eval_preset, else 0.875 of inception and timm, 1.0 of "
+        "area and keras", low=0.01, high=1.0,
+    ),
     "data.exif": _text(
-        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: off "
-        "where eval_preset is inception, keras or timm, which do not apply it, else on",
+        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: as "
+        "the weights of init_from with the same eval_preset, else off where that is inception, "
+        "keras or timm, which do not apply it, and on with area",
         choices=("auto", "on", "off"),
     ),
     "data.white_level": _int(
@@ -279,13 +287,22 @@ SCHEMA: dict[str, Field] = {
 
 
 # What a `config.json` means that was written before a field was there: what runs did then.
-_BEFORE: dict[str, Any] = {"data.exif": "on", "data.white_level": 65_535}
+_BEFORE: dict[str, Any] = {
+    "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
+    "data.white_level": 65_535,
+}  # fmt: skip
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
 _AT_START = ("optimizer.initial_squares",)
 
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
-_OPEN: dict[str, Any] = {"model.dtype": "auto", "data.exif": "auto", "data.white_level": 0}
+_OPEN: dict[str, Any] = {
+    "model.dtype": "auto", "data.image_size": None, "data.eval_preset": None,
+    "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
+}  # fmt: skip
+
+# Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`.
+_CROPS = {"inception": 0.875, "timm": 0.875}
 
 
 def default() -> ConfigDict:
@@ -448,8 +465,17 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
             | {name: settled[name] for name in _AT_START}
         )
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
+    data = resolved.data
+    data.image_size = data.image_size or 299
+    data.eval_preset = data.eval_preset or "area"
+    data.eval_crop = data.eval_crop or own_crop(data.eval_preset)
     resolved.data.exif = "on" if applies_exif(resolved) else "off"
     return resolved
+
+
+def own_crop(preset: str) -> float:
+    """The share of a picture that evaluation keeps where nothing says it, see `data.eval_crop`."""
+    return _CROPS.get(preset, 1.0)
 
 
 def applies_exif(config: ConfigDict) -> bool:

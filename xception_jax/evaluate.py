@@ -89,7 +89,8 @@ def main() -> None:
         raise UsageError("--workdir is needed; --help shows an example")
     from xception_jax import cluster, console
 
-    cli.settle()
+    # A training in the same job has the same environment, so only what is asked for is joined.
+    cli.settle(by_itself=False)
     workdir = _WORKDIR.value
     cli.keep_compiled()
     result = evaluate(

@@ -156,7 +156,8 @@ def prepare(config: ConfigDict) -> Run:
     )  # fmt: skip
     return Run(
         config=config, layout=layout, train_source=train_source,
-        total_steps=steps(config.duration), init=init, shapes=shapes, frozen=state_lib.frozen_parts(structure, vars(shapes)),
+        total_steps=steps(config.duration), init=init, shapes=shapes,
+        frozen=state_lib.frozen_parts(structure, vars(shapes)),
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
     )  # fmt: skip
@@ -245,5 +246,4 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
     if last < run.total_steps:
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
-    for line in verdict.lines(folder, last, checkpoints.find("best")):
-        log.say(line)
+    log.say("\n".join(verdict.lines(folder, last, checkpoints.find("best"))))
