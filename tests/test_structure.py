@@ -24,7 +24,7 @@ LEVELS = [
     {"cluster"},
     {"detection", "ending", "meeting"},
     {"retry"},
-    {"allocator", "cache", "console", "paths", "seal"},
+    {"allocator", "cache", "console", "interrupts", "paths", "seal"},
     {"slices"},
     {"errors", "text"},
 ]

@@ -1,6 +1,6 @@
 """What the commands share: flags, help, and how errors end them.
 
-Exit codes: 0 done; 2 bad usage, told in one line; 1 anything else.
+Exit codes: 0 done; 2 bad usage, told in one line; 130 Ctrl-C; 1 anything else.
 """
 
 import io
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from xception_jax import allocator, cache, ending, overrides, paths
+from xception_jax import allocator, cache, ending, interrupts, overrides, paths
 from xception_jax.errors import RunError, UsageError, of_system
 from xception_jax.text import printable, shell_join
 
@@ -114,7 +114,8 @@ def run(main: Callable[[], None], doc: str) -> None:
         except Exception as error:
             _end(error)
 
-    app.run(guarded, flags_parser=_parse)
+    with interrupts.ends("interrupted"):
+        app.run(guarded, flags_parser=_parse)
 
 
 def _end(error: Exception) -> NoReturn:

@@ -55,8 +55,8 @@ def evaluate(
 
     Returns:
       `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluator` finds: `top1`
-      and `top5`, of multi-label data `map`, `precision` and `recall`; `loss`, `examples`,
-      `skipped`.
+      and (from 20 classes on) `top5`, of multi-label data `map`, `precision` and `recall`; `loss`,
+      `examples`, `skipped`.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
