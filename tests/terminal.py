@@ -85,4 +85,5 @@ class Terminal:
     def wait_for_native_code(self, part: str) -> None:
         """Waits until the command has loaded a library whose path has this part."""
         while part not in Path(f"/proc/{self.process.pid}/maps").read_text():
+            assert self.process.poll() is None, f"it ended; {part} was not loaded"
             time.sleep(0.02)
