@@ -31,7 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     stale = 0
     for path in [options.document] if options.document else sorted(_DOCUMENTS.glob("*.md")):
-        old = path.read_text()
+        old = path.read_text(encoding="utf-8")
         new = rewritten(old, options.results)
         if new == old:
             continue
@@ -39,7 +39,7 @@ def main() -> int:
             print(f"{path} is out of date; run: python -m benchmarks.tables")
             stale = 1
         else:
-            path.write_text(new)
+            path.write_text(new, encoding="utf-8")
     return stale
 
 

@@ -246,7 +246,7 @@ class Run:
             path = cache.folder() / "launch" / f"{self._args.name}.yaml"
             if not self._commands.dry_run:
                 cache.make_private(path.parent)
-                path.write_text(manifest)
+                path.write_text(manifest, encoding="utf-8")
             self._commands.run(self._kubectl("apply", f"--filename={path}"))
 
     def delete(self) -> None:

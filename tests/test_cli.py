@@ -1,18 +1,22 @@
 """The commands from outside: help, bad input, and what they import."""
 
+import itertools
 import json
+import os
 import platform
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
 from tests.processes import ROOT, finish
 from tests.test_cache import program
-from xception_jax import allocator, cli
+from xception_jax import allocator, cli, train
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 
@@ -147,6 +151,53 @@ def test_bad_input_of_evaluate(tmp_path, flags, message):
     assert process.returncode == 2
     [line] = process.stderr.splitlines()
     assert message in line
+
+
+# An ASCII locale, out of which Python does not help itself.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_names_are_told_where_the_locale_has_no_letters_for_them():
+    code = (
+        "from xception_jax import cli, console\n"
+        "def main():\n"
+        "    drawn = console.table('h\\u00e9risson', ('', ''), [('a', 'b\\u2026')])\n"
+        "    console.make_console().print(drawn)\n"
+        "    raise cli.UsageError('no h\\u00e9risson')\n"
+        "cli.run(main, '')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=os.environ | ASCII
+    )
+    assert done.returncode == 2
+    assert rb"h\xe9risson" in done.stdout
+    assert done.stderr == b"error: no h\\xe9risson\n"
+
+
+@pytest.mark.slow
+def test_a_class_with_an_accent_is_exported_under_an_ascii_locale(small_config, tmp_path):
+    for split, name in itertools.product(("train", "test"), ("chat", "h\u00e9risson")):
+        for i in range(8):
+            path = tmp_path / "data" / split / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    small_config.data.dataset, small_config.data.batch_size = f"folder:{tmp_path / 'data'}", 8
+    small_config.duration = "1 step"
+    train.train(small_config, tmp_path / "run")
+    for command in (
+        [
+            "export",
+            f"--workdir={tmp_path / 'run'}",
+            f"--output={tmp_path / 'out'}",
+            "--platforms=cpu",
+        ],
+        ["export", f"--check={tmp_path / 'out'}"],
+    ):
+        process = finish(*command, env=os.environ | ASCII)
+        assert process.returncode == 0, process.stderr
+    about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    assert about["classes"] == ["chat", "h\u00e9risson"]
 
 
 @pytest.fixture

@@ -118,8 +118,8 @@ def _belongs_to_system(place: Path, owner: int) -> bool:
     if owner == 0:
         return True
     try:
-        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
-        ranges = Path("/proc/self/uid_map").read_text().splitlines()
+        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="utf-8"))
+        ranges = Path("/proc/self/uid_map").read_text(encoding="utf-8").splitlines()
         mapped = sum(int(line.split()[2]) for line in ranges)
     except (OSError, ValueError, IndexError):
         return False

@@ -18,7 +18,7 @@ from importlib import metadata, util
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli
 from xception_jax import config as config_lib
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from xception_jax.planning.chips import Topology
     from xception_jax.planning.steps import Data
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
-)
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "a TPU slice, v5e:4x4 or v5litepod-16; unless given, the devices there are"
 )
@@ -78,6 +77,7 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
         config.data.batch_size = per_chip * topology.chips
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # as `config.compute_dtype` settles it on TPU
+    config = config_lib.resolve(config)
     if config.mesh.data not in (-1, topology.devices // config.mesh.model):
         raise UsageError(
             f"config.mesh.data is {config.mesh.data} and {topology.name} has {topology.devices} "
@@ -234,6 +234,9 @@ def main() -> None:
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,
     )  # fmt: skip
+    for config in configs:
+        if data.examples:
+            preflight.check_lengths(config, data.examples)
     result: dict[str, list] = {"plans": [], "fits": []}
     with console.status("compiling; Ctrl-C ends it"):  # seen on terminals only
         if _SWEEP.value:

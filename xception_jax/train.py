@@ -54,8 +54,8 @@ def train(
     goodput = Goodput()
     with signals.stop_requested() as stop_requested:
         with goodput.spending("start"):
-            preflight.validate(config)
-            config = initial.resolve(config, workdir.begun_config(folder))
+            preflight.validate(config, begun := workdir.begun_config(folder))
+            config = initial.resolve(config, begun)
             run = prepare(config)
         with (
             workdir.claim(folder, config, allow_changes=allow_config_changes),
@@ -76,7 +76,7 @@ def train(
                 silent=not cluster.is_first(),
                 carried=checkpoints.log(first),
             ) as log:
-                introduce(run, state, notes, log)
+                introduce(run, folder, state, notes, log)
                 skips = Skips(folder, config.data.max_skipped, log.say)
                 with Profile(folder, config.profile.steps, log.say) as profile:
                     around = Around(checkpoints, log, skips, profile, stop_requested)
@@ -130,9 +130,9 @@ class Run:
 
     def every(self, duration: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of the duration."""
-        batch, epoch = self.config.data.batch_size, len(self.train_source)
-        length = Duration.parse(duration).examples(batch_size=batch, epoch=epoch)
-        return lambda done: done * batch // length > (done - 1) * batch // length
+        size = {"batch_size": self.config.data.batch_size, "epoch": len(self.train_source)}
+        length = Duration.parse(duration)
+        return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
 
 
 def prepare(config: ConfigDict) -> Run:
@@ -142,11 +142,7 @@ def prepare(config: ConfigDict) -> Run:
     eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
-
-    def steps(duration: str) -> int:
-        return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
-
-    transformation, schedule = optimizer.from_config(config, steps)
+    transformation, schedule = optimizer.from_config(config, len(train_source))
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
     layout = sharding.from_config(config, shapes)
@@ -156,8 +152,9 @@ def prepare(config: ConfigDict) -> Run:
     )  # fmt: skip
     return Run(
         config=config, layout=layout, train_source=train_source,
-        total_steps=steps(config.duration), init=init, shapes=shapes,
-        frozen=state_lib.frozen_parts(structure, vars(shapes)),
+        total_steps=Duration.parse(config.duration).steps(
+            batch_size=data.batch_size, epoch=len(train_source)
+        ), init=init, shapes=shapes, frozen=state_lib.frozen_parts(structure, vars(shapes)),
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
     )  # fmt: skip
@@ -171,11 +168,11 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
     if state is None or meta is None:
         fresh = state_lib.initialize(run.init, run.config.seed, lies)
         return initial.fill(run.config, fresh, run.meta.class_names, notes)
-    meta.check_data(run.meta)
+    meta.check_data(run.meta, checkpoints.workdir)
     return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
 
 
-def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> None:
+def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Says what is about to run, on what."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params, run.frozen))
     mesh = run.layout.mesh
@@ -186,7 +183,7 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> 
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
-    summaries = run.train_source.summary, run.evaluate.reader.source.summary
+    summaries = run.train_source.summary, *workdir.name_files(folder, run.evaluate.reader.source)
     for note in filter(None, (*summaries, reader_of(run.config, run.train_source).note, *notes)):
         log.say(note)
 

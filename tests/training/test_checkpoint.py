@@ -518,13 +518,19 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
 
 def test_other_data_than_the_run_began_with_is_refused():
-    META.check_data(META.at(9))
-    with pytest.raises(UsageError, match="began on 100 examples of set/1"):
-        META.check_data(Meta(0, "set/1.0.0:train", 99, ("a", "b")))
-    with pytest.raises(UsageError, match="began on 100 examples of set/1"):
-        META.check_data(Meta(0, "set/2.0.0:train", 100, ("a", "b")))
-    with pytest.raises(UsageError, match=r"classes of set/1\.0\.0:train are not the 2 that"):
-        META.check_data(Meta(0, "set/1.0.0:train", 100, ("b", "a")))
+    workdir = Path("runs/my pets")
+    META.check_data(META.at(9), workdir)
+    for changed, now in (
+        ("other examples", Meta(0, "set/1.0.0:train", 99, ("a", "b"))),
+        ("other examples", Meta(0, "set/2.0.0:train", 100, ("a", "b"))),
+        ("other classes", Meta(0, "set/1.0.0:train", 100, ("b", "a"))),
+    ):
+        with pytest.raises(UsageError, match="began on 100 examples of set/1") as caught:
+            META.check_data(now, workdir)
+        assert str(caught.value).endswith(
+            f"{changed}; give it the data back, or begin another run with its weights: "
+            f"--config.init_from='runs/my pets' and another --workdir"
+        )
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from xception_jax import retry
 from xception_jax.data import decode, presets, turbojpeg
 from xception_jax.data import workers as worker_processes
 from xception_jax.data.memory import Kept, aligned
-from xception_jax.data.order import Sampling
+from xception_jax.data.order import Order, Sampling
 from xception_jax.data.skips import Skips, candidates, first_usable
 from xception_jax.data.sources import Example, Source
 from xception_jax.data.threads import Threads
@@ -155,8 +155,7 @@ class Reader:
         Raises:
           RunError: more cannot be used than `skips` allows.
         """
-        order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-        order = self.sampling.order(self.source, order_seed, batch_size)
+        order, crop_seed = self.order(seed, batch_size), _seeds(seed)[1]
         each = batch_size // share.count
         parts = share.parts(sys.maxsize // batch_size, first_step)
         if not self.images.crops and self._fits:
@@ -176,6 +175,10 @@ class Reader:
                 self._fill_row(batch, row, records, paint)
 
         return self._filled(fill, each, parts, skips, self.host.workers)
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """Which record stands at each position of the training stream; see `training_batches`."""
+        return self.sampling.order(self.source, _seeds(seed)[0], batch_size)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -235,18 +238,19 @@ class Reader:
         )  # fmt: skip
         decode.resize(part, into)
 
-    def _decoded(self, example: Example) -> np.ndarray:
+    def decoded(self, example: Example) -> np.ndarray:
+        """The whole image, uint8 `[height, width, 3]`, RGB; raises `ExampleError`."""
         exif, white = self.images.exif, self.images.white
         return decode.decode(example.encoded, example.name, exif=exif, white=white)
 
     def _squared(self, example: Example, into: np.ndarray) -> None:
         """Paints the largest centred square, for training without random crops."""
-        image = self._decoded(example)
+        image = self.decoded(example)
         into[:] = presets.area(image, self.images.size, 1.0)
 
     def _centred(self, example: Example, into: np.ndarray) -> None:
         """Paints what evaluation sees."""
-        image = self._decoded(example)
+        image = self.decoded(example)
         preset = presets.PRESETS[self.images.eval_preset]
         into[:] = preset(image, self.images.size, self.images.eval_crop)
 
@@ -357,6 +361,12 @@ class Reader:
                         raise ExampleError(name, reason)
                     skips.add(self.source, skipped)
                 yield batch
+
+
+def _seeds(seed: int) -> tuple[int, int]:
+    """The seeds of the order and of the crops."""
+    order, crops = np.random.SeedSequence(seed).generate_state(2)
+    return int(order), int(crops)
 
 
 def _draws(seed: int, positions: range) -> Iterator[list[float]]:

@@ -80,6 +80,7 @@ def create(
     num_classes: int | None,
     rngs: "nnx.Rngs",
     dtype: "DTypeLike | None" = None,
+    matmul_precision: str | None = None,
     **changes: Any,
 ) -> "nnx.Module":
     """Builds a model.
@@ -89,6 +90,7 @@ def create(
       num_classes: size of the logits; None leaves the classifier out.
       rngs: the stream `params` makes the initial weights.
       dtype: compute dtype, float32 unless given.
+      matmul_precision: see `network.Network`.
       **changes: overrides of the model's own arguments, see `overrides(name)`.
 
     Raises:
@@ -104,5 +106,6 @@ def create(
     model = _MODELS[name]
     arguments = model.defaults | changes
     made = model.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **arguments)
+    made.matmul_precision = matmul_precision
     made.frozen()  # raises where `freeze` names no block
     return made

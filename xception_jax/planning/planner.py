@@ -156,8 +156,8 @@ def _plan(
     if data.examples:
         size = {"batch_size": batch, "epoch": data.examples}
         counts["steps"] = Duration.parse(config.duration).steps(**size)
-        every = Duration.parse(config.eval.every).examples(**size)
-        last, before = (count * batch // every for count in (counts["steps"], counts["steps"] - 1))
+        every = Duration.parse(config.eval.every)
+        last, before = (every.passed(counts["steps"] - less, **size) for less in (0, 1))
         counts["evaluations"] = last if last > before else last + 1  # the last step always does
         if data.eval_examples is not None:
             counts["eval_steps"] = -(-data.eval_examples // eval_batch)

@@ -72,6 +72,7 @@ class Checkpoints:
         read_only: bool = False,
         say: storage.Say = None,
     ):
+        self.workdir = workdir
         self._folder = workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._say = keep, read_only, say
         self._writing = False

@@ -1,6 +1,7 @@
 """The state of a run, and the model as pure functions of it."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,7 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
             num_classes=num_classes,
             rngs=rngs,
             dtype=dtype,
+            matmul_precision=config_lib.matmul_precision(config),
             **overrides,
         )
 
@@ -81,7 +83,7 @@ def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) 
     if image_size < model.min_image_size:
         raise UsageError(
             f"config.data.image_size is {image_size}; the model takes at least "
-            f"{model.min_image_size}"
+            f"{model.min_image_size}: add --config.data.image_size={model.min_image_size}"
         )
     return split(model)[0]
 
@@ -106,9 +108,20 @@ def apply(
     """
     model = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
-    logits = model.classify(pooled, train=train, rngs=rngs, place=place)
+    with precision_of(structure, weights):
+        pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
+        logits = model.classify(pooled, train=train, rngs=rngs, place=place)
     return logits, split(model)[2]
+
+
+def precision_of(structure: Any, weights: Tree) -> AbstractContextManager[Any]:
+    """Inside, JAX multiplies as the model asks; gradients have to be taken inside too.
+
+    Of `jax.custom_vjp` the backward pass is traced only then.
+    """
+    model: Any = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
+    asked = model.matmul_precision
+    return jax.default_matmul_precision(asked) if asked else nullcontext()
 
 
 def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:
