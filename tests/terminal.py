@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tests.processes import ROOT, command
 
-
 # Becomes the command, as a shell starts what a person types: the terminal is its own, and Ctrl-C is
 # not ignored. (A `preexec_fn` would fork, of which JAX warns.)
 _IN_FOREGROUND = """
@@ -28,7 +27,8 @@ class Terminal:
     def __init__(self, module: str, *flags: str, env: dict[str, str] | None = None):
         self._ours, theirs = os.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _IN_FOREGROUND, *command(module, *flags)], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+            [sys.executable, "-c", _IN_FOREGROUND, *command(module, *flags)],
+            cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
             env={**os.environ, "COLUMNS": "200", **(env or {})}, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
