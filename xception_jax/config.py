@@ -57,8 +57,8 @@ SCHEMA: dict[str, Field] = {
     ),
     "model.matmul_precision": _text(
         "auto",
-        "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes of "
-        "bfloat16; tensorfloat32: three passes; default: as JAX has it, on TPU one; auto: float32",
+        "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes "
+        "of bfloat16; tensorfloat32: three; default: as JAX has it, on TPU one; auto: float32",
         choices=("auto", "default", "tensorfloat32", "float32"),
     ),
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
