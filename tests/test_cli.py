@@ -15,6 +15,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from tests.processes import ROOT, finish
+from tests.test_cache import program
 from xception_jax import allocator, cli, train
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
@@ -27,6 +28,8 @@ COMMANDS = {
     "evaluate": ["--workdir", "--[no]keep_freed_memory"],
     "plan": ["--topology", "--fit", "--sweep"],
     "prepare": ["--dataset"],
+    "convert": ["--from", "--to"],
+    "export": ["--input", "--check"],
     "contact_sheet": ["--output"],
     "models": ["--model", "--[no]json"],
 }
@@ -48,6 +51,22 @@ def test_help_shows_an_example_and_waits_for_no_heavy_import(command):
     assert f"python -m xception_jax.{command} --" in out.stdout
     for flag in COMMANDS[command]:
         assert flag in out.stdout
+
+
+def test_the_table_of_models_waits_for_no_heavy_import():
+    code = (
+        "import sys; sys.argv = ['models', '--json']\n"
+        "import runpy\n"
+        "try: runpy.run_module('xception_jax.models', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print({'jax', 'flax'} & set(sys.modules))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    table, heavy = out.stdout.splitlines()
+    assert len(json.loads(table)["models"]) == 8
+    assert heavy == "set()"
 
 
 def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):
@@ -200,6 +219,16 @@ def test_compiled_programs_are_kept_for_each_host(jax_options, monkeypatch, tmp_
     cli.keep_compiled(asked.format(folder=tmp_path))
     assert jax_options == {"jax_compilation_cache_dir": str(tmp_path / kept)}
     assert (tmp_path / kept).stat().st_mode & 0o777 == 0o700
+
+
+def test_programs_of_any_host_go_where_they_take_too_much(jax_options, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    hosts = tmp_path / "xception_jax" / "compiled"
+    old = program(hosts / "host-6", "old", 1e9, size=4_000_000_000)
+    new = program(hosts / "host-7", "new", 2e9, size=4_000_000_000)
+    hosts.parent.chmod(0o700)
+    cli.keep_compiled()
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_compiled_programs_are_not_kept_or_where_the_environment_says(jax_options, monkeypatch):

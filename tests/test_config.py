@@ -246,18 +246,41 @@ def test_exif_is_settled_by_the_preset_and_a_run_keeps_what_it_settled():
         config.data.exif = "auto"
 
 
+@pytest.mark.parametrize(
+    ("preset", "settled"),
+    [(None, ("area", 1.0)), ("area", ("area", 1.0)), ("inception", ("inception", 0.875)),
+     ("keras", ("keras", 1.0)), ("timm", ("timm", 0.875))],
+)  # fmt: skip
+def test_images_that_are_left_open_are_settled(preset, settled):
+    config = config_lib.default()
+    config.data.eval_preset = preset
+    found = config_lib.resolve(config).data
+    assert (found.eval_preset, found.eval_crop) == settled
+    assert found.image_size == 299
+    begun = config_lib.resolve(config)
+    begun.data.image_size, begun.data.eval_crop = 150, 0.5
+    again = config_lib.resolve(config, begun).data
+    assert (again.image_size, again.eval_crop) == (150, 0.5), "a run keeps what it settled"
+    config.data.image_size, config.data.eval_crop = 299, 0.75
+    found = config_lib.resolve(config, begun).data
+    assert (found.image_size, found.eval_crop) == (299, 0.75), "what is said counts"
+
+
 def test_a_config_from_before_a_field_means_what_runs_did_then():
     config = config_lib.default()
     config.data.eval_preset = "timm"
     flat = config_lib.flatten(config)
-    del flat["data.exif"], flat["data.white_level"]
+    for name in ("exif", "white_level", "image_size", "eval_crop", "folder_rules"):
+        del flat[f"data.{name}"]
     old = config_lib.from_flat(flat)
-    assert (old.data.exif, old.data.white_level) == ("on", 65_535)
+    assert (old.data.image_size, old.data.eval_crop) == (299, 1.0)
+    assert (old.data.exif, old.data.white_level, old.data.folder_rules) == ("on", 65_535, 1)
     again = config_lib.resolve(config, old)
     assert config_lib.differences(config_lib.flatten(old), config_lib.flatten(again)) == [
         "model.dtype"
     ], "the same command goes on"
-    assert config_lib.resolve(config).data.exif == "off", "a new run"
+    new = config_lib.resolve(config).data
+    assert (new.exif, new.folder_rules) == ("off", 2), "a new run"
 
 
 def test_a_mesh_of_more_devices_than_there_are():

@@ -22,8 +22,10 @@ LEVELS = [
     {"data", "models"},
     {"fields"},
     {"cluster"},
+    {"detection", "ending", "meeting"},
     {"retry"},
-    {"allocator", "cache", "console", "paths", "seal"},
+    {"allocator", "cache", "console", "interrupts", "paths", "seal"},
+    {"slices"},
     {"errors", "text"},
 ]
 

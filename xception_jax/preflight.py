@@ -15,13 +15,20 @@ from xception_jax.errors import ReadError, UsageError
 from xception_jax.fields import Duration
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, begun: ConfigDict | None = None) -> None:
     """Checks a config against the schema, the model, the devices and the data on disk.
+
+    Args:
+      config: of the run.
+      begun: the resolved config of the run that is to go on, if there is one: it opens its data by
+        the rules that it began with.
 
     Raises:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
+    config = config_lib.settled(config, begun)
     check_without_data(config, jax.device_count())
+    _check_processes(config, jax.device_count(), jax.process_count())
     if config.profile.steps:
         check_profiler()
     _check_data(config)
@@ -81,11 +88,7 @@ def _check_ranges(config: ConfigDict) -> None:
         value = fields[name]
         if len(value) != 2 or value[0] > value[1]:
             raise UsageError(f"config.{name} is {value}; it takes (least, largest)")
-    if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
-        raise UsageError(
-            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
-            f"config.data.eval_preset keras, which takes all of the picture"
-        )
+    check_crop(config)
     traced = config.profile.steps
     if traced and (len(traced) != 2 or traced[0] > traced[1]):
         raise UsageError(f"config.profile.steps is {traced}; it takes (first, last)")
@@ -101,6 +104,15 @@ def _check_ranges(config: ConfigDict) -> None:
     ):
         if Duration.parse(fields[name]).amount == 0:
             raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
+
+
+def check_crop(config: ConfigDict) -> None:
+    """Refuses a crop of evaluation that its preset does not take; both may be None still."""
+    if config.data.eval_preset == "keras" and config.data.eval_crop not in (None, 1):
+        raise UsageError(
+            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
+            f"config.data.eval_preset keras, which takes all of the picture"
+        )
 
 
 def check_lengths(config: ConfigDict, examples: int) -> None:
@@ -129,6 +141,16 @@ def _sharing(config: ConfigDict, devices: int) -> int:
             f"devices; take a mesh.model of at most {devices // data}"
         )
     return devices if data == -1 else data * model
+
+
+def _check_processes(config: ConfigDict, devices: int, processes: int) -> None:
+    """Each process computes its part of a batch, so each has to have its devices in the mesh."""
+    taken = _sharing(config, devices)
+    if processes > 1 and taken != devices:
+        raise UsageError(
+            f"config.mesh.data is {config.mesh.data}, which takes {taken} of the {devices} devices "
+            f"of {processes} processes; all of them have to take part: take -1"
+        )
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:

@@ -54,12 +54,17 @@ def names() -> list[str]:
     return sorted(_MODELS)
 
 
-def overrides(name: str) -> dict[str, Any]:
-    """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
+def check_name(name: str) -> None:
+    """Raises `UsageError` on the name of no model."""
     if name not in _MODELS:
         raise UsageError(
             f"no model {name!r}{nearest(name, _MODELS) or ';'} There are: {', '.join(names())}"
         )
+
+
+def overrides(name: str) -> dict[str, Any]:
+    """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
+    check_name(name)
     parameters = inspect.signature(_MODELS[name].load().__init__).parameters.values()
     known = {
         p.name: p.default

@@ -191,20 +191,33 @@ def initialize(init: Callable[[jax.Array], TrainState], seed: int, shardings: An
     return jitted(jax.random.fold_in(jax.random.key(seed), _INITIAL))
 
 
-def parameter_counts(params: Tree) -> list[tuple[str, int]]:
-    """`(part of the network, number of parameters)`, in the model's order of names."""
+def parameter_counts(params: Tree) -> dict[str, int]:
+    """The number of parameters of each part of the network, in the model's order of names."""
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = [str(entry.key) for entry in path]
         name = ".".join(keys[:2]) if len(keys) > 1 and keys[1].isdigit() else keys[0]
         counts[name] = counts.get(name, 0) + leaf.size
-    return list(counts.items())
+    return counts
 
 
-def parameter_table(name: str, params: Tree) -> Table:
-    """The parameters of each part, of the model of that name: their share, and the whole."""
-    parts = parameter_counts(params)
-    total = sum(count for _, count in parts)
-    rows = [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts]
-    rows.append(("all", f"{total:,}", "100.0%"))
-    return table(name, ("part", "parameters", "share"), rows)
+def parameter_table(name: str, params: Tree, frozen: tuple[str, ...] = ()) -> Table:
+    """The parameters of each part, of the model of that name: their share, and the whole.
+
+    Where parts are frozen (see `frozen_parts`), also how many are trained.
+    """
+    parts, trained = parameter_counts(params), parameter_counts(trainable(params, frozen))
+    total, left = sum(parts.values()), sum(trained.values())
+    rows = [
+        (
+            part,
+            f"{count:,}",
+            f"{count / total:.1%}",
+            f"{trained[part]:,}" if part in trained else "frozen",
+        )
+        for part, count in parts.items()
+    ]
+    rows.append(("all", f"{total:,}", "100.0%", f"{left:,}"))
+    header = ("part", "parameters", "share", "trained")
+    shown = len(header) if frozen else len(header) - 1
+    return table(name, header[:shown], [row[:shown] for row in rows])
