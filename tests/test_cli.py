@@ -46,6 +46,7 @@ def test_help_shows_an_example_and_waits_for_no_heavy_import(command):
         assert flag in out.stdout
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):
     code = (
         "import json, pathlib, sys\n"
