@@ -1,0 +1,103 @@
+"""Runs on folders: what they evaluate on is named, and a changed folder is told or refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.data.test_folder_layouts import write
+from tests.processes import digests, finish, result
+from tests.training.test_workdir import begin
+from xception_jax import config as config_lib
+from xception_jax import seal, train
+from xception_jax.data import folder, folder_layout, label_file
+from xception_jax.errors import UsageError
+from xception_jax.training import workdir
+
+
+def forget() -> None:
+    """What this process has listed: a run is a process of its own."""
+    for cached in (folder_layout.find, folder_layout._list_classes, folder._read_split,
+                   label_file.read):  # fmt: skip
+        cached.cache_clear()
+
+
+def test_what_is_evaluated_on_is_named_and_a_changed_folder_is_told(tmp_path, small_config):
+    data, run = tmp_path / "pets", tmp_path / "run"
+    for kind in range(10):
+        write(data, f"train/{kind}/{{1-8}}.jpg test/{kind}/{{1-2}}.jpg")
+    small_config.data.dataset, small_config.duration = f"folder:{data}", "2 steps"
+    small_config.eval.every = small_config.checkpoint.every = "2 steps"
+    told = Console(record=True, width=1000)
+    assert train.train(small_config, run, console=told)["examples"] == 20
+    assert "'test' of" in told.export_text()
+    named = (run / "eval_files.txt").read_text().splitlines()
+    assert sorted(named) == sorted(f"test/{kind}/{i}.jpg" for kind in range(10) for i in (1, 2))
+    source = config_lib.open_split(small_config, "test")
+    assert named == [Path(source.name_of(i)).relative_to(data).as_posix() for i in range(20)]
+    listed = finish("main", "--config=tests/default_config.py", "--list_split=test",
+                    f"--config.data.dataset=folder:{data}")  # fmt: skip
+    assert listed.stdout.splitlines() == named, listed.stderr
+
+    forget()
+    (data / "test/3/1.jpg").unlink()
+    source = config_lib.open_split(small_config, "test")
+    summary, note = workdir.name_files(run, source)
+    assert summary == source.summary
+    assert note == (
+        f"NOTE: evaluation takes other files than before: 1 are new or gone; {run}/eval_files.txt "
+        f"names them as they are now"
+    )
+    assert len((run / "eval_files.txt").read_text().splitlines()) == 19
+
+    forget()
+    (data / "train/3/1.jpg").unlink()
+    with pytest.raises(UsageError) as caught:
+        train.train(small_config, run, console=told)
+    assert f"--config.init_from={run} and another --workdir" in str(caught.value)
+
+
+def test_a_set_without_files_cannot_be_listed():
+    process = finish("main", "--config=configs/digits.py", "--list_split=test")
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: --list_split: optical_digits/1.0.0:test is no folder")
+
+
+def without_rules(run: Path) -> None:
+    """Makes a run one of a version that had no rules of folders to choose."""
+    for path in (run / "config.json", *run.glob("checkpoints/*/meta/metadata")):
+        fields = json.loads(path.read_text())
+        del fields[seal.NAME], fields.get("config", fields)["data.folder_rules"]
+        path.write_text(json.dumps(seal.sealed(fields)))
+
+
+AWKWARD = "cat/{1-40}.jpg cat/x{1-9}.jfif cat/y{1-9} dog/{1-40}.jpg dog/@eaDir/{1-9}.jpg"
+
+
+def test_an_old_run_opens_its_data_by_its_rules(tmp_path, small_config):
+    small_config.data.dataset = f"folder:{write(tmp_path / 'data', AWKWARD)}"
+    begin(tmp_path / "run", config_lib.resolve(small_config))
+    without_rules(tmp_path / "run")
+    begun = workdir.begun_config(tmp_path / "run")
+    old = config_lib.open_split(config_lib.settled(small_config, begun), "train+test")
+    assert len(old) == 89
+    assert len(config_lib.open_split(small_config, "train+test")) == 98
+    assert len(config_lib.open_split(workdir.read_config(tmp_path / "run"), "train+test")) == 89
+
+
+@pytest.mark.slow
+def test_an_old_run_goes_on_bit_identically(tmp_path, flags):
+    data = write(tmp_path / "data", AWKWARD)
+    given = {"data__dataset": f"folder:{data}", "data__batch_size": 16}
+    old = {**given, "data__folder_rules": 1}
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    result(finish("main", *flags(whole, **old, duration="6 steps"), "--json"))
+    result(finish("main", *flags(moved, **old, duration="4 steps"), "--json"))
+    without_rules(moved)
+    again = finish("main", *flags(moved, **given, duration="6 steps"), "--allow_config_changes",
+                   "--json")  # fmt: skip
+    assert result(again)["step"] == 6
+    assert digests(moved, 6) == digests(whole, 6)
+    assert np.all([path.name != "damaged" for path in moved.iterdir()])
