@@ -11,7 +11,7 @@ from tests.data.test_folder_layouts import write
 from tests.processes import digests, finish, result
 from tests.training.test_workdir import begin
 from xception_jax import config as config_lib
-from xception_jax import seal, train
+from xception_jax import main, seal, train
 from xception_jax.data import folder, folder_layout, label_file
 from xception_jax.errors import UsageError
 from xception_jax.training import workdir
@@ -37,9 +37,7 @@ def test_what_is_evaluated_on_is_named_and_a_changed_folder_is_told(tmp_path, sm
     assert sorted(named) == sorted(f"test/{kind}/{i}.jpg" for kind in range(10) for i in (1, 2))
     source = config_lib.open_split(small_config, "test")
     assert named == [Path(source.name_of(i)).relative_to(data).as_posix() for i in range(20)]
-    listed = finish("main", "--config=tests/default_config.py", "--list_split=test",
-                    f"--config.data.dataset=folder:{data}")  # fmt: skip
-    assert listed.stdout.splitlines() == named, listed.stderr
+    assert main.files_of(small_config, "test", run) == named
 
     forget()
     (data / "test/3/1.jpg").unlink()
@@ -59,10 +57,9 @@ def test_what_is_evaluated_on_is_named_and_a_changed_folder_is_told(tmp_path, sm
     assert f"--config.init_from={run} and another --workdir" in str(caught.value)
 
 
-def test_a_set_without_files_cannot_be_listed():
-    process = finish("main", "--config=configs/digits.py", "--list_split=test")
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: --list_split: optical_digits/1.0.0:test is no folder")
+def test_a_set_without_files_cannot_be_listed(small_config):
+    with pytest.raises(UsageError, match="--list_split: optical_digits/1.0.0:test is no folder"):
+        main.files_of(small_config, "test", None)
 
 
 def without_rules(run: Path) -> None:
