@@ -3,15 +3,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from rich.console import Console
 
 from tests.data.test_folder_layouts import write
 from tests.processes import digests, finish, result
 from tests.training.test_workdir import begin
 from xception_jax import config as config_lib
-from xception_jax import main, seal, train
+from xception_jax import main, seal
 from xception_jax.data import folder, folder_layout, label_file
 from xception_jax.errors import UsageError
 from xception_jax.training import workdir
@@ -24,41 +22,37 @@ def forget() -> None:
         cached.cache_clear()
 
 
-def test_what_is_evaluated_on_is_named_and_a_changed_folder_is_told(tmp_path, small_config):
-    data, run = tmp_path / "pets", tmp_path / "run"
-    for kind in range(10):
-        write(data, f"train/{kind}/{{1-8}}.jpg test/{kind}/{{1-2}}.jpg")
-    small_config.data.dataset, small_config.duration = f"folder:{data}", "2 steps"
-    small_config.eval.every = small_config.checkpoint.every = "2 steps"
-    told = Console(record=True, width=1000)
-    assert train.train(small_config, run, console=told)["examples"] == 20
-    assert "'test' of" in told.export_text()
+def test_what_is_evaluated_on_is_named_and_a_change_is_told(tmp_path, small_config):
+    data, run = write(tmp_path / "pets", "cat/{1-9}.jpg dog/{1-9}.jpg"), tmp_path / "run"
+    run.mkdir()
+    small_config.data.dataset = f"folder:{data}"
+    source = config_lib.open_split(small_config, "test")
+    assert workdir.name_files(run, source) == (source.summary, "")
     named = (run / "eval_files.txt").read_text().splitlines()
-    assert sorted(named) == sorted(f"test/{kind}/{i}.jpg" for kind in range(10) for i in (1, 2))
-    source = config_lib.open_split(small_config, "test")
-    assert named == [Path(source.name_of(i)).relative_to(data).as_posix() for i in range(20)]
+    assert named == [Path(source.name_of(i)).relative_to(data).as_posix() for i in range(4)]
     assert main.files_of(small_config, "test", run) == named
+    assert workdir.name_files(run, source) == (source.summary, ""), "by the same command again"
 
     forget()
-    (data / "test/3/1.jpg").unlink()
-    source = config_lib.open_split(small_config, "test")
-    summary, note = workdir.name_files(run, source)
-    assert summary == source.summary
+    (data / named[0]).unlink()
+    changed = config_lib.open_split(small_config, "test")
+    _, note = workdir.name_files(run, changed)
+    both = {*named, *main.files_of(small_config, "test", None)}
+    new_or_gone = len(both) * 2 - len(named) - len(changed)
     assert note == (
-        f"NOTE: evaluation takes other files than before: 1 are new or gone; {run}/eval_files.txt "
-        f"names them as they are now"
+        f"NOTE: evaluation takes other files than before: {new_or_gone} are new or gone; "
+        f"{run}/eval_files.txt names them as they are now"
     )
-    assert len((run / "eval_files.txt").read_text().splitlines()) == 19
+    assert len((run / "eval_files.txt").read_text().splitlines()) == len(changed)
 
-    forget()
-    (data / "train/3/1.jpg").unlink()
-    with pytest.raises(UsageError) as caught:
-        train.train(small_config, run, console=told)
-    assert f"--config.init_from={run} and another --workdir" in str(caught.value)
+
+def test_no_file_is_written_for_a_set_that_is_no_folder(tmp_path, digits):
+    assert workdir.name_files(tmp_path, digits["test"]) == ("", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_set_without_files_cannot_be_listed(small_config):
-    with pytest.raises(UsageError, match="--list_split: optical_digits/1.0.0:test is no folder"):
+    with pytest.raises(UsageError, match=r"--list_split: optical_digits/1\.0\.0:test is no folder"):
         main.files_of(small_config, "test", None)
 
 
@@ -97,4 +91,9 @@ def test_an_old_run_goes_on_bit_identically(tmp_path, flags):
                    "--json")  # fmt: skip
     assert result(again)["step"] == 6
     assert digests(moved, 6) == digests(whole, 6)
-    assert np.all([path.name != "damaged" for path in moved.iterdir()])
+    assert not (moved / "damaged").exists()
+
+    next((data / "cat").glob("*.jpg")).unlink()
+    refused = finish("main", *flags(moved, **given, duration="8 steps"), "--allow_config_changes")
+    assert refused.returncode == 2
+    assert f"--config.init_from={moved} and another --workdir" in refused.stderr
