@@ -86,7 +86,11 @@ class Commands:
             return ""
         try:
             done = subprocess.run(
-                list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                encoding="utf-8",
             )
         except FileNotFoundError:
             raise missing(argv[0]) from None
@@ -151,8 +155,14 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:cut]), list(argv[cut + 1 :])
 
 
-def training_arguments(arguments: Sequence[str], workdir: str) -> list[str]:
-    """What `xception_jax.main` gets: the user's arguments as they are, and the workdir.
+def training_arguments(arguments: Sequence[str], workdir: str, processes: int) -> list[str]:
+    """What `xception_jax.main` gets: the user's arguments as they are, and what the launcher knows.
+
+    Args:
+      arguments: the user's.
+      workdir: of the run.
+      processes: how many it starts. A run that finds another number on its machines refuses to
+        train; else each could train alone, all in one workdir.
 
     Raises:
       UsageError: no config, or a workdir among the arguments: the launcher needs to know it.
@@ -162,7 +172,7 @@ def training_arguments(arguments: Sequence[str], workdir: str) -> list[str]:
         raise UsageError("--workdir goes before the --, to the launcher, which hands it on")
     if "config" not in names:
         raise UsageError("what is to be trained? Add: -- --config=configs/imagenet.py")
-    return [*arguments, f"--workdir={workdir}"]
+    return [f"--num_processes={processes}", *arguments, f"--workdir={workdir}"]
 
 
 def check_name(name: str, what: str = "name", most: int = 61) -> str:

@@ -150,6 +150,6 @@ def start(
 ) -> None:
     """Starts training on every machine; where it runs already, that is left alone."""
     workdir = f"{args.mount}/{args.workdir}"
-    arguments = training_arguments(arguments, workdir)
+    arguments = training_arguments(arguments, workdir, fleet.workers)
     command = remote("start", code.archive.name, f"{workdir}/logs", "--", *arguments)
     each(commands, fleet, "starting", lambda w: fleet.ssh(w, command))

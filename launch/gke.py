@@ -16,7 +16,7 @@ import json
 import time
 from typing import Any
 
-from launch import fleet, follower, machines, slices, source
+from launch import fleet, follower, machines, podlog, slices, source
 from launch.commands import (
     Commands,
     Parser,
@@ -82,7 +82,7 @@ def manifest(args: argparse.Namespace, arguments: list[str]) -> list[dict[str, A
 
 def job(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     """The Job of all nodes, one process each, that succeeds or fails as a whole."""
-    nodes = slices.parse(args.type).hosts if args.type else args.nodes
+    nodes = nodes_of(args)
     stopped = {"containerName": CONTAINER, "operator": "In", "values": [STOPPED]}
     return {
         "completionMode": "Indexed",
@@ -98,6 +98,11 @@ def job(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         },
         "template": pod(args, arguments),
     }
+
+
+def nodes_of(args: argparse.Namespace) -> int:
+    """The nodes of the run, a process each."""
+    return slices.parse(args.type).hosts if args.type else int(args.nodes)
 
 
 def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
@@ -119,7 +124,8 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
             {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
         )
     workdir = f"{fleet.MOUNT}/{args.workdir}"
-    train = ["python", "-m", "xception_jax.main", *training_arguments(arguments, workdir)]
+    arguments = training_arguments(arguments, workdir, nodes_of(args))
+    train = ["python", "-m", "xception_jax.main", *arguments]
     return {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
         "spec": {
@@ -240,7 +246,7 @@ class Run:
             path = cache.folder() / "launch" / f"{self._args.name}.yaml"
             if not self._commands.dry_run:
                 cache.make_private(path.parent)
-                path.write_text(manifest)
+                path.write_text(manifest, encoding="utf-8")
             self._commands.run(self._kubectl("apply", f"--filename={path}"))
 
     def delete(self) -> None:
@@ -270,37 +276,34 @@ class Run:
         """Shows the log of all pods until the run ends; returns how: Completed or Failed."""
         logs = self._kubectl(
             "logs", f"--selector={_SELECTOR}={self._args.name}", f"--container={CONTAINER}",
-            "--follow", "--prefix", "--max-log-requests=256", "--tail=-1",
+            "--follow", "--prefix", "--timestamps", "--max-log-requests=256", "--tail=-1",
         )  # fmt: skip
         if self._commands.dry_run:
             self._commands.tell(logs)
             return "Completed"
-        last, since = "", list[str]()
+        last, shown = "", podlog.Shown()
         while (state := self.state()) == "running":
             why = self.waiting()
-            if why:
-                if why != last:
-                    fleet.say(why)
+            if not why:
+                self._show(logs, shown)
+            elif why != last:
+                fleet.say(why)
                 last = why
-            else:
-                begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                if self._show([*logs, *since]):
-                    # Its end is that of the pods, or of the connection: do not tell it all again.
-                    since = [f"--since-time={begun}"]
             time.sleep(self._args.poll)
         return state
 
-    def _show(self, logs: list[str]) -> bool:
-        """Whether there was a log to show."""
+    def _show(self, logs: list[str], shown: podlog.Shown) -> None:
+        """Prints what is new in the log, until it or the connection ends."""
         self._commands.tell(logs)
+        shown.begin()
         complaints: list[str] = []
-        shown = False
+        count = 0
         for line in follower.lines_of(logs, complaints):
-            shown = True
-            print(printable(line, keep="\n\t"), end="", flush=True)
-        if complaints and not shown:
+            count += 1
+            if (text := shown.new(line)) is not None:
+                print(printable(text, keep="\n\t"), end="", flush=True)
+        if complaints and not count:
             fleet.say(complaints[-1].rstrip())
-        return shown
 
 
 def create_nodes(commands: Commands, args: argparse.Namespace) -> None:
@@ -445,7 +448,7 @@ def check(args: argparse.Namespace, arguments: list[str]) -> None:
     if args.workdir:
         args.workdir = check_workdir(args.workdir)
     if verb in ("render", "run"):
-        training_arguments(arguments, fleet.MOUNT)
+        training_arguments(arguments, fleet.MOUNT, 1)
 
 
 def command(argv: list[str]) -> dict[str, object] | None:

@@ -111,10 +111,10 @@ def command(
         args.bucket = args.bucket.removeprefix("gs://").rstrip("/")
     if args.workdir:
         args.workdir = check_workdir(args.workdir)
-    if args.verb in ("run", "start"):
-        training_arguments(arguments, args.mount)
     commands = Commands(args.dry_run)
     fleet = make(commands, args)
+    if args.verb in ("run", "start"):
+        training_arguments(arguments, args.mount, fleet.workers)
     ends = act(commands, fleet, args, arguments, parser.prog)
     result: dict[str, object] = {"name": args.name, **ends}
     if args.dry_run:

@@ -75,8 +75,9 @@ def command(argv: list[str]) -> dict[str, object] | None:
     workdir = os.path.abspath(paths.local("--workdir", args.workdir))
     if "\n" in workdir or "\\" in workdir:
         raise UsageError("--workdir: sbatch takes no line break and no \\ in the path of its log")
-    train = [args.python, "-m", "xception_jax.main", *training_arguments(arguments, workdir)]
     per_node = args.gpus_per_node if args.processes == "gpu" else 1
+    arguments = training_arguments(arguments, workdir, args.nodes * per_node)
+    train = [args.python, "-m", "xception_jax.main", *arguments]
     devices = ",".join(map(str, range(args.gpus_per_node))) or "own"
     options = [
         "--parsable",

@@ -44,6 +44,7 @@ def make_small_config() -> ConfigDict:
     config.model.dropout = 0.2
     config.model.bn_virtual_batch = 8
     config.data.image_size = 8
+    config.data.eval_preset, config.data.eval_crop = "area", 1.0
     config.data.batch_size = 64
     config.augment.shift = 1
     config.augment.flip = True

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,32 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def started(folder: Path, tasks: Sequence[tuple[list[str], dict[str, str]]]) -> Iterator[Several]:
+    """Starts processes, each of a command and its environment; ends what is left.
+
+    Args:
+      folder: made, for the outputs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = [folder / f"{process}.txt" for process in range(len(tasks))]
+    processes = []
+    try:
+        for path, (words, variables) in zip(outputs, tasks, strict=True):
+            env = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
+            with path.open("w") as file:
+                processes.append(
+                    subprocess.Popen(
+                        words, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, text=True
+                    )
+                )
+        yield Several(processes, outputs)
+    finally:
+        for left in processes:
+            left.kill()
+            left.wait()
+
+
+@contextlib.contextmanager
 def several(count: int, devices: int, folder: Path, module: str, *flags: str) -> Iterator[Several]:
     """Starts a command in `count` processes of `devices` virtual devices each; ends what is left.
 
@@ -153,28 +179,11 @@ def several(count: int, devices: int, folder: Path, module: str, *flags: str) ->
     Args:
       folder: made, for the outputs.
     """
-    port = free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-    outputs = [folder / f"{process}.txt" for process in range(count)]
-    env = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONUNBUFFERED": "1",
-    }
-    processes = []
-    try:
-        for process, path in enumerate(outputs):
-            where = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}",
-                     f"--process_id={process}"]  # fmt: skip
-            with path.open("w") as file:
-                processes.append(
-                    subprocess.Popen(
-                        command(module, *flags, *where),
-                        cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, text=True,
-                    )
-                )  # fmt: skip
-        yield Several(processes, outputs)
-    finally:
-        for left in processes:
-            left.kill()
-            left.wait()
+    where = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    tasks = [
+        (command(module, *flags, *where, f"--process_id={process}"), env)
+        for process in range(count)
+    ]
+    with started(folder, tasks) as processes:
+        yield processes

@@ -1,6 +1,7 @@
 """Runs of several processes on one machine: that they are one run, and how they end."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import ROOT, Several, digests, finish, free_port, records, several
+from tests.processes import (
+    ROOT,
+    Several,
+    command,
+    digests,
+    finish,
+    free_port,
+    records,
+    several,
+    started,
+)
+from tests.test_detection import OPEN_MPI, SLURM, metadata_server
 from tests.training.test_checkpoint import save_all
 from xception_jax import cluster
 from xception_jax.errors import RunError, UsageError
@@ -21,8 +33,9 @@ EIGHT = {"mesh__data": -1}
 
 
 def test_flags_that_do_not_fit_are_told():
-    with pytest.raises(UsageError, match="go together: name all or none"):
-        cluster.join(coordinator="127.0.0.1:1", processes=2)
+    for given in ({"coordinator": "127.0.0.1:1", "processes": 2}, {"process": 0, "processes": 2}):
+        with pytest.raises(UsageError, match="go together: name all or none"):
+            cluster.join(**given)
     with pytest.raises(UsageError, match="--process_id is 2; it takes 0 to 1"):
         cluster.join(coordinator="127.0.0.1:1", processes=2, process=2)
     with pytest.raises(UsageError, match="--coordinator is 'here'; it takes HOST:PORT"):
@@ -33,7 +46,7 @@ def test_a_cluster_that_is_asked_for_and_not_there_is_told(flags, tmp_path):
     process = finish("main", *flags(tmp_path / "run"), "--distributed")
     assert process.returncode == 2
     [line] = process.stderr.splitlines()
-    assert line.startswith("error: no other processes are named")
+    assert line.startswith("error: --distributed needs a cluster, but the environment names none")
     assert not (tmp_path / "run").exists()
 
 
@@ -49,7 +62,7 @@ def test_what_fails_on_the_first_process_fails():
 
 
 TOGETHER = """
-import os, sys
+import os, sys, time
 from xception_jax import cluster
 from xception_jax.errors import ReadError, RunError, UsageError
 address, process = sys.argv[1:]
@@ -69,6 +82,9 @@ def by_one(victim, error):
         raise error
 
 assert cluster.on_first(lambda: process) == "0"
+cluster._PATIENCE_S, cluster._ATTEMPT_S = 1, 1
+time.sleep(3 * int(process))  # longer than process 0 waits in one go
+assert cluster.gather([process, 1.5]) == [["0", 1.5], ["1", 1.5]]
 told(cluster.on_first, lambda: os.mkdir("/dev/null/x"))
 told(cluster.on_first, usage)
 told(cluster.together, lambda: by_one("1", OSError(28, "No space left on device", "/f")))
@@ -84,10 +100,13 @@ def test_what_fails_in_one_and_data_that_is_not_the_same_are_told_by_all():
         subprocess.Popen(
             [sys.executable, "-c", TOGETHER, address, str(process)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "http_proxy": "http://127.0.0.1:1"},  # which nothing must take
         )
         for process in range(2)
     ]  # fmt: skip
-    for said, text in [process.communicate(timeout=120) for process in running]:
+    ended = [process.communicate(timeout=120) for process in running]
+    assert "process 0 has waited 1 s for process 1, which" in ended[0][1].replace("\n", " ")
+    for said, text in ended:
         assert [line for line in said.splitlines() if "[Gloo]" not in line] == [
             "RunError /dev/null/x: Not a directory (process 0 of 2)",
             "UsageError no (process 0 of 2)",
@@ -96,6 +115,88 @@ def test_what_fails_in_one_and_data_that_is_not_the_same_are_told_by_all():
         ], text
         assert "RunError: the labels are not the same in processes 0 and 1" in text
     assert all(process.returncode for process in running)
+
+
+ENDING = """
+import sys, time
+from xception_jax import cli, cluster
+process, why = int(sys.argv.pop(1)), sys.argv.pop(1)
+
+def main():
+    cli.settle()
+    import jax, jax.numpy as jnp
+    from jax.experimental import multihost_utils
+    if process == 1 and why == "memory":
+        jax.jit(lambda: jnp.ones((1 << 24, 1 << 22), jnp.float32), device=jax.local_devices()[0])()
+    if process == 1 and why == "disk":
+        with open("/dev/full", "w") as file:
+            file.write("x")
+    if process == 0 and why == "bug":
+        raise KeyError("x")
+    if why == "usage":
+        from xception_jax.errors import UsageError
+        raise UsageError("no")
+    multihost_utils.sync_global_devices("here the others wait for ever")
+
+cli.run(main, "")
+"""
+
+
+@pytest.mark.parametrize(
+    ("why", "code", "line"),
+    [
+        ("memory", 1, r"error: out of memory on cpu: it wanted [\d,.]+ GiB; lower .* --fit finds"),
+        pytest.param("disk", 1, "error: No space left on device", marks=pytest.mark.slow),
+        pytest.param("bug", 1, "error: KeyError: 'x'", marks=pytest.mark.slow),
+        pytest.param("usage", 2, "error: no", marks=pytest.mark.slow),
+    ],
+)
+def test_what_ends_one_ends_all_with_the_same_line(why, code, line):
+    """Also where the others are in a computation, from which Python does not return."""
+    port = free_port()
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=3"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDING, str(process), why, *flags, f"--process_id={process}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for process in range(3)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [code] * 3, said
+    victim = {"memory": 1, "disk": 1, "bug": 0}.get(why)
+    for process, text in enumerate(said):
+        [told] = [one for one in text.splitlines() if one.startswith("error: ")]
+        assert re.match(line, told), text
+        if victim not in (process, None):
+            assert told.endswith(f" (process {victim} of 3)")
+        assert ("Traceback" in text) == (why == "bug" and process == 0), text
+        assert "stack trace" not in text
+
+
+NEVER = """
+import functools, sys
+from xception_jax import cli, cluster
+cluster.join = functools.partial(cluster.join, timeout_s=2)
+cli.run(cli.settle, "")
+"""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_nobody_meets_ends_with_one_line(process):
+    task = {**SLURM, "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(process),
+            "SLURM_JOB_ID": str(free_port())}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", NEVER], env={**os.environ, **task},
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    *before, line = done.stderr.splitlines()
+    assert done.returncode == 1, done.stderr
+    assert line.startswith("error: process")
+    assert "within 2 s" in line
+    assert "--nodistributed runs alone" in line
+    at_once = "SLURM (SLURM_JOB_ID="
+    assert [one.startswith(at_once) for one in before] == ([True] if process == 0 else [])
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +246,7 @@ def test_several_processes_compute_what_one_does(alone, flags, tmp_path, process
         assert evaluating.codes() == [0] * processes, evaluating.said(0)
     found = finish(*evaluation).stdout.strip()
     assert found.replace('"examples": 360', "") != found
-    for word in ('"top1"', '"top5"', '"examples": 360'):
+    for word in ('"top1"', '"loss"', '"examples": 360'):
         assert word in evaluating.said(0)
         assert word not in evaluating.said(1)
 
@@ -235,12 +336,85 @@ def test_a_folder_in_use_is_refused_by_all(flags, tmp_path):
             assert "another process is training in" in second.said(process)
 
 
+def task_of(cluster_: str, process: int, port: int, metadata: str) -> dict[str, str]:
+    """The variables of one of two processes on this machine, as its launcher sets them."""
+    number = str(process)
+    return {
+        "slurm": {**SLURM, "SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost",
+                  "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": number,
+                  "SLURM_LOCALID": number},
+        "open_mpi": {**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": f"{port << 12}.0;tcp://127.0.0.1:1",
+                     "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": number},
+        "tpu": {"JAX_FORCE_TPU_INIT": "1", "TPU_WORKER_HOSTNAMES": "localhost,localhost",
+                "TPU_WORKER_ID": number, "GCE_METADATA_IP": metadata,
+                "JAX_COORDINATOR_PORT": str(port)},
+    }[cluster_]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster_", ["slurm", "open_mpi", "tpu"])
+def test_nothing_beside_a_training_in_the_same_job_disturbs_it(cluster_, flags, tmp_path):
+    run = flags(tmp_path / "run", **EIGHT, duration="5000 steps", eval__every="9000 steps")
+    other = flags(tmp_path / "other", **EIGHT)
+    port = free_port()
+    with metadata_server() as metadata:
+        env = [task_of(cluster_, process, port, metadata) for process in (0, 1)]
+        one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+        tasks = [(command("main", *run), {**variables, **one_device}) for variables in env]
+        with started(tmp_path / "first", tasks) as first:
+            first.wait_until("step 5/")
+            assert "names 2 processes; this is number 0 and waits" in first.said(0)
+            workdir = f"--workdir={tmp_path / 'run'}"
+            evaluated = finish("evaluate", workdir, "--json", env=env[0])
+            assert '"examples": 360' in evaluated.stdout, evaluated.stderr
+            assert "names 2 processes; this one runs alone" in evaluated.stderr
+            output = f"--output={tmp_path / 'exported'}"
+            exported = finish("export", workdir, output, "--platforms=cpu", env=env[1])
+            assert exported.returncode == 0, exported.stderr
+            with started(tmp_path / "second", [(command("main", *other), one) for one in env]) as (
+                second
+            ):
+                assert second.codes() == [2, 2]
+            for process in (0, 1):
+                line = second.said(process).splitlines()[-1]
+                assert line.startswith("error: another run listens at "), line
+            assert not (tmp_path / "other").exists()
+            assert [one.poll() for one in first.processes] == [None, None]
+            first.processes[1].send_signal(signal.SIGTERM)
+            assert first.codes() == [0, 0], first.said(1)
+    assert "stopped at step" in first.said(0)
+
+
+@pytest.mark.slow
+def test_a_mesh_that_leaves_out_a_process_is_refused_by_all(flags, tmp_path):
+    with several(2, 2, tmp_path, "main", *flags(tmp_path / "run", mesh__data=2)) as run:
+        assert run.codes() == [2, 2]
+    for process in (0, 1):
+        [line] = [one for one in run.said(process).splitlines() if one.startswith("error")]
+        assert "config.mesh.data is 2, which takes 2 of the 4 devices of 2 processes" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_log_that_cannot_be_written_ends_all_with_one_line(flags, tmp_path):
+    """Only process 0 writes it; the other one waits for it in a step."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    with several(2, 1, tmp_path, "main", *flags(tmp_path / "run", **EIGHT)) as run:
+        assert run.codes(timeout=120) == [1, 1], run.said(1)
+    for process in (0, 1):
+        [line] = [one for one in run.said(process).splitlines() if one.startswith("error: ")]
+        assert "No space left on device" in line
+        assert "stack trace" not in run.said(process)
+
+
 RESTORE = """
 import sys
 from pathlib import Path
 from xception_jax import cluster
 address, process, folder = sys.argv[1:]
 cluster.join(coordinator=address, processes=2, process=int(process))
+from tests.test_detection import OPEN_MPI, SLURM, metadata_server
 from tests.training.test_checkpoint import Checkpoints, assert_equal, make_state, target
 with Checkpoints(Path(folder), keep=10) as checkpoints:
     state, meta, notes = checkpoints.restore_newest(target(devices=2))

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from launch import slices, source, worker
 from launch.gke import unexpanded
 from tests.processes import ROOT
+from xception_jax import slices as tables
 from xception_jax.errors import UsageError
 
 STAND_IN = ROOT / "tests" / "stand_in.py"
@@ -172,6 +173,7 @@ def tpu(
         ("v6e-4", "2x2", 4, 1, "ct6e-standard-4t", "v6e-4"),
         ("v6e-256", "16x16", 256, 64, "ct6e-standard-4t", "v6e-256"),
         ("tpu7x-8", "2x2x1", 4, 1, "tpu7x-standard-4t", "tpu7x-8"),
+        ("tpu7x:1x1x1", "1x1x1", 1, 1, "tpu7x-standard-1t", "tpu7x-2"),
         ("tpu7x:4x4x8", "4x4x8", 128, 32, "tpu7x-standard-4t", "tpu7x-256"),
     ],
 )
@@ -190,7 +192,7 @@ def test_every_shape_is_refused_or_makes_whole_hosts(generation, sides):
     except UsageError:
         return
     assert str(found) == name
-    assert found.hosts * found.chips_per_host == found.chips <= found.kind.largest
+    assert found.hosts * found.chips_per_host == found.chips <= tables.KINDS[generation].largest
     named = slices.parse(found.accelerator_type) if found.is_default_shape else None
     assert named in (None, found)
 
@@ -198,12 +200,12 @@ def test_every_shape_is_refused_or_makes_whole_hosts(generation, sides):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v7-8", "no TPU type 'v7-8'; did you mean"),
+        ("v7-8", "no TPU slice 'v7-8'; did you mean"),
         ("v5lite-16", "did you mean 'v5litepod-"),
-        ("v5e-12", "no slice 'v5e-12'; v5e- goes with chips: 1, 4, 8, 16"),
-        ("v4-7", "no slice 'v4-7'; v4- goes with cores, two a chip: 8, 16"),
-        ("v5e:4x2", "v5e has no shape '4x2'; did you mean '2x4'?"),
-        ("v5p:4x4x2", "v5p has no shape '4x4x2'"),
+        ("v5e-12", "v5e- goes with chips: 1, 4, 8, 16"),
+        ("v4-7", "did you mean 'v4-8'? v4- goes with cores, two a chip: 8, 16"),
+        ("v5e:4x2", "no TPU slice 'v5e:4x2'; did you mean 'v5e:2x4'?"),
+        ("v5p:4x4x2", "no TPU slice 'v5p:4x4x2'; did you mean 'v5p:2x4x4'?"),
     ],
 )
 def test_slices_that_are_not_there(name, message):
@@ -297,7 +299,8 @@ def test_a_run_from_creation_to_deletion_on_two_hosts(cloud):
         state = json.loads((home / "xception_jax" / "state.json").read_text())
         workdir = f"--workdir={cloud.folder}/bucket/runs/a b"
         assert state["command"][1:3] == ["-m", "xception_jax.main"]
-        assert state["command"][3:] == ["--config=configs/digits.py", *NASTY, workdir]
+        assert state["command"][3:] == [
+            "--num_processes=2", "--config=configs/digits.py", *NASTY, workdir]  # fmt: skip
         assert sorted(p.name for p in home.iterdir()) == ["xception_jax"]
     trained = [call[1:] for call in cloud.calls("python")]
     assert trained == [["-m", "xception_jax.main", *state["command"][3:]]] * 2
@@ -494,7 +497,7 @@ def test_a_slice_on_compute_engine_is_a_group_with_a_policy(cloud):
     assert [call[0] for call in deleted] == [
         "instance-groups", "instance-templates", "resource-policies"]  # fmt: skip
     state = json.loads((cloud.folder / "machines/pod1-a2/xception_jax/state.json").read_text())
-    assert state["command"][4:-1] == NASTY
+    assert state["command"][3:-1] == ["--num_processes=2", "--config=c.py", *NASTY]
 
 
 # On the machine
@@ -669,7 +672,7 @@ def test_arguments_in_a_manifest_are_words_of_their_own(cloud):
     [jobset] = rendered(cloud, "--type=v6e-1")
     pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     words = [expanded(word, {"HOME": "/root"}) for word in pod["containers"][0]["args"]]
-    assert words == ["python", "-m", "xception_jax.main", "--config=c", *NASTY,
+    assert words == ["python", "-m", "xception_jax.main", "--num_processes=1", "--config=c", *NASTY,
                      "--workdir=/mnt/bucket/runs/a"]  # fmt: skip
     command = pod["containers"][0]["command"]
     assert command == ["python", "-m", "launch.worker", "container", "--"]
@@ -705,6 +708,31 @@ def test_a_jobset_is_applied_and_followed_to_its_end(end, code, cloud):
     assert yaml.safe_load(path.read_text())["kind"] == "JobSet"
     assert ["kubectl", "delete", "jobset", "run1", "--ignore-not-found",
             "--namespace=default"] in calls  # fmt: skip
+
+
+def test_a_broken_connection_to_pods_shows_no_line_twice(cloud):
+    """Of each pod lines come in order; those of two pods mix, and times have any fraction."""
+    first = [
+        "[pod/a/train] 2026-08-01T10:00:00.9Z a1\n",
+        "[pod/b/train] 2026-08-01T10:00:01.123456789Z b1\n",
+        "[pod/a/train] 2026-08-01T10:00:01.5Z a2\n",
+        "[pod/a/train] 2026-08-01T10:00:01.5Z a2\n",  # the same text at the same time, twice
+    ]
+    missed = "[pod/b/train] 2026-08-01T10:00:01.4Z b2\n"  # earlier than what pod a has shown
+    later = "[pod/a/train] 2026-08-01T10:00:02Z a3\n[pod/a/train] 2026-08-01T10:00:02Z a3\n"
+    whole = "".join([*first[:3], missed, first[3], later])
+    running = {"status": {"phase": "Running"}, "metadata": {"name": "a"}}
+    cloud.answers({
+        "get jobset": [status(), status(), status(), status("Completed")],
+        "get pods": [(0, json.dumps({"items": [running]}), "")],
+        "logs": [(1, "".join(first[:4]), "error: unexpected EOF"), (0, whole, "")],
+    })  # fmt: skip
+    done = cloud.finish("gke", "follow", "run1", "--poll=0.02")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "[pod/a/train] a1", "[pod/b/train] b1", "[pod/a/train] a2", "[pod/a/train] a2",
+        "[pod/b/train] b2", "[pod/a/train] a3", "[pod/a/train] a3",
+    ]  # fmt: skip
 
 
 def test_a_cluster_without_jobset_says_how_to_get_it(cloud):
@@ -786,7 +814,8 @@ def test_a_job_of_one_process_a_node_or_a_gpu(words, tasks, devices, cloud):
     [srun] = cloud.calls("srun")
     assert srun[1] == "--kill-on-bad-exit=1"
     assert ("--cpus-per-task=8" in srun) == ("--cpus-per-process=8" in words)
-    wanted = ["-m", "xception_jax.main", "--config=c", *NASTY, f"--workdir={cloud.folder}/50% a b"]
+    wanted = ["-m", "xception_jax.main", f"--num_processes={tasks}", "--config=c", *NASTY,
+              f"--workdir={cloud.folder}/50% a b"]  # fmt: skip
     assert [call[1:] for call in cloud.calls("python")] == [wanted] * tasks
     assert cloud.calls("scontrol") == []
 

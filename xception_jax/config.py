@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.fields import Field
+from xception_jax.fields import EXAMPLES, Field
 
 if TYPE_CHECKING:
     from xception_jax.data import sources
@@ -41,6 +41,7 @@ def _every(default: str, help: str) -> Field:
 
 
 _OWN = "None: the model's own default"
+_WEIGHTS = "None: as the weights of init_from, else"
 
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
@@ -54,6 +55,13 @@ SCHEMA: dict[str, Field] = {
         "auto",
         "compute dtype; auto: bfloat16 on TPU and GPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
+    ),
+    "model.matmul_precision": _text(
+        "auto",
+        "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes "
+        "of bfloat16; tensorfloat32: three passes; default: as JAX has it, on TPU one; auto: "
+        "float32",
+        choices=("auto", "default", "tensorfloat32", "float32"),
     ),
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
     "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
@@ -138,22 +146,29 @@ SCHEMA: dict[str, Field] = {
         "the run", high=1.0, harmless=True
     ),
     "data.batch_size": _int(64, "examples in a step over all devices", low=1),
-    "data.image_size": _int(299, "side of the square images, pixels", low=1),
+    "data.image_size": _int(
+        None, f"side of the square images, pixels; {_WEIGHTS} 299", low=1
+    ),
     "data.crop_area": _tuple((1.0, 1.0), "random crop: range of shares of the area", low=1e-3,
                              high=1.0),
     "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
     "data.eval_preset": _text(
-        "area",
+        None,
         "how evaluation resizes: area: a centred square, averaged; inception: as Inception was "
         "judged: the centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, "
-        "squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre",
+        f"squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre; {_WEIGHTS} "
+        "area",
         choices=("area", "inception", "keras", "timm"),
     ),
-    "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept; inception: of both",
-                             low=0.01, high=1.0),
+    "data.eval_crop": _float(
+        None, "evaluation: share of the shorter side kept; inception: of both; None: as the "
+        "weights of init_from with the same eval_preset, else 0.875 of inception and timm, 1.0 of "
+        "area and keras", low=0.01, high=1.0,
+    ),
     "data.exif": _text(
-        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: off "
-        "where eval_preset is inception, keras or timm, which do not apply it, else on",
+        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: as "
+        "the weights of init_from with the same eval_preset, else off where that is inception, "
+        "keras or timm, which do not apply it, and on with area",
         choices=("auto", "on", "off"),
     ),
     "data.white_level": _int(
@@ -285,7 +300,8 @@ SCHEMA: dict[str, Field] = {
 
 # What a `config.json` means that was written before a field was there: what runs did then.
 _BEFORE: dict[str, Any] = {
-    "data.exif": "on", "data.white_level": 65_535, "data.folder_rules": 1,
+    "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
+    "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
 }  # fmt: skip
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
@@ -293,8 +309,13 @@ _AT_START = ("optimizer.initial_squares",)
 
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
 _OPEN: dict[str, Any] = {
-    "model.dtype": "auto", "data.exif": "auto", "data.white_level": 0, "data.folder_rules": 0,
+    "model.dtype": "auto", "model.matmul_precision": "auto", "data.image_size": None,
+    "data.eval_preset": None, "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
+    "data.folder_rules": 0,
 }  # fmt: skip
+
+# Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`.
+_CROPS = {"inception": 0.875, "timm": 0.875}
 
 
 def default() -> ConfigDict:
@@ -461,6 +482,12 @@ def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
     return copy
 
 
+def matmul_precision(config: ConfigDict) -> str | None:
+    """What JAX calls the precision that `model.matmul_precision` names; None: JAX' default."""
+    asked = config.model.matmul_precision
+    return {"auto": "float32", "default": None}.get(asked, asked)
+
+
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     """A copy in which nothing is left open, so that a run stays what it began as.
 
@@ -476,8 +503,19 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
         resolved.update_from_flattened_dict({name: then[name] for name in _AT_START})
     resolved.data.folder_rules = resolved.data.folder_rules or folder_files.RULES
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
+    data = resolved.data
+    data.image_size = data.image_size or 299
+    data.eval_preset = data.eval_preset or "area"
+    data.eval_crop = data.eval_crop or own_crop(data.eval_preset)
+    if resolved.model.matmul_precision == "auto":
+        resolved.model.matmul_precision = "float32"
     resolved.data.exif = "on" if applies_exif(resolved) else "off"
     return resolved
+
+
+def own_crop(preset: str) -> float:
+    """The share of a picture that evaluation keeps where nothing says it, see `data.eval_crop`."""
+    return _CROPS.get(preset, 1.0)
 
 
 def applies_exif(config: ConfigDict) -> bool:
@@ -489,7 +527,8 @@ def applies_exif(config: ConfigDict) -> bool:
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
     """The fields of `config.model` that change the model from its own defaults."""
-    return {k: v for k, v in config.model.items() if k not in ("name", "dtype") and v is not None}
+    own = ("name", "dtype", "matmul_precision")
+    return {k: v for k, v in config.model.items() if k not in own and v is not None}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -518,8 +557,9 @@ def _plain(value: Any) -> Any:
 
 def describe() -> str:
     """Every field with its default and meaning, for the terminal."""
-    lines = []
+    lines = [f"A duration is {EXAMPLES}. --config.FIELD=None unsets a field whose default is None."]
     for name, field in SCHEMA.items():
         choices = f" [{', '.join(field.choices)}]" if field.choices else ""
+        choices = " [duration]" if field.duration else choices
         lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli
 from xception_jax.errors import UsageError, nearest
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from xception_jax.data.augment import Augmentation
     from xception_jax.data.stream import Reader
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
-)
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "the picture to write, .png or .jpg")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "columns", lower_bound=1)
 _ONLY = flags.DEFINE_list(

@@ -55,8 +55,8 @@ def evaluate(
 
     Returns:
       `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluator` finds: `top1`
-      and `top5`, of multi-label data `map`, `precision` and `recall`; `loss`, `examples`,
-      `skipped`.
+      and (from 20 classes on) `top5`, of multi-label data `map`, `precision` and `recall`; `loss`,
+      `examples`, `skipped`.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
@@ -92,7 +92,8 @@ def main() -> None:
         raise UsageError("--workdir is needed; --help shows an example")
     from xception_jax import cluster, console
 
-    cli.settle()
+    # A training in the same job has the same environment, so only what is asked for is joined.
+    cli.settle(by_itself=False)
     workdir = _WORKDIR.value
     cli.keep_compiled()
     result = evaluate(

@@ -11,14 +11,13 @@ import json
 import pathlib
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli, config
 from xception_jax.errors import UsageError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
-)
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run's checkpoints and logs")
 _ALLOW = flags.DEFINE_bool(
     "allow_config_changes",

@@ -28,6 +28,7 @@ def validate(config: ConfigDict, begun: ConfigDict | None = None) -> None:
     """
     config = config_lib.settled(config, begun)
     check_without_data(config, jax.device_count())
+    _check_processes(config, jax.device_count(), jax.process_count())
     if config.profile.steps:
         check_profiler()
     _check_data(config)
@@ -87,11 +88,7 @@ def _check_ranges(config: ConfigDict) -> None:
         value = fields[name]
         if len(value) != 2 or value[0] > value[1]:
             raise UsageError(f"config.{name} is {value}; it takes (least, largest)")
-    if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
-        raise UsageError(
-            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
-            f"config.data.eval_preset keras, which takes all of the picture"
-        )
+    check_crop(config)
     traced = config.profile.steps
     if traced and (len(traced) != 2 or traced[0] > traced[1]):
         raise UsageError(f"config.profile.steps is {traced}; it takes (first, last)")
@@ -109,6 +106,26 @@ def _check_ranges(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
 
 
+def check_crop(config: ConfigDict) -> None:
+    """Refuses a crop of evaluation that its preset does not take; both may be None still."""
+    if config.data.eval_preset == "keras" and config.data.eval_crop not in (None, 1):
+        raise UsageError(
+            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
+            f"config.data.eval_preset keras, which takes all of the picture"
+        )
+
+
+def check_lengths(config: ConfigDict, examples: int) -> None:
+    """Holds durations against each other, for a training split of so many examples."""
+    opt, size = config.optimizer, {"batch_size": config.data.batch_size, "epoch": examples}
+    warmup, total = (Duration.parse(text).steps(**size) for text in (opt.warmup, config.duration))
+    if warmup > total:
+        raise UsageError(
+            f"config.optimizer.warmup is {opt.warmup!r}, {warmup:,} steps, and the run has "
+            f"{total:,} (config.duration {config.duration!r}); make one shorter or the other longer"
+        )
+
+
 def _sharing(config: ConfigDict, devices: int) -> int:
     """How many of the devices share a batch, by `mesh.data` and `mesh.model`."""
     data, model = config.mesh.data, config.mesh.model
@@ -124,6 +141,16 @@ def _sharing(config: ConfigDict, devices: int) -> int:
             f"devices; take a mesh.model of at most {devices // data}"
         )
     return devices if data == -1 else data * model
+
+
+def _check_processes(config: ConfigDict, devices: int, processes: int) -> None:
+    """Each process computes its part of a batch, so each has to have its devices in the mesh."""
+    taken = _sharing(config, devices)
+    if processes > 1 and taken != devices:
+        raise UsageError(
+            f"config.mesh.data is {config.mesh.data}, which takes {taken} of the {devices} devices "
+            f"of {processes} processes; all of them have to take part: take -1"
+        )
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:
@@ -156,14 +183,17 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     known = models.overrides(config.model.name)
-    for name in config_lib.model_overrides(config):
-        if name not in known:
-            raise UsageError(f"config.model.{name}: {config.model.name} has no such override")
+    unknown = [name for name in config_lib.model_overrides(config) if name not in known]
+    if unknown:
+        fields = ", ".join(f"config.model.{name}" for name in unknown)
+        unset = " ".join(f"--config.model.{name}=None" for name in unknown)
+        raise UsageError(f"{config.model.name} does not take {fields}; add {unset}")
 
 
 def _check_data(config: ConfigDict) -> None:
     train = config_lib.open_training(config)
     test = config_lib.open_split(config, config.data.eval_split)
+    check_lengths(config, len(train))
     if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
     joined.same_classes(train, test)

@@ -83,6 +83,17 @@ def out_of_device_memory(error: BaseException) -> bool:
     )
 
 
+def wanted_memory(error: BaseException) -> str:
+    """What a program or an array wanted of a device, as JAX' message says it; "" if it does not."""
+    for part in _chain(error):
+        if of := re.search(r"Used ([\d.]+\w*) of ([\d.]+\w*) hbm", str(part)):
+            return f"it wanted {of[1]} of {of[2]}"
+        if one := re.search(r"(?:allocat|reserv)\w* ([\d.]+)( bytes|[KMGT]\w*)", str(part)):
+            number = f"{int(one[1]) / 2**30:,.2f} GiB" if one[2] == " bytes" else one[1] + one[2]
+            return f"it wanted {number}"
+    return ""
+
+
 def file_of(error: BaseException) -> str | None:
     """The file that an error names, or one of those that it was raised from."""
     for part in _chain(error):

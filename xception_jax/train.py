@@ -1,6 +1,7 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,7 @@ from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
-from xception_jax.text import quoted
-from xception_jax.training import optimizer, sharding, signals, workdir
+from xception_jax.training import optimizer, outlook, sharding, signals, verdict, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import Checkpoints, Meta
@@ -106,7 +106,8 @@ class Run:
     total_steps: int
     init: Callable[[jax.Array], TrainState]
     shapes: TrainState
-    train_step: Callable[..., Any]
+    frozen: tuple[str, ...]
+    train_step: Any  # jitted
     evaluate: Evaluator
 
     @property
@@ -115,7 +116,7 @@ class Run:
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config)
 
-    def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
+    def batches(self, first_step: int, skips: Skips | None = None) -> stream.Placed:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
         batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
@@ -129,9 +130,9 @@ class Run:
 
     def every(self, duration: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of the duration."""
-        batch, epoch = self.config.data.batch_size, len(self.train_source)
-        length = Duration.parse(duration).examples(batch_size=batch, epoch=epoch)
-        return lambda done: done * batch // length > (done - 1) * batch // length
+        size = {"batch_size": self.config.data.batch_size, "epoch": len(self.train_source)}
+        length = Duration.parse(duration)
+        return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
 
 
 def prepare(config: ConfigDict) -> Run:
@@ -141,11 +142,7 @@ def prepare(config: ConfigDict) -> Run:
     eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
-
-    def steps(duration: str) -> int:
-        return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
-
-    transformation, schedule = optimizer.from_config(config, steps)
+    transformation, schedule = optimizer.from_config(config, len(train_source))
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
     layout = sharding.from_config(config, shapes)
@@ -155,7 +152,9 @@ def prepare(config: ConfigDict) -> Run:
     )  # fmt: skip
     return Run(
         config=config, layout=layout, train_source=train_source,
-        total_steps=steps(config.duration), init=init, shapes=shapes,
+        total_steps=Duration.parse(config.duration).steps(
+            batch_size=data.batch_size, epoch=len(train_source)
+        ), init=init, shapes=shapes, frozen=state_lib.frozen_parts(structure, vars(shapes)),
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
     )  # fmt: skip
@@ -175,7 +174,7 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Says what is about to run, on what."""
-    log.say(state_lib.parameter_table(run.config.model.name, state.params))
+    log.say(state_lib.parameter_table(run.config.model.name, state.params, run.frozen))
     mesh = run.layout.mesh
     if mesh.size > 1:
         log.say(sharding.layout_table(run.shapes, run.layout))
@@ -200,28 +199,29 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
         if (result := evaluate(run, state, first, around)) is None:
             return first
         checkpoints.add_metrics(first, result)
-    batches = run.batches(first, around.skips)
-    for done in range(first + 1, total + 1):
-        with log.goodput.spending("input"):
-            batch = next(batches)
-        if done == first + 1:
-            with log.goodput.spending("compilation"):
-                cluster.compile_together(run.train_step, state, batch)
-                checkpoints.warm_up(state)
-        with around.profile.begin(done):
-            state, metrics = run.train_step(state, batch)
-        around.profile.end(done, metrics)
-        log.step_dispatched(done, metrics, log=log_due(done) or done == total)
-        stop = around.stop_requested()
-        evaluation = evaluation_due(done) or done == total
-        if evaluation or stop or save_due(done):
-            log.catch_up()
-            result = evaluate(run, state, done, around) if evaluation and not stop else None
-            stop |= evaluation and result is None
-            with log.pause("checkpoint"):
-                checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
-        if stop:
-            break
+    with closing(run.batches(first, around.skips)) as batches:
+        for done in range(first + 1, total + 1):
+            with log.goodput.spending("input"):
+                batch = next(batches)
+            if done == first + 1:
+                with log.goodput.spending("compilation"):
+                    outlook.tell(log.say, run.train_step, state, batch, total - first)
+                    cluster.compile_together(run.train_step, state, batch)
+                    checkpoints.warm_up(state)
+            with around.profile.begin(done):
+                state, metrics = run.train_step(state, batch)
+            around.profile.end(done, metrics)
+            log.step_dispatched(done, metrics, log=log_due(done) or done == total)
+            stop = around.stop_requested()
+            evaluation = evaluation_due(done) or done == total
+            if evaluation or stop or save_due(done):
+                log.catch_up()
+                result = evaluate(run, state, done, around) if evaluation and not stop else None
+                stop |= evaluation and result is None
+                with log.pause("checkpoint"):
+                    checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
+            if stop:
+                break
     with log.goodput.spending("checkpoint"):
         checkpoints.wait()
     if done > first:
@@ -243,7 +243,4 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
     if last < run.total_steps:
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
-    log.say(
-        f"done: {folder / 'checkpoints' / str(last)}  (best: {checkpoints.find('best')})\n"
-        f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
-    )
+    log.say("\n".join(verdict.lines(folder, last, checkpoints.find("best"))))

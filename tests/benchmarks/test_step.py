@@ -151,7 +151,19 @@ def test_counts_of_products_convolutions_and_loops():
 
 
 @pytest.mark.parametrize(
-    "name", ["step", "input", "startup", "loop", "trace", "tables", "tpu_compile", "experiments"]
+    "name",
+    [
+        "step",
+        "input",
+        "startup",
+        "loop",
+        "trace",
+        "tables",
+        "tpu_compile",
+        "experiments",
+        "images",
+        "digest",
+    ],
 )
 def test_every_command_has_help_and_refuses_in_one_line(name):
     done = run(name, "--help")

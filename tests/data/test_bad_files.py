@@ -19,7 +19,7 @@ from tests.processes import digests, finish, result
 from xception_jax.data import skips, sources, stream
 from xception_jax.data.order import Sampling
 from xception_jax.errors import ExampleError, RunError
-from xception_jax.text import printable
+from xception_jax.text import as_utf8, printable
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
 

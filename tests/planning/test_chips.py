@@ -2,6 +2,8 @@
 
 import pytest
 
+from launch import slices as rented
+from xception_jax import slices
 from xception_jax.errors import UsageError
 from xception_jax.planning import chips
 
@@ -19,6 +21,8 @@ from xception_jax.planning import chips
         ("v4-128", "v4:4x4x4", 64, 64),
         ("tpu7x-8", "tpu7x:2x2x1", 4, 8),
         ("v5p:4x4x12", "v5p:4x4x12", 192, 192),
+        ("tpu7x-2", "tpu7x:1x1x1", 1, 2),
+        ("tpu7x-16384", "tpu7x:16x16x32", 8192, 16384),
     ],
 )
 def test_common_names_and_shapes_name_the_same(name, shape, count, devices):
@@ -27,8 +31,23 @@ def test_common_names_and_shapes_name_the_same(name, shape, count, devices):
 
 
 def test_every_name_that_is_offered_is_taken():
-    for name in chips.names():
-        assert chips.parse(name).name in chips.names()
+    for name in slices.names():
+        assert chips.parse(name).name in slices.names()
+
+
+def test_plan_and_the_launchers_know_the_same_slices():
+    for name in [*slices.names(), "v5p:4x4x12", "tpu7x:4x4x8"]:
+        assert str(rented.parse(name)) == chips.parse(name).name
+        assert rented.parse(name).hosts * rented.parse(name).chips_per_host == (
+            chips.parse(name).chips
+        )
+    assert set(rented.GENERATIONS) == set(chips.CHIPS) == set(slices.KINDS)
+
+
+def test_the_slice_that_devices_are_of():
+    assert chips.like("TPU v5 lite", 16) == "v5e:4x4"
+    assert chips.like("TPU7x", 8) == "tpu7x:2x2x1"
+    assert chips.like("TPU v4", 6) == chips.like("NVIDIA H200", 8) == "SLICE"
 
 
 @pytest.mark.parametrize(

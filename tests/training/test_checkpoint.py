@@ -422,7 +422,32 @@ def test_a_reader_is_told_of_a_damaged_manifest(tmp_path):
                 DamagedCheckpointError, match="checkpoint 2 is damaged: its manifest is no JSON"
             ):
                 checkpoints.find(asked)
+        with pytest.raises(DamagedCheckpointError, match=r"been the best\. .* --step=latest"):
+            checkpoints.find("best")
         assert (checkpoints.find("1"), checkpoints.steps()) == (1, [1, 2])
+
+
+def test_what_a_killed_deletion_of_an_older_version_left_is_moved_and_told(tmp_path):
+    """That one deleted file by file, in place, what was not kept."""
+    save_all(tmp_path, [1, 2, 3, 4, 5], top1={3: 0.5, 4: 0.25})
+    folders = {step: tmp_path / "checkpoints" / str(step) for step in range(1, 6)}
+    empty(folders[1])
+    shutil.rmtree(folders[2] / "meta")
+    shutil.rmtree(folders[4] / "params")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find("latest") == 5
+        with pytest.raises(DamagedCheckpointError, match=r"checkpoint 1 .*: it lacks .*meta"):
+            checkpoints.find("best")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        state, _, notes = checkpoints.restore_newest(target())
+        assert int(state.step) == 5
+        assert [note.partition(":")[0] for note in notes] == [
+            "checkpoint 2 is damaged", "checkpoint 1 is damaged",
+        ]  # fmt: skip
+        assert checkpoints.find("best") == 3
+        checkpoints.save(make_state(6), META.at(6))
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 6], "4 was not whole, and not kept"
 
 
 def refused_by_the_kernel(checkpoint: Path) -> tuple[Path, Callable[[], object]]:

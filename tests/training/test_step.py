@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.data import augment
 from xception_jax.training import sharding, state, step
@@ -170,8 +171,29 @@ def test_masked_examples_do_not_count(without_dropout):
 def test_parameter_counts_are_of_every_parameter(small_config):
     _, first, _ = start(small_config)
     table = state.parameter_counts(first.params)
-    assert sum(count for _, count in table) == sum(x.size for x in jax.tree.leaves(first.params))
-    assert {"stem", "entry_flow.0", "exit_flow.1", "head"} <= dict(table).keys()
+    assert sum(table.values()) == sum(x.size for x in jax.tree.leaves(first.params))
+    assert {"stem", "entry_flow.0", "exit_flow.1", "head"} <= table.keys()
+
+
+@pytest.mark.parametrize(("freeze", "held"), [(None, []), ("entry_flow", ["stem", "entry_flow"])])
+def test_the_table_tells_what_is_frozen_and_what_is_trained(small_config, freeze, held):
+    small_config.model.freeze = freeze
+    run = train.prepare(config_lib.resolve(small_config))
+    table = state.parameter_table("xception", run.shapes.params, run.frozen)
+    columns = {column.header: list(column.cells) for column in table.columns}
+    counts = {
+        part: sum(leaf.size for leaf in jax.tree.leaves(params))
+        for part, params in run.shapes.params.items()
+    }
+    assert columns["parameters"][-1] == f"{sum(counts.values()):,}"
+    assert ("trained" in columns) == bool(held)
+    if not held:
+        return
+    trained = sum(count for part, count in counts.items() if part not in held)
+    assert columns["trained"][-1] == f"{trained:,}"
+    rows = zip(columns["part"], columns["trained"], strict=True)
+    frozen = {part.partition(".")[0] for part, cell in rows if cell == "frozen"}
+    assert frozen == set(held)
 
 
 def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from xception_jax import retry
 from xception_jax.data import decode, presets, turbojpeg
+from xception_jax.data import workers as worker_processes
 from xception_jax.data.memory import Kept, aligned
 from xception_jax.data.order import Order, Sampling
 from xception_jax.data.skips import Skips, candidates, first_usable
@@ -30,6 +31,7 @@ from xception_jax.data.threads import Threads
 from xception_jax.errors import ExampleError
 
 Batch = dict[str, Any]  # of numpy arrays
+Placed = Generator[dict[str, jax.Array], None, None]  # batches on the devices
 Paint = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size, size, 3]`
 Fill = Callable[[Batch, int, range], None]  # writes rows from one on, of these positions
 
@@ -349,17 +351,16 @@ class Reader:
         numbers = grain.MapDataset.range(parts.start, parts.stop, parts.step)
         options = grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
         made = numbers.map(make).to_iter_dataset(options)
-        if workers:
-            # Elements are whole parts, which the workers give in turn: the order stays.
-            made = made.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
-        for batch in made:
-            for text in filter(None, batch.pop("skipped")):
-                skipped = json.loads(str(text))
-                if skips is None:
-                    _, name, reason = skipped[0]
-                    raise ExampleError(name, reason)
-                skips.add(self.source, skipped)
-            yield batch
+        # Elements are whole parts, which the workers give in turn: the order stays.
+        with worker_processes.iterator(made, workers) as made_in_turn:
+            for batch in made_in_turn:
+                for text in filter(None, batch.pop("skipped")):
+                    skipped = json.loads(str(text))
+                    if skips is None:
+                        _, name, reason = skipped[0]
+                        raise ExampleError(name, reason)
+                    skips.add(self.source, skipped)
+                yield batch
 
 
 def _seeds(seed: int) -> tuple[int, int]:
@@ -381,18 +382,26 @@ def _draws(seed: int, positions: range) -> Iterator[list[float]]:
         bits.advance(2**64 - -(-decode.DRAWS // 4))
 
 
-def to_devices(
-    batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
-) -> Iterator[dict[str, jax.Array]]:
-    """Makes global arrays of the processes' shares, `ahead` of what the step consumes."""
-    placed = (
-        {
-            name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batch.items()
-        }
-        for batch in batches
-    )
-    queue = collections.deque(itertools.islice(placed, ahead))
-    while queue:
-        yield queue.popleft()
-        queue.extend(itertools.islice(placed, 1))
+def to_devices(batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2) -> Placed:
+    """Makes global arrays of the processes' shares, `ahead` of what the step consumes.
+
+    Closing it closes the batches, where they are a generator.
+    """
+
+    def placed() -> Placed:
+        for batch in batches:
+            yield {
+                name: jax.make_array_from_process_local_data(sharding, array)
+                for name, array in batch.items()
+            }
+
+    arrays = placed()
+    try:
+        queue = collections.deque(itertools.islice(arrays, ahead))
+        while queue:
+            yield queue.popleft()
+            queue.extend(itertools.islice(arrays, 1))
+    finally:
+        arrays.close()
+        if isinstance(batches, Generator):
+            batches.close()

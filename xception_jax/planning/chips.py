@@ -1,22 +1,13 @@
-"""TPU chips by their public figures, and slices of them by their common names.
+"""TPU chips by their public figures; their slices are those of `xception_jax.slices`.
 
 Sources. Peak rates, HBM and links of v5e, v6e and TPU7x: docs.cloud.google.com/tpu/docs/v5e, /v6e
-and /tpu7x (the last has v5p too); of v4: /v4 and arXiv:2304.01433, table 4. Names such as `v5p-8`
-count TensorCores where a chip has two, and chips elsewhere: the same pages, and
-AI-Hypercomputer/maxtext, `accelerator_to_spec_map.py`.
+and /tpu7x (the last has v5p too); of v4: /v4 and arXiv:2304.01433, table 4.
 """
 
 import math
-import re
 from dataclasses import dataclass
 
-from xception_jax.errors import UsageError, nearest
-
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = (
-    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
-    "16x16x16",
-)  # fmt: skip
+from xception_jax import slices
 
 
 @dataclass(frozen=True)
@@ -26,7 +17,6 @@ class Chip:
     Attributes:
       kind: its name in topologies.
       device_kind: JAX' name of it.
-      cores: TensorCores of a chip.
       devices: JAX' devices of a chip. On v4 and v5p both cores are one device, and each does half
         of every operation; the schedule that the compiler writes down is that of one core.
       tflops: peak of a chip in bfloat16, 10^12 operations/s.
@@ -38,13 +28,10 @@ class Chip:
       usable_gib: of it, what libtpu 0.0.52 grants the program of a device; a program that takes
         more is refused when it is compiled.
       link_gb_per_s: one way over one link between chips.
-      shapes: the usual slices.
-      names: what stands before the number in names such as `v5litepod-16`.
     """
 
     kind: str
     device_kind: str
-    cores: int
     devices: int
     tflops: float
     ghz: float
@@ -52,8 +39,6 @@ class Chip:
     hbm_gib: float
     usable_gib: float
     link_gb_per_s: float
-    shapes: tuple[str, ...]
-    names: tuple[str, ...]
 
     def memory_cycles(self, count: int) -> float:
         """Cycles in which a device's memory moves so many bytes."""
@@ -73,15 +58,13 @@ class Chip:
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", "TPU v4", 2, 1, 275, 1.05, 1200, 32, 30.75, 50, _CUBES, ("v4",)),
-        Chip("v5e", "TPU v5 lite", 1, 1, 197, 1.5, 819, 16, 15.75, 50, _FLAT,
-             ("v5litepod", "v5e")),
-        Chip("v5p", "TPU v5", 2, 1, 459, 1.75, 2765, 95, 95.73, 100, _CUBES, ("v5p",)),
-        Chip("v6e", "TPU v6 lite", 1, 1, 918, 1.75, 1640, 32, 31.24, 100, _FLAT, ("v6e",)),
-        Chip("tpu7x", "TPU7x", 2, 2, 2307, 2.2, 7380, 192, 94.74, 100, ("1x1x1", *_CUBES),
-             ("tpu7x",)),
+        Chip("v4", "TPU v4", 1, 275, 1.05, 1200, 32, 30.75, 50),
+        Chip("v5e", "TPU v5 lite", 1, 197, 1.5, 819, 16, 15.75, 50),
+        Chip("v5p", "TPU v5", 1, 459, 1.75, 2765, 95, 95.73, 100),
+        Chip("v6e", "TPU v6 lite", 1, 918, 1.75, 1640, 32, 31.24, 100),
+        Chip("tpu7x", "TPU7x", 2, 2307, 2.2, 7380, 192, 94.74, 100),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -129,48 +112,16 @@ class Topology:
         return sum(size > 1 for size in self.shape) * self.chip.link_gb_per_s * 1e9
 
 
-def names() -> list[str]:
-    """Every name that `parse` takes for a usual slice: `v5e:4x4`, `v5litepod-16`, `v5e-16`, ..."""
-    pairs = [(chip, shape) for chip in CHIPS.values() for shape in chip.shapes]
-    return [name for chip, shape in pairs for name in _names(chip, shape)]
-
-
-def _names(chip: Chip, shape: str) -> list[str]:
-    chips = math.prod(map(int, shape.split("x")))
-    return [f"{chip.kind}:{shape}", *(f"{name}-{chips * chip.cores}" for name in chip.names)]
-
-
 def parse(text: str) -> Topology:
-    """A slice by its name.
+    """A slice by its name, `v5litepod-16`, or its shape, `v5e:4x4`; see `slices.parse`."""
+    kind, shape = slices.parse(text)
+    return Topology(CHIPS[kind.name], tuple(map(int, shape.split("x"))))
 
-    Args:
-      text: `v5e:4x4` or `v5litepod-16`. On v4, v5p and TPU7x also the larger cubes of Cloud TPU,
-        whose sides are multiples of four, in rising order.
 
-    Raises:
-      UsageError: there is no such slice; the nearest name is given.
-    """
-    name = text.strip().lower()
-    kind, colon, sides = name.partition(":")
+def like(device_kind: str, devices: int) -> str:
+    """The usual slice of so many devices of a kind, as JAX names it; else `SLICE`."""
     for chip in CHIPS.values():
-        for shape in chip.shapes:
-            if name in _names(chip, shape):
-                return Topology(chip, tuple(map(int, shape.split("x"))))
-        if colon and kind == chip.kind and re.fullmatch(r"\d+x\d+x\d+", sides):
-            cube = tuple(map(int, sides.split("x")))
-            if chip.cores == 2 and all(n and n % 4 == 0 for n in cube) and sorted(cube) == [*cube]:
-                return Topology(chip, cube)
-    hint = _nearest(name) or "; it takes KIND:SHAPE such as v5e:4x4, or v5litepod-16"
-    known = f"; {kind} comes as {', '.join(CHIPS[kind].shapes)}" if kind in CHIPS else (
-        f"; kinds: {', '.join(CHIPS)}")  # fmt: skip
-    raise UsageError(f"no TPU slice {text!r}{hint}{known}")
-
-
-def _nearest(name: str) -> str:
-    """As `errors.nearest`; of names that end in a number, the nearest number."""
-    kind, _, number = name.rpartition("-")
-    alike = [known for known in names() if known.rpartition("-")[0] == kind and kind]
-    if not alike or not number.isdecimal():
-        return nearest(name, names())
-    best = min(alike, key=lambda known: abs(int(known.rpartition("-")[2]) - int(number)))
-    return f"; did you mean {best!r}?"
+        if chip.device_kind == device_kind and devices % chip.devices == 0:
+            shape = slices.KINDS[chip.kind].default_shape(devices // chip.devices)
+            return f"{chip.kind}:{shape}" if shape else "SLICE"
+    return "SLICE"

@@ -187,7 +187,7 @@ def _claim(
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
     try:
-        lock = stack.enter_context((workdir / ".lock").open("w"))
+        lock = stack.enter_context((workdir / ".lock").open("w", encoding="utf-8"))
         # The system drops the lock with the process, however it ends.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
