@@ -105,7 +105,7 @@ def nodes_of(args: argparse.Namespace) -> int:
     return slices.parse(args.type).hosts if args.type else int(args.nodes)
 
 
-def nodes(args: argparse.Namespace) -> tuple[dict[str, str], list[dict[str, str]], dict[str, int]]:
+def placement(args: argparse.Namespace) -> tuple[dict[str, str], list[dict[str, str]], dict[str, int]]:
     """Labels that the nodes have, what a pod tolerates of them, and the devices of one."""
     if args.type:
         tpu = slices.parse(args.type)
@@ -128,7 +128,7 @@ def nodes(args: argparse.Namespace) -> tuple[dict[str, str], list[dict[str, str]
 
 def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     """The template of the pods: one a node."""
-    selector, tolerations, devices = nodes(args)
+    selector, tolerations, devices = placement(args)
     workdir = f"{fleet.MOUNT}/{args.workdir}"
     arguments = training_arguments(arguments, workdir, nodes_of(args))
     train = ["python", "-m", "xception_jax.main", *arguments]
