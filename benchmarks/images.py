@@ -141,9 +141,9 @@ def _decode(small: bytes, large: bytes) -> tuple[int, float]:
     status = Path("/proc/self/status")
 
     def peak() -> int:
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+        return 1024 * int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0])
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before, began = peak(), time.process_time()
     decode.decode(large, white=4095)  # of 16 bits a sample, it takes more than the plain way
     return peak() - before, time.process_time() - began
