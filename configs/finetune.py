@@ -3,10 +3,10 @@
     python -m xception_jax.main --config=configs/finetune.py --workdir=runs/pets \
         --config.init_from=xception.safetensors --config.data.dataset=folder:PATH
 
-docs/weights.md says where weights come from; a Keras or timm file will do as it is. Images have the
-size, the resize and the crop that the weights were made for. For a hundred to ten thousand
-pictures. The values are the usual ones for such sets and have not been tuned on
-any; the comments say what to change.
+PATH is a folder of pictures, see docs/folder.md. docs/weights.md says where weights come from; a
+Keras or timm file will do as it is. Images have the size, the resize and the crop that the weights
+were made for. For a hundred to ten thousand pictures. The values are the usual ones for such sets
+and have not been tuned on any; the comments say what to change.
 """
 
 from ml_collections import ConfigDict
