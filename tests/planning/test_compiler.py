@@ -1,17 +1,24 @@
 """What is held to be true of the TPU compiler, by the compiler itself; no TPU is needed."""
 
+import re
+
 import pytest
 
 from xception_jax.planning import chips, compiler, estimate, planner, steps
 from xception_jax.planning.estimate import Memory
+from xception_jax.planning.hlo import Program
 
 pytest.importorskip("libtpu")
 pytestmark = pytest.mark.slow
 
 
-def ask(topology, **request):
+# What JAX calls a precision, and what XLA does.
+JAX_NAMES = {"float32": "highest", "tensorfloat32": "high", "default": "default"}
+
+
+def ask(topology, module="tests.planning.product", **request):
     told = {**topology.request, "schedules": False, **request}
-    return compiler.ask(told, module="tests.planning.product")
+    return compiler.ask(told, module=module)
 
 
 @pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4", "tpu7x-8"])
@@ -23,6 +30,26 @@ def test_schedules_of_a_product_come_near_the_public_peak(name):
     product = 2 * 8192 * 4096 * 8192
     assert step.flops == pytest.approx(product, rel=0.01)
     assert 0.9 < product / topology.chip.peak_rate / step.seconds < 1.01
+
+
+def test_float32_takes_as_many_passes_as_its_precision_says():
+    """Each pass multiplies bfloat16 parts of the numbers; numbers of bfloat16 take one in any case.
+
+    What is no product takes the same time, so the ratios are below three and six.
+    """
+    topology = chips.parse("v5e:1x1")
+
+    def cycles(dtype, precision):
+        more = {"module": "tests.planning.separable", "schedules": True}
+        answer = ask(topology, dtype=dtype, precision=precision, **more)
+        found = set(re.findall(r"operand_precision=\{(\w+),\w+\}", answer.hlo))
+        assert found <= {JAX_NAMES[precision]}
+        return sum(cost.cycles for cost in Program(answer.hlo, answer.cycles).costs())
+
+    exact, three, one = (cycles("float32", name) for name in JAX_NAMES)
+    assert one < three < exact
+    assert exact > 2 * one
+    assert cycles("bfloat16", "float32") == pytest.approx(cycles("bfloat16", "default"), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["v4-8", "v5e:1x1", "v5p-8", "v6e:1x1", "tpu7x-2"])
