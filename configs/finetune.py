@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.loss.label_smoothing = 0.1
     config.ema.decay = 0.99
 
-    config.eval.every = "1 epoch"
-    config.checkpoint.every = "1 epoch"
+    config.eval.every = "auto"
+    config.checkpoint.every = "auto"
     config.log.every = "20 steps"
     return config

@@ -45,6 +45,6 @@ def get_config() -> ConfigDict:
     config.ema.decay = 0.99
 
     config.eval.every = "5 epochs"
-    config.checkpoint.every = "1 epoch"
+    config.checkpoint.every = "auto"
     config.log.every = "20 steps"
     return config

@@ -1,22 +1,24 @@
 """Commands on a terminal of their own, as a person starts them."""
 
 import contextlib
-import fcntl
 import os
 import re
 import signal
 import subprocess
-import termios
+import sys
 import time
 from pathlib import Path
 
 from tests.processes import ROOT, command
 
-
-def _as_foreground() -> None:
-    """As a shell starts what a person types, even where it was told to ignore Ctrl-C itself."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Becomes the command, as a shell starts what a person types: the terminal is its own, and Ctrl-C is
+# not ignored. (A `preexec_fn` would fork, of which JAX warns.)
+_IN_FOREGROUND = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Terminal:
@@ -25,9 +27,9 @@ class Terminal:
     def __init__(self, module: str, *flags: str, env: dict[str, str] | None = None):
         self._ours, theirs = os.openpty()
         self.process = subprocess.Popen(
-            command(module, *flags), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+            [sys.executable, "-c", _IN_FOREGROUND, *command(module, *flags)],
+            cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
             env={**os.environ, "COLUMNS": "200", **(env or {})}, start_new_session=True,
-            preexec_fn=_as_foreground,
         )  # fmt: skip
         os.close(theirs)
         self.said = ""
@@ -85,4 +87,5 @@ class Terminal:
     def wait_for_native_code(self, part: str) -> None:
         """Waits until the command has loaded a library whose path has this part."""
         while part not in Path(f"/proc/{self.process.pid}/maps").read_text():
+            assert self.process.poll() is None, f"it ended; {part} was not loaded"
             time.sleep(0.02)

@@ -98,7 +98,7 @@ def test_sigterm_to_all_processes_of_a_run_saves(flags, tmp_path):
 @pytest.mark.parametrize(
     ("module", "flags"),
     [
-        ("models", []),
+        ("contact_sheet", ["--config=configs/digits.py", "--output={folder}/sheet.png"]),
         *(
             pytest.param(*command, marks=pytest.mark.slow)
             for command in (
@@ -108,7 +108,6 @@ def test_sigterm_to_all_processes_of_a_run_saves(flags, tmp_path):
                     "convert",
                     ["--from=xception_jax", "--input={run}", "--output={folder}/w.safetensors"],
                 ),
-                ("contact_sheet", ["--config=configs/digits.py", "--output={folder}/sheet.png"]),
                 ("plan", ["--config=configs/digits.py"]),
                 ("prepare", ["--dataset=mnist", "--data-dir={folder}/data"]),
             )

@@ -17,7 +17,7 @@ LEVELS = [
     {"train"},
     {"planning", "serving", "weights"},
     {"training"},
-    {"preflight"},
+    {"overrides", "preflight"},
     {"config"},
     {"data", "models"},
     {"fields"},

@@ -54,7 +54,7 @@ def noticed(
             yield
         finally:
             for number, one in before.items():
-                signal.signal(number, one)
+                signal.signal(number, signal.SIG_DFL if one is None else one)  # None: set in C
             signal.set_wakeup_fd(fd_before)
             pythons.close()
             thread.join(_PATIENCE_S)

@@ -39,6 +39,7 @@ def test_training_and_test_that_part_are_told(training, tested, said):
     [
         ([0.9, 0.6, 0.7, 0.95], "from 0.6000 at step 2 to 0.9500 at step 4"),
         ([0.9, 0.6, 0.65], None),
+        ([0.05, 0.01, 0.03], None),
         ([0.9, 0.6, 0.5], None),
         ([0.9], None),
         ([], None),

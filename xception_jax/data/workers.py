@@ -59,14 +59,17 @@ def _start_quiet_tracker() -> None:
     """Starts the resource tracker, unless it runs, so that it does not warn of what it removes.
 
     What is left when a run ends is no leak: batches that were made ahead. It has to run before
-    signals are blocked, since it unblocks those of the thread that starts it (Python 3.11).
+    signals are blocked, since it unblocks those of the thread that starts it (Python 3.11). It has
+    SIGHUP blocked, by which all others on a terminal end where the run was what the terminal ran.
     """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     before = os.environ.get("PYTHONWARNINGS")
     quiet = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
     try:
         resource_tracker.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if before is None:
             del os.environ["PYTHONWARNINGS"]
         else:

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as a request to save and stop, which all processes of a run follow at once."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -21,6 +22,10 @@ _SECOND = {
     "checkpoint",
     signal.SIGTERM: "SIGTERM again: stopped at once, without saving",
 }
+_NOT_CAUGHT = (
+    "NOTE: the run is not in the main thread, so it does not catch Ctrl-C and SIGTERM; its last "
+    "checkpoint is what is saved if they end the process"
+)
 _AGREED = "another process was told to stop: stopping after this step, which is saved"
 
 
@@ -31,21 +36,24 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     A second one ends the process at once, with exit code 130 for Ctrl-C and 143 for SIGTERM.
 
     Of several processes any may get it; the function, which all have to call equally often, returns
-    True in all of them at the same call, a few calls later. Outside the main thread nothing is
-    caught, and the function returns False.
+    True in all of them at the same call, a few calls later. Outside the main thread, where Python
+    takes no handlers, that is said, and only SIGTERM in a run of several processes is noticed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-    elif cluster.connected():
-        with _stop_agreed() as poll:
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main:
+        interrupts.say(_NOT_CAUGHT)
+    if cluster.connected():
+        with _stop_agreed(in_main) as poll:
             yield poll
+    elif not in_main:
+        yield lambda: False
     else:
         with _stop_noted() as poll:
             yield poll
 
 
 @contextmanager
-def _stop_agreed() -> Iterator[Callable[[], bool]]:
+def _stop_agreed(in_main: bool) -> Iterator[Callable[[], bool]]:
     """JAX takes SIGTERM and lets the processes agree on a call; Ctrl-C is made one."""
     calls = itertools.count()
     told = threading.Event()
@@ -62,7 +70,8 @@ def _stop_agreed() -> Iterator[Callable[[], bool]]:
             interrupts.say(_AGREED)
         return agreed
 
-    with interrupts.noticed((signal.SIGINT,), arrived):
+    noticed = interrupts.noticed((signal.SIGINT,), arrived)
+    with noticed if in_main else contextlib.nullcontext():
         yield poll
 
 

@@ -9,8 +9,8 @@ from xception_jax.training import records
 
 # Shares of right answers that differ by less may be chance, or a hard test set.
 _APART = 0.15
-# A loss that is larger by less may be noise.
-_RISE = 1.1
+# A loss that is larger by less, as a factor or in itself, may be noise.
+_RISE, _RISE_BY = 1.1, 0.05
 
 
 def of(figures: Sequence[dict[str, Any]]) -> list[str]:
@@ -37,7 +37,7 @@ def _apart(training: dict[str, Any], test: dict[str, Any]) -> str | None:
 
 def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
     last, least = tests[-1], min(tests, key=lambda test: test["loss"])
-    if last["loss"] < _RISE * least["loss"]:
+    if last["loss"] < max(_RISE * least["loss"], least["loss"] + _RISE_BY):
         return None
     return (
         f"NOTE: the test loss rose from {least['loss']:.4f} at step {least['step']} to "
