@@ -8,7 +8,7 @@ import pytest
 
 from tests import pictures
 from xception_jax import config as config_lib
-from xception_jax.data import folder, sources
+from xception_jax.data import folder, joined, sources
 from xception_jax.errors import UsageError
 
 JPEG = pictures.encode(pictures.PICTURE.resize((4, 4)), "JPEG")
@@ -388,3 +388,16 @@ def test_parts_of_a_training_folder_that_is_alone_stay_what_they_were(tmp_path):
     assert [len(part) for part in parts] == [32, 8]
     assert len(opened(tmp_path, "train", eval_split="train")) == 40
     assert len(opened(tmp_path, "train")) == 32, "the rest is evaluated on, as 'test'"
+
+
+def test_sets_whose_classes_differ_in_form_alone_are_joined(tmp_path):
+    for name, form in (("one", E_NFC), ("two", E_NFD), ("three", "herisson")):
+        write(tmp_path / name, f"{form}/{{1-5}}.jpg dog/{{1-5}}.jpg")
+    parts = [opened(tmp_path / name, "train") for name in ("one", "two", "three")]
+    both = joined.join(parts[:2])
+    assert both.class_names == ("dog", E_NFC)
+    assert [both[i].label for i in range(len(both))] == [
+        part[i].label for part in parts[:2] for i in range(len(part))
+    ]
+    with pytest.raises(UsageError, match="different classes: only one of them has 'herisson'"):
+        joined.join(parts[1:])

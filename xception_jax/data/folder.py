@@ -77,7 +77,8 @@ class Whole:
       classes: their names.
       names: of the files, from the data set's folder on, by rank.
       labels: int32, of the files.
-      listing: what it was made of.
+      listing: what it was made of, without the classes: a million names need not be held twice.
+      files: in them.
       notes: what is to be said of it.
     """
 
@@ -85,6 +86,7 @@ class Whole:
     names: list[str]
     labels: np.ndarray
     listing: Listing
+    files: int
     notes: tuple[str, ...]
 
 
@@ -226,7 +228,8 @@ def _read_split(
 ) -> Whole:
     """Ranks a split, once in a process: there may be a million files."""
     listing = layout.listing(split)
-    own = listing.classes
+    own, files = listing.classes, sum(map(len, listing.classes.values()))
+    listing = dataclasses.replace(listing, classes={})
     notes: list[str] = []
     if layout.whole is None or split == "train":  # of two parts of one listing, one tells of it
         notes += listing.notes
@@ -247,7 +250,8 @@ def _read_split(
     order = np.argsort(np.fromiter(map(rank, names), np.uint64, len(names)), kind="stable")
     folder = split if layout.whole is None else layout.whole
     prefix = f"{folder}/" if folder and not layout.labels else ""
-    return Whole(classes, [prefix + names[i] for i in order], labels[order], listing, tuple(notes))
+    ranked = [prefix + names[i] for i in order]
+    return Whole(classes, ranked, labels[order], listing, files, tuple(notes))
 
 
 def _classes(
@@ -300,7 +304,7 @@ def _cut(
 
 def _check_missing(layout: folder_layout.Layout, wholes: list[Whole], most: float) -> None:
     missing = [name for whole in wholes for name in whole.listing.missing]
-    there = sum(len(files) for whole in wholes for files in whole.listing.classes.values())
+    there = sum(whole.files for whole in wholes)
     share = len(missing) / (len(missing) + there)
     if share > most:
         raise UsageError(

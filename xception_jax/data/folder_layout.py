@@ -86,6 +86,8 @@ class Layout:
         split = split if self.whole is None else self.whole
         if self.labels:
             return label_file.read(self.labels)[split]
+        if self.whole is None:  # nothing else needs it, and a million names take memory
+            return _list_classes.__wrapped__(os.path.join(self.root, split), self.rules)
         return _list_classes(os.path.join(self.root, split) if split else self.root, self.rules)
 
     def classes(self, split: str) -> tuple[str, ...] | None:
