@@ -184,8 +184,8 @@ def _report(
             why = error.strerror or str(error)
         time.sleep(_PAUSE)
     raise RunError(
-        f"process {process} of {processes} found no process 0 at {address} within {timeout_s:.3g} s "
-        f"({why}); start all {processes} at once; {_ALONE}"
+        f"process {process} of {processes} found no process 0 at {address} within "
+        f"{timeout_s:.3g} s ({why}); start all {processes} at once; {_ALONE}"
     )
 
 
