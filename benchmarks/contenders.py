@@ -95,7 +95,7 @@ def interpreter(venv: str, platform: str, folder: Path) -> Path:
     path = folder / f"{venv}_{platform}"
     python, stamp = path / "bin" / "python", path / "stamp.txt"
     text = "\n".join([f"python {sys.version}", *wanted])
-    if stamp.exists() and stamp.read_text() == text:
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == text:
         return python
     print(f"making {path} of {' '.join(wanted)}; this takes minutes", flush=True)
     shutil.rmtree(path, ignore_errors=True)
@@ -106,7 +106,7 @@ def interpreter(venv: str, platform: str, folder: Path) -> Path:
         )
     except subprocess.CalledProcessError as error:
         raise ContenderError(f"{venv}: not installed: {_last_line(error.stderr)}") from None
-    stamp.write_text(text)
+    stamp.write_text(text, encoding="utf-8")
     return python
 
 

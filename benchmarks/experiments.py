@@ -42,7 +42,7 @@ def train(variant: str, seed: int, workdir: Path, overrides: Sequence[tuple[str,
 
 def evaluations(workdir: Path) -> list[dict[str, float]]:
     """Step, top-1 and loss of each evaluation of a run."""
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     fields = ("step", "top1", "loss")
     return [{name: line[name] for name in fields} for line in lines if line["kind"] == "eval"]
 

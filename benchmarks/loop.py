@@ -107,7 +107,7 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
     observed: Any = dataclasses.replace(run, evaluate=timed_evaluation)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
         checkpoint.Checkpoints(Path(folder), keep=1) as checkpoints,
         telemetry.Telemetry(
             Path(folder), Console(file=nowhere, force_terminal=True), Goodput(),
@@ -131,7 +131,7 @@ def python_overhead(with_ema: bool, calls: int = 300) -> tuple[int, float]:
     """Arrays in the paper's model's whole state, and seconds to call a jitted function of it."""
     config = config_lib.default()
     make_model = state_lib.model_maker(config, 1000)
-    run_optimizer = train.optimizer.from_config(config, lambda duration: 100)[0]
+    run_optimizer = train.optimizer.from_config(config, 100)[0]
     mesh = sharding.make_mesh(1)
     whole = sharding.replicated(mesh)
     shapes = state_lib.shapes_of(partial(state_lib.create, make_model, run_optimizer, with_ema))

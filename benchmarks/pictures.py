@@ -41,11 +41,11 @@ def jpeg(image: np.ndarray) -> bytes:
 def write(folder: Path, count: int = 256, classes: int = 4) -> Path:
     """`folder/train/CLASS/N.jpg`, the same each time; left alone where it is there already."""
     complete = folder / "complete.txt"
-    if not complete.exists() or complete.read_text() != str(count):
+    if not complete.exists() or complete.read_text(encoding="utf-8") != str(count):
         rng = np.random.default_rng(0)
         for number in range(count):
             path = folder / "train" / f"class{number % classes}" / f"{number:04}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg(picture(rng)))
-        complete.write_text(str(count))
+        complete.write_text(str(count), encoding="utf-8")
     return folder

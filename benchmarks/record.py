@@ -20,7 +20,11 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        lines = (
+            line.split(":", 1)
+            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+            if ":" in line
+        )
         name = next((v.strip() for k, v in lines if k.strip() == "model name"), name)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
@@ -46,7 +50,7 @@ def write(path: Path, rows: list[Mapping[str, object]], notes: Mapping[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: a run that is interrupted leaves the results that it had.
     unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w", newline="") as file:
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {name}: {text}\n" for name, text in head.items())
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -56,7 +60,7 @@ def write(path: Path, rows: list[Mapping[str, object]], notes: Mapping[str, str]
 
 def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
     """The notes and the rows of a file that `write` made."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     notes = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     return notes, list(csv.DictReader(line for line in lines if not line.startswith("# ")))
 

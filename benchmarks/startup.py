@@ -39,7 +39,7 @@ def first_progress(config: str, cache: Path) -> dict[str, float]:
         begin = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *command],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         assert process.stdout is not None
         found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/speed.md from the result files: python -m benchmarks.tables [--check]
+"""Rewrites tables in docs/ from the result files: python -m benchmarks.tables [--check]
 
 What stands between `<!-- table: NAME -->` and `<!-- end -->` is made of results/NAME.csv.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import arguments, record
 
-_DOCUMENT = Path(__file__).parents[1] / "docs" / "speed.md"
+_DOCUMENTS = Path(__file__).parents[1] / "docs"
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # What tells one work of benchmarks/step.py from another.
 _WORK = ("model", "work", "side", "batch", "dtype", "allocator")
@@ -19,24 +19,28 @@ Rows = Sequence[Mapping[str, str]]
 
 
 def main() -> int:
-    """Rewrites the document, or with `--check` says 1 if that would change it."""
+    """Rewrites the documents, or with `--check` says 1 if that would change one."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tables",
-        description="Rewrites the tables of docs/speed.md from the result files.",
+        description="Rewrites the tables of docs/*.md from the result files.",
         epilog="example: python -m benchmarks.tables --check",
     )
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
-    parser.add_argument("--document", type=Path, default=_DOCUMENT, help="(docs/speed.md)")
+    parser.add_argument("--document", type=Path, help="one of them alone")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSVs")
     options = parser.parse_args()
-    old = options.document.read_text()
-    new = rewritten(old, options.results)
-    if options.check:
-        if old != new:
-            print(f"{options.document} is out of date; run: python -m benchmarks.tables")
-        return int(old != new)
-    options.document.write_text(new)
-    return 0
+    stale = 0
+    for path in [options.document] if options.document else sorted(_DOCUMENTS.glob("*.md")):
+        old = path.read_text(encoding="utf-8")
+        new = rewritten(old, options.results)
+        if new == old:
+            continue
+        if options.check:
+            print(f"{path} is out of date; run: python -m benchmarks.tables")
+            stale = 1
+        else:
+            path.write_text(new, encoding="utf-8")
+    return stale
 
 
 def rewritten(text: str, results: Path) -> str:

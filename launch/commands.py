@@ -86,7 +86,11 @@ class Commands:
             return ""
         try:
             done = subprocess.run(
-                list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                encoding="utf-8",
             )
         except FileNotFoundError:
             raise missing(argv[0]) from None

@@ -114,7 +114,7 @@ def lines_of(command: list[str], complaints: list[str]) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
     except FileNotFoundError:

@@ -79,7 +79,10 @@ def pack(root: Path = ROOT) -> Source:
 def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
         )
     except FileNotFoundError:
         raise UsageError("there is no git on the PATH; install it") from None

@@ -38,14 +38,16 @@ PATIENCE = 20.0
 def write(path: Path, text: str) -> None:
     """Replaces a file as a whole or not at all."""
     draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text)
+    draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
 
 def run(*command: str, text: str | None = None) -> None:
     """Says and runs a command; ends this process with one line if it fails."""
     print(shlex.join(command), flush=True)
-    done = subprocess.run(command, input=text, text=True, stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command, input=text, encoding="utf-8", stdout=subprocess.DEVNULL, check=False
+    )
     if done.returncode:
         sys.exit(f"{shlex.join(command[:4])} failed with exit code {done.returncode}")
 
@@ -64,7 +66,7 @@ def mount(bucket: str, folder: Path) -> None:
     if not shutil.which("gcsfuse"):
         release = dict(
             line.split("=", 1)
-            for line in Path("/etc/os-release").read_text().splitlines()
+            for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
             if "=" in line
         )["VERSION_CODENAME"].strip('"')
         import urllib.request  # here, since it takes longer than all the others together
@@ -106,7 +108,7 @@ def install(archive: Path, extra: str) -> None:
     code = code_of(archive.name)
     wanted = f"{code.name}[{extra}]"
     marker = HOME / "installed"
-    if marker.is_file() and marker.read_text() == wanted:
+    if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
         return
     if not code.exists():
         draft = code.with_name(code.name + ".tmp")
@@ -131,7 +133,7 @@ def install(archive: Path, extra: str) -> None:
 def running() -> bool:
     """Whether a supervisor holds the lock."""
     HOME.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as lock:
+    with LOCK.open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -155,7 +157,7 @@ def state() -> dict[str, Any]:
     alive = running()
     found: dict[str, Any] = {"state": "none"}
     if STATE.is_file():
-        found = json.loads(STATE.read_text())
+        found = json.loads(STATE.read_text(encoding="utf-8"))
     if found["state"] == "running" and not alive:
         found["state"] = "lost"
     if found["state"] == "starting" and time.time() - found["started"] > PATIENCE:
@@ -171,7 +173,7 @@ def supervise(command: list[str], folder: Path, logs: Path | None) -> int:
       folder: where it starts.
       logs: where a copy of the log goes at the end, if it can be written.
     """
-    with LOCK.open("w") as lock:
+    with LOCK.open("w", encoding="utf-8") as lock:
         claim(lock)
         begun = {"command": command, "started": time.time(), "supervisor": os.getpid()}
         stopped: list[int] = []
@@ -229,7 +231,7 @@ def start(archive: str, logs: str, arguments: list[str]) -> None:
     now = state()
     print(json.dumps(now))
     if now["state"] not in ("running", "exited"):
-        said = LOG.read_text(errors="replace").strip().splitlines() or ["nothing"]
+        said = LOG.read_text(errors="replace", encoding="utf-8").strip().splitlines() or ["nothing"]
         sys.exit(f"training could not be started: {said[-1]}")
 
 
@@ -285,7 +287,7 @@ def container(command: list[str]) -> int:
     """
     HOME.mkdir(parents=True, exist_ok=True)
     code = supervise(command, Path.cwd(), None)
-    stopped = bool(json.loads(STATE.read_text())["stopped"])
+    stopped = bool(json.loads(STATE.read_text(encoding="utf-8"))["stopped"])
     if code == 0 and stopped:
         return STOPPED
     return code if code >= 0 else 128 - code

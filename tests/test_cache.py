@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.processes import ROOT, as_nobody
 from xception_jax import cache
 from xception_jax.errors import UsageError
 
@@ -200,3 +200,40 @@ def test_where_caches_lie(monkeypatch, tmp_path):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         monkeypatch.setenv("HOME", "/home/me")
         assert cache.folder() == Path("/home/me/.cache/xception_jax")
+
+
+def program(folder: Path, name: str, used: float, size: int = 100) -> Path:
+    """A file as JAX writes it, without blocks on the disk."""
+    path = folder / f"jit_{name}-{ord(name[0]):064x}-cache"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.truncate(path, size)
+    os.utime(path, (used, used - 50))
+    return path
+
+
+def test_the_programs_used_longest_ago_go_until_the_rest_fits(tmp_path):
+    programs = [program(tmp_path / host, name, used) for host, name, used in (
+        ("host-1", "c", 300), ("host-2", "a", 100), ("", "b", 200), ("host-1", "d", 400),
+    )]  # fmt: skip
+    os.utime(programs[3], (50, 400))  # on a disk that notes no reads, the time of writing counts
+    own = tmp_path / "own-cache"
+    own.write_text("no program")
+    os.utime(own, (1, 1))
+    assert cache.remove_old_programs(tmp_path, 400) == 0
+    assert cache.remove_old_programs(tmp_path, 399) == 1
+    assert [path.exists() for path in programs] == [True, False, True, True]
+    assert cache.remove_old_programs(tmp_path, 250) == 1
+    assert [path.exists() for path in programs] == [True, False, False, True]
+    assert cache.remove_old_programs(tmp_path, 0) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["own-cache"]
+    assert cache.remove_old_programs(tmp_path / "none") == 0
+
+
+def test_a_program_that_cannot_be_deleted_is_left(shared):
+    first, second = program(shared / "kept", "a", 100), program(shared / "mine", "b", 200)
+    for folder, mode in ((first.parent, 0o755), (second.parent, 0o777)):
+        folder.chmod(mode)
+    with as_nobody():
+        assert cache.remove_old_programs(shared, 100) == (os.geteuid() == 65534)
+    assert first.exists()

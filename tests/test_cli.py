@@ -1,17 +1,22 @@
 """The commands from outside: help, bad input, and what they import."""
 
+import itertools
 import json
+import os
 import platform
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
 from tests.processes import ROOT, finish
-from xception_jax import allocator, cli
+from tests.test_cache import program
+from xception_jax import allocator, cli, train
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 
@@ -23,6 +28,8 @@ COMMANDS = {
     "evaluate": ["--workdir", "--[no]keep_freed_memory"],
     "plan": ["--topology", "--fit", "--sweep"],
     "prepare": ["--dataset"],
+    "convert": ["--from", "--to"],
+    "export": ["--input", "--check"],
     "contact_sheet": ["--output"],
     "models": ["--model", "--[no]json"],
 }
@@ -46,6 +53,23 @@ def test_help_shows_an_example_and_waits_for_no_heavy_import(command):
         assert flag in out.stdout
 
 
+def test_the_table_of_models_waits_for_no_heavy_import():
+    code = (
+        "import sys; sys.argv = ['models', '--json']\n"
+        "import runpy\n"
+        "try: runpy.run_module('xception_jax.models', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print({'jax', 'flax'} & set(sys.modules))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    table, heavy = out.stdout.splitlines()
+    assert len(json.loads(table)["models"]) == 8
+    assert heavy == "set()"
+
+
+@pytest.mark.slow
 def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):
     code = (
         "import json, pathlib, sys\n"
@@ -130,6 +154,53 @@ def test_bad_input_of_evaluate(tmp_path, flags, message):
     assert message in line
 
 
+# An ASCII locale, out of which Python does not help itself.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_names_are_told_where_the_locale_has_no_letters_for_them():
+    code = (
+        "from xception_jax import cli, console\n"
+        "def main():\n"
+        "    drawn = console.table('h\\u00e9risson', ('', ''), [('a', 'b\\u2026')])\n"
+        "    console.make_console().print(drawn)\n"
+        "    raise cli.UsageError('no h\\u00e9risson')\n"
+        "cli.run(main, '')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=os.environ | ASCII
+    )
+    assert done.returncode == 2
+    assert rb"h\xe9risson" in done.stdout
+    assert done.stderr == b"error: no h\\xe9risson\n"
+
+
+@pytest.mark.slow
+def test_a_class_with_an_accent_is_exported_under_an_ascii_locale(small_config, tmp_path):
+    for split, name in itertools.product(("train", "test"), ("chat", "h\u00e9risson")):
+        for i in range(8):
+            path = tmp_path / "data" / split / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    small_config.data.dataset, small_config.data.batch_size = f"folder:{tmp_path / 'data'}", 8
+    small_config.duration = "1 step"
+    train.train(small_config, tmp_path / "run")
+    for command in (
+        [
+            "export",
+            f"--workdir={tmp_path / 'run'}",
+            f"--output={tmp_path / 'out'}",
+            "--platforms=cpu",
+        ],
+        ["export", f"--check={tmp_path / 'out'}"],
+    ):
+        process = finish(*command, env=os.environ | ASCII)
+        assert process.returncode == 0, process.stderr
+    about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    assert about["classes"] == ["chat", "h\u00e9risson"]
+
+
 @pytest.fixture
 def jax_options(monkeypatch):
     """What the options of JAX are set to, and no environment that says otherwise."""
@@ -149,6 +220,16 @@ def test_compiled_programs_are_kept_for_each_host(jax_options, monkeypatch, tmp_
     cli.keep_compiled(asked.format(folder=tmp_path))
     assert jax_options == {"jax_compilation_cache_dir": str(tmp_path / kept)}
     assert (tmp_path / kept).stat().st_mode & 0o777 == 0o700
+
+
+def test_programs_of_any_host_go_where_they_take_too_much(jax_options, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    hosts = tmp_path / "xception_jax" / "compiled"
+    old = program(hosts / "host-6", "old", 1e9, size=4_000_000_000)
+    new = program(hosts / "host-7", "new", 2e9, size=4_000_000_000)
+    hosts.parent.chmod(0o700)
+    cli.keep_compiled()
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_compiled_programs_are_not_kept_or_where_the_environment_says(jax_options, monkeypatch):

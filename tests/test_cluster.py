@@ -246,7 +246,7 @@ def test_several_processes_compute_what_one_does(alone, flags, tmp_path, process
         assert evaluating.codes() == [0] * processes, evaluating.said(0)
     found = finish(*evaluation).stdout.strip()
     assert found.replace('"examples": 360', "") != found
-    for word in ('"top1"', '"top5"', '"examples": 360'):
+    for word in ('"top1"', '"loss"', '"examples": 360'):
         assert word in evaluating.said(0)
         assert word not in evaluating.said(1)
 

@@ -49,7 +49,7 @@ def test_no_field_takes_what_is_not_finite(number):
              "1e16 steps", "1e999999999 epochs"]
 )  # fmt: skip
 def test_what_is_no_duration(text):
-    with pytest.raises(ValueError, match="is no duration; write it as '90 epochs'"):
+    with pytest.raises(ValueError, match="is no duration; it takes a number and its unit, as"):
         Duration.parse(text)
 
 
@@ -83,7 +83,11 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("duration", "90 days", "is '90 days' is no duration"),
+        (
+            "duration",
+            "90 days",
+            "is '90 days', which is no duration; it takes a number and its",
+        ),
         ("duration", "0 steps", "is '0 steps'; it must be above 0"),
         ("log.every", "0 steps", "is '0 steps'; it must be above 0"),
         ("seed", -1, "is -1; it takes at least 0 and at most 4294967295"),
@@ -137,6 +141,41 @@ def test_what_does_not_fit_together_or_is_not_there(field, value, message):
     assert refusal(**{field: value}).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("duration", "batch", "epoch", "period"),
+    [
+        ("90 epochs", 256, 1_281_167, "1 epoch"),
+        ("100 epochs", 64, 640, "10 epochs"),  # 100 steps
+        ("24 epochs", 64, 1437, "3 epochs"),  # a tenth of the run's 539 steps
+        ("1 step", 64, 1437, "1 epoch"),
+    ],
+)
+def test_auto_is_whole_epochs_that_are_not_tiny(duration, batch, epoch, period):
+    config = config_lib.default()
+    config.duration, config.data.batch_size = duration, batch
+    for name in ("eval.every", "checkpoint.every"):
+        assert config_lib.period(config, name, epoch) == Duration.parse(period)
+    config.eval.every = "1 epoch"
+    assert config_lib.period(config, "eval.every", epoch) == Duration.parse("1 epoch"), "as asked"
+    assert (
+        config_lib.SCHEMA["log.every"].check("auto").startswith("is 'auto', which is no duration")
+    )
+
+
+def test_a_run_that_has_begun_keeps_its_periods(small_config):
+    begun = config_lib.resolve(small_config)
+    small_config.eval.every = small_config.checkpoint.every = "auto"
+    again = config_lib.resolve(small_config, begun)
+    assert (again.eval.every, again.checkpoint.every) == ("6 steps", "2 steps")
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    assert refusal(**{"optimizer.warmup": "2 epochs", "duration": "30 steps"}) == (
+        "config.optimizer.warmup is '2 epochs', 45 steps, and the run has 30 (config.duration "
+        "'30 steps'); make one shorter or the other longer"
+    )
+
+
 def test_keras_preset_takes_all_of_the_picture():
     message = refusal(**{"data.eval_preset": "keras", "data.eval_crop": 0.9})
     assert message.startswith("config.data.eval_crop is 0.9; it must be 1.0 with")
@@ -155,7 +194,7 @@ def refusal(**changes) -> str:
 def test_fields_of_the_wrong_type_unknown_or_missing():
     nested = config_lib.default().to_dict()
     nested["data"]["batch_size"] = "64"
-    with pytest.raises(UsageError, match="batch_size is '64', a str; it takes a int"):
+    with pytest.raises(UsageError, match="batch_size is '64', a str; it takes a whole number"):
         preflight.validate(ConfigDict(nested))
     nested = config_lib.default().to_dict()
     nested["optimizer"]["learning_rte"] = 0.1
@@ -235,18 +274,43 @@ def test_exif_is_settled_by_the_preset_and_a_run_keeps_what_it_settled():
         config.data.exif = "auto"
 
 
+@pytest.mark.parametrize(
+    ("preset", "settled"),
+    [(None, ("area", 1.0)), ("area", ("area", 1.0)), ("inception", ("inception", 0.875)),
+     ("keras", ("keras", 1.0)), ("timm", ("timm", 0.875))],
+)  # fmt: skip
+def test_images_that_are_left_open_are_settled(preset, settled):
+    config = config_lib.default()
+    config.data.eval_preset = preset
+    found = config_lib.resolve(config).data
+    assert (found.eval_preset, found.eval_crop) == settled
+    assert found.image_size == 299
+    begun = config_lib.resolve(config)
+    begun.data.image_size, begun.data.eval_crop = 150, 0.5
+    again = config_lib.resolve(config, begun).data
+    assert (again.image_size, again.eval_crop) == (150, 0.5), "a run keeps what it settled"
+    config.data.image_size, config.data.eval_crop = 299, 0.75
+    found = config_lib.resolve(config, begun).data
+    assert (found.image_size, found.eval_crop) == (299, 0.75), "what is said counts"
+
+
 def test_a_config_from_before_a_field_means_what_runs_did_then():
     config = config_lib.default()
     config.data.eval_preset = "timm"
     flat = config_lib.flatten(config)
-    del flat["data.exif"], flat["data.white_level"]
+    for name in ("exif", "white_level", "image_size", "eval_crop", "folder_rules"):
+        del flat[f"data.{name}"]
+    del flat["model.matmul_precision"]
     old = config_lib.from_flat(flat)
-    assert (old.data.exif, old.data.white_level) == ("on", 65_535)
+    assert old.model.matmul_precision == "default"
+    assert (old.data.image_size, old.data.eval_crop) == (299, 1.0)
+    assert (old.data.exif, old.data.white_level, old.data.folder_rules) == ("on", 65_535, 1)
     again = config_lib.resolve(config, old)
     assert config_lib.differences(config_lib.flatten(old), config_lib.flatten(again)) == [
         "model.dtype"
     ], "the same command goes on"
-    assert config_lib.resolve(config).data.exif == "off", "a new run"
+    new = config_lib.resolve(config).data
+    assert (new.exif, new.folder_rules) == ("off", 2), "a new run"
 
 
 def test_a_mesh_of_more_devices_than_there_are():

@@ -18,11 +18,11 @@ DIGITS = "--config=configs/digits.py"
 
 
 def cells(sheet, rows, columns, cell):
-    """The pictures, `[rows, columns, cell, cell, 3]`, without the labels and the gaps."""
-    pitch = cell + contact_sheet._GAP
-    assert sheet.shape == (rows * pitch, contact_sheet._LABELS + contact_sheet._GAP
-                           + columns * pitch, 3)  # fmt: skip
-    pictures = sheet[:, contact_sheet._LABELS + contact_sheet._GAP :]
+    """The pictures, `[rows, columns, cell, cell, 3]`, without the names and the gaps."""
+    pitch, left = cell + contact_sheet._GAP, contact_sheet._LABELS + contact_sheet._GAP
+    top = contact_sheet._HEADER
+    assert sheet.shape == (top + rows * pitch, left + columns * pitch, 3)
+    pictures = sheet[top:, left:]
     return pictures.reshape(rows, pitch, columns, pitch, 3).swapaxes(1, 2)[:, :, :cell, :cell]
 
 
@@ -39,8 +39,54 @@ def test_cells_are_what_the_first_step_makes(small_config):
     expected, _ = mix(augment.Augmentation(cutmix=0.5), keys, images, jnp.eye(4))
     np.testing.assert_array_equal(mixed, expected[:3])
     np.testing.assert_array_equal(inverted, 255 - images[:3])
-    labels = sheet[:, : contact_sheet._LABELS].reshape(3, -1)
-    assert (labels.min(1) < 128).all(), "every row has a name"
+
+
+def test_rows_are_what_is_on_and_columns_are_named(small_config, monkeypatch):
+    """Of digits, `squared` would be the original again."""
+    drawn = {}
+    monkeypatch.setattr(
+        contact_sheet, "_sheet", lambda header, rows, cell: drawn.update(header=header, rows=rows)
+    )
+    small_config.augment.flip = False
+    contact_sheet.draw(small_config, examples=4)
+    assert [name for name, _ in drawn["rows"]] == ["original", "shift 1", "the config"]
+    batch = next(train.prepare(small_config).batches(0))
+    assert drawn["header"] == [f"{label} {label}" for label in np.asarray(batch["label"])[:4]]
+
+
+def test_only_what_is_on_has_a_row():
+    assert contact_sheet._on(augment.Augmentation()) == []
+    assert contact_sheet._on(augment.Augmentation(cutmix=0.5, flip=True)) == ["flip", "cutmix"]
+    several = contact_sheet._on(augment.Augmentation(randaugment=2))
+    assert several == ["randaugment", *(f"randaugment.{name}" for name in randaugment.NAMES)]
+
+
+def test_the_original_is_whole_and_the_class_is_written(tmp_path, small_config):
+    for i, name in enumerate(("hérisson", "猫", "a long name of a class that has no room")):
+        for number in range(8):
+            image = np.full((8, 24, 3), 80 * i, np.uint8)
+            image[:, -1] = 255  # a centred square has not got it
+            path = tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    small_config.data.dataset, small_config.data.batch_size = f"folder:{tmp_path}", 16
+    small_config.data.image_size = 8
+    sheet = contact_sheet.draw(small_config, examples=6, only=["flip"], cell=24)
+    original, squared, _ = cells(sheet, 3, 6, 24)
+    assert (original[:, 8:16, 23] == 255).all()
+    assert (original[:, :8] == 255).all(), "paper above a wide image"
+    assert (squared < 255).all()
+    header = sheet[: contact_sheet._HEADER, contact_sheet._LABELS :]
+    pitch = 24 + contact_sheet._GAP
+    columns = [header[:, contact_sheet._GAP + i * pitch :][:, :pitch] for i in range(6)]
+    assert all(column.min() < 200 for column in columns), "something is written in each"
+    assert all(column[:, 24:].min() > 200 for column in columns), "and none reaches the next"
+    names = sheet[contact_sheet._HEADER :, : contact_sheet._LABELS].reshape(3, -1)
+    assert (names.min(1) < 128).all(), "every row has a name"
+
+
+def test_without_a_font_of_the_machine_names_are_written_in_ascii():
+    assert contact_sheet._plain("0 hérisson, 猫") == "0 herisson, ?"
 
 
 def test_rows_have_the_configs_strength_or_one_that_shows():

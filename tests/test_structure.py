@@ -17,14 +17,14 @@ LEVELS = [
     {"train"},
     {"planning", "serving", "weights"},
     {"training"},
-    {"preflight"},
+    {"overrides", "preflight"},
     {"config"},
     {"data", "models"},
     {"fields"},
     {"cluster"},
     {"detection", "ending", "meeting"},
     {"retry"},
-    {"allocator", "cache", "console", "paths", "seal"},
+    {"allocator", "cache", "console", "interrupts", "paths", "seal"},
     {"slices"},
     {"errors", "text"},
 ]
@@ -81,6 +81,33 @@ def test_no_function_is_longer_than_sixty_lines(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{node.name} of {path.name}"
+
+
+TEXT_FILES = {"open", "fdopen", "read_text", "write_text", "NamedTemporaryFile"}
+OTHER_OPENS = {"os", "Image", "tarfile", "archive", "library.h5o"}  # these take no encoding
+
+
+def without_encoding(call: ast.Call) -> bool:
+    """Whether a call opens a text file, or reads a process' text, in the locale's encoding."""
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in named or (name in TEXT_FILES and owner in OTHER_OPENS and name != "fdopen"):
+        return False
+    if name not in TEXT_FILES:
+        return bool({"text", "universal_newlines"} & set(named)) and owner == "subprocess"
+    modes = [one.value for one in [*call.args, named.get("mode")] if isinstance(one, ast.Constant)]
+    return not any(
+        isinstance(mode, str) and re.fullmatch(r"[rwax+]*b[rwax+]*", mode) for mode in modes
+    )
+
+
+@pytest.mark.parametrize("folder", ["xception_jax", "launch", "benchmarks", "configs"])
+def test_every_text_file_has_an_encoding(folder):
+    """Else it is the locale's, which is ASCII where LC_ALL=C."""
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert not without_encoding(node), f"{path}:{node.lineno}"
 
 
 def test_train_is_one_page():

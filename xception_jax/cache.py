@@ -1,12 +1,19 @@
 """Where the package keeps what it can make again."""
 
+import contextlib
 import grp
 import os
 import pwd
+import re
 import stat
 from pathlib import Path
 
 from xception_jax.errors import UsageError
+
+# Bytes of compiled programs that a folder keeps; those of one run take some megabytes.
+BOUND = 5_000_000_000
+# How JAX names a compiled program: the function, and a SHA-256.
+_PROGRAM = re.compile(r".+-[0-9a-f]{64}-cache")
 
 
 def folder() -> Path:
@@ -54,6 +61,37 @@ def make_private(path: Path) -> Path:
     return path
 
 
+def remove_old_programs(folder: Path, bound: int = BOUND) -> int:
+    """Deletes the programs that were used longest ago, until the rest takes at most `bound` bytes.
+
+    JAX's own bound (`jax_compilation_cache_max_size`) needs another package, locks the folder for
+    each access, and stops writing to a folder that was filled without it.
+
+    Args:
+      folder: where JAX keeps programs, or a folder of such folders. Other files are left alone.
+      bound: bytes.
+
+    Returns:
+      The number of programs deleted. One that cannot be read or deleted is left.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for path in (*folder.glob("*-cache"), *folder.glob("*/*-cache")):
+            status = path.lstat()
+            if _PROGRAM.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
+                # Most systems note the time of a read once a day at least, which is enough here.
+                used = max(status.st_atime, status.st_mtime)
+                found.append((used, status.st_size, path))
+    left, deleted = sum(size for _, size, _ in found), 0
+    for _, size, path in sorted(found):
+        if left <= bound:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # another process may be at it
+            left, deleted = left - size, deleted + 1
+    return deleted
+
+
 def _complaint(place: Path, *, above: bool) -> str:
     """Why others could write to a folder, or replace what is in it; empty if they cannot."""
     status = place.lstat()
@@ -80,8 +118,8 @@ def _belongs_to_system(place: Path, owner: int) -> bool:
     if owner == 0:
         return True
     try:
-        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
-        ranges = Path("/proc/self/uid_map").read_text().splitlines()
+        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="utf-8"))
+        ranges = Path("/proc/self/uid_map").read_text(encoding="utf-8").splitlines()
         mapped = sum(int(line.split()[2]) for line in ranges)
     except (OSError, ValueError, IndexError):
         return False

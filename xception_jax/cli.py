@@ -1,8 +1,9 @@
 """What the commands share: flags, help, and how errors end them.
 
-Exit codes: 0 done; 2 bad usage, told in one line; 1 anything else.
+Exit codes: 0 done; 2 bad usage, told in one line; 130 Ctrl-C; 1 anything else.
 """
 
+import io
 import os
 import platform
 import re
@@ -13,10 +14,10 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from xception_jax import allocator, cache, ending, paths
-from xception_jax import config as config_lib
-from xception_jax.errors import RunError, UsageError, nearest, of_system
+from xception_jax import allocator, cache, ending, interrupts, overrides, paths
+from xception_jax.errors import RunError, UsageError, of_system
 from xception_jax.text import printable, shell_join
 
 
@@ -68,6 +69,21 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
+# The fields that the command line sets, see `overrides`.
+_CHANGES: dict[str, Any] = {}
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag `--config`; a command that has it declares it as its own.
+
+    Its fields are changed by `--config.FIELD=VALUE`, which `_parse` reads: ml_collections, which is
+    given an empty command line, could not unset one.
+    """
+    return config_flags.DEFINE_config_file(
+        "config", None, "the config file; change its fields with --config.FIELD=VALUE", sys_argv=[]
+    )
+
+
 # Of the commands that train or evaluate, which declare them as their own.
 SHARED_FLAGS = ("keep_freed_memory", "coordinator", "num_processes", "process_id", "distributed")
 
@@ -83,6 +99,9 @@ def run(main: Callable[[], None], doc: str) -> None:
         print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
     sys.excepthook = _show_traceback
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # under LC_ALL=C it could not take every name
+            stream.reconfigure(errors="backslashreplace")
     # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
@@ -95,13 +114,14 @@ def run(main: Callable[[], None], doc: str) -> None:
         except Exception as error:
             _end(error)
 
-    app.run(guarded, flags_parser=_parse)
+    with interrupts.ends("interrupted"):
+        app.run(guarded, flags_parser=_parse)
 
 
 def _end(error: Exception) -> NoReturn:
     """Ends the process, and all of its run, with one line; raises an error that has none."""
     code = 2 if isinstance(error, UsageError) else 1
-    line = str(error) if isinstance(error, (UsageError, RunError)) else _line_of(error)
+    line = _told_where(error) if isinstance(error, (UsageError, RunError)) else _line_of(error)
     if ending.watched() and not getattr(error, "raised_by_all", False):
         reason = (str(error).strip().splitlines() or [""])[0]
         lost = line is None and type(error).__name__ == "JaxRuntimeError"
@@ -186,11 +206,12 @@ def keep_compiled(asked: str = "") -> None:
     elif not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
             named = asked and paths.local("config.compilation_cache", asked)
-            folder = named or cache.folder() / "compiled"
+            top = folder = named or cache.folder() / "compiled"
             if jax.default_backend() == "cpu":
                 # What is compiled for one CPU may not run on another.
                 folder /= platform.node()
             jax.config.update("jax_compilation_cache_dir", str(cache.make_private(folder)))
+            cache.remove_old_programs(top)
         except UsageError as error:
             if asked:
                 raise UsageError(f"config.compilation_cache: {error}") from None
@@ -215,12 +236,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     In the name of a flag, `-` is as good as `_`.
     """
     argv = [_with_underscores(arg) for arg in argv]
-    for arg in argv[1:]:
-        override = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
-        if override and override[1] not in config_lib.SCHEMA:
-            fail(f"config has no field {override[1]!r}{nearest(override[1], config_lib.SCHEMA)}", 2)
     try:
+        if "config" in flags.FLAGS:
+            argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+            argv, changes = overrides.take(argv)
+            _CHANGES.update(changes)
         rest = flags.FLAGS(list(argv))
+    except UsageError as error:
+        fail(error, 2)
     except flags.Error as error:
         lines = str(error).strip().splitlines()
         # Around a ValueError of a config file absl puts its traceback; the reason is its last line.
@@ -229,11 +252,24 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except Exception as error:  # a config file is a program and may raise anything
         fail(_where(error) + (str(error).strip().splitlines() or [type(error).__name__])[0], 2)
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+        config = flags.FLAGS["config"].value
         try:
-            flags.FLAGS["config"].value.items()  # a file that is not there is only missed here
+            config.items()  # a file that is not there is only missed here
+            overrides.apply(config, _CHANGES)
         except OSError as error:
             fail(f"the config file cannot be read: {str(error).splitlines()[-1].strip()}", 2)
+        except UsageError as error:
+            fail(_told_where(error), 2)
     return rest
+
+
+def _told_where(error: Exception) -> str:
+    """The error, with the lines of the config file that set the fields that it names."""
+    if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
+        return str(error)
+    flag: Any = flags.FLAGS["config"]
+    path = flag.config_filename.partition(":")[0]
+    return overrides.told_where(str(error), path, list(_CHANGES))
 
 
 def _where(error: Exception) -> str:

@@ -5,12 +5,13 @@ the command line changes fields further with `--config.field=value`. Nothing hea
 here at the top, so that `--help` and a misspelt field answer at once.
 """
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.fields import Field
+from xception_jax.fields import EXAMPLES, Duration, Field
 
 if TYPE_CHECKING:
     from xception_jax.data import sources
@@ -41,6 +42,7 @@ def _every(default: str, help: str) -> Field:
 
 
 _OWN = "None: the model's own default"
+_WEIGHTS = "None: as the weights of init_from, else"
 
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
@@ -54,6 +56,12 @@ SCHEMA: dict[str, Field] = {
         "auto",
         "compute dtype; auto: bfloat16 on TPU and GPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
+    ),
+    "model.matmul_precision": _text(
+        "auto",
+        "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes "
+        "of bfloat16; tensorfloat32: three; default: as JAX has it, on TPU one; auto: float32",
+        choices=("auto", "default", "tensorfloat32", "float32"),
     ),
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
     "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
@@ -128,27 +136,39 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.split_seed": _int(0, "of that cut, and of the order of a folder's records",
                             high=2**32 - 1),
+    "data.folder_rules": _int(
+        0, "by which a folder is read (docs/folder.md); 1: those before .jfif, system folders, "
+        "labels.csv and other names of splits; 0: the newest, and a run that has begun keeps its "
+        "own", high=2,
+    ),
     "data.max_skipped": _float(
         0.001, "share of a split that may be unusable (damaged files) and is skipped; more stops "
         "the run", high=1.0, harmless=True
     ),
     "data.batch_size": _int(64, "examples in a step over all devices", low=1),
-    "data.image_size": _int(299, "side of the square images, pixels", low=1),
+    "data.image_size": _int(
+        None, f"side of the square images, pixels; {_WEIGHTS} 299", low=1
+    ),
     "data.crop_area": _tuple((1.0, 1.0), "random crop: range of shares of the area", low=1e-3,
                              high=1.0),
     "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
     "data.eval_preset": _text(
-        "area",
+        None,
         "how evaluation resizes: area: a centred square, averaged; inception: as Inception was "
         "judged: the centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, "
-        "squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre",
+        f"squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre; {_WEIGHTS} "
+        "area",
         choices=("area", "inception", "keras", "timm"),
     ),
-    "data.eval_crop": _float(1.0, "evaluation: share of the shorter side kept; inception: of both",
-                             low=0.01, high=1.0),
+    "data.eval_crop": _float(
+        None, "evaluation: share of the shorter side kept; inception: of both; None: as the "
+        "weights of init_from with the same eval_preset, else 0.875 of inception and timm, 1.0 of "
+        "area and keras", low=0.01, high=1.0,
+    ),
     "data.exif": _text(
-        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: off "
-        "where eval_preset is inception, keras or timm, which do not apply it, else on",
+        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: as "
+        "the weights of init_from with the same eval_preset, else off where that is inception, "
+        "keras or timm, which do not apply it, and on with area",
         choices=("auto", "on", "off"),
     ),
     "data.white_level": _int(
@@ -251,9 +271,12 @@ SCHEMA: dict[str, Field] = {
         low=1e-6, high=1e6,
     ),
     "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
-    "eval.every": _every("1 epoch", "between evaluations; each one saves a checkpoint too"),
+    "eval.every": _every(
+        "auto", "between evaluations; each one saves a checkpoint too; auto: so many whole epochs "
+        "that they hold 100 steps, or a tenth of the run if that is less"
+    ),
     "eval.batch_size": _int(0, "0: as in training, in view of microbatch", harmless=True),
-    "checkpoint.every": _every("1 epoch", "between checkpoints"),
+    "checkpoint.every": _every("auto", "between checkpoints; auto: as of eval.every"),
     "checkpoint.keep": _int(3, "newest checkpoints kept, besides the best", low=1, harmless=True),
     "log.every": _every("50 steps", "between lines of the log"),
     "log.tensorboard": _flag(True, "write TensorBoard events", harmless=True),
@@ -279,13 +302,23 @@ SCHEMA: dict[str, Field] = {
 
 
 # What a `config.json` means that was written before a field was there: what runs did then.
-_BEFORE: dict[str, Any] = {"data.exif": "on", "data.white_level": 65_535}
+_BEFORE: dict[str, Any] = {
+    "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
+    "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
+}  # fmt: skip
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
 _AT_START = ("optimizer.initial_squares",)
 
 # Fields that a config leaves open with this value. A run that goes on keeps what it settled.
-_OPEN: dict[str, Any] = {"model.dtype": "auto", "data.exif": "auto", "data.white_level": 0}
+_OPEN: dict[str, Any] = {
+    "model.dtype": "auto", "model.matmul_precision": "auto", "data.image_size": None,
+    "data.eval_preset": None, "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
+    "data.folder_rules": 0, "eval.every": "auto", "checkpoint.every": "auto",
+}  # fmt: skip
+
+# Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`.
+_CROPS = {"inception": 0.875, "timm": 0.875}
 
 
 def default() -> ConfigDict:
@@ -398,6 +431,9 @@ def open_split(
         label=config.data.label,
         test_share=config.data.test_share,
         split_seed=config.data.split_seed,
+        most_missing=config.data.max_skipped,
+        hold_out="test" in config.data.eval_split.lower(),
+        folder_rules=config.data.folder_rules,
     )
 
 
@@ -433,6 +469,47 @@ def compute_dtype(name: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
+    """A copy in which what the config leaves open is as the run that is to go on has settled it.
+
+    Args:
+      config: may be invalid.
+      begun: the resolved config of that run; None: there is none.
+    """
+    copy = ConfigDict(config).copy_and_resolve_references()
+    if begun is not None:
+        given, then = flatten(copy), flatten(begun)
+        copy.update_from_flattened_dict(
+            {name: then[name] for name, unset in _OPEN.items() if given.get(name) == unset}
+        )
+    return copy
+
+
+# Steps that are at least between evaluations and between checkpoints, where that is left open.
+_APART = 100
+
+
+def period(config: ConfigDict, name: str, epoch: int) -> Duration:
+    """What a field of the kind of `eval.every` stands for, with `epoch` examples to train on.
+
+    `auto` follows from the config and the data alone, not from a clock: a run that was killed, and
+    every process of it, evaluates and saves after the same steps.
+    """
+    text = flatten(config)[name]
+    if text != "auto":
+        return Duration.parse(text)
+    batch = config.data.batch_size
+    steps = Duration.parse(config.duration).steps(batch_size=batch, epoch=epoch)
+    examples = min(_APART, -(-steps // 10)) * batch
+    return Duration(Fraction(-(-examples // epoch)), "epochs")
+
+
+def matmul_precision(config: ConfigDict) -> str | None:
+    """What JAX calls the precision that `model.matmul_precision` names; None: JAX' default."""
+    asked = config.model.matmul_precision
+    return {"auto": "float32", "default": None}.get(asked, asked)
+
+
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     """A copy in which nothing is left open, so that a run stays what it began as.
 
@@ -440,16 +517,27 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
       config: valid.
       begun: the resolved config of the run that is to go on, if there is one.
     """
-    resolved = ConfigDict(config).copy_and_resolve_references()
+    from xception_jax.data import folder_files
+
+    resolved = settled(config, begun)
     if begun is not None:
-        given, settled = flatten(config), flatten(begun)
-        resolved.update_from_flattened_dict(
-            {name: settled[name] for name, unset in _OPEN.items() if given[name] == unset}
-            | {name: settled[name] for name in _AT_START}
-        )
+        then = flatten(begun)
+        resolved.update_from_flattened_dict({name: then[name] for name in _AT_START})
+    resolved.data.folder_rules = resolved.data.folder_rules or folder_files.RULES
     resolved.model.dtype = compute_dtype(resolved.model.dtype)
+    data = resolved.data
+    data.image_size = data.image_size or 299
+    data.eval_preset = data.eval_preset or "area"
+    data.eval_crop = data.eval_crop or own_crop(data.eval_preset)
+    if resolved.model.matmul_precision == "auto":
+        resolved.model.matmul_precision = "float32"
     resolved.data.exif = "on" if applies_exif(resolved) else "off"
     return resolved
+
+
+def own_crop(preset: str) -> float:
+    """The share of a picture that evaluation keeps where nothing says it, see `data.eval_crop`."""
+    return _CROPS.get(preset, 1.0)
 
 
 def applies_exif(config: ConfigDict) -> bool:
@@ -461,7 +549,8 @@ def applies_exif(config: ConfigDict) -> bool:
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
     """The fields of `config.model` that change the model from its own defaults."""
-    return {k: v for k, v in config.model.items() if k not in ("name", "dtype") and v is not None}
+    own = ("name", "dtype", "matmul_precision")
+    return {k: v for k, v in config.model.items() if k not in own and v is not None}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -490,8 +579,9 @@ def _plain(value: Any) -> Any:
 
 def describe() -> str:
     """Every field with its default and meaning, for the terminal."""
-    lines = []
+    lines = [f"A duration is {EXAMPLES}. --config.FIELD=None unsets a field whose default is None."]
     for name, field in SCHEMA.items():
         choices = f" [{', '.join(field.choices)}]" if field.choices else ""
+        choices = " [duration]" if field.duration else choices
         lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
     return "\n".join(lines)

@@ -4,37 +4,44 @@ r"""Draws what each augmentation does to the examples of a config: a contact she
     python -m xception_jax.contact_sheet --config=configs/imagenet.py --output=mixed.jpg \
         --config.augment.mixup=0.2 --examples=4 --only=mixup,cutmix
 
-A column is an example of the run's first batch, as it comes from the host; a row is an
-augmentation, as strong as the config has it, or of a telling strength where the config has it off.
-What is drawn at random is what the run's first step draws. The last row has on what the config has.
+A column is an example of the run's first batch, under the name of its class. The first row is the
+whole image; the next one what the host makes of it, where it crops or squeezes; then comes a row
+for each augmentation that the config has on, and one with all of them. What is drawn at random is
+what the run's first step draws. --only draws others too, in a strength that shows.
 Examples that cannot be used are replaced as in the run, as many as may be, and named.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli
 from xception_jax.errors import UsageError, nearest
+from xception_jax.text import printable
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
+    from PIL import ImageFont
 
     from xception_jax.data.augment import Augmentation
+    from xception_jax.data.stream import Reader
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
-)
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "the picture to write, .png or .jpg")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "columns", lower_bound=1)
-_ONLY = flags.DEFINE_list("only", None, "rows, by name and separated by commas; unless given, all")
+_ONLY = flags.DEFINE_list(
+    "only", None, "augmentations, by name and separated by commas; unless given, those that are on"
+)
 _CELL = flags.DEFINE_integer("cell", 96, "side of a picture on the sheet, pixels", lower_bound=8)
 
 # Strengths that show, where a config has an augmentation off.
@@ -51,6 +58,7 @@ _TELLING: dict[str, Any] = {
 }
 _SUFFIXES = (".png", ".jpg")
 _LABELS = 190  # width of the column of names, pixels
+_HEADER = 22  # height of the row of classes, pixels
 _INK, _PAPER, _GAP = 40, 255, 4
 
 
@@ -84,6 +92,7 @@ def draw(
     from xception_jax import config as config_lib
     from xception_jax import preflight, train
     from xception_jax.data.skips import Skips
+    from xception_jax.training.evaluation import reader_of
 
     for name in only:
         if name not in names():
@@ -98,14 +107,44 @@ def draw(
     run = train.prepare(config_lib.resolve(config))
     batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
     images = jnp.asarray(np.asarray(batch["image"])[:needed])
-    rows = [("original", images), *_rows(config, images, only)]
-    return _sheet([(label, np.asarray(row)[:examples]) for label, row in rows], cell)
+    reader = reader_of(run.config, run.train_source)
+    whole = _originals(reader, config, examples)
+    rows = [("original", whole)]
+    if reader.images.crops or any(one.shape[0] != one.shape[1] for one in whole):
+        rows.append(("cropped" if reader.images.crops else "squared", [*images]))
+    rows += [(label, [*row]) for label, row in _rows(config, images, only)]
+    labels = np.asarray(batch["labels" if run.train_source.multilabel else "label"])[:examples]
+    header = [_class_of(label, run.train_source.class_names) for label in labels]
+    return _sheet(header, [(label, row[:examples]) for label, row in rows], cell)
+
+
+def _originals(reader: "Reader", config: ConfigDict, examples: int) -> "list[np.ndarray]":
+    """The whole images of the first examples; where one cannot be used, of the one in its place."""
+    from xception_jax.data.skips import candidates, first_usable
+
+    order = reader.order(config.seed, config.data.batch_size)
+
+    def make(record: int) -> "np.ndarray":
+        return reader.decoded(reader.source[record])
+
+    places = (candidates(order[place], len(reader.source)) for place in range(examples))
+    made = (first_usable(make, records)[0] for records in places)
+    return [image for image in made if image is not None]
+
+
+def _class_of(label: "np.ndarray", names: Sequence[str]) -> str:
+    """Number and name of an example's class, or of each that a multi-hot label has."""
+    numbers = label.nonzero()[0].tolist() if label.ndim else [int(label)]
+    return ", ".join(f"{number} {names[number]}" for number in numbers)
 
 
 def _rows(
     config: ConfigDict, images: "jax.Array", only: Sequence[str]
 ) -> Iterator[tuple[str, "jax.Array"]]:
-    """Labels and what becomes of the images, as in the run's first step."""
+    """Labels and what becomes of the images, as in the run's first step.
+
+    Unless `only` names them, of the augmentations that are on, and of all of these together.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -121,7 +160,8 @@ def _rows(
         targets = jnp.eye(len(images))
         return augment.mix(settings, keys, made, targets)[0] if settings.mixes else made
 
-    for name in only or names():
+    on = _on(settings)
+    for name in only or on:
         if not name.startswith("randaugment."):
             strength, alone = _alone(settings, name, images.shape[1])
             yield name if strength is True else f"{name} {strength:g}", augmented(alone, images)
@@ -130,8 +170,13 @@ def _rows(
         # Two columns to the one side, two to the other.
         levels = settings.magnitude / 10 * (-1.0) ** (jnp.arange(len(images)) // 2)
         yield name, apply(images, operation, levels)
-    if not only:
+    if on and not only:
         yield "the config", augmented(settings, images)
+
+
+def _on(settings: "Augmentation") -> list[str]:
+    """The rows of what is on; RandAugment's operations where that is."""
+    return [name for name in names() if getattr(settings, name.partition(".")[0])]
 
 
 def _alone(settings: "Augmentation", name: str, side: int) -> tuple[float, "Augmentation"]:
@@ -141,27 +186,64 @@ def _alone(settings: "Augmentation", name: str, side: int) -> tuple[float, "Augm
     return strength, dataclasses.replace(settings, **{**off, name: strength})
 
 
-def _sheet(rows: Sequence[tuple[str, "np.ndarray"]], cell: int) -> "np.ndarray":
-    """The rows below each other, their labels on the left; uint8 RGB."""
-    import cv2
+def _sheet(
+    header: Sequence[str], rows: "Sequence[tuple[str, Sequence[np.ndarray]]]", cell: int
+) -> "np.ndarray":
+    """The rows below each other, classes above and names on the left; uint8 RGB."""
     import numpy as np
+    from PIL import Image, ImageDraw
 
-    lines = []
-    for label, images in rows:
-        name = np.full((cell, _LABELS, 3), _PAPER, np.uint8)
-        cv2.putText(
-            name, label, (6, cell // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (_INK,) * 3, 1,
-            cv2.LINE_AA,
-        )  # fmt: skip
-        shrinks = images.shape[1] > cell
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
-        pictures = [cv2.resize(image, (cell, cell), interpolation=how) for image in images]
-        framed = [
-            cv2.copyMakeBorder(part, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=(_PAPER,) * 3)
-            for part in (name, *pictures)
-        ]
-        lines.append(np.concatenate(framed, axis=1))
-    return np.concatenate(lines)
+    pitch = cell + _GAP
+    left, top = _LABELS + _GAP, _HEADER
+    size = (left + len(header) * pitch, top + len(rows) * pitch)
+    sheet = Image.new("RGB", size, (_PAPER,) * 3)
+    draw = ImageDraw.Draw(sheet)
+    font, knows = _font()
+
+    def write(text: str, corner: tuple[int, int], room: int) -> None:
+        shown = printable(text) if knows else _plain(printable(text))
+        while shown and draw.textlength(shown, font) > room:
+            shown = shown.removesuffix("...")[:-1] + "..." if len(shown) > 4 else shown[:-1]
+        draw.text(corner, shown, (_INK,) * 3, font)
+
+    for column, name in enumerate(header):
+        write(name, (left + column * pitch, 2), cell)
+    for row, (label, images) in enumerate(rows):
+        write(label, (6, top + row * pitch + cell // 2 - 8), _LABELS - 6)
+        for column, image in enumerate(images):
+            picture = _fitted(np.asarray(image), cell)
+            height, width = picture.shape[:2]
+            corner = (left + column * pitch + (cell - width) // 2,
+                      top + row * pitch + (cell - height) // 2)  # fmt: skip
+            sheet.paste(Image.fromarray(picture), corner)
+    return np.asarray(sheet)
+
+
+def _font() -> "tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, bool]":
+    """A font of this machine, and whether it knows more than ASCII, as Pillow's own does not."""
+    from PIL import ImageFont
+
+    for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, 13), True
+    return ImageFont.load_default(13), False
+
+
+def _plain(text: str) -> str:
+    """The text in ASCII: letters without accents, `?` for other scripts."""
+    letters = unicodedata.normalize("NFKD", text)
+    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return letters.encode("ascii", "replace").decode()
+
+
+def _fitted(image: "np.ndarray", cell: int) -> "np.ndarray":
+    """An image whose longer side is as long as the cell's."""
+    import cv2
+
+    longer = max(image.shape[:2])
+    height, width = (max(1, round(side * cell / longer)) for side in image.shape[:2])
+    how = cv2.INTER_AREA if longer > cell else cv2.INTER_NEAREST
+    return cv2.resize(image, (width, height), interpolation=how)
 
 
 def _write(path: pathlib.Path, sheet: "np.ndarray") -> None:

@@ -55,8 +55,8 @@ def evaluate(
 
     Returns:
       `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluator` finds: `top1`
-      and `top5`, of multi-label data `map`, `precision` and `recall`; `loss`, `examples`,
-      `skipped`.
+      and (from 20 classes on) `top5`, of multi-label data `map`, `precision` and `recall`; `loss`,
+      `examples`, `skipped`.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
@@ -70,14 +70,17 @@ def evaluate(
     trained = Trained.find(workdir, step, weights)
     config = trained.config
     split = split or config.data.eval_split
+    most = config.data.max_skipped if max_skipped is None else max_skipped
+    config.data.max_skipped = most
     source = config_lib.open_split(config, split, data_dir)
     trained.meta.check_classes(source.name, source.class_names)
+    if source.summary:
+        say(source.summary)
     layout = sharding.Layout.whole(sharding.make_mesh())
     make_model = state.model_maker(config, len(source.class_names))
     evaluator = Evaluator.create(
         config, state.structure_of(make_model, config.data.image_size), source, layout, batch_size
     )
-    most = config.data.max_skipped if max_skipped is None else max_skipped
     skips = Skips(workdir, most, say, flag="--max_skipped")
     metrics = evaluator(trained.weights(layout.weights), skips)
     assert metrics is not None, "nobody asks it to stop"

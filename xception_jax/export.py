@@ -4,10 +4,12 @@ r"""Writes a model as a program that JAX alone runs: StableHLO, weights included
     python -m xception_jax.export --workdir=runs/digits --output=exported/best --step=best \
         --weights=raw --platforms=cpu
     python -m xception_jax.export --input=xception.safetensors --output=exported/xception
+    python -m xception_jax.export --input=model.safetensors --model=xception65 \
+        --output=exported/xception65                             # timm's own file
     python -m xception_jax.export --check=exported/digits        # is it whole, does it run here
 
-Images of any size go in, as uint8 [batch, height, width, 3]; probabilities come out. docs/export.md
-shows how to load and run it.
+Images go in, as uint8 [batch, height, width, 3]; probabilities come out. classify.py beside the
+program runs it on image files; docs/export.md has more.
 """
 
 import json
@@ -20,17 +22,22 @@ from ml_collections import ConfigDict
 from xception_jax import cli
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError, nearest
+from xception_jax.text import quoted
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
 _INPUT = flags.DEFINE(
-    cli.PATH, "input", None, "instead of --workdir: a file that xception_jax.convert wrote"
+    cli.PATH, "input", None, "instead of --workdir: weights as config.init_from takes them: a "
+    "Keras or timm file, a converted one, a run's folder or RUN/checkpoints/STEP"
+)  # fmt: skip
+_MODEL = flags.DEFINE_string(
+    "model", None, "its name, where --input is a Keras or timm file, which does not say it"
 )
 _OUTPUT = flags.DEFINE(
     cli.PATH, "output", None, "folder to make; one that holds something is refused"
 )
-_STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a number")
+_STEP = flags.DEFINE_string("step", "latest", "of a run: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
+    "weights", None, ["ema", "raw"], "of a run; unless given, averaged if the run has them"
 )
 _ACTIVATION = flags.DEFINE_enum(
     "activation",
@@ -107,18 +114,21 @@ def export_file(
     path: pathlib.Path,
     output: pathlib.Path,
     *,
+    model: str | None = None,
     activation: str | None = None,
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
     resize: str | None = None,
 ) -> dict[str, Any]:
-    """Exports a converted file, in float32; otherwise as `export_run`.
+    """Exports a file of weights, in float32; otherwise as `export_run`.
+
+    Args:
+      path: of Keras, timm or `xception_jax.convert`.
+      model: its name; a converted file knows it.
 
     Raises:
-      UsageError: it is none, is damaged or has no classifier, or nobody can tell the activation;
-        there is no such platform, or the output is in use.
+      UsageError: it is no file of weights of that model, is damaged or has no classifier, or nobody
+        can tell the activation; there is no such platform, or the output is in use.
     """
-    if path.is_dir():
-        raise UsageError(f"--input={path} is a folder; of a run, give --workdir")
     import jax.numpy as jnp
 
     from xception_jax.data.stream import Images
@@ -128,10 +138,11 @@ def export_file(
 
     _check_target(platforms, output)
     file = sources.open_source(path)
-    name, classes, made_for = file.model, file.num_classes, file.preprocessing
+    file.check_whole()
+    name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
     if name is None:
-        raise UsageError(f"--input={path} is a file of {file.format}; give what python -m "
-                         f"xception_jax.convert --from={file.format} makes of it")  # fmt: skip
+        raise UsageError(f"--model is needed: {path} does not say which of "
+                         f"{', '.join(sources.names(file.format))} it is")  # fmt: skip
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():
@@ -139,17 +150,18 @@ def export_file(
     activation = activation or _activation_of_file(file)
     about = file.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
-    model = abstract(name, classes, built)
-    tensors = file.tensors(model, name)
-    for key, variable in variables(model).items():
+    network = abstract(name, classes, built)
+    tensors = file.tensors(network, name)
+    for key, variable in variables(network).items():
         variable.set_value(jnp.asarray(tensors[key]))
-    structure, params, batch_stats = state.split(model)
+    network.matmul_precision = "float32"
+    structure, params, batch_stats = state.split(network)
     return _export(
         output,
         structure,
         {"params": params, "batch_stats": batch_stats},
         Images(made_for["image_size"], eval_preset=made_for["eval_preset"],
-               eval_crop=made_for.get("eval_crop", 1.0),
+               eval_crop=made_for.get("eval_crop", config_lib.own_crop(made_for["eval_preset"])),
                exif=made_for.get("exif", made_for["eval_preset"] == "area")),
         crop_known="eval_crop" in made_for,
         activation=activation,
@@ -242,40 +254,71 @@ def _activation_of_file(file: Any) -> str:
 
 def main() -> None:
     check, workdir, output = _CHECK.value, _WORKDIR.value, _OUTPUT.value
-    if check and (workdir or output or _INPUT.value):
+    given = workdir or _INPUT.value
+    if check and (given or output):
         raise UsageError("--check stands alone: without --workdir, --input and --output")
-    if _INPUT.value and (workdir or _STEP.value != "latest" or _WEIGHTS.value):
-        raise UsageError("--input goes without --workdir, --step and --weights, which say what of "
-                         "a run is meant")  # fmt: skip
-    from xception_jax import console, serving
-
-    how: dict[str, Any] = {
-        "activation": _ACTIVATION.value,
-        "platforms": tuple(_PLATFORMS.value),
-        "resize": _RESIZE.value,
-    }
+    if _INPUT.value and workdir:
+        raise UsageError("--input and --workdir both name weights; give one of them")
     if check:
-        about = serving.check(check)
-    elif workdir and output:
-        cli.keep_compiled()
-        about = export_run(
-            workdir,
-            output,
-            step=_STEP.value,
-            weights=_WEIGHTS.value,
-            **how,
-        )
-    elif _INPUT.value and output:
-        about = export_file(_INPUT.value, output, **how)
-    else:
+        _tell_check(check)
+        return
+    if not given or not output:
         raise UsageError("--workdir and --output are needed, or --input and --output, or --check; "
                          "--help shows an example")  # fmt: skip
+    from xception_jax import console
+
+    about = _export_any(
+        given,
+        output,
+        activation=_ACTIVATION.value,
+        platforms=tuple(_PLATFORMS.value),
+        resize=_RESIZE.value,
+    )
     if _JSON.value:
         print(json.dumps(about))
         return
     rows = [(name, _shown(value)) for name, value in about.items() if name != "classes"]
     rows.append(("classes", f"{len(about['classes']):,}"))
-    console.make_console().print(console.table(str(check or output), ("", ""), rows))
+    out = console.make_console()
+    out.print(console.table(str(output), ("", ""), rows))
+    out.print(f"classify images with it: python {quoted(output / 'classify.py')} IMAGE...")
+
+
+def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[str, Any]:
+    """Exports what a path means; see `sources.open_source`."""
+    from xception_jax.weights import sources
+
+    run = (path, _STEP.value) if _WORKDIR.value else sources.run_of(path, _STEP.value)
+    if run is None:
+        if _STEP.value != "latest" or _WEIGHTS.value:
+            raise UsageError(f"--step and --weights are of a run, and --input={path} is a file")
+        return export_file(path, output, model=_MODEL.value, **how)
+    if _MODEL.value:
+        raise UsageError(f"--model is of a Keras or timm file; the run in {run[0]} knows its own")
+    cli.keep_compiled()
+    return export_run(run[0], output, step=run[1], weights=_WEIGHTS.value, **how)
+
+
+def _tell_check(folder: pathlib.Path) -> None:
+    """Checks an export and says what was checked; raises as `serving.check`."""
+    from xception_jax import console, serving
+
+    found = serving.check(folder)
+    if _JSON.value:
+        print(json.dumps(found))
+        return
+    sums = (
+        f"their sums differ from 1 by at most {found['largest_difference']:.1e} "
+        f"({found['tolerance']:g} is allowed)"
+        if found["tolerance"]
+        else "each of them from 0 to 1"
+    )
+    height, width = found["sides"]
+    out = console.make_console()
+    out.print(f"{folder}: {len(found['files'])} files are as they were written: "
+              f"{', '.join(found['files'])}")  # fmt: skip
+    out.print(f"the program runs on {found['platform']}: {found['pictures']} pictures of "
+              f"{height} x {width} random pixels gave probabilities, {sums}")  # fmt: skip
 
 
 def _shown(value: object) -> str:

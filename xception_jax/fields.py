@@ -8,6 +8,7 @@ from typing import Any
 from xception_jax.errors import nearest
 
 _LONGEST = 10**15  # of any unit
+EXAMPLES = "a number and its unit, as '90 epochs', '0.5 epochs', '1000 steps' or '3000000 examples'"
 _UNITS = {"step": "steps", "epoch": "epochs", "example": "examples"}
 
 
@@ -20,7 +21,11 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> "Duration":
-        """Reads `NUMBER UNIT`; the unit is steps, epochs or examples, singular or plural."""
+        """Reads `NUMBER UNIT`; the unit is steps, epochs or examples, singular or plural.
+
+        Raises:
+          ValueError: to follow a name and "is".
+        """
         number, _, unit = text.strip().partition(" ")
         unit = _UNITS.get(unit.strip(), unit.strip())
         try:
@@ -30,8 +35,7 @@ class Duration:
         except (ValueError, ZeroDivisionError):
             amount = Fraction(-1)
         if not 0 <= amount <= _LONGEST or unit not in _UNITS.values():
-            raise ValueError(f"{text!r} is no duration; write it as '90 epochs', '1000 steps' or "
-                             f"'3000000 examples'")  # fmt: skip
+            raise ValueError(f"{text!r}, which is no duration; it takes {EXAMPLES}")
         return cls(amount, unit)
 
     def examples(self, *, batch_size: int, epoch: int) -> int:
@@ -42,6 +46,10 @@ class Duration:
     def steps(self, *, batch_size: int, epoch: int) -> int:
         """The least number of steps that takes at least so many examples."""
         return -(-self.examples(batch_size=batch_size, epoch=epoch) // batch_size)
+
+    def passed(self, steps: int, *, batch_size: int, epoch: int) -> int:
+        """How often the duration is over after so many steps, with nothing lost to rounding."""
+        return steps * batch_size // self.examples(batch_size=batch_size, epoch=epoch)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Field:
       choices: the only values allowed.
       fractions: numbers need not be whole.
       texts: a tuple's elements are text, not numbers.
-      duration: a string that `Duration.parse` reads.
+      duration: a string that `Duration.parse` reads, or `auto` where that is the default.
       harmless: may change in a run that has begun, see `config.may_change`.
     """
 
@@ -71,20 +79,36 @@ class Field:
     duration: bool = False
     harmless: bool = False
 
+    @property
+    def takes(self) -> str:
+        """What a person may give it, for messages."""
+        whole = "" if self.fractions else " of whole numbers"
+        kinds = {
+            int: "a whole number",
+            float: "a number",
+            bool: "True or False",
+            str: EXAMPLES + (" (or auto)" if self.default == "auto" else "")
+            if self.duration
+            else "text",
+            tuple: "a tuple of text" if self.texts else f"a tuple{whole}, as (1, 2)",
+        }
+        taken = f"one of: {', '.join(self.choices)}" if self.choices else kinds[self.kind]
+        return f"{taken}, or None" if self.default is None else taken
+
     def check(self, value: Any) -> str | None:
         """Says what is wrong with a value, or None."""
-        if value is None and self.default is None:
-            return None
+        if value is None:
+            return None if self.default is None else f"is None; it takes {self.takes}"
         if self.kind is float and type(value) is int:
             value = float(value)
         if self.kind is tuple and isinstance(value, list):
             value = tuple(value)
         if type(value).__name__ != self.kind.__name__:
-            return f"is {value!r}, a {type(value).__name__}; it takes a {self.kind.__name__}"
+            return f"is {value!r}, a {type(value).__name__}; it takes {self.takes}"
         if self.choices and value not in self.choices:
             hint = nearest(value, self.choices) or ";"
             return f"is {value!r}{hint} It takes: {', '.join(self.choices)}"
-        if self.duration:
+        if self.duration and not value == self.default == "auto":
             try:
                 Duration.parse(value)
             except ValueError as error:

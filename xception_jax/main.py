@@ -8,16 +8,16 @@ Every field of the config can be changed on the command line; --list_fields show
 """
 
 import json
+import pathlib
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli, config
 from xception_jax.errors import UsageError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
-)
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run's checkpoints and logs")
 _ALLOW = flags.DEFINE_bool(
     "allow_config_changes",
@@ -26,6 +26,12 @@ _ALLOW = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_bool(
     "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
+)
+_LIST_SPLIT = flags.DEFINE_string(
+    "list_split",
+    None,
+    "print the files of a split and exit: test, those that evaluation takes. A run writes these to "
+    "eval_files.txt in its folder",
 )
 _FIELDS = flags.DEFINE_bool("list_fields", False, "print every field of a config and exit")
 for _name in cli.SHARED_FLAGS:
@@ -36,17 +42,21 @@ def main() -> None:
     if _FIELDS.value:
         print(config.describe())
         return
-    if not flags.FLAGS["config"].present or not _WORKDIR.value:
+    workdir = _WORKDIR.value
+    if not flags.FLAGS["config"].present or not (workdir or _LIST_SPLIT.value):
         raise UsageError("--config and --workdir are needed; --help shows an example")
     if _CONFIG.value is None:
         raise UsageError("get_config() of the config file returned None")
+    if _LIST_SPLIT.value:
+        print("\n".join(files_of(_CONFIG.value, _LIST_SPLIT.value, workdir)))
+        return
+    assert workdir, "checked above"
     # Imported late: --help and a misspelt flag need not wait for JAX.
     from xception_jax import cluster
     from xception_jax.console import make_console
     from xception_jax.train import train
 
     cli.settle()
-    workdir = _WORKDIR.value
     cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""))
     result = train(
         _CONFIG.value,
@@ -56,6 +66,19 @@ def main() -> None:
     )
     if _JSON.value and cluster.is_first():
         print(json.dumps(result))
+
+
+def files_of(given: ConfigDict, split: str, workdir: pathlib.Path | None) -> list[str]:
+    """The files of a split, as the run in the folder takes them if there is one."""
+    from xception_jax.data import folder
+    from xception_jax.training.workdir import begun_config
+
+    config.check_fields(given)
+    begun = begun_config(workdir) if workdir else None
+    source = config.open_split(config.settled(given, begun), split)
+    if (names := folder.names_of(source)) is None:
+        raise UsageError(f"--list_split: {source.name} is no folder, so its examples are no files")
+    return names
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from importlib import metadata, util
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli
 from xception_jax import config as config_lib
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from xception_jax.planning.chips import Topology
     from xception_jax.planning.steps import Data
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the config file; change its fields with --config.FIELD=VALUE"
-)
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "a TPU slice, v5e:4x4 or v5litepod-16; unless given, the devices there are"
 )
@@ -60,7 +59,7 @@ _JSON = flags.DEFINE_bool(
 
 
 def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -> ConfigDict:
-    """The config as a run on a slice would resolve it; checked.
+    """The config as a run on a slice would resolve it, but for what weights settle; checked.
 
     Args:
       config: as it was given.
@@ -78,6 +77,7 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
         config.data.batch_size = per_chip * topology.chips
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # as `config.compute_dtype` settles it on TPU
+    config = config_lib.resolve(config)
     if config.mesh.data not in (-1, topology.devices // config.mesh.model):
         raise UsageError(
             f"config.mesh.data is {config.mesh.data} and {topology.name} has {topology.devices} "
@@ -85,6 +85,27 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
         )
     preflight.check_without_data(config, topology.devices)
     return config
+
+
+def _resolved(configs: list[ConfigDict], console: "Console") -> list[ConfigDict]:
+    """The configs as a run resolves them; where the weights of `init_from` are not here, without.
+
+    Raises:
+      UsageError: the weights are here, and are not those of the config's model.
+    """
+    from xception_jax import paths
+    from xception_jax.weights import initial
+
+    asked = configs[0]
+    if not asked.init_from or paths.local("config.init_from", asked.init_from).exists():
+        return [initial.resolve(config) for config in configs]
+    found = [config_lib.resolve(config) for config in configs]
+    console.print(
+        f"NOTE: config.init_from, {asked.init_from}, is not here: the plan is for images of "
+        f"{found[0].data.image_size} pixels and the model's own defaults where the config leaves "
+        f"them open"
+    )
+    return found
 
 
 def sweep(
@@ -102,6 +123,8 @@ def sweep(
             rows.append({"topology": topology.name, "note": str(error)})
         _write_csv(rows)
     console.print(report.of_sweep(rows))
+    for line in report.of_evaluations(rows):
+        console.print(line)
     for found in rows:
         if found["note"]:
             console.print(str(found["note"]))
@@ -153,7 +176,7 @@ def _single(
     console.print(report.of_plan(plan))
     if plan.devices > 1:
         console.print(steps.layout_table(config, data, plan.devices))
-    for line in report.summary(plan, config.duration):
+    for line in report.summary(plan, config):
         console.print(line)
     if plan.train.seconds is not None:
         console.print("what this does not know:")
@@ -202,14 +225,18 @@ def main() -> None:
         configs = [config_for(_CONFIG.value, each, _PER_CHIP.value) for each in topologies]
     else:
         preflight.check_without_data(_CONFIG.value, jax.device_count())
-        configs = [config_lib.resolve(_CONFIG.value)]
+        configs = [_CONFIG.value]
+    console = make_console(stderr=_JSON.value)
+    configs = _resolved(configs, console)
     if _PLOT.value:
         report.check_plot(_PLOT.value)
     data = data_lib.find(
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,
     )  # fmt: skip
-    console = make_console(stderr=_JSON.value)
+    for config in configs:
+        if data.examples:
+            preflight.check_lengths(config, data.examples)
     result: dict[str, list] = {"plans": [], "fits": []}
     with console.status("compiling; Ctrl-C ends it"):  # seen on terminals only
         if _SWEEP.value:

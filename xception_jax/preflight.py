@@ -15,12 +15,18 @@ from xception_jax.errors import ReadError, UsageError
 from xception_jax.fields import Duration
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, begun: ConfigDict | None = None) -> None:
     """Checks a config against the schema, the model, the devices and the data on disk.
+
+    Args:
+      config: of the run.
+      begun: the resolved config of the run that is to go on, if there is one: it opens its data by
+        the rules that it began with.
 
     Raises:
       UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
     """
+    config = config_lib.settled(config, begun)
     check_without_data(config, jax.device_count())
     _check_processes(config, jax.device_count(), jax.process_count())
     if config.profile.steps:
@@ -82,11 +88,7 @@ def _check_ranges(config: ConfigDict) -> None:
         value = fields[name]
         if len(value) != 2 or value[0] > value[1]:
             raise UsageError(f"config.{name} is {value}; it takes (least, largest)")
-    if config.data.eval_preset == "keras" and config.data.eval_crop != 1:
-        raise UsageError(
-            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
-            f"config.data.eval_preset keras, which takes all of the picture"
-        )
+    check_crop(config)
     traced = config.profile.steps
     if traced and (len(traced) != 2 or traced[0] > traced[1]):
         raise UsageError(f"config.profile.steps is {traced}; it takes (first, last)")
@@ -100,8 +102,28 @@ def _check_ranges(config: ConfigDict) -> None:
         "duration",
         "optimizer.decay_every",
     ):
-        if Duration.parse(fields[name]).amount == 0:
+        if fields[name] != "auto" and Duration.parse(fields[name]).amount == 0:
             raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
+
+
+def check_crop(config: ConfigDict) -> None:
+    """Refuses a crop of evaluation that its preset does not take; both may be None still."""
+    if config.data.eval_preset == "keras" and config.data.eval_crop not in (None, 1):
+        raise UsageError(
+            f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
+            f"config.data.eval_preset keras, which takes all of the picture"
+        )
+
+
+def check_lengths(config: ConfigDict, examples: int) -> None:
+    """Holds durations against each other, for a training split of so many examples."""
+    opt, size = config.optimizer, {"batch_size": config.data.batch_size, "epoch": examples}
+    warmup, total = (Duration.parse(text).steps(**size) for text in (opt.warmup, config.duration))
+    if warmup > total:
+        raise UsageError(
+            f"config.optimizer.warmup is {opt.warmup!r}, {warmup:,} steps, and the run has "
+            f"{total:,} (config.duration {config.duration!r}); make one shorter or the other longer"
+        )
 
 
 def _sharing(config: ConfigDict, devices: int) -> int:
@@ -161,14 +183,17 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     known = models.overrides(config.model.name)
-    for name in config_lib.model_overrides(config):
-        if name not in known:
-            raise UsageError(f"config.model.{name}: {config.model.name} has no such override")
+    unknown = [name for name in config_lib.model_overrides(config) if name not in known]
+    if unknown:
+        fields = ", ".join(f"config.model.{name}" for name in unknown)
+        unset = " ".join(f"--config.model.{name}=None" for name in unknown)
+        raise UsageError(f"{config.model.name} does not take {fields}; add {unset}")
 
 
 def _check_data(config: ConfigDict) -> None:
     train = config_lib.open_training(config)
     test = config_lib.open_split(config, config.data.eval_split)
+    check_lengths(config, len(train))
     if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
     joined.same_classes(train, test)

@@ -167,7 +167,7 @@ def _build(builder: Any, manual: Path, options: Any) -> None:
 def _alone(target: Path) -> Iterator[None]:
     """Keeps other processes from preparing the same, and removes what killed ones have left."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".prepare_{target.name}.lock").open("w") as lock:
+    with (target.parent / f".prepare_{target.name}.lock").open("w", encoding="utf-8") as lock:
         try:
             # The system drops the lock with the process, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

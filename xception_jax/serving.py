@@ -6,6 +6,7 @@ all that a server needs. docs/export.md shows how to load it.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -18,19 +19,19 @@ import numpy as np
 from jax import export as jax_export
 
 from xception_jax import seal
-from xception_jax.data import augment, resize
+from xception_jax.data import augment, presets, resize
 from xception_jax.data.stream import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training.state import Tree, apply
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-PROGRAM, ABOUT, README = "model.bin", "model.json", "README.md"
+PROGRAM, ABOUT, README, CLASSIFY = "model.bin", "model.json", "README.md", "classify.py"
 
 # Of `model.json`; raised when a reader of today would misread it.
-FORMAT = 2
+FORMAT = 3
 _TEXT, _NUMBER = (str,), (int,)
-# What each field is, of format 1 and of today's.
+# What each field is, of each format that is read.
 _FIRST: dict[str, Any] = {
     "format": _NUMBER,
     "source": (dict,),
@@ -43,44 +44,35 @@ _FIRST: dict[str, Any] = {
     "classes": [_TEXT],
     "program": {"file": {PROGRAM}, "bytes": _NUMBER, "sha256": _TEXT},
 }
+_SECOND: dict[str, Any] = {
+    **_FIRST,
+    "exif_orientation": {"applied", "ignored"},
+    "readme": {"file": {README}, "sha256": _TEXT},
+    seal.NAME: _TEXT,
+}
 _FORMATS: dict[int, dict[str, Any]] = {
     1: _FIRST,
+    2: _SECOND,
     FORMAT: {
-        **_FIRST,
-        "exif_orientation": {"applied", "ignored"},
-        "readme": {"file": {README}, "sha256": _TEXT},
-        seal.NAME: _TEXT,
+        **_SECOND,
+        "resize": {"by": {"program", "caller"}, "preset": set(presets.PRESETS), "size": _NUMBER,
+                   "crop": (float,)},
+        "classify": {"file": {CLASSIFY}, "sha256": _TEXT},
     },
+}  # fmt: skip
+
+# What each preset of `data.presets` does to a picture.
+_RESIZES = {
+    "area": "the centred square of {crop:g} of the shorter side, resized to {size} x {size} pixels "
+    "(averaged where it shrinks, else linear)",
+    "inception": "the centre of both sides, {crop:g} of each, squeezed to {size} x {size} pixels "
+    "(bilinear, not antialiased)",
+    "keras": "all of the picture, squeezed to {size} x {size} pixels (the nearest ones)",
+    "timm": "the centred {size} x {size} pixels, after the shorter side has become {shorter} "
+    "(antialiased bicubic)",
 }
-
-# docs/export.md shows the same lines; a test runs them.
-LOADER = """\
-import json, pathlib, sys
-import jax, numpy as np
-from jax import export
-from PIL import Image, ImageOps
-
-folder, *files = map(pathlib.Path, sys.argv[1:])
-about = json.loads((folder / "model.json").read_text())
-model = jax.jit(export.deserialize((folder / "model.bin").read_bytes()).call)
-for file in files:
-    image = Image.open(file)
-    if about.get("exif_orientation") == "applied":  # as in the run's evaluation
-        image = ImageOps.exif_transpose(image)
-    image = image.convert("RGB")
-    if isinstance(about["input"]["shape"][1], int):  # a program that does not resize
-        image = image.resize(about["input"]["shape"][2:0:-1], Image.Resampling.BICUBIC)
-    probabilities = np.asarray(model(np.asarray(image)[None]))[0]
-    best = probabilities.argmax()
-    print(f"{file}  {about['classes'][best]}  {probabilities[best]:.6f}")
-"""
-
-_HOW = {
-    "inside": "crops the centred square of {crop:g} of the shorter side and resizes it to "
-    "{size} x {size} pixels (averaged where it shrinks, else linear), then scales to [-1, 1]",
-    "outside": "scales to [-1, 1]; the caller resizes to {size} x {size} pixels, as the "
-    "evaluation's preset `{preset}` with {share} does",
-}
+# How far the sums of softmax' probabilities may be from 1, in `check`.
+_TOLERANCE = 1e-3
 
 
 def export(
@@ -148,8 +140,11 @@ def describe(
     `source` says what it is made of, `crop_known` whether `images.eval_crop` is more than a guess.
     """
     resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
-    how = _HOW["inside" if resizes else "outside"]
-    share = f"crop {images.eval_crop:g}" if crop_known else "a crop that the weights do not tell"
+    made = _RESIZES[images.eval_preset].format(
+        size=images.size, crop=images.eval_crop, shorter=math.floor(images.size / images.eval_crop)
+    )
+    if not crop_known:
+        made += f"; the weights do not tell the crop: {images.eval_crop:g} is the preset's own"
     shape, out = _shapes(exported)
     return {
         "format": FORMAT,
@@ -157,16 +152,19 @@ def describe(
         "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
         "output": {"shape": out, "dtype": "float32", "activation": activation},
         "exif_orientation": "applied" if images.exif else "ignored",
+        "resize": {
+            "by": "program" if resizes else "caller", "preset": images.eval_preset,
+            "size": images.size, "crop": float(images.eval_crop),
+        },
         "preprocessing": "the caller "
         + ("turns an image by" if images.exif else "ignores")
-        + " its EXIF orientation; the program "
-        + how.format(
-            crop=images.eval_crop, size=images.size, preset=images.eval_preset, share=share
-        ),
+        + " its EXIF orientation; "
+        + (f"the program takes {made}" if resizes else f"then the caller takes {made}")
+        + "; the program scales to [-1, 1]",
         **_facts(exported),
         "jax": jax.__version__,
         "classes": list(class_names),
-    }
+    }  # fmt: skip
 
 
 def _facts(exported: jax_export.Exported) -> dict[str, Any]:
@@ -194,10 +192,11 @@ def check_output(folder: Path) -> None:
 
 
 def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) -> dict[str, Any]:
-    """Writes program, description and README as a whole or not at all.
+    """Writes program, description, README and `classify.py` as a whole or not at all.
 
     Returns:
-      `about`, with the program's `bytes`, the `sha256` of both files, and a seal over all fields.
+      `about`, with the program's `bytes`, the `sha256` of each other file, and a seal over all
+      fields.
 
     Raises:
       UsageError: the folder holds something, or cannot be made.
@@ -205,10 +204,11 @@ def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) ->
     check_output(folder)
     program = bytes(exported.serialize())
     readme = _readme(about).encode()
+    classify = Path(__file__).with_name(CLASSIFY).read_bytes()
     about = seal.sealed(
         about
         | {"program": {**_file(PROGRAM, program), "bytes": len(program)}}
-        | {"readme": _file(README, readme)}
+        | {"readme": _file(README, readme), "classify": _file(CLASSIFY, classify)}
     )
     draft = None
     try:
@@ -218,6 +218,7 @@ def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) ->
         text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
         (draft / ABOUT).write_bytes(text.encode())
         (draft / README).write_bytes(readme)
+        (draft / CLASSIFY).write_bytes(classify)
         draft.chmod(0o755)  # a server is often another user
         os.rename(draft, folder)
     except OSError as error:
@@ -233,20 +234,26 @@ def _file(name: str, data: bytes) -> dict[str, Any]:
 
 
 def _readme(about: dict[str, Any]) -> str:
+    size = about["resize"]["size"]
+    sizes = (
+        "images of any size; those of one batch have the same size"
+        if about["resize"]["by"] == "program"
+        else f"images of one size only, {size} x {size} pixels: resize others before"
+    )
     shape = ", ".join(map(str, about["input"]["shape"]))
-    lines = LOADER.replace("\n", "\n    ").rstrip()
     return f"""# An image classifier, exported by xception_jax
 
-`{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, weights included: RGB images, uint8
-`[{shape}]`, to the {about["output"]["activation"]} probabilities of {len(about["classes"])}
-classes, float32. What is done to the pixels: {about["preprocessing"]}.
+`{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, weights included.
 
-`{ABOUT}` names the classes, in order, and the versions. It runs without xception_jax: `pip install
-jax flatbuffers pillow`, then `python classify.py FOLDER IMAGE...` with these lines as classify.py:
+- In: RGB images, uint8 `[{shape}]`; {sizes}.
+- Out: {about["output"]["activation"]} probabilities of {len(about["classes"])} classes, float32.
+- What is done to the pixels: {about["preprocessing"]}.
 
-    {lines}
+`{ABOUT}` says the same to programs, and names the classes, in order, and the versions.
+`{CLASSIFY}` does it all to images of any size. It runs without xception_jax:
 
-The lines above squeeze an image to the program's size where it does not resize itself.
+    pip install jax flatbuffers pillow
+    python {CLASSIFY} IMAGE...
 """
 
 
@@ -341,29 +348,45 @@ def _read(path: Path) -> bytes:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Runs an export on this machine; returns its description.
+    """Verifies an export and runs it on this machine, on pictures of random pixels.
+
+    Returns:
+      `files` that were verified, the `platform`, how many `pictures` of which `sides`; of the
+      probabilities `largest_difference` of their sums from 1, of which `tolerance` is allowed:
+      both None for sigmoid, whose sums may be any.
 
     Raises:
       UsageError: it is not for this machine's platform; and what `load` raises.
       RunError: what it computes are no probabilities.
     """
     exported, about = load(folder)
-    if "readme" in about:
-        _verified(folder / README, about["readme"]["sha256"])
+    files = [ABOUT, PROGRAM]
+    for name in ("readme", "classify"):
+        if name in about:
+            files.append(about[name]["file"])
+            _verified(folder / about[name]["file"], about[name]["sha256"])
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
         raise UsageError(
-            f"{folder} is for {', '.join(exported.platforms)}, and this machine has {platform}"
+            f"{folder} is for {', '.join(exported.platforms)}, and this machine has {platform}; "
+            f"export it with --platforms={platform}"
         )
-    sides = [side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:]]
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *sides), np.uint8)
+    sides = [side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:3]]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *sides, 3), np.uint8)
     found = np.asarray(jax.jit(exported.call)(pixels))
-    sums = found.sum(1)
     softmax = about["output"]["activation"] == "softmax"
+    furthest = float(np.abs(found.sum(1, dtype=np.float64) - 1).max())
     if (
         found.shape != (2, len(about["classes"]))
         or not ((found >= 0) & (found <= 1)).all()
-        or (softmax and not np.allclose(sums, 1, atol=1e-3))
+        or (softmax and not furthest <= _TOLERANCE)
     ):
         raise RunError(f"{folder} does not give probabilities of its classes")
-    return about
+    return {
+        "files": files,
+        "platform": platform,
+        "pictures": len(pixels),
+        "sides": sides,
+        "largest_difference": furthest if softmax else None,
+        "tolerance": _TOLERANCE if softmax else None,
+    }

@@ -1,6 +1,7 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,7 @@ from xception_jax.console import make_console
 from xception_jax.data import sources, stream
 from xception_jax.data.skips import Skips
 from xception_jax.fields import Duration
-from xception_jax.text import quoted
-from xception_jax.training import optimizer, sharding, signals, workdir
+from xception_jax.training import optimizer, outlook, sharding, signals, verdict, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import Checkpoints, Meta
@@ -54,8 +54,8 @@ def train(
     goodput = Goodput()
     with signals.stop_requested() as stop_requested:
         with goodput.spending("start"):
-            preflight.validate(config)
-            config = initial.resolve(config, workdir.begun_config(folder))
+            preflight.validate(config, begun := workdir.begun_config(folder))
+            config = initial.resolve(config, begun)
             run = prepare(config)
         with (
             workdir.claim(folder, config, allow_changes=allow_config_changes),
@@ -76,7 +76,7 @@ def train(
                 silent=not cluster.is_first(),
                 carried=checkpoints.log(first),
             ) as log:
-                introduce(run, state, notes, log)
+                introduce(run, folder, state, notes, log)
                 skips = Skips(folder, config.data.max_skipped, log.say)
                 with Profile(folder, config.profile.steps, log.say) as profile:
                     around = Around(checkpoints, log, skips, profile, stop_requested)
@@ -106,7 +106,8 @@ class Run:
     total_steps: int
     init: Callable[[jax.Array], TrainState]
     shapes: TrainState
-    train_step: Callable[..., Any]
+    frozen: tuple[str, ...]
+    train_step: Any  # jitted
     evaluate: Evaluator
 
     @property
@@ -115,7 +116,7 @@ class Run:
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config)
 
-    def batches(self, first_step: int, skips: Skips | None = None) -> Iterator[step_lib.Batch]:
+    def batches(self, first_step: int, skips: Skips | None = None) -> stream.Placed:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
         batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
@@ -127,11 +128,11 @@ class Run:
         )
         return stream.to_devices(batches, sharding.by_example(self.layout.mesh))
 
-    def every(self, duration: str) -> Callable[[int], bool]:
-        """Says of a step whether it is the first to reach another multiple of the duration."""
-        batch, epoch = self.config.data.batch_size, len(self.train_source)
-        length = Duration.parse(duration).examples(batch_size=batch, epoch=epoch)
-        return lambda done: done * batch // length > (done - 1) * batch // length
+    def every(self, name: str) -> Callable[[int], bool]:
+        """Says of a step whether it is the first to reach another multiple of a field's period."""
+        size = {"batch_size": self.config.data.batch_size, "epoch": len(self.train_source)}
+        length = config_lib.period(self.config, name, size["epoch"])
+        return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
 
 
 def prepare(config: ConfigDict) -> Run:
@@ -141,11 +142,7 @@ def prepare(config: ConfigDict) -> Run:
     eval_source = config_lib.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
-
-    def steps(duration: str) -> int:
-        return Duration.parse(duration).steps(batch_size=data.batch_size, epoch=len(train_source))
-
-    transformation, schedule = optimizer.from_config(config, steps)
+    transformation, schedule = optimizer.from_config(config, len(train_source))
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
     layout = sharding.from_config(config, shapes)
@@ -155,7 +152,9 @@ def prepare(config: ConfigDict) -> Run:
     )  # fmt: skip
     return Run(
         config=config, layout=layout, train_source=train_source,
-        total_steps=steps(config.duration), init=init, shapes=shapes,
+        total_steps=Duration.parse(config.duration).steps(
+            batch_size=data.batch_size, epoch=len(train_source)
+        ), init=init, shapes=shapes, frozen=state_lib.frozen_parts(structure, vars(shapes)),
         train_step=step_lib.jit_train_step(recipe, layout),
         evaluate=Evaluator.create(config, structure, eval_source, layout),
     )  # fmt: skip
@@ -169,13 +168,13 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
     if state is None or meta is None:
         fresh = state_lib.initialize(run.init, run.config.seed, lies)
         return initial.fill(run.config, fresh, run.meta.class_names, notes)
-    meta.check_data(run.meta)
+    meta.check_data(run.meta, checkpoints.workdir)
     return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
 
 
-def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> None:
+def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Says what is about to run, on what."""
-    log.say(state_lib.parameter_table(run.config.model.name, state.params))
+    log.say(state_lib.parameter_table(run.config.model.name, state.params, run.frozen))
     mesh = run.layout.mesh
     if mesh.size > 1:
         log.say(sharding.layout_table(run.shapes, run.layout))
@@ -184,44 +183,45 @@ def introduce(run: Run, state: TrainState, notes: list[str], log: Telemetry) -> 
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
-    summaries = run.train_source.summary, run.evaluate.reader.source.summary
+    summaries = run.train_source.summary, *workdir.name_files(folder, run.evaluate.reader.source)
     for note in filter(None, (*summaries, reader_of(run.config, run.train_source).note, *notes)):
         log.say(note)
 
 
 def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
     """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
-    config, log, checkpoints = run.config, around.log, around.checkpoints
+    log, checkpoints = around.log, around.checkpoints
     done, total = first, run.total_steps
-    log_due, save_due = run.every(config.log.every), run.every(config.checkpoint.every)
-    evaluation_due = run.every(config.eval.every)
+    log_due, save_due = run.every("log.every"), run.every("checkpoint.every")
+    evaluation_due = run.every("eval.every")
     # A signal may have come during the evaluation of the last step.
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
         if (result := evaluate(run, state, first, around)) is None:
             return first
         checkpoints.add_metrics(first, result)
-    batches = run.batches(first, around.skips)
-    for done in range(first + 1, total + 1):
-        with log.goodput.spending("input"):
-            batch = next(batches)
-        if done == first + 1:
-            with log.goodput.spending("compilation"):
-                cluster.compile_together(run.train_step, state, batch)
-                checkpoints.warm_up(state)
-        with around.profile.begin(done):
-            state, metrics = run.train_step(state, batch)
-        around.profile.end(done, metrics)
-        log.step_dispatched(done, metrics, log=log_due(done) or done == total)
-        stop = around.stop_requested()
-        evaluation = evaluation_due(done) or done == total
-        if evaluation or stop or save_due(done):
-            log.catch_up()
-            result = evaluate(run, state, done, around) if evaluation and not stop else None
-            stop |= evaluation and result is None
-            with log.pause("checkpoint"):
-                checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
-        if stop:
-            break
+    with closing(run.batches(first, around.skips)) as batches:
+        for done in range(first + 1, total + 1):
+            with log.goodput.spending("input"):
+                batch = next(batches)
+            if done == first + 1:
+                with log.goodput.spending("compilation"):
+                    outlook.tell(log.say, run.train_step, state, batch, total - first)
+                    cluster.compile_together(run.train_step, state, batch)
+                    checkpoints.warm_up(state)
+            with around.profile.begin(done):
+                state, metrics = run.train_step(state, batch)
+            around.profile.end(done, metrics)
+            log.step_dispatched(done, metrics, log=log_due(done) or done == total)
+            stop = around.stop_requested()
+            evaluation = evaluation_due(done) or done == total
+            if evaluation or stop or save_due(done):
+                log.catch_up()
+                result = evaluate(run, state, done, around) if evaluation and not stop else None
+                stop |= evaluation and result is None
+                with log.pause("checkpoint"):
+                    checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
+            if stop:
+                break
     with log.goodput.spending("checkpoint"):
         checkpoints.wait()
     if done > first:
@@ -243,7 +243,4 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
     if last < run.total_steps:
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
-    log.say(
-        f"done: {folder / 'checkpoints' / str(last)}  (best: {checkpoints.find('best')})\n"
-        f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
-    )
+    log.say("\n".join(verdict.lines(folder, last, checkpoints.find("best"))))

@@ -75,7 +75,7 @@ class Work:
 def serve(name: str) -> None:
     """Serves the peer in the module `name` until the standard input ends."""
     # What libraries print must not come between the answers.
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # Else a child that outlives this process keeps the parent waiting for an answer.
     os.register_at_fork(after_in_child=answers.close)
@@ -133,7 +133,7 @@ def _clocks() -> dict[str, float]:
 
 def _cpu_of(process: int) -> float:
     """User's and system's seconds of another process, from Linux."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -144,7 +144,7 @@ def _peak_memory() -> float:
     """
     kilobytes = 0
     for process in (os.getpid(), *_children()):
-        status = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
         kilobytes += int(status.partition("VmHWM:")[2].split()[0])
     return kilobytes / 1024
 

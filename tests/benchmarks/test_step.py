@@ -37,6 +37,7 @@ def tiny(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_table_of_two_contenders(tmp_path):
     output = tmp_path / "step.csv"
     done = tiny(output, "--work", "forward:75:2", "--allocator", "default")
@@ -151,7 +152,19 @@ def test_counts_of_products_convolutions_and_loops():
 
 
 @pytest.mark.parametrize(
-    "name", ["step", "input", "startup", "loop", "trace", "tables", "tpu_compile", "experiments"]
+    "name",
+    [
+        "step",
+        "input",
+        "startup",
+        "loop",
+        "trace",
+        "tables",
+        "tpu_compile",
+        "experiments",
+        "images",
+        "digest",
+    ],
 )
 def test_every_command_has_help_and_refuses_in_one_line(name):
     done = run(name, "--help")

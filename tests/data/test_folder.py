@@ -56,7 +56,9 @@ def test_splits_are_folders(tmp_path):
     assert source.name.endswith(":train")
     assert source.summary == (
         f"'train' of {tmp_path}: 4 images, 2 classes of 2 (cat) to 2 (cat); left out as no image "
-        f"of a class: 2 files: {tmp_path}/train/dog/notes.txt, {tmp_path}/train/labels.csv"
+        f"of a class: 2 files: {tmp_path}/train/dog/notes.txt, {tmp_path}/train/labels.csv; left "
+        f"out as hidden or a system's: 2: {tmp_path}/train/.cache, "
+        f"{tmp_path}/train/cat/.hidden.jpg"
     )
 
 
@@ -169,17 +171,21 @@ def test_a_file_that_is_gone_or_enormous_is_an_error_of_its_example(tmp_path):
     ("names", "split", "message"),
     [
         (None, "train", "folder:{root} cannot be read: '{root}': No such file or directory; it ta"),
-        ([], "train", "{root} holds no folder with an image in it; it takes PATH/train/CLASS/"),
+        ([], "train", "{root} holds no folder with an image in it; found: {root}/ (empty); it"),
         (["1.jpg"], "train", "{root} holds no folder with an image in it"),
         (["train/1.jpg", "test/1.jpg"], "train", "{root}/train holds no folder with an image in"),
         (["train/a/", "train/b/"], "train", "{root}/train holds no folder with an image in it"),
         (["train/a/1.jpg", "train/b/"], "train", "class 'b' is empty: no image lies in {root}/tra"),
         (["a/1.jpg", "a/2.jpg", "b/1.txt"], "train", "class 'b' is empty: no image lies in {root}"),
         (["train/a/1.jpg"], "train", "{root}/train holds one class, 'a'; two are the least"),
-        (["a/1.jpg", "b/1.jpg", "b/2.jpg"], "test", "class 'a' of {root} has one image; train and"),
+        (["a/1.jpg", "b/1.jpg"], "test", "every class of {root} has one image, so none can be"),
         (["a/1.jpg", "b/1.jpg"], "val", "{root} has no split 'val'; it has: test, train"),
-        (["train/a/1.jpg", "val/a/1.jpg"], "test", "{root} has no split 'test'; it has: train, va"),
-        (["Train/a/1.jpg", "Val/a/1.jpg"], "train", "{root} has no split 'train'; it has: Train, "),
+        (
+            ["train/a/1.jpg", "test/a/1.jpg"],
+            "val",
+            "{root} has no split 'val'; it has: test, train",
+        ),
+        (["Train/a/1.jpg", "Val/a/1.jpg"], "train", "{root}/Train holds one class, 'a'; two are"),
         (["train/a/1.jpg", "train/b/1.jpg"], "train[:0]", "'train[:0]' of {root} is empty"),
         (["train/a/1.jpg", "train/b/1.jpg"], "train[1", "{root} has no split 'train[1': "),
         (["train/a/1.jpg", "train/b/1.jpg"], "train[7:]", "{root} has no split 'train[7:]': Req"),
@@ -200,7 +206,7 @@ def test_what_does_not_fit_together_is_refused_before_a_run(tmp_path):
     config = config_lib.default()
     fill(tmp_path / "1", ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/c/1.jpg"])
     config.data.dataset = f"folder:{tmp_path / '1'}"
-    with pytest.raises(UsageError, match="have different classes: only one of them has 'b'"):
+    with pytest.raises(UsageError, match="has a class that 'train' lacks: 'c'; found: "):
         preflight.validate(config)
     fill(tmp_path / "2", ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg"])
     config.data.dataset = f"folder:{tmp_path / '2'}"

@@ -45,7 +45,24 @@ def test_blends(both, factor):
         (image_ops.smooth(image), ImageEnhance.Sharpness),
     ):
         expected = np.asarray(enhance(pillow).enhance(factor))
-        np.testing.assert_array_equal(image_ops.blend(image, other, factor), expected)
+        np.testing.assert_array_equal(image_ops.blend(image, other, factor - 1), expected)
+
+
+def test_pictures_do_not_depend_on_the_program():
+    """A compiler may fuse a multiplication and an addition, and then rounds otherwise."""
+    image, other = jnp.asarray(IMAGES["noise"]), image_ops.grey(jnp.asarray(IMAGES["noise"]))
+    rng = np.random.default_rng(0)
+    changes = np.float32([*np.arange(-100, 101) / 100, *rng.uniform(-1, 1, 200)])
+    matrices = np.float32(np.eye(2, 3) + rng.uniform(-0.5, 0.5, (200, 2, 3)))
+
+    def blends(changes):
+        return jax.vmap(lambda change: image_ops.blend(image, other, change))(changes)
+
+    def warps(matrices):
+        return jax.vmap(lambda matrix: image_ops.warp(image, matrix, 9))(matrices)
+
+    for function, numbers in ((blends, changes), (warps, matrices)):
+        np.testing.assert_array_equal(function(numbers), jax.jit(function)(numbers))
 
 
 def test_histogram(both):

@@ -168,7 +168,7 @@ def test_exif_of_the_presets_is_as_in_keras_and_timm(orientation, tmp_path):
 
     def ours(preset):
         config = config_lib.default()
-        config.data.image_size, config.data.eval_preset = 24, preset
+        config.data.image_size, config.data.eval_preset, config.data.eval_crop = 24, preset, 1.0
         reader = evaluation.reader_of(config_lib.resolve(config), source)
         return next(reader.evaluation_batches(batch_size=1))["image"][0]
 

@@ -44,14 +44,15 @@ def outputs(method, model, side: int) -> tuple[int, ...]:
 
 
 def test_the_names_are_all_here_and_have_published_results():
-    assert set(models.names()) == set(SIZES) == set(published.RESULTS)
+    assert set(models.names()) == set(SIZES) == set(published.RESULTS) == set(published.SIZES)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters(name):
     parameters, statistics, _ = SIZES[name]
     model = shapes_of(name)
-    assert counts.parameters(model) == parameters
+    assert counts.parameters(model) == published.SIZES[name].parameters == parameters
+    assert model.min_image_size == published.SIZES[name].min_image_size
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))) == statistics
 
 
@@ -68,6 +69,7 @@ def test_parameters(name):
 )
 def test_multiply_adds(name):
     found = counts.multiply_adds(counts.forward_program(shapes_of(name), published.IMAGE_SIZE))
+    assert found == published.SIZES[name].multiply_adds
     assert found == pytest.approx(SIZES[name][2] * 1e9, rel=0.01)
 
 
@@ -78,6 +80,8 @@ def test_inception_v3_with_scales_is_timms():
 def test_multiply_adds_of_the_papers_network():
     found = counts.multiply_adds(counts.forward_program(shapes_of("xception"), 299))
     assert found == pytest.approx(8.357e9, rel=1e-3)
+    assert found == published.SIZES["xception"].multiply_adds
+    assert found == published.SIZES["legacy_xception"].multiply_adds, "the same but for padding"
     assert found == pytest.approx(SIZES["xception"][2] * 1e9, rel=0.01)
 
 

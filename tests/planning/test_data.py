@@ -22,6 +22,11 @@ def test_what_is_there_is_counted_and_what_is_said_counts(small_config):
     assert data_lib.find(small_config, examples=5, eval_examples=6) == Data(10, False, 5, 6)
 
 
+def test_the_sizes_of_a_known_set_count_beside_a_number_of_classes(small_config):
+    assert data_lib.find(small_config, classes=10, examples=5) == Data(10, False, 5, 360)
+    assert data_lib.find(small_config, classes=11, examples=5) == Data(11, False, 5, None)
+
+
 def test_sets_that_are_mixed_count_together(small_config):
     small_config.data.mix = ("optical_digits",)
     small_config.data.mix_splits = ("test",)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from xception_jax.errors import RunError, UsageError
 from xception_jax.fields import Duration
-from xception_jax.planning import chips, compiler, planner, steps
-from xception_jax.planning.estimate import NONE, Memory, Step
+from xception_jax.planning import chips, compiler, planner, report, steps
+from xception_jax.planning.estimate import NONE, Collective, Memory, Step
 
 STEP = Step(Memory(0, 0, 0, 0, 0), 1e12, 1e9, (), NONE, seconds=0.5)
 
@@ -63,6 +63,56 @@ def test_a_run_evaluates_as_often_as_the_loop_does(small_config, duration, every
     assert plan.images_per_second == batch / 0.5
     assert plan.matrix_share == 0.5
     assert plan.memory_share is None
+
+
+def test_evaluations_of_unknown_size_are_left_out_and_that_is_said(small_config):
+    plan = plan_of(small_config, 1000, eval_examples=None)
+    assert plan.eval_steps is None
+    assert plan.hours == pytest.approx(plan.steps * 0.5 / 3600)
+    said = report.summary(plan, small_config)
+    assert said[-1].startswith("the evaluations are left out of the hours: ")
+    assert report.of_evaluations([report.row(plan)]) == said[-1:]
+    assert len(report.summary(plan_of(small_config, 1000), small_config)) == len(said) - 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (1, "2.50 s, 0.0014 chip-hours"),
+        (100, "1.69 minutes, 0.056 chip-hours"),
+        (100_000, "27.78 hours, 55.56 chip-hours"),
+    ],
+)
+def test_a_short_run_takes_no_nought_hours(steps, said, small_config):
+    small_config.duration, small_config.eval.every = f"{steps} steps", "1000000 steps"
+    small_config.data.batch_size = 50
+    plan = plan_of(small_config, 1000)
+    plan = replace(plan, train=replace(STEP, seconds=1.0), evaluate=replace(STEP, seconds=0.75))
+    assert report.summary(plan, small_config)[-1].endswith(f": {said}")
+    row = report.row(plan)
+    assert row["hours"] == pytest.approx(plan.hours, rel=1e-3)
+    assert row["chip_hours"] == pytest.approx(plan.hours * 2, rel=1e-3)
+    assert float(report._cell("hours", row["hours"])) == pytest.approx(plan.hours, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"model.bn_virtual_batch": None}, ["the whole batch of 64, of which a device holds 32; "
+                                            "with config.model.bn_virtual_batch=32 it needs none"]),
+        ({"model.bn_virtual_batch": 64}, ["virtual batches of 64, of which a device holds 32"]),
+        ({"model.bn_virtual_batch": 32}, []),
+        ({"mesh.model": 2}, ["the devices of config.mesh.model share the head's layers"]),
+    ],
+)  # fmt: skip
+def test_it_says_why_there_are_collectives_between_layers(changes, reasons, small_config):
+    small_config.update_from_flattened_dict(changes)
+    plan = plan_of(small_config, 1000)
+    assert not [line for line in report.summary(plan, small_config) if "between" in line]
+    plan = replace(plan, train=replace(STEP, collectives=(Collective("all-reduce", 3, 9, 2),)))
+    said = [line for line in report.summary(plan, small_config) if "between layers: " in line]
+    assert len(said) == len(reasons)
+    assert all(reason in line for reason, line in zip(reasons, said, strict=True))
 
 
 def test_of_data_of_unknown_size_the_hours_are_not_known(small_config):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import signal
@@ -176,6 +177,14 @@ def test_one_that_is_gone_by_now_is_told_so(tmp_path):
         shutil.rmtree(tmp_path / "checkpoints" / "1")
         with pytest.raises(DamagedCheckpointError, match="checkpoint 1 is no longer there; a run"):
             checkpoints.restore(1, {"ema": target().ema})
+
+
+def test_what_is_logged_after_a_run_is_shown_again(tmp_path):
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    filters = list(logger.filters)
+    with Checkpoints(tmp_path):
+        assert logger.filters != filters
+    assert (logger.filters, sys.unraisablehook) == (filters, hook)
 
 
 def test_nothing_there(tmp_path):
@@ -422,7 +431,32 @@ def test_a_reader_is_told_of_a_damaged_manifest(tmp_path):
                 DamagedCheckpointError, match="checkpoint 2 is damaged: its manifest is no JSON"
             ):
                 checkpoints.find(asked)
+        with pytest.raises(DamagedCheckpointError, match=r"been the best\. .* --step=latest"):
+            checkpoints.find("best")
         assert (checkpoints.find("1"), checkpoints.steps()) == (1, [1, 2])
+
+
+def test_what_a_killed_deletion_of_an_older_version_left_is_moved_and_told(tmp_path):
+    """That one deleted file by file, in place, what was not kept."""
+    save_all(tmp_path, [1, 2, 3, 4, 5], top1={3: 0.5, 4: 0.25})
+    folders = {step: tmp_path / "checkpoints" / str(step) for step in range(1, 6)}
+    empty(folders[1])
+    shutil.rmtree(folders[2] / "meta")
+    shutil.rmtree(folders[4] / "params")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find("latest") == 5
+        with pytest.raises(DamagedCheckpointError, match=r"checkpoint 1 .*: it lacks .*meta"):
+            checkpoints.find("best")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        state, _, notes = checkpoints.restore_newest(target())
+        assert int(state.step) == 5
+        assert [note.partition(":")[0] for note in notes] == [
+            "checkpoint 2 is damaged", "checkpoint 1 is damaged",
+        ]  # fmt: skip
+        assert checkpoints.find("best") == 3
+        checkpoints.save(make_state(6), META.at(6))
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 6], "4 was not whole, and not kept"
 
 
 def refused_by_the_kernel(checkpoint: Path) -> tuple[Path, Callable[[], object]]:
@@ -493,13 +527,19 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
 
 def test_other_data_than_the_run_began_with_is_refused():
-    META.check_data(META.at(9))
-    with pytest.raises(UsageError, match="began on 100 examples of set/1"):
-        META.check_data(Meta(0, "set/1.0.0:train", 99, ("a", "b")))
-    with pytest.raises(UsageError, match="began on 100 examples of set/1"):
-        META.check_data(Meta(0, "set/2.0.0:train", 100, ("a", "b")))
-    with pytest.raises(UsageError, match=r"classes of set/1\.0\.0:train are not the 2 that"):
-        META.check_data(Meta(0, "set/1.0.0:train", 100, ("b", "a")))
+    workdir = Path("runs/my pets")
+    META.check_data(META.at(9), workdir)
+    for changed, now in (
+        ("other examples", Meta(0, "set/1.0.0:train", 99, ("a", "b"))),
+        ("other examples", Meta(0, "set/2.0.0:train", 100, ("a", "b"))),
+        ("other classes", Meta(0, "set/1.0.0:train", 100, ("b", "a"))),
+    ):
+        with pytest.raises(UsageError, match="began on 100 examples of set/1") as caught:
+            META.check_data(now, workdir)
+        assert str(caught.value).endswith(
+            f"{changed}; give it the data back, or begin another run with its weights: "
+            f"--config.init_from='runs/my pets' and another --workdir"
+        )
 
 
 @pytest.fixture

@@ -96,20 +96,21 @@ def average_precision(k, logits, positives):
     return total / max(1, min(k, positives.sum()))
 
 
-def test_the_metrics_of_one_label_agree_with_scikit_learn():
+@pytest.mark.parametrize(("classes", "ranks"), [(19, (1,)), (20, (1, 5))])
+def test_the_metrics_of_one_label_agree_with_scikit_learn(classes, ranks):
     """Rows that are masked count nowhere, neither in the sums nor among the examples."""
     rng = np.random.default_rng(0)
-    logits, labels = np.float32(rng.standard_normal((40, 9))), rng.integers(0, 9, 40)
+    logits, labels = np.float32(rng.standard_normal((40, classes))), rng.integers(0, classes, 40)
     mask = np.float32(np.arange(40) % 4 > 0)
     sums = jax.device_get(MULTILABEL(logits, {"label": labels, "mask": mask}))
-    assert sums.keys() == {"top1", "top5", "examples"}
+    assert sums.keys() == {"examples", *(f"top{k}" for k in ranks)}
     assert sums["examples"] == 30
     found = metrics.means({**sums, "loss": np.float32(60)})
     expected = {
         f"top{k}": sklearn.metrics.top_k_accuracy_score(
-            labels[mask > 0], logits[mask > 0], k=k, labels=np.arange(9)
+            labels[mask > 0], logits[mask > 0], k=k, labels=np.arange(classes)
         )
-        for k in (1, 5)
+        for k in ranks
     }
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {**expected, "loss": 2.0}, rel=1e-6

@@ -244,5 +244,30 @@ def test_schedules_after_a_warm_up_of_ten_steps(name, expected):
 def test_the_rate_scales_with_the_batch(small_config, reference, rate):
     small_config.optimizer.learning_rate = 0.1
     small_config.optimizer.reference_batch = reference
-    _, schedule = from_config(small_config, lambda duration: int(duration.split()[0]))
+    _, schedule = from_config(small_config, 1000)
     assert float(schedule(0)) == pytest.approx(rate)
+
+
+def test_decays_are_at_exact_multiples_of_a_period_that_is_no_whole_number_of_steps(small_config):
+    """ImageNet's two epochs are 2,502.28 steps of 1024: the 45th decay is at step 112,603."""
+    examples, small_config.data.batch_size = 1_281_167, 1024
+    small_config.optimizer.update(
+        learning_rate=1.0, reference_batch=0, decay_rate=0.94, decay_every="2 epochs"
+    )
+    small_config.duration = "120 epochs"
+    schedule = jax.jit(from_config(small_config, examples)[1])
+    for decays in (1, 2, 45, 59):
+        step = -(-decays * 2 * examples // 1024)
+        for at, expected in ((step - 1, decays - 1), (step, decays)):
+            assert float(schedule(at)) == pytest.approx(0.94**expected, rel=1e-5), (decays, at)
+    assert -(-45 * 2 * examples // 1024) == 112_603
+
+
+def test_decays_of_whole_steps_are_optax_own():
+    """So a run that has begun goes on with the same rates."""
+    ours = make_schedule(
+        "staircase", learning_rate=0.045, total_steps=1000, decay_rate=0.94, decay_steps=7
+    )
+    optaxs = optax.exponential_decay(0.045, 7, 0.94, staircase=True)
+    steps = jnp.arange(1000)
+    np.testing.assert_array_equal(jax.jit(ours)(steps), jax.jit(optaxs)(steps))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.data import augment
 from xception_jax.training import sharding, state, step
@@ -47,6 +48,7 @@ def without_dropout(small_config):
     return small_config
 
 
+@pytest.mark.slow  # by default, tests/test_train.py shows it in a whole run
 def test_eight_devices_compute_what_one_does(small_config):
     one, found_by_one = steps(small_config, 3)
     small_config.mesh.data = 8
@@ -59,18 +61,17 @@ def test_eight_devices_compute_what_one_does(small_config):
         )
 
 
-def test_virtual_batches_that_fit_a_device_need_no_communication(small_config):
-    small_config.mesh.data = 8
-
-    def collectives(virtual_batch):
-        small_config.model.bn_virtual_batch = virtual_batch
-        run, first, batches = start(small_config)
-        text = run.train_step.lower(first, batches[0]).compile().as_text()
-        return re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", text)
-
-    # One for the number of examples, one for all gradients, statistics and metrics together.
-    assert collectives(8) == ["all-reduce"] * 2
-    assert len(collectives(None)) > 20, "as many as there are normalizations, and more"
+@pytest.mark.parametrize("virtual_batch", [8, pytest.param(None, marks=pytest.mark.slow)])
+def test_virtual_batches_that_fit_a_device_need_no_communication(small_config, virtual_batch):
+    small_config.mesh.data, small_config.model.bn_virtual_batch = 8, virtual_batch
+    run, first, batches = start(small_config)
+    text = run.train_step.lower(first, batches[0]).compile().as_text()
+    found = re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", text)
+    if virtual_batch:
+        # One for the number of examples, one for all gradients, statistics and metrics together.
+        assert found == ["all-reduce"] * 2
+    else:
+        assert len(found) > 20, "as many as there are normalizations, and more"
 
 
 def test_microbatches_stay_where_they_are(small_config):
@@ -84,6 +85,7 @@ def test_microbatches_stay_where_they_are(small_config):
     assert "[32,6,6,8]" not in text
 
 
+@pytest.mark.slow
 def test_accumulation_computes_what_the_whole_batch_does(without_dropout):
     whole, found_by_whole = steps(without_dropout)
     without_dropout.optimizer.microbatch = 16
@@ -170,8 +172,29 @@ def test_masked_examples_do_not_count(without_dropout):
 def test_parameter_counts_are_of_every_parameter(small_config):
     _, first, _ = start(small_config)
     table = state.parameter_counts(first.params)
-    assert sum(count for _, count in table) == sum(x.size for x in jax.tree.leaves(first.params))
-    assert {"stem", "entry_flow.0", "exit_flow.1", "head"} <= dict(table).keys()
+    assert sum(table.values()) == sum(x.size for x in jax.tree.leaves(first.params))
+    assert {"stem", "entry_flow.0", "exit_flow.1", "head"} <= table.keys()
+
+
+@pytest.mark.parametrize(("freeze", "held"), [(None, []), ("entry_flow", ["stem", "entry_flow"])])
+def test_the_table_tells_what_is_frozen_and_what_is_trained(small_config, freeze, held):
+    small_config.model.freeze = freeze
+    run = train.prepare(config_lib.resolve(small_config))
+    table = state.parameter_table("xception", run.shapes.params, run.frozen)
+    columns = {column.header: list(column.cells) for column in table.columns}
+    counts = {
+        part: sum(leaf.size for leaf in jax.tree.leaves(params))
+        for part, params in run.shapes.params.items()
+    }
+    assert columns["parameters"][-1] == f"{sum(counts.values()):,}"
+    assert ("trained" in columns) == bool(held)
+    if not held:
+        return
+    trained = sum(count for part, count in counts.items() if part not in held)
+    assert columns["trained"][-1] == f"{trained:,}"
+    rows = zip(columns["part"], columns["trained"], strict=True)
+    frozen = {part.partition(".")[0] for part, cell in rows if cell == "frozen"}
+    assert frozen == set(held)
 
 
 def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):

@@ -79,6 +79,19 @@ def test_a_line_is_the_same_where_the_run_was_stopped_in_between(tmp_path, stopp
     assert parts == whole
 
 
+def test_a_run_that_began_with_another_metric_goes_on_without_it(tmp_path):
+    carried = {"steps": 1, "sums": {"loss": 3.0, "top1": 0.0, "top5": 1.0, "grad_norm": 1.0,
+                                    "learning_rate": 0.1}}  # fmt: skip
+    log, _ = log_into(tmp_path, start=1, carried=carried)
+    with log:
+        now = {name: value for name, value in metrics(1.0).items() if name != "top5"}
+        log.step_dispatched(2, now, log=True)
+        log.catch_up()
+    [record] = records(tmp_path)
+    assert (record["loss"], record["top1"]) == (2.0, 0.25)
+    assert "top5" not in record
+
+
 def test_the_learning_rate_of_a_line_is_that_of_its_last_step(tmp_path):
     log, screen = log_into(tmp_path)
     rates = (0.5, 0.25, 0.125, 0.0625, 0.03125)

@@ -177,6 +177,8 @@ _OURS = {
     "with_another_entry": {"more": 1},
     "of_another_range": {"preprocessing": {"range": [0, "a"]}},
     "of_an_endless_image": {"preprocessing": {"image_size": 1e400}},
+    "with_text_for_exif": {"preprocessing": {"exif": "yes"}},
+    "with_no_crop": {"preprocessing": {"eval_crop": None}},
     "with_text_for_a_source": {"source": "x"},
     "nested": {"source": {"of": _DEEP.decode()}},
 }

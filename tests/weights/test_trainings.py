@@ -12,6 +12,7 @@ import pickle
 import time
 import types
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,6 +249,18 @@ def test_features_only(held, tmp_path):
     tensors, _ = load(tmp_path / "b.safetensors", aligned, "xception41")
     for name, array in builders.arrays(aligned).items():
         np.testing.assert_array_equal(tensors[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("fault", ["constants.pkl", "byteorder", "pickle"])
+def test_an_archive_that_is_refused_is_closed(fault, held, tmp_path):
+    state, storages = pickled.state(held)
+    more = {} if fault == "pickle" else {fault: b"big"}
+    whole = pickled.Raw(b"\xff") if fault == "pickle" else state
+    path = pickled.zipped(tmp_path / "a.pth", whole, storages, more=more)
+    with pytest.raises(UsageError, match="cannot be read") as refused:
+        sources.open_source(path)
+    opened = [file.resolve() for file in Path("/proc/self/fd").iterdir()]
+    assert path not in opened, refused  # whose traceback holds on to what was open
 
 
 def test_a_flipped_bit_of_an_archive_is_named(model, held, tmp_path):

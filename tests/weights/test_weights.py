@@ -207,6 +207,30 @@ def test_a_converted_file_says_what_it_holds_and_a_flipped_bit_shows(tmp_path):
             sources.open_source(path).read()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("exif", "on", "exif is neither true nor false"),
+        ("exif", 1, "exif is neither true nor false"),
+        ("exif", None, "exif is null"),
+        ("image_size", None, "image_size is null"),
+        ("image_size", 0, "data.image_size is 0; it takes at least 1"),
+        ("eval_crop", 2.0, "data.eval_crop is 2.0; it takes"),
+        ("eval_preset", "tim", "data.eval_preset is 'tim'; did you mean 'timm'?"),
+    ],
+)
+def test_a_header_says_how_images_were_made_or_is_damaged(name, value, said, tmp_path):
+    path = tmp_path / "a.safetensors"
+    for right in (True, False):
+        made_for = {"image_size": 96, "eval_preset": "area", "eval_crop": 0.9, "exif": right}
+        converted.write(path, converted.About("xception", {}, None, None, made_for), {})
+        assert converted.read_about(path).preprocessing == made_for
+    made_for[name] = value
+    converted.write(path, converted.About("xception", {}, None, None, made_for), {})
+    with pytest.raises(UsageError, match=re.escape(f"{path} is damaged: its header: {said}")):
+        converted.read_about(path)
+
+
 def test_what_is_no_file_of_weights_is_said(tmp_path):
     for name, said in (("a.h5", "there are no weights"), ("b.txt", "their names end in"),
                        ("run", "holds no config.json")):  # fmt: skip

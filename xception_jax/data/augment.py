@@ -133,14 +133,11 @@ def _augmented(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.
         )  # fmt: skip
     even = jax.random.uniform(own[_JITTER], (3,), minval=-1, maxval=1)
     if settings.brightness:
-        factor = 1 + settings.brightness * even[0]
-        image = image_ops.blend(image, jnp.zeros_like(image), factor)
+        image = image_ops.blend(image, jnp.zeros_like(image), settings.brightness * even[0])
     if settings.contrast:
-        factor = 1 + settings.contrast * even[1]
-        image = image_ops.blend(image, image_ops.mean_grey(image), factor)
+        image = image_ops.blend(image, image_ops.mean_grey(image), settings.contrast * even[1])
     if settings.saturation:
-        factor = 1 + settings.saturation * even[2]
-        image = image_ops.blend(image, image_ops.grey(image), factor)
+        image = image_ops.blend(image, image_ops.grey(image), settings.saturation * even[2])
     if settings.erase:
         inside = _rectangle(settings, own[_RECTANGLE], *image.shape[:2])
         # Four bytes a pixel at once: a draw of 8 bits costs as much as one of 32.

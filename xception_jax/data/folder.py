@@ -2,8 +2,7 @@
 
 Either `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`, where a split is named like its folder,
 or `PATH/CLASS/*.jpg`, of which a share of each class is held out: the splits are `train` and `test`
-then. What lies in folders inside a class belongs to the class. Names that start with a dot do not
-count; files that are not named like images are left out, and told of.
+then. Or images with a table of labels beside them. See `folder_layout` and `label_file`.
 
 Nothing depends on the order in which a disk lists its files. A split's examples are ranked by a
 hash of their names, as is each class for the cut into `train` and `test`. So a part of a split,
@@ -12,6 +11,7 @@ that is added to one class moves no file of another class to the other split, an
 own.
 """
 
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -26,20 +26,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from xception_jax import retry
+from xception_jax.data import folder_layout, folder_tree
+from xception_jax.data.folder_files import RULES, Listing, composed, role_of
 from xception_jax.data.sources import FOLDER, Source
 from xception_jax.errors import UsageError
 from xception_jax.text import as_utf8, printable
 
-# Of the formats that OpenCV reads.
-EXTENSIONS = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-)
-# Folders of these names are splits and no classes, unless `train` is a class among cars and ships.
-_SPLITS = {"dev", "eval", "test", "testing", "train", "training", "val", "valid", "validation"}
 # More than an image of the largest size that is decoded takes without any compression.
 _MOST_BYTES = 2**30
-_LAYOUTS = "it takes PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
 
 
 @dataclass(frozen=True)
@@ -83,30 +77,48 @@ class Whole:
       classes: their names.
       names: of the files, from the data set's folder on, by rank.
       labels: int32, of the files.
-      ignored: files that are no examples.
+      listing: what it was made of.
+      notes: what is to be said of it.
     """
 
     classes: tuple[str, ...]
     names: list[str]
     labels: np.ndarray
-    ignored: list[str]
+    listing: Listing
+    notes: tuple[str, ...]
+
+
+# How a folder is laid out, and the parts that a split is the sum of.
+Parts = tuple[folder_layout.Layout, list[tuple[Whole, slice]]]
 
 
 def open_split(
-    path: str, split: str, data_dir: str = "", *, test_share: float = 0.2, split_seed: int = 0
+    path: str,
+    split: str,
+    data_dir: str = "",
+    *,
+    test_share: float = 0.2,
+    split_seed: int = 0,
+    most_missing: float = 0.001,
+    hold_out: bool = False,
+    rules: int = RULES,
 ) -> Source:
     """Opens a split of a folder of images.
 
     What the folder holds is listed once in a process.
 
     Args:
-      path: of the folder; a relative one starts at `data_dir`.
-      split: the name of a folder in it, or `train` or `test` where it holds the classes themselves;
-        parts and sums as in TFDS, `train[:10%]`.
+      path: of the folder, or of a table of labels, `.csv`; a relative one starts at `data_dir`.
+      split: the name of a folder in it, in any case or by another usual name, or `train` or `test`
+        where these are cut from one set of classes; `test` is the validation part where there is
+        no test; parts and sums as in TFDS, `train[:10%]`.
       data_dir: see `path`; empty: the current folder.
-      test_share: of each class, held out as `test` where the folder holds the classes themselves;
-        rounded to whole files, at least one and not all.
+      test_share: of each class, held out as `test` where only one set of classes is there; rounded
+        to whole files, and not all. Of two files or more at least one.
       split_seed: of that cut and of the order of the records.
+      most_missing: share of the files in a table of labels that may not be there.
+      hold_out: where a training part is all there is, `test` is cut from it too.
+      rules: see `folder_files.RULES`.
 
     Returns:
       A `Source` whose name holds a digest of its files' names in their order, so that a run notices
@@ -117,13 +129,9 @@ def open_split(
     """
     dataset = FOLDER + path
     root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
-    try:
-        parts = retry.reading(partial(_parts, root, split, test_share, split_seed), root)
-    except OSError as error:
-        where = printable(error.filename or root)
-        raise UsageError(
-            f"{dataset} cannot be read: '{where}': {error.strerror}; {_LAYOUTS}"
-        ) from None
+    find = partial(folder_layout.find, root, rules, hold_out)
+    listed = partial(_parts, find, split, test_share, split_seed)
+    layout, parts = _read(dataset, root, listed)
     names = [name for whole, part in parts for name in whole.names[part]]
     labels = np.concatenate([whole.labels[part] for whole, part in parts])
     if not names:
@@ -131,27 +139,61 @@ def open_split(
     classes = parts[0][0].classes
     if any(whole.classes != classes for whole, _ in parts):
         raise UsageError(f"the parts of {split!r} of {root} have different classes")
-    digest = hashlib.blake2b("\0".join(names).encode(errors="surrogateescape"), digest_size=4)
-    files = Files(root, names, labels)
-    ignored = {name for whole, _ in parts for name in whole.ignored}
+    once = list({id(whole): whole for whole, _ in parts}.values())
+    _check_missing(layout, once, most_missing)
+    files = Files(layout.folder, names, labels)
     return Source(
-        name=f"{dataset}@{digest.hexdigest()}:{split}",
+        name=f"{dataset}@{_digest(layout, names, classes, labels)}:{split}",
         class_names=classes,
         records=files,
         image_key="image",
         label_key="label",
         describe=files.describe,
-        summary=f"{split!r} of {printable(root)}: {_summarize(classes, labels, sorted(ignored))}",
+        summary=_summarize(f"{split!r} of {printable(root)}", classes, labels, once),
     )
 
 
-def _parts(root: str, split: str, test_share: float, seed: int) -> list[tuple[Whole, slice]]:
+def _read(dataset: str, root: str, listed: Callable[[], Parts]) -> Parts:
+    """Lists what is asked for, again where that fails for a passing reason."""
+    try:
+        return retry.reading(listed, root)
+    except OSError as error:
+        where = printable(error.filename or root)
+        raise UsageError(
+            f"{dataset} cannot be read: '{where}': {error.strerror}"
+            f"{folder_layout.missing(root)}; {folder_tree.TAKES}"
+        ) from None
+
+
+def names_of(source: Source) -> list[str] | None:
+    """The files of a split in the order of its records, from its folder on; None: it has none.
+
+    Control characters in names are shown as escapes, so that each is a line.
+    """
+    files = source.records
+    if not isinstance(files, Files):
+        return None
+    return [printable(as_utf8(name)) for name in files.names]
+
+
+def _digest(
+    layout: folder_layout.Layout, names: list[str], classes: tuple[str, ...], labels: np.ndarray
+) -> str:
+    """Of the names in their order; with a table, which may change, of the labels too."""
+    told = [f"{classes[label]}/{name}" for name, label in zip(names, labels, strict=True)
+            ] if layout.labels else names  # fmt: skip
+    text = "\0".join(told).encode(errors="surrogateescape")
+    return hashlib.blake2b(text, digest_size=4).hexdigest()
+
+
+def _parts(
+    find: Callable[[], folder_layout.Layout], split: str, test_share: float, seed: int
+) -> Parts:
     """The parts that a split is the sum of, by TFDS' own reading of its name."""
-    known = _split_folders(root) or ["test", "train"]
-    names = {part.strip().partition("[")[0] for part in split.split("+")}
-    if not names <= set(known):
-        raise UsageError(f"{root} has no split {split!r}; it has: {', '.join(known)}")
-    wholes = {name: _read_split(root, name, test_share, seed) for name in sorted(names)}
+    layout = find()
+    asked = sorted({part.strip().partition("[")[0] for part in split.split("+")})
+    found = {name: _find(layout, name, split) for name in asked}
+    wholes = {name: _read_split(layout, own, name, test_share, seed) for name, own in found.items()}
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[len(whole.names)], num_bytes=0)
         for name, whole in wholes.items()
@@ -160,115 +202,112 @@ def _parts(root: str, split: str, test_share: float, seed: int) -> list[tuple[Wh
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"{root} has no split {split!r}: {reason}") from None
-    return [(wholes[part.splitname], slice(part.from_, part.to)) for part in parts]
+        raise UsageError(f"{layout.root} has no split {split!r}: {reason}") from None
+    return layout, [(wholes[part.splitname], slice(part.from_, part.to)) for part in parts]
+
+
+def _find(layout: folder_layout.Layout, name: str, split: str) -> str:
+    """The split that a name means; raises `UsageError`."""
+    if (found := layout.find(name)) is not None:
+        return found
+    bare = [own for own in layout.unlabelled if own == name or role_of(own) == role_of(name)]
+    if bare:
+        folder = os.path.join(layout.root, bare[0])
+        folder_tree.refuse(f"{folder} holds no folder with an image in it", layout.root)
+    names = ", ".join(layout.names) or "none"
+    return folder_tree.refuse(
+        f"{layout.root} has no split {split!r}; it has: {names}", layout.folder
+    )
 
 
 @functools.lru_cache(maxsize=4)
-def _read_split(root: str, split: str, test_share: float, seed: int) -> Whole:
-    """Lists and ranks a split, once in a process: there may be a million files."""
-    if _split_folders(root):
-        folder = os.path.join(root, split)
-        prefix, (classes, ignored) = f"{split}/", _list_classes(folder)
+def _read_split(
+    layout: folder_layout.Layout, split: str, asked: str, test_share: float, seed: int
+) -> Whole:
+    """Ranks a split, once in a process: there may be a million files."""
+    listing = layout.listing(split)
+    own = listing.classes
+    notes: list[str] = []
+    if layout.whole is None or split == "train":  # of two parts of one listing, one tells of it
+        notes += listing.notes
     else:
-        prefix, (classes, ignored) = "", _list_classes(root)
-        classes = {
-            name: _cut(root, name, files, split, test_share, seed)
-            for name, files in classes.items()
-        }
-    names = [f"{name}/{file}" for name, files in classes.items() for file in files]
-    counts = [len(files) for files in classes.values()]
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+        listing = dataclasses.replace(listing, others=[], hidden=[])
+    classes = _classes(layout, split, own, notes)
+    if layout.whole is not None:
+        own = _cut(layout, own, split, test_share, seed, notes)
+    if split != asked:
+        notes.insert(0, f"{asked!r} is {split!r} here")
+    number = {composed(name): i for i, name in enumerate(classes)} if classes != (*own,) else {}
+    names = [file for files in own.values() for file in files]
+    labels = np.repeat(
+        np.array([number.get(composed(name), i) for i, name in enumerate(own)], np.int32),
+        [len(files) for files in own.values()],
+    )
     rank = _ranking(seed)
     order = np.argsort(np.fromiter(map(rank, names), np.uint64, len(names)), kind="stable")
-    return Whole(tuple(classes), [prefix + names[i] for i in order], labels[order], ignored)
+    folder = split if layout.whole is None else layout.whole
+    prefix = f"{folder}/" if folder and not layout.labels else ""
+    return Whole(classes, [prefix + names[i] for i in order], labels[order], listing, tuple(notes))
 
 
-def _split_folders(root: str) -> list[str]:
-    """The splits that lie in the folder; none where it holds the classes themselves."""
-    folders = _folders_in(root)
-    names = {name.lower() for name in folders}
-    if names <= _SPLITS:
-        return folders
-    if "train" not in folders:
-        return []
-    return folders if len(names & _SPLITS) > 1 or _folders_in(os.path.join(root, "train")) else []
-
-
-def _folders_in(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-
-
-def _list_classes(folder: str) -> tuple[dict[str, list[str]], list[str]]:
-    """The files of each class, both sorted by name, and those that are no images."""
-    classes: dict[str, list[str]] = {}
-    ignored: list[str] = []
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries)
-    for name, is_folder in found:
-        if name.startswith("."):
-            continue
-        if not is_folder:
-            ignored.append(os.path.join(folder, name))
-            continue
-        files: list[str] = []
-        _collect(os.path.join(folder, name), "", files, ignored, set())
-        classes[name] = sorted(files)
-    _check_classes(folder, classes)
-    return classes, ignored
-
-
-def _collect(
-    folder: str, prefix: str, files: list[str], others: list[str], seen: set[tuple[int, int]]
-) -> None:
-    """Adds the files below `folder`. Links are followed, to no folder twice: they may be loops."""
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    folders: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                files.append(prefix + entry.name)
-            elif entry.is_dir():
-                folders.append(entry.name)
-            else:
-                others.append(entry.path)
-    for name in sorted(folders):  # of two links to one folder, the same one is taken everywhere
-        _collect(os.path.join(folder, name), f"{prefix}{name}/", files, others, seen)
-
-
-def _check_classes(folder: str, classes: dict[str, list[str]]) -> None:
-    if not any(classes.values()):
-        raise UsageError(f"{folder} holds no folder with an image in it; {_LAYOUTS}")
-    for name, files in classes.items():
-        if name != as_utf8(name):
-            raise UsageError(f"{folder} has a folder whose name is no UTF-8: {printable(name)}")
-        if not files:
-            raise UsageError(
-                f"class {name!r} is empty: no image lies in {os.path.join(folder, name)}; an image "
-                f"is a file whose name ends in {', '.join(sorted(EXTENSIONS))}"
-            )
-    if len(classes) < 2:
-        raise UsageError(f"{folder} holds one class, {next(iter(classes))!r}; two are the least")
+def _classes(
+    layout: folder_layout.Layout, split: str, own: dict[str, list[str]], notes: list[str]
+) -> tuple[str, ...]:
+    """The classes of a split: its own, or those of the training part where it has no others."""
+    training = layout.classes(split)
+    known = set(map(composed, training or ()))
+    more = [name for name in own if composed(name) not in known]
+    if training is not None and more and role_of(split):
+        folder_layout.refuse_classes(layout, split, more)
+    if training is None or more:
+        folder_layout.check_classes(layout, split, own)
+        return tuple(own)
+    there = {composed(name) for name, files in own.items() if files}
+    lacking = [name for name in training if composed(name) not in there]
+    if lacking:
+        few = ", ".join(map(printable, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+        notes.append(f"classes of the training part without an image: {len(lacking):,}: {few}")
+    return training
 
 
 def _cut(
-    root: str, name: str, files: list[str], split: str, test_share: float, seed: int
-) -> list[str]:
-    """The part of a class that is `train` or `test`."""
-    if len(files) < 2:
-        raise UsageError(
-            f"class {name!r} of {root} has one image; train and test take one each at least"
-        )
+    layout: folder_layout.Layout,
+    classes: dict[str, list[str]],
+    split: str,
+    test_share: float,
+    seed: int,
+    notes: list[str],
+) -> dict[str, list[str]]:
+    """The part of each class that is `train` or `test`."""
     rank = _ranking(seed)
-    ranked = sorted(files, key=lambda file: rank(f"{name}/{file}"))
-    held_out = min(max(1, math.floor(test_share * len(files) + 0.5)), len(files) - 1)
-    return ranked[:held_out] if split == "test" else ranked[held_out:]
+    cut = {}
+    for name, files in classes.items():
+        ranked = sorted(files, key=rank)
+        held_out = min(max(1, math.floor(test_share * len(files) + 0.5)), len(files) - 1)
+        cut[name] = ranked[:held_out] if split == "test" else ranked[held_out:]
+    single = [name for name, files in classes.items() if len(files) == 1]
+    if len(single) == len(classes):
+        folder_tree.refuse(
+            f"every class of {layout.root} has one image, so none can be held out", layout.folder
+        )
+    if single:
+        named = ", ".join(map(printable, single[:5])) + (", ..." if len(single) > 5 else "")
+        notes.append(f"classes of one image, which 'train' has: {len(single):,}: {named}")
+    if layout.whole:
+        notes.append(f"'test' is the part of {layout.whole!r} that is held out")
+    return cut
+
+
+def _check_missing(layout: folder_layout.Layout, wholes: list[Whole], most: float) -> None:
+    missing = [name for whole in wholes for name in whole.listing.missing]
+    there = sum(len(files) for whole in wholes for files in whole.listing.classes.values())
+    share = len(missing) / (len(missing) + there)
+    if share > most:
+        raise UsageError(
+            f"{len(missing):,} of the {len(missing) + there:,} files that {layout.labels} names "
+            f"are not there, as {printable(missing[0], 80)!r}; more than the share of {most:g} "
+            f"that may be missing. Unpack them all, or raise config.data.max_skipped"
+        )
 
 
 def _ranking(seed: int) -> Callable[[str], int]:
@@ -283,15 +322,21 @@ def _ranking(seed: int) -> Callable[[str], int]:
     return rank
 
 
-def _summarize(classes: tuple[str, ...], labels: np.ndarray, ignored: list[str]) -> str:
-    """Classes, images, the least and the most of a class, and what was left out; one line."""
+def _summarize(what: str, classes: tuple[str, ...], labels: np.ndarray, wholes: list[Whole]) -> str:
+    """Classes, images, the least and the most of a class, what was left out; then the notes."""
     counts = np.bincount(labels, minlength=len(classes))
     least, most = int(counts.argmin()), int(counts.argmax())
     text = (
-        f"{len(labels):,} images, {len(classes):,} classes of {counts[least]:,} "
+        f"{what}: {len(labels):,} images, {len(classes):,} classes of {counts[least]:,} "
         f"({printable(classes[least])}) to {counts[most]:,} ({printable(classes[most])})"
     )
-    if ignored:
-        named = ", ".join(map(printable, ignored[:3])) + (", ..." if len(ignored) > 3 else "")
-        text += f"; left out as no image of a class: {len(ignored):,} files: {named}"
-    return text
+    others = sorted({name for whole in wholes for name in whole.listing.others})
+    hidden = sorted({name for whole in wholes for name in whole.listing.hidden})
+    for kind, unit, left_out in (
+        ("no image of a class", " files", others), ("hidden or a system's", "", hidden),
+    ):  # fmt: skip
+        if left_out:
+            named = ", ".join(map(printable, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
+            text += f"; left out as {kind}: {len(left_out):,}{unit}: {named}"
+    notes = dict.fromkeys(note for whole in wholes for note in whole.notes)
+    return "\n".join([text, *notes])

@@ -4,6 +4,10 @@ All that Pillow does by a table of levels is one look-up here, all that it does 
 another image one blend, and every affine map one gather. So a policy that draws an operation for
 each image of a batch pays for these three, not for every operation it knows.
 
+Arithmetic on pixels and coordinates uses integers. In floating point, a compiler may fuse a
+multiplication and an addition in one program and not in another; truncation to uint8 then turns
+this rounding into another level. So one picture would depend on the version of JAX and the device.
+
 Images are uint8 `[height, width, 3]`, RGB.
 """
 
@@ -11,6 +15,11 @@ import jax
 import jax.numpy as jnp
 
 LEVELS = 256
+
+# Fractional bits of a blend's change: 255 * (1 + 1 + 5) levels still fit into an int32.
+_BLEND_BITS = 20
+# Those of a matrix, as in Pillow: coordinates below 8192 fit.
+_WARP_BITS = 16
 
 
 def grey(image: jax.Array) -> jax.Array:
@@ -22,7 +31,8 @@ def grey(image: jax.Array) -> jax.Array:
 def mean_grey(image: jax.Array) -> jax.Array:
     """The rounded mean luma, uint8 `[1, 1, 1]`: what `ImageEnhance.Contrast` blends with."""
     total = jnp.sum(grey(image), dtype=jnp.int32, keepdims=True)
-    return jnp.floor(total / (image.shape[0] * image.shape[1]) + 0.5).astype(jnp.uint8)
+    count = image.shape[0] * image.shape[1]
+    return ((total + count // 2) // count).astype(jnp.uint8)
 
 
 def smooth(image: jax.Array) -> jax.Array:
@@ -36,14 +46,23 @@ def smooth(image: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice(image, inside, (1, 1, 0))
 
 
-def blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """`other` at factor 0, `image` at 1, away from `other` above; cut to 0...255, truncated.
+def blend(image: jax.Array, other: jax.Array, change: jax.Array) -> jax.Array:
+    """`image` at change 0, `other` at -1, away from `other` above 0; cut to 0...255, truncated.
 
-    With `other` black it is `ImageEnhance.Brightness`, with `mean_grey` `Contrast`, with `grey`
-    `Color` (saturation), with `smooth` `Sharpness`.
+    `change` is the factor of Pillow's `ImageEnhance`, less 1. With `other` black this is its
+    `Brightness`, with `mean_grey` `Contrast`, with `grey` `Color` (saturation), with `smooth`
+    `Sharpness`.
+
+    Args:
+      image: uint8 `[height, width, 3]`.
+      other: uint8, of a shape that broadcasts to the image's.
+      change: float32, -1 to 5.
     """
-    origin = other.astype(jnp.float32)
-    return jnp.clip(origin + factor * (image - origin), 0, 255).astype(jnp.uint8)
+    wide = image.astype(jnp.int32)
+    fixed = jnp.round(change * 2**_BLEND_BITS).astype(jnp.int32)
+    # Rounding moved the change by at most half a unit, 255 times: a whole level must not drop by 1.
+    total = (wide << _BLEND_BITS) + fixed * (wide - other) + LEVELS // 2
+    return jnp.clip(total >> _BLEND_BITS, 0, 255).astype(jnp.uint8)
 
 
 def histogram(image: jax.Array) -> jax.Array:
@@ -109,10 +128,10 @@ def warp(image: jax.Array, matrix: jax.Array, fill: int) -> jax.Array:
       fill: the level where that lies outside.
     """
     height, width, _ = image.shape
-    x, y = jnp.arange(width) + 0.5, jnp.arange(height)[:, None] + 0.5
-    column, row = (
-        jnp.floor(a * x + b * y + c).astype(jnp.int32) for a, b, c in (matrix[0], matrix[1])
-    )
+    # Twice the places, which are halves.
+    x, y = 2 * jnp.arange(width) + 1, 2 * jnp.arange(height)[:, None] + 1
+    fixed = jnp.round(matrix * 2**_WARP_BITS).astype(jnp.int32)
+    column, row = ((a * x + b * y + 2 * c) >> (_WARP_BITS + 1) for a, b, c in fixed)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     picked = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
     return jnp.where(inside[..., None], picked, jnp.uint8(fill))
@@ -140,4 +159,6 @@ def around_centre(linear: jax.Array, offset: jax.Array, height: int, width: int)
       height, width: of the image.
     """
     centre = jnp.asarray([width / 2, height / 2])
-    return jnp.column_stack([linear, centre - linear @ centre + offset])
+    # No matrix product: a TPU would take its factors as bfloat16, by default.
+    moved = jnp.sum(linear * centre, axis=1)
+    return jnp.column_stack([linear, centre - moved + offset])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from xception_jax.data.folder_files import composed
 from xception_jax.data.sources import Source
 from xception_jax.errors import UsageError
 
@@ -74,7 +75,7 @@ def join(parts: Sequence[Source]) -> Source:
 
 def same_classes(left: Source, right: Source) -> None:
     """Raises `UsageError` where two splits have different classes."""
-    if left.class_names != right.class_names:
+    if tuple(map(composed, left.class_names)) != tuple(map(composed, right.class_names)):
         only = sorted(set(left.class_names) ^ set(right.class_names))
         named = f": only one of them has {only[0]!r}" if only else ""
         raise UsageError(f"{left.name} and {right.name} have different classes{named}")

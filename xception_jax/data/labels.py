@@ -67,7 +67,7 @@ def _keep(source: Source, found: np.ndarray) -> None:
 def _path(source: Source) -> Path:
     """Where the labels are kept."""
     about = epath.Path(source.directory) / "dataset_info.json"
-    known = (source.directory, source.name, source.label_key, about.read_text())
+    known = (source.directory, source.name, source.label_key, about.read_text(encoding="utf-8"))
     digest = hashlib.sha256("\0".join(known).encode()).hexdigest()[:16]
     return cache.folder() / "labels" / f"{digest}.npy"
 

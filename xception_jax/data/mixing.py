@@ -13,6 +13,9 @@ import scipy.special
 
 from xception_jax.data import image_ops
 
+# Fractional bits of a pixel's share: 255 levels still fit into an int32.
+_BITS = 22
+
 
 def mix(
     keys: jax.Array, images: jax.Array, targets: jax.Array, *, mixup: float, cutmix: float
@@ -37,8 +40,12 @@ def mix(
     _, height, width, _ = images.shape
     first = keys.reshape(-1, 2)[:, 0]
     own, share = jax.vmap(lambda key: weights(key, height, width, mixup, cutmix))(first)
-    mixed = _mixed(images.astype(jnp.float32), own[:, None, :, :, None])
-    return (mixed + 0.5).astype(jnp.uint8), _mixed(targets, share[:, None, None])
+    # Whole numbers, as in `image_ops`: which level a pixel rounds to depends on no compiler.
+    fixed = jnp.round(own * 2**_BITS).astype(jnp.int32)[:, None, :, :, None]
+    mixed = _mixed(images.astype(jnp.int32), fixed, 2**_BITS)
+    return ((mixed + 2 ** (_BITS - 1)) >> _BITS).astype(jnp.uint8), _mixed(
+        targets, share[:, None, None], 1
+    )
 
 
 def weights(
@@ -82,8 +89,8 @@ def _outside(middle: jax.Array, share: jax.Array, height: int, width: int) -> ja
     return 1 - image_ops.rectangle(corner, size, height, width).astype(jnp.float32)
 
 
-def _mixed(values: jax.Array, own: jax.Array) -> jax.Array:
-    """Each row `own` parts of itself and the rest of its partner; `own` is `[pairs, 1, ...]`."""
+def _mixed(values: jax.Array, own: jax.Array, all_parts: int) -> jax.Array:
+    """Of `all_parts`, `own` of each row and the rest of its partner; `own` is `[pairs, 1, ...]`."""
     pairs = values.reshape(-1, 2, *values.shape[1:])
     partners = pairs[:, ::-1]
-    return (partners + own * (pairs - partners)).reshape(values.shape)
+    return (all_parts * partners + own * (pairs - partners)).reshape(values.shape)

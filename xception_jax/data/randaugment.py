@@ -45,8 +45,9 @@ def randaugment(key: jax.Array, image: jax.Array, *, operations: int, magnitude:
     Returns:
       An image of the same shape and dtype.
     """
+    strength = magnitude / 10
     for which, sign in jax.random.uniform(key, (operations, 2)):
-        level = jnp.where(sign < 0.5, magnitude, -magnitude) / 10
+        level = jnp.where(sign < 0.5, strength, -strength)
         image = apply(image, jnp.floor(which * len(NAMES)).astype(jnp.int32), level)
     return image
 
@@ -116,4 +117,4 @@ def _blend(operation: jax.Array, level: jax.Array, image: jax.Array) -> tuple[ja
     for name, candidate in others.items():
         other = jnp.where(_is(name, operation), candidate, other)
     changes = [_strength(name, operation, level) for name in ("brightness", *others)]
-    return other, 1 + jnp.sum(jnp.stack(changes))
+    return other, jnp.sum(jnp.stack(changes))

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from xception_jax import retry
-from xception_jax.data import tfrecord
+from xception_jax.data import features, tfrecord
 from xception_jax.errors import ExampleError, ReadError, UsageError, nearest
 from xception_jax.text import quoted
 
@@ -139,6 +139,9 @@ def open_split(
     label: str | None = None,
     test_share: float = 0.2,
     split_seed: int = 0,
+    most_missing: float = 0.001,
+    hold_out: bool = False,
+    folder_rules: int = 0,
 ) -> Source:
     """Opens a split of a folder of images, or of a TFDS data set prepared already.
 
@@ -151,7 +154,8 @@ def open_split(
         a folder starts here.
       label: the feature with the labels, `objects/label` for a nested one; None or empty for the
         one that there is. Inside a sequence it makes the set a multi-label one.
-      test_share, split_seed: of a folder that is not split, see `data.folder`.
+      test_share, split_seed, most_missing, hold_out: of a folder, see `data.folder`.
+      folder_rules: see `data.folder_files.RULES`; 0: the newest.
 
     Raises:
       UsageError: the data set is unknown, not prepared, empty, or has not one image and one such
@@ -163,8 +167,9 @@ def open_split(
 
         path = dataset.removeprefix(FOLDER)
         return folder.open_split(
-            path, split, data_dir or "", test_share=test_share, split_seed=split_seed
-        )
+            path, split, data_dir or "", test_share=test_share, split_seed=split_seed,
+            most_missing=most_missing, hold_out=hold_out, rules=folder_rules or folder.RULES,
+        )  # fmt: skip
     return _open_prepared(dataset, split, data_dir, label)
 
 
@@ -189,8 +194,8 @@ def metadata(
       UsageError: there is no such data set, split or label.
     """
     builder = find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
-    labels = _label_features(builder)
-    feature, multilabel = labels[_label_key(builder, dataset, labels, label)]
+    labels = features.label_features(builder)
+    feature, multilabel = labels[features.label_key(builder, dataset, labels, label)]
     known = builder.info.splits or _published(builder)
     if not known:
         return Metadata(feature.num_classes, multilabel, None)
@@ -215,9 +220,10 @@ def _published(builder: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
 def _open_prepared(dataset: str, split: str, data_dir: str | None, label: str | None) -> Source:
     """Opens a split that TFDS has prepared as array_record or tfrecord; see `open_split`."""
     builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
-    image_key = _only(builder, dataset, "image", _named(builder, tfds.features.Image))
-    labels = _label_features(builder)
-    label_key = _label_key(builder, dataset, labels, label)
+    images = features.named(builder, tfds.features.Image)
+    image_key = features.only(builder, dataset, "image", images)
+    labels = features.label_features(builder)
+    label_key = features.label_key(builder, dataset, labels, label)
     label_feature, multilabel = labels[label_key]
     try:
         examples = builder.info.splits[split].num_examples
@@ -245,7 +251,7 @@ def _open_prepared(dataset: str, split: str, data_dir: str | None, label: str | 
         image_key=image_key,
         label_key=label_key,
         multilabel=multilabel,
-        confidence_key=_confidence_key(builder, label_key) if multilabel else None,
+        confidence_key=features.confidence_key(builder, label_key) if multilabel else None,
         directory=str(builder.data_dir),
     )
 
@@ -285,6 +291,7 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
                 f"no data set {dataset!r}; there is {EMBEDDED}:{OpticalDigits.VERSION}"
             )
         return OpticalDigits(data_dir=data_dir, file_format="array_record")
+    _refuse_path(dataset, data_dir)
     _refuse_community(dataset)
     try:
         return tfds.builder(dataset, data_dir=data_dir)
@@ -297,6 +304,31 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
     except (ValueError, AssertionError, ImportError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"data set {dataset!r} cannot be opened: {reason}") from None
+
+
+# What no name of TFDS looks like: a path from the root, the home or the current folder, one with
+# Windows' separators, a table, and what other tools put before a path.
+_PATH = re.compile(r"(?:[/~.\\]|[a-z]:[/\\]).*|.*\\.*|.*\.csv|(?:folder|dir|path|file):.*", re.I)
+
+
+def _refuse_path(dataset: str, data_dir: str | None) -> None:
+    """Raises `UsageError` for a path in place of a name, with the name that it has as a folder."""
+    path = re.sub(r"^(folder|dir|path|file):(//)?", "", dataset, flags=re.IGNORECASE)
+    there = os.path.join(data_dir or "", os.path.expanduser(path))
+    if _PATH.fullmatch(dataset) or (os.path.isdir(there) and not _is_known(dataset, there)):
+        raise UsageError(
+            f"no data set {dataset!r}; did you mean {FOLDER}{path}? A folder of images is read as "
+            f"it is"
+        )
+
+
+def _is_known(dataset: str, folder: str) -> bool:
+    """Whether a name is one of TFDS', or its folder holds one: versions, or configs with them."""
+    if re.split("[:/]", dataset)[0] in tfds.list_builders(with_community_datasets=False):
+        return True
+    inside = [folder, *(e.path for e in os.scandir(folder) if e.is_dir())]
+    inside += [e.path for each in inside[1:] for e in os.scandir(each) if e.is_dir()]
+    return any(os.path.isfile(os.path.join(each, "dataset_info.json")) for each in inside)
 
 
 def _refuse_community(dataset: str) -> None:
@@ -332,66 +364,3 @@ def _value(nested: Any, key: str) -> Any:
         return nested[key]
     group, _, name = key.rpartition("/")
     return nested[group][name]
-
-
-def _named(builder: tfds.core.DatasetBuilder, kind: type) -> list[str]:
-    """The names of the features of a kind, without those that are nested."""
-    return [name for name, feature in builder.info.features.items() if isinstance(feature, kind)]
-
-
-def _only(builder: tfds.core.DatasetBuilder, dataset: str, kind: str, names: list[str]) -> str:
-    """The one feature of a kind; of several, the one that TFDS would give a supervised learner."""
-    chosen = names if len(names) == 1 else set(names) & set(builder.info.supervised_keys or ())
-    if len(chosen) != 1:
-        raise UsageError(
-            f"{dataset} has {len(names)} features of the kind {kind} (of: "
-            f"{', '.join(builder.info.features)}); image classification takes data sets with one"
-        )
-    return next(iter(chosen))
-
-
-def _label_features(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Any, bool]]:
-    """Every class label, nested ones as `objects/label`, and whether an example has several."""
-    found = {}
-    for name, feature in builder.info.features.items():
-        several = isinstance(feature, tfds.features.Sequence)
-        inner = feature.feature if several else feature
-        nested = isinstance(inner, tfds.features.FeaturesDict)
-        parts = {f"{name}/{key}": part for key, part in inner.items()} if nested else {name: inner}
-        for path, part in parts.items():
-            if isinstance(part, tfds.features.ClassLabel):
-                found[path] = part, several
-    return found
-
-
-def _label_key(
-    builder: tfds.core.DatasetBuilder,
-    dataset: str,
-    labels: dict[str, tuple[Any, bool]],
-    asked: str | None,
-) -> str:
-    """The feature with the labels: the one asked for, else the only one."""
-    if asked and asked not in labels:
-        hint = nearest(asked, labels) or ";"
-        raise UsageError(
-            f"{dataset} has no labels in {asked!r}{hint} config.data.label takes: "
-            f"{', '.join(sorted(labels)) or 'nothing of this data set'}"
-        )
-    if asked:
-        return asked
-    plain = _named(builder, tfds.features.ClassLabel)
-    if not plain and len(labels) > 1:
-        raise UsageError(
-            f"{dataset} has labels in {', '.join(sorted(labels))}; name one of them in "
-            f"config.data.label"
-        )
-    return _only(builder, dataset, "class label", plain or list(labels))
-
-
-def _confidence_key(builder: tfds.core.DatasetBuilder, label_key: str) -> str | None:
-    """The feature beside the labels of a sequence that says how sure each of them is."""
-    features = builder.info.features
-    group = label_key.rpartition("/")[0]
-    if label_key in features or "confidence" not in features[group].feature:
-        return None
-    return f"{group}/confidence"

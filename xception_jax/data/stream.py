@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -22,14 +22,16 @@ import numpy as np
 
 from xception_jax import retry
 from xception_jax.data import decode, presets, turbojpeg
+from xception_jax.data import workers as worker_processes
 from xception_jax.data.memory import Kept, aligned
-from xception_jax.data.order import Sampling
+from xception_jax.data.order import Order, Sampling
 from xception_jax.data.skips import Skips, candidates, first_usable
 from xception_jax.data.sources import Example, Source
 from xception_jax.data.threads import Threads
 from xception_jax.errors import ExampleError
 
 Batch = dict[str, Any]  # of numpy arrays
+Placed = Generator[dict[str, jax.Array], None, None]  # batches on the devices
 Paint = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size, size, 3]`
 Fill = Callable[[Batch, int, range], None]  # writes rows from one on, of these positions
 
@@ -153,8 +155,7 @@ class Reader:
         Raises:
           RunError: more cannot be used than `skips` allows.
         """
-        order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-        order = self.sampling.order(self.source, order_seed, batch_size)
+        order, crop_seed = self.order(seed, batch_size), _seeds(seed)[1]
         each = batch_size // share.count
         parts = share.parts(sys.maxsize // batch_size, first_step)
         if not self.images.crops and self._fits:
@@ -174,6 +175,10 @@ class Reader:
                 self._fill_row(batch, row, records, paint)
 
         return self._filled(fill, each, parts, skips, self.host.workers)
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """Which record stands at each position of the training stream; see `training_batches`."""
+        return self.sampling.order(self.source, _seeds(seed)[0], batch_size)
 
     def evaluation_batches(
         self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
@@ -233,18 +238,19 @@ class Reader:
         )  # fmt: skip
         decode.resize(part, into)
 
-    def _decoded(self, example: Example) -> np.ndarray:
+    def decoded(self, example: Example) -> np.ndarray:
+        """The whole image, uint8 `[height, width, 3]`, RGB; raises `ExampleError`."""
         exif, white = self.images.exif, self.images.white
         return decode.decode(example.encoded, example.name, exif=exif, white=white)
 
     def _squared(self, example: Example, into: np.ndarray) -> None:
         """Paints the largest centred square, for training without random crops."""
-        image = self._decoded(example)
+        image = self.decoded(example)
         into[:] = presets.area(image, self.images.size, 1.0)
 
     def _centred(self, example: Example, into: np.ndarray) -> None:
         """Paints what evaluation sees."""
-        image = self._decoded(example)
+        image = self.decoded(example)
         preset = presets.PRESETS[self.images.eval_preset]
         into[:] = preset(image, self.images.size, self.images.eval_crop)
 
@@ -345,17 +351,22 @@ class Reader:
         numbers = grain.MapDataset.range(parts.start, parts.stop, parts.step)
         options = grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
         made = numbers.map(make).to_iter_dataset(options)
-        if workers:
-            # Elements are whole parts, which the workers give in turn: the order stays.
-            made = made.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
-        for batch in made:
-            for text in filter(None, batch.pop("skipped")):
-                skipped = json.loads(str(text))
-                if skips is None:
-                    _, name, reason = skipped[0]
-                    raise ExampleError(name, reason)
-                skips.add(self.source, skipped)
-            yield batch
+        # Elements are whole parts, which the workers give in turn: the order stays.
+        with worker_processes.iterator(made, workers) as made_in_turn:
+            for batch in made_in_turn:
+                for text in filter(None, batch.pop("skipped")):
+                    skipped = json.loads(str(text))
+                    if skips is None:
+                        _, name, reason = skipped[0]
+                        raise ExampleError(name, reason)
+                    skips.add(self.source, skipped)
+                yield batch
+
+
+def _seeds(seed: int) -> tuple[int, int]:
+    """The seeds of the order and of the crops."""
+    order, crops = np.random.SeedSequence(seed).generate_state(2)
+    return int(order), int(crops)
 
 
 def _draws(seed: int, positions: range) -> Iterator[list[float]]:
@@ -371,18 +382,26 @@ def _draws(seed: int, positions: range) -> Iterator[list[float]]:
         bits.advance(2**64 - -(-decode.DRAWS // 4))
 
 
-def to_devices(
-    batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2
-) -> Iterator[dict[str, jax.Array]]:
-    """Makes global arrays of the processes' shares, `ahead` of what the step consumes."""
-    placed = (
-        {
-            name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batch.items()
-        }
-        for batch in batches
-    )
-    queue = collections.deque(itertools.islice(placed, ahead))
-    while queue:
-        yield queue.popleft()
-        queue.extend(itertools.islice(placed, 1))
+def to_devices(batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2) -> Placed:
+    """Makes global arrays of the processes' shares, `ahead` of what the step consumes.
+
+    Closing it closes the batches, where they are a generator.
+    """
+
+    def placed() -> Placed:
+        for batch in batches:
+            yield {
+                name: jax.make_array_from_process_local_data(sharding, array)
+                for name, array in batch.items()
+            }
+
+    arrays = placed()
+    try:
+        queue = collections.deque(itertools.islice(arrays, ahead))
+        while queue:
+            yield queue.popleft()
+            queue.extend(itertools.islice(arrays, 1))
+    finally:
+        arrays.close()
+        if isinstance(batches, Generator):
+            batches.close()

@@ -54,12 +54,17 @@ def names() -> list[str]:
     return sorted(_MODELS)
 
 
-def overrides(name: str) -> dict[str, Any]:
-    """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
+def check_name(name: str) -> None:
+    """Raises `UsageError` on the name of no model."""
     if name not in _MODELS:
         raise UsageError(
             f"no model {name!r}{nearest(name, _MODELS) or ';'} There are: {', '.join(names())}"
         )
+
+
+def overrides(name: str) -> dict[str, Any]:
+    """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
+    check_name(name)
     parameters = inspect.signature(_MODELS[name].load().__init__).parameters.values()
     known = {
         p.name: p.default
@@ -75,6 +80,7 @@ def create(
     num_classes: int | None,
     rngs: "nnx.Rngs",
     dtype: "DTypeLike | None" = None,
+    matmul_precision: str | None = None,
     **changes: Any,
 ) -> "nnx.Module":
     """Builds a model.
@@ -84,6 +90,7 @@ def create(
       num_classes: size of the logits; None leaves the classifier out.
       rngs: the stream `params` makes the initial weights.
       dtype: compute dtype, float32 unless given.
+      matmul_precision: see `network.Network`.
       **changes: overrides of the model's own arguments, see `overrides(name)`.
 
     Raises:
@@ -99,5 +106,6 @@ def create(
     model = _MODELS[name]
     arguments = model.defaults | changes
     made = model.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **arguments)
+    made.matmul_precision = matmul_precision
     made.frozen()  # raises where `freeze` names no block
     return made

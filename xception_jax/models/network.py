@@ -82,6 +82,8 @@ class Network(nnx.Module):
       head: of the logits, or None.
       min_image_size: the least side of an image, in pixels.
       dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
+      matmul_precision: of products and convolutions, for `jax.default_matmul_precision`, which
+        `training.state.apply` sets; None: JAX' default, bfloat16 on a TPU also in float32.
       freeze: name of the last block that is not trained, or of a flow (`entry_flow`); None: all are
         trained. Up to there batch normalization goes by its running statistics in training too,
         which stay as they are, and there is no gradient.
@@ -95,6 +97,7 @@ class Network(nnx.Module):
     head: Head | None
     middle_flow: Sequence[nnx.Module]
     min_image_size: int
+    matmul_precision: str | None = None
 
     def __init__(
         self,

@@ -1,9 +1,38 @@
-"""What others report of the models: accuracy on ImageNet's validation images, and their weights."""
+"""What is known of the models: their sizes, and the accuracy and weights that others report."""
 
 from dataclasses import dataclass
 
 # The side of the images, in pixels, that all of these models are published for.
 IMAGE_SIZE = 299
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is, with its defaults and 1000 classes.
+
+    Written down, since to count takes seconds a model; tests hold it against `counts`.
+
+    Attributes:
+      parameters: that training changes.
+      multiply_adds: of one image of `IMAGE_SIZE`, forward.
+      min_image_size: the least side of an image, pixels.
+    """
+
+    parameters: int
+    multiply_adds: int
+    min_image_size: int
+
+
+SIZES = {
+    "inception_v3": Size(23_817_352, 5_713_216_096, 75),
+    "legacy_xception": Size(22_855_952, 8_357_403_496, 7),
+    "xception": Size(22_855_952, 8_357_403_496, 7),
+    "xception41": Size(26_969_560, 9_204_134_312, 1),
+    "xception41p": Size(26_907_752, 9_204_134_312, 1),
+    "xception65": Size(39_916_312, 13_852_682_216, 1),
+    "xception65p": Size(39_819_560, 13_852_682_216, 1),
+    "xception71": Size(42_338_736, 17_946_553_928, 1),
+}
 
 
 @dataclass(frozen=True)

@@ -108,4 +108,6 @@ def schedule_cycles(text: str) -> int:
 def schedules(folder: Path) -> dict[str, int]:
     """`schedule_cycles` of every operation of a dump, by the operation's name."""
     files = ((_BUNDLE_FILE.match(path.name), path) for path in sorted(folder.iterdir()))
-    return {name[1]: schedule_cycles(path.read_text()) for name, path in files if name}
+    return {
+        name[1]: schedule_cycles(path.read_text(encoding="utf-8")) for name, path in files if name
+    }

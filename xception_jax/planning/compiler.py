@@ -76,11 +76,11 @@ def ask(
         own = f"{request['flags']} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip()
         kept = str(known) if known else None
         _run(module, {**request, "flags": own, "folder": name, "known": kept}, folder)
-        figures = json.loads((folder / "program.json").read_text())
+        figures = json.loads((folder / "program.json").read_text(encoding="utf-8"))
         if figures.get("is_known") and known:
             return _read(known / figures["key"])
         cycles = schedules(folder)
-        (folder / "cycles.json").write_text(json.dumps(cycles))
+        (folder / "cycles.json").write_text(json.dumps(cycles), encoding="utf-8")
         if known:
             _keep(folder, known / figures["key"])
         return _read(folder)
@@ -104,7 +104,7 @@ def _run(module: str, request: Mapping[str, Any], folder: Path) -> None:
     }
     command = [sys.executable, "-m", module, json.dumps(request)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     except KeyboardInterrupt:
         raise RunError("interrupted; the programs compiled before are kept") from None
     if not done.returncode:
@@ -123,9 +123,9 @@ def _run(module: str, request: Mapping[str, Any], folder: Path) -> None:
 def _read(folder: Path) -> Answer:
     hlo = folder / "program.hlo"
     return Answer(
-        json.loads((folder / "program.json").read_text()),
-        hlo.read_text() if hlo.exists() else "",
-        json.loads((folder / "cycles.json").read_text()),
+        json.loads((folder / "program.json").read_text(encoding="utf-8")),
+        hlo.read_text(encoding="utf-8") if hlo.exists() else "",
+        json.loads((folder / "cycles.json").read_text(encoding="utf-8")),
     )
 
 

@@ -19,15 +19,22 @@ def find(
 
     Args:
       config: valid in its fields.
-      classes: in place of what is found; then nothing is looked for, and there is one label an
-        image.
+      classes: in place of what is found. Then the data set need not be known; where it is, and has
+        so many classes, its sizes count. There is one label an image.
       examples, eval_examples: of the two splits, in place of what is found.
 
     Raises:
       UsageError: nothing is known of the data set.
     """
     if classes is not None:
-        return Data(classes, False, examples, eval_examples)
+        try:
+            known = find(config)
+        except UsageError:  # nothing is known of it, or it is not here
+            return Data(classes, False, examples, eval_examples)
+        if known.classes != classes:
+            return Data(classes, False, examples, eval_examples)
+        return Data(classes, False, examples or known.examples,
+                    eval_examples or known.eval_examples)  # fmt: skip
     data = config.data
     sets = [data.dataset, *data.mix]
     splits = [data.train_split, *(data.mix_splits or [data.train_split] * len(data.mix))]

@@ -45,7 +45,8 @@ class Plan:
       batch, eval_batch: examples of a step over all devices.
       train, evaluate: the two steps on one device.
       steps: of the run; None where the size of the data is not known.
-      evaluations, eval_steps: how often it evaluates, and the steps of one evaluation.
+      evaluations, eval_steps: how often it evaluates, and the steps of one evaluation; the latter
+        None where the size of the evaluation split is not known.
     """
 
     topology: str
@@ -83,7 +84,7 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Of all steps and evaluations."""
+        """Of all steps, and of the evaluations where `eval_steps` is known."""
         if not self.train.seconds or not self.evaluate.seconds or self.steps is None:
             return None
         evaluations = (self.evaluations or 0) * (self.eval_steps or 0) * self.evaluate.seconds
@@ -155,10 +156,11 @@ def _plan(
     if data.examples:
         size = {"batch_size": batch, "epoch": data.examples}
         counts["steps"] = Duration.parse(config.duration).steps(**size)
-        every = Duration.parse(config.eval.every).examples(**size)
-        last, before = (count * batch // every for count in (counts["steps"], counts["steps"] - 1))
+        every = config_lib.period(config, "eval.every", data.examples)
+        last, before = (every.passed(counts["steps"] - less, **size) for less in (0, 1))
         counts["evaluations"] = last if last > before else last + 1  # the last step always does
-        counts["eval_steps"] = -(-(data.eval_examples or 0) // eval_batch)
+        if data.eval_examples is not None:
+            counts["eval_steps"] = -(-data.eval_examples // eval_batch)
     return Plan(name, batch=batch, eval_batch=eval_batch, train=train, evaluate=evaluate, **counts,
                 **more)  # fmt: skip
 

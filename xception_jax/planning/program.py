@@ -56,7 +56,7 @@ def answer(lowered: Any, request: dict[str, Any]) -> None:
         _write(folder, {"key": key, "refused": {"needs": needs, "has": has}})
         return
     figures = of_compiled(compiled) | {"compile_s": time.perf_counter() - since}
-    (folder / "program.hlo").write_text(compiled.as_text())
+    (folder / "program.hlo").write_text(compiled.as_text(), encoding="utf-8")
     _write(folder, {"key": key, **figures})
 
 
@@ -77,7 +77,7 @@ def of_compiled(compiled: Any) -> dict[str, Any]:
 
 
 def _write(folder: Path, found: dict[str, Any]) -> None:
-    (folder / "program.json").write_text(json.dumps(found))
+    (folder / "program.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def main(request: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from rich.table import Table
 
 from xception_jax.console import table
@@ -101,20 +102,61 @@ def _times(plan: Plan) -> list[tuple[str, ...]]:
     ]
 
 
-def summary(plan: Plan, duration: str) -> list[str]:
-    """Lines under a plan's table: the whole run, where the time comes from, and its limits."""
-    lines = [f"time by {plan.train.estimate}"]
+def summary(plan: Plan, config: ConfigDict) -> list[str]:
+    """Lines under a plan's table: the whole run, where its time and its collectives come from."""
+    lines = [*_between_layers(plan, config), f"time by {plan.train.estimate}"]
     if plan.steps is None:
         lines.append("the run: how many examples the data holds is not known; give --examples")
-    elif plan.hours is not None:
-        cost = f", {plan.hours * plan.chips:,.1f} chip-hours" if plan.chips else ""
-        lines.append(
-            f"the run ({duration}): {plan.steps:,} steps, {plan.evaluations:,} evaluations of "
-            f"{plan.eval_steps:,} steps: {plan.hours:,.2f} hours{cost}"
+        return lines
+    run = f"the run ({config.duration}): {plan.steps:,} steps, {plan.evaluations:,} evaluations"
+    if plan.eval_steps is not None:
+        run += f" of {plan.eval_steps:,} steps"
+    if plan.hours is not None:
+        run += f": {_length(plan.hours)}"
+        if plan.chips:
+            run += f", {_number(plan.hours * plan.chips)} chip-hours"
+    return [*lines, run, *of_evaluations([row(plan)])]
+
+
+def of_evaluations(rows: Iterable[Row]) -> list[str]:
+    """A line where hours are those of training alone."""
+    if all(found.get("hours") is None or found["eval_steps"] is not None for found in rows):
+        return []
+    return [
+        "the evaluations are left out of the hours: how many examples config.data.eval_split holds "
+        "is not known; give --eval_examples"
+    ]
+
+
+def _between_layers(plan: Plan, config: ConfigDict) -> list[str]:
+    """Why a training step has collectives between layers."""
+    if not any(found.inside for found in plan.train.collectives):
+        return []
+    share, virtual = plan.batch // plan.devices, config.model.bn_virtual_batch
+    reasons = []
+    if virtual is None or virtual > share:
+        over = f"virtual batches of {virtual}" if virtual else f"the whole batch of {plan.batch}"
+        reasons.append(
+            f"batch normalization takes its statistics over {over}, of which a device holds "
+            f"{share}; with config.model.bn_virtual_batch={share} it needs none (and computes "
+            f"something else)"
         )
-    else:
-        lines.append(f"the run ({duration}): {plan.steps:,} steps, {plan.evaluations} evaluations")
-    return lines
+    if config.mesh.model > 1:
+        reasons.append("the devices of config.mesh.model share the head's layers")
+    return [f"collectives between layers: {reason}" for reason in reasons]
+
+
+def _length(hours: float) -> str:
+    """A time in the unit that a person would take."""
+    for unit, each in (("hours", 1.0), ("minutes", 60.0)):
+        if hours * each >= 1:
+            return f"{hours * each:,.2f} {unit}"
+    return f"{_number(hours * 3600)} s"
+
+
+def _number(value: float) -> str:
+    """With two places after the point, or two digits where those would be noughts."""
+    return f"{value:,.2f}" if value >= 0.1 or not value else f"{value:.2g}"
 
 
 def row(plan: Plan) -> Row:
@@ -148,8 +190,10 @@ def row(plan: Plan) -> Row:
         "eval_images_per_s": round(plan.eval_batch / plan.evaluate.seconds, 1)
         if plan.evaluate.seconds else None,
         "steps": plan.steps,
-        "hours": round(plan.hours, 3) if plan.hours is not None else None,
-        "chip_hours": round(plan.hours * plan.chips, 2)
+        "evaluations": plan.evaluations,
+        "eval_steps": plan.eval_steps,
+        "hours": _digits(plan.hours),
+        "chip_hours": _digits(plan.hours * plan.chips)
         if plan.hours is not None and plan.chips else None,
         "compile_s": round(train.compile_s + plan.evaluate.compile_s),
         "note": "",
@@ -162,6 +206,11 @@ def _gib(count: float | None) -> float | None:
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1e3, 3)
+
+
+def _digits(value: float | None) -> float | None:
+    """With four digits at least; a short run's hours are not 0."""
+    return None if value is None else round(value, 3) if value >= 1 else float(f"{value:.4g}")
 
 
 def _share(value: float | None) -> float | None:
@@ -199,7 +248,7 @@ def _cell(name: str, value: Any) -> str:
         return "?"
     if name.endswith("_share"):
         return f"{value:.0%}"
-    return f"{value:,.2f}" if isinstance(value, float) and value < 1000 else (
+    return _number(value) if isinstance(value, float) and value < 1000 else (
         f"{value:,.0f}" if isinstance(value, (int, float)) else str(value))  # fmt: skip
 
 
@@ -258,7 +307,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     memory.legend()
     hours.barh(names, [found["hours"] or 0 for found in rows], color="lightsteelblue")
     for i, found in enumerate(rows):
-        hours.text(0, i, f" {found['chip_hours'] or 0:,.0f} chip-hours", va="center")
+        cost = found["chip_hours"]
+        if cost is not None:
+            hours.text(0, i, f" {_cell('chip_hours', cost)} chip-hours", va="center")
     hours.set_xlabel("hours of the run")
     speed.invert_yaxis()
     unfinished = path.with_name(f".unfinished-{path.name}")

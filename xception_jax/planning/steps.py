@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from xception_jax import config as config_lib
-from xception_jax.fields import Duration
 from xception_jax.training import evaluation, metrics, optimizer, sharding
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
@@ -84,13 +83,8 @@ def lower(
 
 def _optimizer(config: ConfigDict, data: Data) -> Any:
     """What `optimizer.from_config` makes, for data whose size need not be known."""
-
-    def steps(duration: str) -> int:
-        # Of a size that is not known any will do: only constants of the schedule depend on it.
-        epoch = data.examples or 1000 * config.data.batch_size
-        return Duration.parse(duration).steps(batch_size=config.data.batch_size, epoch=epoch)
-
-    return optimizer.from_config(config, steps)
+    # Of a size that is not known any will do: only constants of the schedule depend on it.
+    return optimizer.from_config(config, data.examples or 1000 * config.data.batch_size)
 
 
 def layout_table(config: ConfigDict, data: Data, devices: int) -> Table:

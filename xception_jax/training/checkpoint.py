@@ -72,6 +72,7 @@ class Checkpoints:
         read_only: bool = False,
         say: storage.Say = None,
     ):
+        self.workdir = workdir
         self._folder = workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._say = keep, read_only, say
         self._writing = False
@@ -146,8 +147,11 @@ class Checkpoints:
         if not steps:
             raise UsageError(f"no checkpoint in {self._folder}")
         if step == "best":
-            for one in steps:
-                self.meta(one)
+            if damage := [one for step in steps if isinstance(one := self._found[step], str)]:
+                raise DamagedCheckpointError(
+                    f"{damage[0]}; it may have been the best. Choose another with --step, as "
+                    f"--step=latest, or continue the run, which moves it aside"
+                )
             best = self._best(steps)
             if best is None:
                 raise UsageError(

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from xception_jax import retry, seal
+from xception_jax.data.folder_files import composed
 from xception_jax.errors import RunError, UsageError
+from xception_jax.text import quoted
 from xception_jax.training import digest, storage
 from xception_jax.training.storage import Say
 
@@ -57,20 +59,26 @@ class Meta:
         """As JSON, sealed."""
         return seal.sealed(asdict(self))
 
-    def check_data(self, now: "Meta") -> None:
-        """Raises `UsageError` where a run would continue on other examples than it began with."""
+    def check_data(self, now: "Meta", workdir: Path) -> None:
+        """Raises `UsageError` where a run would continue on other examples than it began with.
+
+        Args:
+          now: what the run would continue on.
+          workdir: the run's folder, which the way on names.
+        """
         then = (self.dataset, self.train_examples)
-        if then != (now.dataset, now.train_examples):
+        if then != (now.dataset, now.train_examples) or self.class_names != now.class_names:
+            changed = "other classes" if self.class_names != now.class_names else "other examples"
             raise UsageError(
-                f"the run began on {self.train_examples} examples of {self.dataset}, and there are "
-                f"{now.train_examples} of {now.dataset}; give it the data back, or start in "
+                f"the run began on {self.train_examples:,} examples of {self.dataset}, and there "
+                f"are {now.train_examples:,} of {now.dataset}, {changed}; give it the data back, "
+                f"or begin another run with its weights: --config.init_from={quoted(workdir)} and "
                 f"another --workdir"
             )
-        self.check_classes(now.dataset, now.class_names)
 
     def check_classes(self, dataset: str, class_names: tuple[str, ...]) -> None:
         """Raises `UsageError` where the data's classes are not those that were learnt."""
-        if self.class_names != class_names:
+        if tuple(map(composed, self.class_names)) != tuple(map(composed, class_names)):
             raise UsageError(
                 f"the classes of {dataset} are not the {len(self.class_names)} that the run learnt "
                 f"from {self.dataset}"

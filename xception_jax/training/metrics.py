@@ -2,7 +2,7 @@
 
 The labels of a batch are its entry `label`, int32 `[batch]`, or, where an image has several,
 `labels`, multi-hot uint8 `[batch, classes]`. Which of the two it is decides which metrics there
-are: `top1` and `top5`, or `map`, `precision` and `recall`.
+are: `top1` and, from 20 classes on, `top5`; or `map`, `precision` and `recall`.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,9 @@ from xception_jax.training import sharding
 # Of the mean average precision, as in the paper's JFT experiments (arXiv:1610.02357v3, section
 # 4.1): so many of an image's best guesses are looked at.
 MAP_GUESSES = 100
+
+# Of fewer classes the first five guesses are a large part, and nearly always right.
+TOP5_CLASSES = 20
 
 # What the sum of a metric is divided by; all others by the number of examples.
 _DIVISORS = {"map": "labelled", "precision": "guesses", "recall": "positives"}
@@ -87,7 +90,8 @@ def sums(
     """
     real = batch["mask"] > 0
     if "labels" not in batch:
-        found = {f"top{k}": in_top(k, logits, batch["label"]) for k in (1, 5)}
+        ranks = (1, 5) if logits.shape[-1] >= TOP5_CLASSES else (1,)
+        found = {f"top{k}": in_top(k, logits, batch["label"]) for k in ranks}
         found["examples"] = jnp.ones_like(batch["mask"])
         return {name: jnp.sum(jnp.where(real, value, 0)) for name, value in found.items()}
     positive = (batch["labels"] > 0) & real[:, None]
@@ -107,10 +111,10 @@ def sums(
 def means(sums: dict[str, Any]) -> dict[str, Any]:
     """The metrics of `sums`, and of other sums over examples, such as the loss.
 
-    `top1`, `top5`: share of the examples whose label is among the first guesses. `map`: mean of
-    `average_precision` over the images that have a label. `precision`, `recall`: over all pairs of
-    an image and a class (micro-averaged), those with a probability above 0.5 being the guesses. A
-    metric of which there is nothing to count is 0.
+    `top1`, `top5` (the latter from 20 classes on): share of the examples whose label is among the
+    first guesses. `map`: mean of `average_precision` over the images that have a label.
+    `precision`, `recall`: over all pairs of an image and a class (micro-averaged), those with a
+    probability above 0.5 being the guesses. A metric of which there is nothing to count is 0.
     """
 
     def mean(name: str) -> Any:

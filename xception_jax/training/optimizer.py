@@ -1,11 +1,17 @@
 """Learning-rate schedules and optimizers, put together from Optax' parts."""
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
+
+from xception_jax.fields import Duration
 
 
 def make_schedule(
@@ -15,13 +21,14 @@ def make_schedule(
     total_steps: int,
     warmup_steps: int = 0,
     decay_rate: float = 0.94,
-    decay_steps: int = 1,
+    decay_steps: Fraction | int = 1,
 ) -> optax.Schedule:
     """A linear warm-up from 0, then a schedule that counts its steps from the warm-up's end.
 
     Args:
       name: `constant`; `cosine`, reaching 0 at `total_steps`; or `staircase`, which multiplies by
-        `decay_rate` every `decay_steps` (the paper's, section 4.2).
+        `decay_rate` every `decay_steps` (the paper's, section 4.2). Where these are no whole
+        number, the k-th decay is at the first step not before `k * decay_steps`. At least 1.
       learning_rate: at its highest.
     """
     after = {
@@ -29,14 +36,28 @@ def make_schedule(
         "cosine": lambda: optax.cosine_decay_schedule(
             learning_rate, max(total_steps - warmup_steps, 1)
         ),
-        "staircase": lambda: optax.exponential_decay(
-            learning_rate, decay_steps, decay_rate, staircase=True
+        "staircase": lambda: _staircase(
+            learning_rate, decay_rate, max(Fraction(decay_steps), Fraction(1)), total_steps
         ),
     }[name]()
     if not warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def _staircase(rate: float, decay_rate: float, every: Fraction, total: int) -> optax.Schedule:
+    """`rate * decay_rate ** (count // every)`, in whole numbers: float32 ends at 2^24 steps."""
+    if every.denominator == 1:
+        return lambda count: rate * jnp.power(decay_rate, jnp.float32(count // int(every)))
+    # A table, for the product of a step and the denominator may be above 2^32.
+    first = np.array([math.ceil(k * every) for k in range(1, int(total / every) + 1)], np.int32)
+
+    def schedule(count: Any) -> jax.Array:
+        decays = jnp.searchsorted(jnp.asarray(first), count, side="right")
+        return rate * jnp.power(decay_rate, jnp.float32(decays))
+
+    return schedule
 
 
 def decayed(params: Any) -> Any:
@@ -114,18 +135,20 @@ def make_optimizer(
 
 
 def from_config(
-    config: ConfigDict, steps: Callable[[str], int]
+    config: ConfigDict, epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer and the schedule a config asks for; `steps` turns a duration into steps."""
-    opt = config.optimizer
+    """The optimizer and the schedule a config asks for, of data of `epoch` examples."""
+    opt, size = config.optimizer, {"batch_size": config.data.batch_size, "epoch": epoch}
     scale = config.data.batch_size / opt.reference_batch if opt.reference_batch else 1.0
     schedule = make_schedule(
         opt.schedule,
         learning_rate=opt.learning_rate * scale,
-        total_steps=steps(config.duration),
-        warmup_steps=steps(opt.warmup),
+        total_steps=Duration.parse(config.duration).steps(**size),
+        warmup_steps=Duration.parse(opt.warmup).steps(**size),
         decay_rate=opt.decay_rate,
-        decay_steps=steps(opt.decay_every),
+        decay_steps=Fraction(
+            Duration.parse(opt.decay_every).examples(**size), config.data.batch_size
+        ),
     )
     names = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "initial_squares")
     decay = ("weight_decay", "decay_mode", "decay_all", "clip_norm")

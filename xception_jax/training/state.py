@@ -1,6 +1,7 @@
 """The state of a run, and the model as pure functions of it."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,7 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
             num_classes=num_classes,
             rngs=rngs,
             dtype=dtype,
+            matmul_precision=config_lib.matmul_precision(config),
             **overrides,
         )
 
@@ -81,7 +83,7 @@ def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) 
     if image_size < model.min_image_size:
         raise UsageError(
             f"config.data.image_size is {image_size}; the model takes at least "
-            f"{model.min_image_size}"
+            f"{model.min_image_size}: add --config.data.image_size={model.min_image_size}"
         )
     return split(model)[0]
 
@@ -106,9 +108,20 @@ def apply(
     """
     model = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
-    logits = model.classify(pooled, train=train, rngs=rngs, place=place)
+    with precision_of(structure, weights):
+        pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
+        logits = model.classify(pooled, train=train, rngs=rngs, place=place)
     return logits, split(model)[2]
+
+
+def precision_of(structure: Any, weights: Tree) -> AbstractContextManager[Any]:
+    """Inside, JAX multiplies as the model asks; gradients have to be taken inside too.
+
+    Of `jax.custom_vjp` the backward pass is traced only then.
+    """
+    model: Any = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
+    asked = model.matmul_precision
+    return jax.default_matmul_precision(asked) if asked else nullcontext()
 
 
 def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:
@@ -178,20 +191,33 @@ def initialize(init: Callable[[jax.Array], TrainState], seed: int, shardings: An
     return jitted(jax.random.fold_in(jax.random.key(seed), _INITIAL))
 
 
-def parameter_counts(params: Tree) -> list[tuple[str, int]]:
-    """`(part of the network, number of parameters)`, in the model's order of names."""
+def parameter_counts(params: Tree) -> dict[str, int]:
+    """The number of parameters of each part of the network, in the model's order of names."""
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = [str(entry.key) for entry in path]
         name = ".".join(keys[:2]) if len(keys) > 1 and keys[1].isdigit() else keys[0]
         counts[name] = counts.get(name, 0) + leaf.size
-    return list(counts.items())
+    return counts
 
 
-def parameter_table(name: str, params: Tree) -> Table:
-    """The parameters of each part, of the model of that name: their share, and the whole."""
-    parts = parameter_counts(params)
-    total = sum(count for _, count in parts)
-    rows = [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts]
-    rows.append(("all", f"{total:,}", "100.0%"))
-    return table(name, ("part", "parameters", "share"), rows)
+def parameter_table(name: str, params: Tree, frozen: tuple[str, ...] = ()) -> Table:
+    """The parameters of each part, of the model of that name: their share, and the whole.
+
+    Where parts are frozen (see `frozen_parts`), also how many are trained.
+    """
+    parts, trained = parameter_counts(params), parameter_counts(trainable(params, frozen))
+    total, left = sum(parts.values()), sum(trained.values())
+    rows = [
+        (
+            part,
+            f"{count:,}",
+            f"{count / total:.1%}",
+            f"{trained[part]:,}" if part in trained else "frozen",
+        )
+        for part, count in parts.items()
+    ]
+    rows.append(("all", f"{total:,}", "100.0%", f"{left:,}"))
+    header = ("part", "parameters", "share", "trained")
+    shown = len(header) if frozen else len(header) - 1
+    return table(name, header[:shown], [row[:shown] for row in rows])

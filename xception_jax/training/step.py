@@ -22,6 +22,7 @@ from xception_jax.training.state import (
     completed,
     frozen_parts,
     keep_frozen,
+    precision_of,
     trainable,
 )
 
@@ -111,7 +112,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     batch = _augmented(recipe, state.step, batch)
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     frozen = frozen_parts(recipe.structure, weights)
-    gradients, batch_stats, sums = _gradients(recipe, state, frozen, batch, dropout_key)
+    with precision_of(recipe.structure, weights):
+        gradients, batch_stats, sums = _gradients(recipe, state, frozen, batch, dropout_key)
     gradients = _to_update(recipe, gradients)
     trained = _to_update(recipe, trainable(state.params, frozen))
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, trained)

@@ -1,9 +1,7 @@
 """What a run tells: lines or a progress bar, `metrics.jsonl`, TensorBoard events."""
 
 import collections
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +11,11 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from xception_jax.errors import RunError
 from xception_jax.training.goodput import Goodput
 from xception_jax.training.metrics import MAP_GUESSES
-from xception_jax.training.workdir import write_atomically
+from xception_jax.training.records import Records
 
 # Steps that the host may be ahead of the device: enough to keep it busy, few enough to bound the
 # memory of waiting batches.
@@ -70,19 +67,7 @@ class Telemetry:
         self.goodput = goodput
         self._console, self._total = Console(quiet=True) if silent else console, total
         self._batch_size, self._epoch = batch_size, epoch
-        path = Path(os.devnull) if silent else workdir / "metrics.jsonl"
-        if not silent:
-            _forget_after(path, start)
-        self._file = path.open("a")
-        self._events = (
-            SummaryWriter(
-                str(workdir),
-                purge_step=start + 1,
-                filename_suffix=f".{start:012}",  # files of one second are read in this order
-            )
-            if tensorboard and not silent
-            else None
-        )
+        self._records = Records(None if silent else workdir, start, tensorboard=tensorboard)
         self._waiting: collections.deque[tuple[int, dict[str, jax.Array], bool]] = (
             collections.deque()
         )
@@ -101,9 +86,7 @@ class Telemetry:
     def __exit__(self, *exception: object) -> None:
         if self._bar:
             self._bar.stop()
-        self._file.close()
-        if self._events:
-            self._events.close()
+        self._records.close()
 
     def say(self, text: Any) -> None:
         """Shows a line, or anything that rich can draw."""
@@ -134,9 +117,12 @@ class Telemetry:
                     f"checkpoints are from before"
                 )
         self._steps += 1
+        # A run that began with other metrics carries sums of those that are no more.
+        self._sums = {name: self._sums[name] for name in self._sums if name in metrics}
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._timed += 1
+        self._records.tick()
         if self._bar:
             self._bar.move(step)
         if self._first:
@@ -148,7 +134,7 @@ class Telemetry:
         """A sign of life, and the clock set to zero: this step's time is that of compilation."""
         now = time.perf_counter()
         if log:
-            self._write("train", step, self._means(metrics["learning_rate"]))
+            self._records.write("train", step, self._means(metrics["learning_rate"]))
         self.say(
             f"step {step}/{self._total}  loss {metrics['loss']:.4f}  "
             f"after {now - self._mark:.1f} s, compilation included"
@@ -178,7 +164,7 @@ class Telemetry:
             "seconds_per_step": seconds,
             "seconds_left": left,
         }
-        self._write("train", step, {**means, **speed})
+        self._records.write("train", step, {**means, **speed})
         self.say(
             f"step {step}/{self._total}  epoch {step * self._batch_size / self._epoch:.1f}  "
             f"loss {means['loss']:.4f}  {_shares(means, 1)}  "
@@ -194,7 +180,7 @@ class Telemetry:
                 f"the loss of the evaluation at step {step} is {metrics['loss']}; the run stops "
                 f"here, and its checkpoints are from before"
             )
-        self._write("eval", step, metrics)
+        self._records.write("eval", step, metrics)
         skipped = f", {metrics['skipped']} skipped" if metrics.get("skipped") else ""
         self.say(
             f"evaluation at step {step}  {_shares(metrics, 2)}  "
@@ -205,6 +191,7 @@ class Telemetry:
     def pause(self, cause: str) -> Iterator[None]:
         """Inside, time is lost to the cause and no part of the speed of steps."""
         since = time.perf_counter()
+        self._records.close()
         with self.goodput.spending(cause):
             yield
         self._mark += time.perf_counter() - since
@@ -212,19 +199,10 @@ class Telemetry:
     def tell_goodput(self, step: int) -> None:
         """Writes what the time went to, and says it."""
         shares = self.goodput.shares()
-        self._write("time", step, shares)
+        self._records.write("time", step, shares)
         total = shares.pop("seconds")
         parts = "  ".join(f"{cause} {share:.1%}" for cause, share in shares.items())
         self.say(f"time since the start: {_clock(total)}  {parts}")
-
-    def _write(self, kind: str, step: int, metrics: dict[str, float]) -> None:
-        record = {"kind": kind, "step": step, "time": time.time(), **metrics}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        if self._events:
-            for name, value in metrics.items():
-                self._events.add_scalar(f"{kind}/{name}", value, step)
-            self._events.flush()
 
 
 class _Bar:
@@ -260,17 +238,3 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drops the records of steps after `step`, and a line that a killed run left half-written."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
-    write_atomically(path, "".join(f"{line}\n" for line in kept))

@@ -57,14 +57,14 @@ class Tracebacks(logging.Filter):
         path = self._folder / "checkpoint-errors.log"
         there = path.exists()
         try:
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError:  # the disk is full, of which they may tell
             if not there:
                 path.unlink(missing_ok=True)
             try:
                 number, name = tempfile.mkstemp(prefix="checkpoint-errors-", suffix=".log")
-                with open(number, "w") as file:
+                with open(number, "w", encoding="utf-8") as file:
                     file.write(text)
             except OSError:
                 return None

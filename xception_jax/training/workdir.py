@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from xception_jax import cluster, retry, seal
 from xception_jax import config as config_lib
+from xception_jax.data import folder
+from xception_jax.data.sources import Source
 from xception_jax.errors import UsageError
 from xception_jax.training import manifest, storage
 
@@ -25,7 +27,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     draft = path.with_name(path.name + ".tmp")
     try:
-        with draft.open("w") as file:
+        with draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # else a crash of the machine may leave an empty file
@@ -52,6 +54,38 @@ def read_config(workdir: Path) -> ConfigDict:
     if config is None:
         raise UsageError(f"no run in {workdir}: it holds no config.json")
     return config
+
+
+def name_files(workdir: Path, source: Source) -> tuple[str, ...]:
+    """Names the files that evaluation takes in `eval_files.txt`, a line each, in its order.
+
+    Their names start at the data's folder; of data that is no folder, nothing is written.
+
+    Args:
+      workdir: the run's folder, which process 0 writes to.
+      source: the split.
+
+    Returns:
+      What is to be said of the split: its summary, and whether its files have changed.
+    """
+
+    def write() -> str:
+        if (names := folder.names_of(source)) is None:
+            return ""
+        path, text = workdir / "eval_files.txt", "".join(f"{name}\n" for name in names)
+        there = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        if there == text:
+            return ""
+        write_atomically(path, text)
+        if there is None:
+            return ""
+        changed = len(set(there.splitlines()) ^ set(names))
+        return (
+            f"NOTE: evaluation takes other files than before: {changed:,} are new or gone; {path} "
+            f"names them as they are now"
+        )
+
+    return source.summary, cluster.on_first(write)
 
 
 def begun_config(workdir: Path) -> ConfigDict | None:
@@ -153,7 +187,7 @@ def _claim(
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
     try:
-        lock = stack.enter_context((workdir / ".lock").open("w"))
+        lock = stack.enter_context((workdir / ".lock").open("w", encoding="utf-8"))
         # The system drops the lock with the process, however it ends.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

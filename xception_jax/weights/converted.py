@@ -123,6 +123,8 @@ def _check_preprocessing(held: dict[str, Any]) -> None:
     known = {"image_size", "eval_preset", "eval_crop"}
     _check_keys(held, {*lengths, *known, "interpolation", "exif"}, "preprocessing")
     for name, value in held.items():
+        if value is None:  # which a config may leave open, and weights leave out
+            raise ValueError(f"{name} is null")
         if name in known:
             _check(f"data.{name}", value)
         elif name == "interpolation":

@@ -164,6 +164,11 @@ def library_overrides(format: str, name: str) -> dict[str, Any]:
     return known[name]
 
 
+def names(format: str) -> list[str]:
+    """The models that a format has."""
+    return sorted(_OVERRIDES.get(format, models.names()))
+
+
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """All of a model's overrides that count for its weights, as they are with these changes."""
     built = models.overrides(name) | changes
@@ -183,19 +188,43 @@ def open_source(
     Raises:
       UsageError: there is nothing that can be read.
     """
-    if path.parent.name == "checkpoints" and path.name.isdecimal() and path.is_dir():
-        path, step = path.parents[1], path.name
-    if not path.is_dir():
+    run = run_of(path, step)
+    if run is None:
         files.check(path)
     found = _format_of(path)
     if format not in (None, found):
         raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
-    if path.is_dir():
-        return _from_run(path, step, weights)
+    if run is not None:
+        return _from_run(*run, weights)
     origin = {"format": found, "file": path.name}
     return {"keras": _from_keras, "timm": _from_timm, "xception_jax": _from_converted}[found](
         path, origin
     )
+
+
+def run_of(path: Path, step: str = "latest") -> tuple[Path, str] | None:
+    """The folder of the run, and the checkpoint of it, that are meant; None where it is a file.
+
+    Args:
+      path: a file, a run's folder, or `RUN/checkpoints/STEP`.
+      step: `latest`, `best` or a number.
+
+    Raises:
+      UsageError: path and step name two checkpoints; or it is an export, which has no weights that
+        could be taken out.
+    """
+    if not path.is_dir():
+        return None
+    if (path / "model.bin").exists() and not (path / "config.json").exists():
+        raise UsageError(
+            f"{path} is an export, a program that holds its weights as constants; give the run or "
+            f"the file that it was made of"
+        )
+    if path.parent.name != "checkpoints" or not path.name.isdecimal():
+        return path, step
+    if step not in ("latest", path.name):
+        raise UsageError(f"{path} is the checkpoint {path.name}; leave out --step={step}")
+    return path.parents[1], path.name
 
 
 def _format_of(path: Path) -> str:

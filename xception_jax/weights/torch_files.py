@@ -135,6 +135,15 @@ def _zipped(path: Path, size: int) -> _Archive:
         raise PickleError(f"it {error}") from None
     except zipfile.BadZipFile:
         raise PickleError("its archive is damaged or cut off") from None
+    try:
+        return _members(archive, size)
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> _Archive:
+    """What an archive holds; it stays open, as its storages are read later."""
     members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(tops) != 1 or f"{tops[0]}constants.pkl" in members:

@@ -1,0 +1,137 @@
+"""What a run takes from the weights that it starts with, besides the weights."""
+
+import pytest
+
+from tests.weights import builders
+from xception_jax import config as config_lib
+from xception_jax import evaluate, train
+from xception_jax.errors import UsageError
+from xception_jax.training.workdir import read_config
+from xception_jax.weights import converted, initial, sources
+
+BUILT = {"width": 0.1, "middle_blocks": 0, "stem_stride": 1}
+MADE_FOR = {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.75, "exif": True}
+
+
+def write(path, preprocessing=MADE_FOR):
+    """A converted file of a small model that says what images it was made for."""
+    about = converted.About("xception", BUILT, 3, None, dict(preprocessing), {"format": "timm"})
+    converted.write(path, about, builders.arrays(builders.create("xception", **BUILT)))
+    return path
+
+
+def resolved(path, begun=None, **changes):
+    """Size, preset, crop and EXIF of a config that says these changes alone."""
+    config = config_lib.default()
+    config.init_from = str(path)
+    config.data.update(changes)
+    data = initial.resolve(config, begun).data
+    return data.image_size, data.eval_preset, data.eval_crop, data.exif
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (8, "timm", 0.75, "on")),
+        # What is said counts, also where it is what a config has without weights.
+        ({"image_size": 299}, (299, "timm", 0.75, "on")),
+        ({"eval_crop": 0.875}, (8, "timm", 0.875, "on")),
+        ({"exif": "off"}, (8, "timm", 0.75, "off")),
+        # Crop and EXIF of timm's resizing are none of another one's.
+        ({"eval_preset": "area"}, (8, "area", 1.0, "on")),
+        ({"eval_preset": "keras"}, (8, "keras", 1.0, "off")),
+        ({"eval_preset": "timm"}, (8, "timm", 0.75, "on")),
+    ],
+)
+def test_images_are_the_weights_own_where_the_config_is_silent(changes, expected, path):
+    assert resolved(path, **changes) == expected
+
+
+def test_a_run_that_goes_on_needs_no_weights_for_that(path):
+    config = config_lib.default()
+    config.init_from = str(path)
+    begun = initial.resolve(config)
+    path.unlink()
+    assert resolved(path, begun) == (8, "timm", 0.75, "on")
+    assert resolved(path, begun, eval_crop=0.5) == (8, "timm", 0.5, "on")
+
+
+def test_of_a_librarys_own_file_the_library_tells(tmp_path):
+    model = builders.create("xception", **BUILT)
+    timm = builders.write_timm(model, tmp_path / "a.safetensors")
+    config = config_lib.default()
+    config.model.update(BUILT)
+    for source, beside, expected in (
+        (builders.write_keras(model, tmp_path / "a.weights.h5"), "", (299, "keras", 1.0, "off")),
+        (timm, "", (299, "timm", 0.875, "off")),
+        (timm, '{"pretrained_cfg": {"crop_pct": 0.9, "input_size": [3, 150, 150]}}',
+         (150, "timm", 0.9, "off")),
+    ):  # fmt: skip
+        if beside:
+            (tmp_path / "config.json").write_text(beside)
+        config.init_from = str(source)
+        config.model.name = "xception" if source.suffix == ".h5" else "legacy_xception"
+        data = initial.resolve(config).data
+        assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == expected
+
+
+@pytest.mark.parametrize(
+    ("made_for", "changes", "said"),
+    [
+        ({"eval_preset": "keras", "eval_crop": 1.0}, {"eval_crop": 0.9},
+         "config.data.eval_crop is 0.9; it must be 1.0 with"),
+        ({"eval_preset": "keras", "eval_crop": 0.5}, {}, "config.data.eval_crop is 0.5; it must"),
+        ({"image_size": 10**9}, {}, "is for images of 1,000,000,000 pixels"),
+    ],
+)  # fmt: skip
+def test_what_weights_and_config_cannot_mean_together_is_refused(made_for, changes, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        resolved(write(tmp_path / "a.safetensors", made_for), **changes)
+
+
+def test_without_weights_it_says_which_there_are(tmp_path):
+    missing = tmp_path / "xception.safetensors"
+    with pytest.raises(UsageError) as caught:
+        resolved(missing)
+    said = str(caught.value)
+    assert said.startswith(f"config.init_from: there are no weights at {missing}; ")
+    assert "python -m xception_jax.convert" in said
+    assert "Published weights of xception: keras Xception; docs/weights.md" in said
+
+
+def test_an_export_has_no_weights_to_take(tmp_path):
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(UsageError, match="is an export, a program that holds its weights as"):
+        resolved(tmp_path)
+
+
+def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, path, tmp_path):
+    small_config.init_from, small_config.duration = str(path), "2 steps"
+    small_config.eval.every = "2 steps"
+    small_config.model.update(width=None, middle_blocks=None, stem_stride=None)
+    small_config.data.update(image_size=None, eval_preset=None, eval_crop=0.5)
+    from xception_jax.console import make_console
+
+    console = make_console()
+    with console.capture() as captured:
+        found = train.train(small_config, tmp_path / "run", console=console)
+    said = captured.get()
+    assert "images as the weights were made for (config.data): image_size 8, eval_preset timm, " \
+           "exif on" in said.replace("\n", " ")  # fmt: skip
+    assert "NOTE: config.data.eval_crop is 0.5, and the weights were made with 0.75" in said
+    data = read_config(tmp_path / "run").data
+    assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == (8, "timm", 0.5, "on")
+    again = evaluate.evaluate(tmp_path / "run", say=lambda line: None)
+    assert again["top1"] == found["top1"]
+    assert again["loss"] == pytest.approx(found["loss"], abs=1e-6)
+    # And those who start from this run take it on.
+    made_for = sources.open_source(tmp_path / "run").preprocessing
+    assert made_for == {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.5, "exif": True}
+    path.unlink()
+    small_config.duration = "3 steps"
+    assert train.train(small_config, tmp_path / "run", allow_config_changes=True)["step"] == 3

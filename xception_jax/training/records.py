@@ -1,0 +1,149 @@
+"""The figures of a run in files: `metrics.jsonl`, and TensorBoard's events.
+
+A bucket that is mounted as a folder (gcsfuse) gets the data of a file when it is closed. Until then
+they are lost with the machine. So files are closed soon after something was written, and opened
+again to append.
+"""
+
+import itertools
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from xception_jax.training.workdir import write_atomically
+
+# A close is an upload of the file, which takes a mounted bucket up to a second or so.
+_CLOSE_AFTER_S = 30.0
+_MASK = 0xA282EAD8
+
+_numbers = itertools.count()
+
+
+class Records:
+    """Appends records to the files of a run; to be closed at its end.
+
+    Args:
+      workdir: the run's folder; None: writes nowhere.
+      start: steps done before; what was written of later ones, by a run that was killed, goes.
+      tensorboard: write events too.
+      clock: seconds.
+    """
+
+    def __init__(
+        self,
+        workdir: Path | None,
+        start: int,
+        *,
+        tensorboard: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._clock, self._closed = clock, clock()
+        self._lines: _File | None = None
+        self._events: _File | None = None
+        if workdir is None:
+            return
+        path = workdir / "metrics.jsonl"
+        _forget_after(path, start)
+        self._lines = _File(path)
+        if tensorboard:
+            now = time.time()
+            # Files of one second are read in the order of their names.
+            name = f"events.out.tfevents.{int(now):010}.{socket.gethostname()}"
+            self._events = _File(workdir / f"{name}.{start:012}.{next(_numbers)}")
+            self._write_event(Event(wall_time=now, file_version="brain.Event:2"))
+            begun = SessionLog(status=SessionLog.START)
+            self._write_event(Event(wall_time=now, step=start + 1, session_log=begun))
+
+    def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        """Appends the metrics of a step; `kind` is `train`, `eval` or `time`."""
+        now = time.time()
+        if self._lines:
+            record = {"kind": kind, "step": step, "time": now, **metrics}
+            self._lines.append(f"{json.dumps(record)}\n".encode())
+        if self._events:
+            values = [
+                Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))
+                for name, value in metrics.items()
+            ]
+            self._write_event(Event(wall_time=now, step=step, summary=Summary(value=values)))
+        self.tick()
+
+    def tick(self) -> None:
+        """Closes the files if that is due; to be called about every half a minute."""
+        if self._clock() - self._closed >= _CLOSE_AFTER_S:
+            self.close()
+
+    def close(self) -> None:
+        """What was written reaches the bucket; to be called before a long wait, and at the end."""
+        for file in (self._lines, self._events):
+            if file and file.close():
+                self._closed = self._clock()
+
+    def _write_event(self, event: Any) -> None:
+        """As a record of a tfrecord file: its length and it, each with its checksum."""
+        assert self._events
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self._events.append(length + _checksum(length) + data + _checksum(data))
+
+
+class _File:
+    """A file that is open while there is something to append."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: BufferedWriter | None = None
+        self.append(b"")
+
+    def append(self, data: bytes) -> None:
+        """Others on this machine can read the data afterwards."""
+        self._file = self._file or self._path.open("ab")
+        self._file.write(data)
+        self._file.flush()
+
+    def close(self) -> bool:
+        """Whether there was anything to close."""
+        if not self._file:
+            return False
+        file, self._file = self._file, None
+        file.close()
+        return True
+
+
+def read(workdir: Path) -> list[dict[str, Any]]:
+    """The records of a run in the order of writing, without one that a kill has cut short."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [record for record in map(_parsed, lines) if record]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and "step" in record else None
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops the records of steps after `step`, and a line that a killed run left half-written."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if (record := _parsed(line)) and record["step"] <= step]
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _checksum(data: bytes) -> bytes:
+    """Of a tfrecord: CRC-32C, turned and shifted."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF)
