@@ -674,6 +674,9 @@ def test_arguments_in_a_manifest_are_words_of_their_own(cloud):
     words = [expanded(word, {"HOME": "/root"}) for word in pod["containers"][0]["args"]]
     assert words == ["python", "-m", "xception_jax.main", "--num_processes=1", "--config=c", *NASTY,
                      "--workdir=/mnt/bucket/runs/a"]  # fmt: skip
+    [pods] = rendered(cloud, "--type=v4-16")
+    pod2 = pods["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert "--num_processes=2" in pod2["containers"][0]["args"]
     command = pod["containers"][0]["command"]
     assert command == ["python", "-m", "launch.worker", "container", "--"]
 

@@ -142,7 +142,8 @@ def _line_of(error: Exception) -> str | None:
 
     if retry.out_of_device_memory(error):
         return _out_of_memory(retry.wanted_memory(error))
-    if isinstance(error, OSError) and retry.fault(error):
+    # Of several processes the others show no traceback, so the line has to do.
+    if isinstance(error, OSError) and (retry.fault(error) or ending.watched()):
         return of_system(error)
     return None
 
