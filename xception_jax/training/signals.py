@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from jax.experimental import multihost_utils
 
@@ -21,7 +21,10 @@ _SECOND = {
     "checkpoint",
     signal.SIGTERM: "SIGTERM again: stopped at once, without saving",
 }
-_AGREED = "another process was told to stop: stopping after this step, which is saved"
+_ELSEWHERE = (
+    "NOTE: training runs outside the main thread: Ctrl-C and SIGTERM do not make it save and stop"
+)
+_AGREED = "one of the processes was told to stop: stopping after this step, which is saved"
 
 
 @contextmanager
@@ -31,17 +34,13 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     A second one ends the process at once, with exit code 130 for Ctrl-C and 143 for SIGTERM.
 
     Of several processes any may get it; the function, which all have to call equally often, returns
-    True in all of them at the same call, a few calls later. Outside the main thread nothing is
-    caught, and the function returns False.
+    True in all of them at the same call, a few calls later. Outside the main thread, where Python
+    allows no handler, signals are left to the program; that is said.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-    elif cluster.connected():
-        with _stop_agreed() as poll:
-            yield poll
-    else:
-        with _stop_noted() as poll:
-            yield poll
+        interrupts.say(_ELSEWHERE)
+    with _stop_agreed() if cluster.connected() else _stop_noted() as poll:
+        yield poll
 
 
 @contextmanager
@@ -62,7 +61,7 @@ def _stop_agreed() -> Iterator[Callable[[], bool]]:
             interrupts.say(_AGREED)
         return agreed
 
-    with interrupts.noticed((signal.SIGINT,), arrived):
+    with _noticed((signal.SIGINT,), arrived):
         yield poll
 
 
@@ -74,8 +73,16 @@ def _stop_noted() -> Iterator[Callable[[], bool]]:
         _answer(number, first=not told.is_set())
         told.set()
 
-    with interrupts.noticed(tuple(_FIRST), arrived):
+    with _noticed(tuple(_FIRST), arrived):
         yield told.is_set
+
+
+def _noticed(
+    numbers: tuple[int, ...], arrived: Callable[[int], None]
+) -> AbstractContextManager[None]:
+    if threading.current_thread() is threading.main_thread():
+        return interrupts.noticed(numbers, arrived)
+    return nullcontext()
 
 
 def _answer(number: int, *, first: bool) -> None:
