@@ -55,7 +55,8 @@ def main() -> None:
     rows = [row("the state", "MB", [held / 1e6])]
     rows += [row(f"{name}, bytes moved", "MB", [size / 1e6]) for name, size in moved.items()]
     for step in record.read(PLAN)[1]:
-        what = f"digest 2 beside a step on {step['topology']}, {step['images_a_device']} images"
+        images = float(step["images_a_device"])
+        what = f"digest 2 beside a step on {step['topology']}, {images:g} images"
         share = moved["digest 2"] / (float(step["gbytes"]) * 1e9)
         rows.append(row(f"{what} a device", "% of its bytes", [100 * share]))
     took = cpu_times(shapes, options.rounds)
@@ -77,7 +78,7 @@ def shapes_of_state(width: float) -> state_lib.TrainState:
     """The state of `configs/imagenet.py`, without its arrays."""
     config = imagenet.get_config()
     config.model.width = width
-    transformation, _ = optimizer.from_config(config, lambda duration: 1)
+    transformation, _ = optimizer.from_config(config, 1_281_167)
     make = state_lib.model_maker(config, CLASSES)
     return state_lib.shapes_of(
         partial(state_lib.create, make, transformation, config.ema.decay > 0)

@@ -42,6 +42,6 @@ def get_config() -> ConfigDict:
     config.ema.decay = 0.99
 
     config.eval.every = "3 epochs"
-    config.checkpoint.every = "1 epoch"
+    config.checkpoint.every = "auto"
     config.log.every = "1 epoch"
     return config

@@ -3,10 +3,10 @@
     python -m xception_jax.main --config=configs/finetune.py --workdir=runs/pets \
         --config.init_from=xception.safetensors --config.data.dataset=folder:PATH
 
-docs/weights.md says where weights come from; a Keras or timm file will do as it is. Images have the
-size, the resize and the crop that the weights were made for. For a hundred to ten thousand
-pictures. The values are the usual ones for such sets and have not been tuned on
-any; the comments say what to change.
+PATH is a folder of pictures, see docs/folder.md. docs/weights.md says where weights come from; a
+Keras or timm file will do as it is. Images have the size, the resize and the crop that the weights
+were made for. For a hundred to ten thousand pictures. The values are the usual ones for such sets
+and have not been tuned on any; the comments say what to change.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.loss.label_smoothing = 0.1
     config.ema.decay = 0.99
 
-    config.eval.every = "1 epoch"
-    config.checkpoint.every = "1 epoch"
+    config.eval.every = "auto"
+    config.checkpoint.every = "auto"
     config.log.every = "20 steps"
     return config

@@ -3,7 +3,8 @@
     python -m xception_jax.main --config=configs/folder.py --workdir=runs/pets \
         --config.data.dataset=folder:PATH
 
-PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg: see docs/folder.md. For a
+PATH holds train/CLASS/*.jpg, with test or val beside train if there is one, or CLASS/*.jpg, or
+images and a labels.csv: see docs/folder.md. --list_split=test lists what is held out. For a
 thousand to a hundred thousand pictures; with fewer, learning from nothing gives little. The values
 are the usual ones for such sets and have not been tuned on any; the comments say what to change.
 """
@@ -44,6 +45,6 @@ def get_config() -> ConfigDict:
     config.ema.decay = 0.99
 
     config.eval.every = "5 epochs"
-    config.checkpoint.every = "1 epoch"
+    config.checkpoint.every = "auto"
     config.log.every = "20 steps"
     return config

@@ -105,8 +105,8 @@ def nodes_of(args: argparse.Namespace) -> int:
     return slices.parse(args.type).hosts if args.type else int(args.nodes)
 
 
-def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """The template of the pods: one a node."""
+def placement(args: argparse.Namespace) -> tuple[dict[str, str], list[dict[str, str]], dict[str, int]]:
+    """Labels that the nodes have, what a pod tolerates of them, and the devices of one."""
     if args.type:
         tpu = slices.parse(args.type)
         selector = {
@@ -123,6 +123,12 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         tolerations.append(
             {"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}
         )
+    return selector, tolerations, {resource: count}
+
+
+def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    """The template of the pods: one a node."""
+    selector, tolerations, devices = placement(args)
     workdir = f"{fleet.MOUNT}/{args.workdir}"
     arguments = training_arguments(arguments, workdir, nodes_of(args))
     train = ["python", "-m", "xception_jax.main", *arguments]
@@ -141,7 +147,7 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
                     "command": ["python", "-m", "launch.worker", "container", "--"],
                     "args": [unexpanded(word) for word in train],
                     "env": _environment(workdir),
-                    "resources": {"requests": {resource: count}, "limits": {resource: count}},
+                    "resources": {"requests": devices, "limits": devices},
                     "volumeMounts": [
                         {"name": "bucket", "mountPath": fleet.MOUNT},
                         {"name": "shared-memory", "mountPath": "/dev/shm"},

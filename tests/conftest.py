@@ -22,6 +22,21 @@ from tests.processes import finish, result
 from xception_jax import config as config_lib
 from xception_jax.data import sources
 
+# Files whose tests take a minute or more together, the longest first. Processes take files of tests
+# in this order, so that none has to finish a long one alone.
+LONGEST = [
+    "test_train.py", "training/test_step.py", "test_serving.py", "test_resume.py",
+    "training/test_sharding.py", "test_launch.py", "test_cli.py", "test_multilabel.py",
+    "models/test_family.py", "data/test_bad_files.py", "test_convert.py", "models/test_ops.py",
+    "weights/test_hostile.py", "training/test_checkpoint.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the order is otherwise that of the files."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def digits() -> dict[str, sources.Source]:

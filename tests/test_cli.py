@@ -69,6 +69,7 @@ def test_the_table_of_models_waits_for_no_heavy_import():
     assert heavy == "set()"
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):
     code = (
         "import json, pathlib, sys\n"

@@ -141,6 +141,34 @@ def test_what_does_not_fit_together_or_is_not_there(field, value, message):
     assert refusal(**{field: value}).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("duration", "batch", "epoch", "period"),
+    [
+        ("90 epochs", 256, 1_281_167, "1 epoch"),
+        ("100 epochs", 64, 640, "10 epochs"),  # 100 steps
+        ("24 epochs", 64, 1437, "3 epochs"),  # a tenth of the run's 539 steps
+        ("1 step", 64, 1437, "1 epoch"),
+    ],
+)
+def test_auto_is_whole_epochs_that_are_not_tiny(duration, batch, epoch, period):
+    config = config_lib.default()
+    config.duration, config.data.batch_size = duration, batch
+    for name in ("eval.every", "checkpoint.every"):
+        assert config_lib.period(config, name, epoch) == Duration.parse(period)
+    config.eval.every = "1 epoch"
+    assert config_lib.period(config, "eval.every", epoch) == Duration.parse("1 epoch"), "as asked"
+    assert (
+        config_lib.SCHEMA["log.every"].check("auto").startswith("is 'auto', which is no duration")
+    )
+
+
+def test_a_run_that_has_begun_keeps_its_periods(small_config):
+    begun = config_lib.resolve(small_config)
+    small_config.eval.every = small_config.checkpoint.every = "auto"
+    again = config_lib.resolve(small_config, begun)
+    assert (again.eval.every, again.checkpoint.every) == ("6 steps", "2 steps")
+
+
 def test_a_warm_up_longer_than_the_run_is_refused():
     assert refusal(**{"optimizer.warmup": "2 epochs", "duration": "30 steps"}) == (
         "config.optimizer.warmup is '2 epochs', 45 steps, and the run has 30 (config.duration "
@@ -272,7 +300,9 @@ def test_a_config_from_before_a_field_means_what_runs_did_then():
     flat = config_lib.flatten(config)
     for name in ("exif", "white_level", "image_size", "eval_crop", "folder_rules"):
         del flat[f"data.{name}"]
+    del flat["model.matmul_precision"]
     old = config_lib.from_flat(flat)
+    assert old.model.matmul_precision == "default"
     assert (old.data.image_size, old.data.eval_crop) == (299, 1.0)
     assert (old.data.exif, old.data.white_level, old.data.folder_rules) == ("on", 65_535, 1)
     again = config_lib.resolve(config, old)

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests import tiny_datasets
 from tests.processes import finish, records, result
-from xception_jax import cache, seal
+from xception_jax import cache, evaluate, seal, train
 from xception_jax.data import turbojpeg
 from xception_jax.training.checkpoint import Checkpoints
 
@@ -123,3 +125,16 @@ def test_any_data_set_trains_by_name(tmp_path):
     assert result(process)["examples"] == 20
     how = "the random crop is decoded, by" if turbojpeg.library() else "JPEGs are decoded whole"
     assert how in process.stderr
+
+
+def test_a_run_and_its_evaluation_outside_the_main_thread(small_config, tmp_path, capfd):
+    """As an agent of a sweep calls them; signals are the main thread's."""
+    small_config.duration = "2 steps"
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(train.train, small_config, tmp_path / "run").result()
+        found = pool.submit(evaluate.evaluate, tmp_path / "run").result()
+    assert done["step"] == found["step"] == 2
+    assert found["loss"] == pytest.approx(done["loss"], rel=1e-5)  # on eight devices, not one
+    assert capfd.readouterr().err.count("the run is not in the main thread") == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -5,12 +5,13 @@ the command line changes fields further with `--config.field=value`. Nothing hea
 here at the top, so that `--help` and a misspelt field answer at once.
 """
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.fields import EXAMPLES, Field
+from xception_jax.fields import EXAMPLES, Duration, Field
 
 if TYPE_CHECKING:
     from xception_jax.data import sources
@@ -59,8 +60,7 @@ SCHEMA: dict[str, Field] = {
     "model.matmul_precision": _text(
         "auto",
         "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes "
-        "of bfloat16; tensorfloat32: three passes; default: as JAX has it, on TPU one; auto: "
-        "float32",
+        "of bfloat16; tensorfloat32: three; default: as JAX has it, on TPU one; auto: float32",
         choices=("auto", "default", "tensorfloat32", "float32"),
     ),
     "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
@@ -271,9 +271,12 @@ SCHEMA: dict[str, Field] = {
         low=1e-6, high=1e6,
     ),
     "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
-    "eval.every": _every("1 epoch", "between evaluations; each one saves a checkpoint too"),
+    "eval.every": _every(
+        "auto", "between evaluations; each one saves a checkpoint too; auto: so many whole epochs "
+        "that they hold 100 steps, or a tenth of the run if that is less"
+    ),
     "eval.batch_size": _int(0, "0: as in training, in view of microbatch", harmless=True),
-    "checkpoint.every": _every("1 epoch", "between checkpoints"),
+    "checkpoint.every": _every("auto", "between checkpoints; auto: as of eval.every"),
     "checkpoint.keep": _int(3, "newest checkpoints kept, besides the best", low=1, harmless=True),
     "log.every": _every("50 steps", "between lines of the log"),
     "log.tensorboard": _flag(True, "write TensorBoard events", harmless=True),
@@ -311,7 +314,7 @@ _AT_START = ("optimizer.initial_squares",)
 _OPEN: dict[str, Any] = {
     "model.dtype": "auto", "model.matmul_precision": "auto", "data.image_size": None,
     "data.eval_preset": None, "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
-    "data.folder_rules": 0,
+    "data.folder_rules": 0, "eval.every": "auto", "checkpoint.every": "auto",
 }  # fmt: skip
 
 # Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`.
@@ -480,6 +483,25 @@ def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
             {name: then[name] for name, unset in _OPEN.items() if given.get(name) == unset}
         )
     return copy
+
+
+# Steps that are at least between evaluations and between checkpoints, where that is left open.
+_APART = 100
+
+
+def period(config: ConfigDict, name: str, epoch: int) -> Duration:
+    """What a field of the kind of `eval.every` stands for, with `epoch` examples to train on.
+
+    `auto` follows from the config and the data alone, not from a clock: a run that was killed, and
+    every process of it, evaluates and saves after the same steps.
+    """
+    text = flatten(config)[name]
+    if text != "auto":
+        return Duration.parse(text)
+    batch = config.data.batch_size
+    steps = Duration.parse(config.duration).steps(batch_size=batch, epoch=epoch)
+    examples = min(_APART, -(-steps // 10)) * batch
+    return Duration(Fraction(-(-examples // epoch)), "epochs")
 
 
 def matmul_precision(config: ConfigDict) -> str | None:

@@ -154,6 +154,7 @@ def export_file(
     tensors = file.tensors(network, name)
     for key, variable in variables(network).items():
         variable.set_value(jnp.asarray(tensors[key]))
+    network.matmul_precision = "float32"
     structure, params, batch_stats = state.split(network)
     return _export(
         output,

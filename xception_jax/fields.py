@@ -64,7 +64,7 @@ class Field:
       choices: the only values allowed.
       fractions: numbers need not be whole.
       texts: a tuple's elements are text, not numbers.
-      duration: a string that `Duration.parse` reads.
+      duration: a string that `Duration.parse` reads, or `auto` where that is the default.
       harmless: may change in a run that has begun, see `config.may_change`.
     """
 
@@ -87,7 +87,9 @@ class Field:
             int: "a whole number",
             float: "a number",
             bool: "True or False",
-            str: EXAMPLES if self.duration else "text",
+            str: EXAMPLES + (" (or auto)" if self.default == "auto" else "")
+            if self.duration
+            else "text",
             tuple: "a tuple of text" if self.texts else f"a tuple{whole}, as (1, 2)",
         }
         taken = f"one of: {', '.join(self.choices)}" if self.choices else kinds[self.kind]
@@ -106,7 +108,7 @@ class Field:
         if self.choices and value not in self.choices:
             hint = nearest(value, self.choices) or ";"
             return f"is {value!r}{hint} It takes: {', '.join(self.choices)}"
-        if self.duration:
+        if self.duration and not value == self.default == "auto":
             try:
                 Duration.parse(value)
             except ValueError as error:

@@ -11,6 +11,7 @@ import json
 import pathlib
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from xception_jax import cli, config
 from xception_jax.errors import UsageError
@@ -47,7 +48,7 @@ def main() -> None:
     if _CONFIG.value is None:
         raise UsageError("get_config() of the config file returned None")
     if _LIST_SPLIT.value:
-        print("\n".join(_files_of(_LIST_SPLIT.value, workdir)))
+        print("\n".join(files_of(_CONFIG.value, _LIST_SPLIT.value, workdir)))
         return
     assert workdir, "checked above"
     # Imported late: --help and a misspelt flag need not wait for JAX.
@@ -67,14 +68,14 @@ def main() -> None:
         print(json.dumps(result))
 
 
-def _files_of(split: str, workdir: pathlib.Path | None) -> list[str]:
+def files_of(given: ConfigDict, split: str, workdir: pathlib.Path | None) -> list[str]:
     """The files of a split, as the run in the folder takes them if there is one."""
     from xception_jax.data import folder
     from xception_jax.training.workdir import begun_config
 
-    config.check_fields(_CONFIG.value)
+    config.check_fields(given)
     begun = begun_config(workdir) if workdir else None
-    source = config.open_split(config.settled(_CONFIG.value, begun), split)
+    source = config.open_split(config.settled(given, begun), split)
     if (names := folder.names_of(source)) is None:
         raise UsageError(f"--list_split: {source.name} is no folder, so its examples are no files")
     return names

@@ -102,7 +102,7 @@ def _check_ranges(config: ConfigDict) -> None:
         "duration",
         "optimizer.decay_every",
     ):
-        if Duration.parse(fields[name]).amount == 0:
+        if fields[name] != "auto" and Duration.parse(fields[name]).amount == 0:
             raise UsageError(f"config.{name} is {fields[name]!r}; it must be above 0")
 
 

@@ -128,10 +128,10 @@ class Run:
         )
         return stream.to_devices(batches, sharding.by_example(self.layout.mesh))
 
-    def every(self, duration: str) -> Callable[[int], bool]:
-        """Says of a step whether it is the first to reach another multiple of the duration."""
+    def every(self, name: str) -> Callable[[int], bool]:
+        """Says of a step whether it is the first to reach another multiple of a field's period."""
         size = {"batch_size": self.config.data.batch_size, "epoch": len(self.train_source)}
-        length = Duration.parse(duration)
+        length = config_lib.period(self.config, name, size["epoch"])
         return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
 
 
@@ -190,10 +190,10 @@ def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: 
 
 def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
     """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
-    config, log, checkpoints = run.config, around.log, around.checkpoints
+    log, checkpoints = around.log, around.checkpoints
     done, total = first, run.total_steps
-    log_due, save_due = run.every(config.log.every), run.every(config.checkpoint.every)
-    evaluation_due = run.every(config.eval.every)
+    log_due, save_due = run.every("log.every"), run.every("checkpoint.every")
+    evaluation_due = run.every("eval.every")
     # A signal may have come during the evaluation of the last step.
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
         if (result := evaluate(run, state, first, around)) is None:

@@ -37,6 +37,7 @@ def tiny(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_table_of_two_contenders(tmp_path):
     output = tmp_path / "step.csv"
     done = tiny(output, "--work", "forward:75:2", "--allocator", "default")

@@ -19,7 +19,7 @@ from tests.processes import digests, finish, result
 from xception_jax.data import skips, sources, stream
 from xception_jax.data.order import Sampling
 from xception_jax.errors import ExampleError, RunError
-from xception_jax.text import printable
+from xception_jax.text import as_utf8, printable
 
 CROPPED = stream.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
 
@@ -352,6 +352,10 @@ def test_a_folder_with_every_bad_file_trains_and_evaluates(mixed, run_on_mixed):
     assert printable(said, keep="\n") == said, "what a terminal would obey is shown as escapes"
     assert f"{70 - bad} examples, {bad} skipped" in said
     assert said.count("skipped.jsonl") == 1, "told once where to look"
+    evaluated = sources.open_split(f"folder:{mixed}", "test")
+    lines = (workdir / "eval_files.txt").read_text().splitlines()
+    paths = [printable(as_utf8(evaluated.name_of(record))) for record in range(70)]
+    assert [f"{mixed}/{line}" for line in lines] == paths
     named = sorted(Path(entry["name"]).name for entry in logged(workdir))
     assert named == sorted(f"bad-{name}" for name in pictures.bad() for _ in range(2))
     for entry in logged(workdir):

@@ -1,6 +1,8 @@
 """Orders of records: who is how often where, and that nothing but seed and position counts."""
 
 import dataclasses
+import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -49,6 +51,34 @@ def test_epochs_have_orders_of_their_own_also_where_threads_are_in_two():
     with ThreadPoolExecutor(8) as pool:
         at_once = list(pool.map(lambda i: shuffled[i // 3 + 1000 * (i % 3)], range(3000)))
     assert [at_once[epoch::3] for epoch in range(3)] == epochs
+
+
+def test_a_permutation_is_made_once_however_many_threads_ask(monkeypatch):
+    made = []
+    permutation = order.Shuffled._permutation
+
+    def counted(self, epoch):
+        made.append(epoch)
+        return permutation(self, epoch)
+
+    monkeypatch.setattr(order.Shuffled, "_permutation", counted)
+    shuffled = order.Shuffled(200_000, 3)
+    start = threading.Barrier(16)
+
+    def read(thread):
+        start.wait()
+        return [shuffled[200_000 - 800 + 16 * i + thread] for i in range(100)]
+
+    with ThreadPoolExecutor(16) as pool:
+        read_all = list(pool.map(read, range(16)))
+    assert sorted(made) == [0, 1]
+    expected = take(shuffled, 1600, 200_000 - 800)
+    assert [record for reads in zip(*read_all, strict=True) for record in reads] == expected
+
+
+def test_an_order_is_sent_to_another_process():
+    shuffled = order.Shuffled(100, 3)
+    assert take(pickle.loads(pickle.dumps(shuffled)), 150) == take(shuffled, 150)
 
 
 @hypothesis.given(

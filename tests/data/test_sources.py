@@ -76,3 +76,29 @@ def test_no_name_has_code_fetched_and_run(name):
     """Such a name may stand in a stranger's `config.json`."""
     with pytest.raises(UsageError, match="one of TFDS' community, whose code it would download"):
         sources.open_split(name, "train")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("/data/pets", "/data/pets"), ("~/pets", "~/pets"), ("./pets", "./pets"),
+        ("../pets", "../pets"), ("C:\\pets", "C:\\pets"), ("pets.csv", "pets.csv"),
+        ("Folder:pets", "pets"), ("dir:/pets", "/pets"), ("file:///data/pets", "/data/pets"),
+        ("data/pets", "data/pets"), ("data", "data"),
+    ],
+)  # fmt: skip
+def test_a_path_asks_for_the_folder_that_it_may_be(tmp_path, monkeypatch, given, meant):
+    (tmp_path / "data/pets/cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        sources.open_split(given, "train")
+    assert str(caught.value).startswith(f"no data set {given!r}; did you mean folder:{meant}? ")
+
+
+def test_a_folder_of_tfds_is_a_name_still(tmp_path):
+    """Prepared by a builder that is not imported, in the folder of its name."""
+    tiny_datasets.prepare(tmp_path, "tiny_named", examples={"train": 2})
+    (tmp_path / "mnist").mkdir()
+    assert len(sources.open_split("tiny_named", "train", str(tmp_path))) == 2
+    with pytest.raises(UsageError, match="mnist is not prepared"):
+        sources.open_split("mnist", "train", str(tmp_path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import signal
@@ -176,6 +177,14 @@ def test_one_that_is_gone_by_now_is_told_so(tmp_path):
         shutil.rmtree(tmp_path / "checkpoints" / "1")
         with pytest.raises(DamagedCheckpointError, match="checkpoint 1 is no longer there; a run"):
             checkpoints.restore(1, {"ema": target().ema})
+
+
+def test_what_is_logged_after_a_run_is_shown_again(tmp_path):
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    filters = list(logger.filters)
+    with Checkpoints(tmp_path):
+        assert logger.filters != filters
+    assert (logger.filters, sys.unraisablehook) == (filters, hook)
 
 
 def test_nothing_there(tmp_path):

@@ -118,6 +118,11 @@ def test_one_without_a_seal_is_read_with_its_metrics(tmp_path):
     assert manifest.newest_config(tmp_path / "not") is None
 
 
+def test_a_file_of_metrics_beside_a_sealed_manifest_is_not_read(tmp_path):
+    sealed = json.dumps(replace(META, metrics=None).fields())
+    assert manifest.read(put(tmp_path, sealed, '{"top1": 0.9, "loss": 0}')).metrics is None
+
+
 @pytest.mark.parametrize(
     "metrics", ["null", '"0.5"', '{"top1": 5}', '{"|op1": 0.5, "loss": 1}', "{", "", "[" * 10_000]
 )

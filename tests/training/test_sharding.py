@@ -41,6 +41,8 @@ def test_the_mesh_is_one_axis_unless_something_is_cut():
         ("middle_flow.0.kernel", (728, 728), (("data0", "data1", "data2"), "data3")),
         ("stem.conv1.kernel", (3, 3, 1, 728), (None, None, None, ("data0", "data1", "data2"))),
         ("stem.bn1.scale", (728,), ()),  # below SMALLEST
+        ("stem.bn1.scale", (1008,), ()),  # the largest multiple of 16 below it
+        ("stem.bn1.scale", (1024,), (("data0", "data1", "data2", "data3"),)),
         ("ahead.fc.0.kernel", (3, 4097), ()),  # nothing divides it, and no rule means it
     ],
 )

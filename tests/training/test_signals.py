@@ -40,4 +40,4 @@ def test_outside_the_main_thread_signals_are_left_to_the_program_and_that_is_sai
     thread.join()
     assert asked == [(False, False, True)]
     [line] = capfd.readouterr().err.splitlines()
-    assert "outside the main thread" in line
+    assert "not in the main thread" in line

@@ -48,6 +48,7 @@ def without_dropout(small_config):
     return small_config
 
 
+@pytest.mark.slow  # by default, tests/test_train.py shows it in a whole run
 def test_eight_devices_compute_what_one_does(small_config):
     one, found_by_one = steps(small_config, 3)
     small_config.mesh.data = 8
@@ -60,18 +61,17 @@ def test_eight_devices_compute_what_one_does(small_config):
         )
 
 
-def test_virtual_batches_that_fit_a_device_need_no_communication(small_config):
-    small_config.mesh.data = 8
-
-    def collectives(virtual_batch):
-        small_config.model.bn_virtual_batch = virtual_batch
-        run, first, batches = start(small_config)
-        text = run.train_step.lower(first, batches[0]).compile().as_text()
-        return re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", text)
-
-    # One for the number of examples, one for all gradients, statistics and metrics together.
-    assert collectives(8) == ["all-reduce"] * 2
-    assert len(collectives(None)) > 20, "as many as there are normalizations, and more"
+@pytest.mark.parametrize("virtual_batch", [8, pytest.param(None, marks=pytest.mark.slow)])
+def test_virtual_batches_that_fit_a_device_need_no_communication(small_config, virtual_batch):
+    small_config.mesh.data, small_config.model.bn_virtual_batch = 8, virtual_batch
+    run, first, batches = start(small_config)
+    text = run.train_step.lower(first, batches[0]).compile().as_text()
+    found = re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", text)
+    if virtual_batch:
+        # One for the number of examples, one for all gradients, statistics and metrics together.
+        assert found == ["all-reduce"] * 2
+    else:
+        assert len(found) > 20, "as many as there are normalizations, and more"
 
 
 def test_microbatches_stay_where_they_are(small_config):
@@ -85,6 +85,7 @@ def test_microbatches_stay_where_they_are(small_config):
     assert "[32,6,6,8]" not in text
 
 
+@pytest.mark.slow
 def test_accumulation_computes_what_the_whole_batch_does(without_dropout):
     whole, found_by_whole = steps(without_dropout)
     without_dropout.optimizer.microbatch = 16

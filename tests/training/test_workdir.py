@@ -277,7 +277,9 @@ def test_a_run_of_an_older_version_keeps_what_that_version_did(tmp_path, small_c
     assert {name: found[name] for name in added} == added
 
 
-@pytest.mark.parametrize("flips", [100, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "flips", [100, pytest.param(3000, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_no_flip_has_an_effect(tmp_path, small_config, flips):
     path = begin(tmp_path, small_config)
     right, data = config_lib.flatten(workdir.read_config(tmp_path)), path.read_bytes()

@@ -65,7 +65,8 @@ def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 
         image = _decoded(claim, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
         white = white or levels.white_of(claim, image)
         if white:
-            return cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), alpha=255 / white)
+            image = cv2.convertScaleAbs(image, alpha=255 / white)  # first: half the bytes
+            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         del image  # else two would be held
     image = _decoded(claim, name, cv2.IMREAD_COLOR_RGB | orientation)
     if claim.deep and not white and not _told_of_dark and image.max(initial=0) < _DARK:

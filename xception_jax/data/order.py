@@ -6,9 +6,11 @@ hosts, workers or threads ask for it makes no difference.
 """
 
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -80,16 +82,27 @@ class Shuffled(Order):
     def __init__(self, records: int, seed: int):
         self._records = records
         self._seed = seed
-        self._latest: tuple[int, np.ndarray] | None = None
+        # By epoch: the one made last and the one before, for threads are in two at its end.
+        self._made: dict[int, np.ndarray] = {}
+        self._making = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shuffled, (self._records, self._seed)
 
     def __getitem__(self, position: int) -> int:
         epoch, index = divmod(position, self._records)
         if self._records > _AT_ONCE:
             return index_shuffle(index, self._records - 1, (self._seed + epoch) % 2**32, 4)
-        latest = self._latest  # once: other threads may be in another epoch
-        if latest is None or latest[0] != epoch:
-            self._latest = latest = (epoch, self._permutation(epoch))
-        return int(latest[1][index])
+        made = self._made.get(epoch)
+        return int((self._make(epoch) if made is None else made)[index])
+
+    def _make(self, epoch: int) -> np.ndarray:
+        """An epoch's permutation, which the first thread that asks makes for all."""
+        with self._making:
+            if epoch not in self._made:
+                last = list(self._made.items())[-1:]
+                self._made = dict([*last, (epoch, self._permutation(epoch))])
+            return self._made[epoch]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # Not `Generator.permutation`: of NumPy only the raw numbers are promised to stay the same.

@@ -156,7 +156,7 @@ def _plan(
     if data.examples:
         size = {"batch_size": batch, "epoch": data.examples}
         counts["steps"] = Duration.parse(config.duration).steps(**size)
-        every = Duration.parse(config.eval.every)
+        every = config_lib.period(config, "eval.every", data.examples)
         last, before = (every.passed(counts["steps"] - less, **size) for less in (0, 1))
         counts["evaluations"] = last if last > before else last + 1  # the last step always does
         if data.eval_examples is not None:

@@ -1,11 +1,12 @@
 """SIGTERM and Ctrl-C as a request to save and stop, which all processes of a run follow at once."""
 
+import contextlib
 import itertools
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 from jax.experimental import multihost_utils
 
@@ -21,8 +22,9 @@ _SECOND = {
     "checkpoint",
     signal.SIGTERM: "SIGTERM again: stopped at once, without saving",
 }
-_ELSEWHERE = (
-    "NOTE: training runs outside the main thread: Ctrl-C and SIGTERM do not make it save and stop"
+_NOT_CAUGHT = (
+    "NOTE: the run is not in the main thread, so it does not catch Ctrl-C and SIGTERM; its last "
+    "checkpoint is what is saved if they end the process"
 )
 _AGREED = "one of the processes was told to stop: stopping after this step, which is saved"
 
@@ -35,16 +37,23 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
     Of several processes any may get it; the function, which all have to call equally often, returns
     True in all of them at the same call, a few calls later. Outside the main thread, where Python
-    allows no handler, signals are left to the program; that is said.
+    takes no handlers, that is said, and only SIGTERM in a run of several processes is noticed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        interrupts.say(_ELSEWHERE)
-    with _stop_agreed() if cluster.connected() else _stop_noted() as poll:
-        yield poll
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main:
+        interrupts.say(_NOT_CAUGHT)
+    if cluster.connected():
+        with _stop_agreed(in_main) as poll:
+            yield poll
+    elif not in_main:
+        yield lambda: False
+    else:
+        with _stop_noted() as poll:
+            yield poll
 
 
 @contextmanager
-def _stop_agreed() -> Iterator[Callable[[], bool]]:
+def _stop_agreed(in_main: bool) -> Iterator[Callable[[], bool]]:
     """JAX takes SIGTERM and lets the processes agree on a call; Ctrl-C is made one."""
     calls = itertools.count()
     told = threading.Event()
@@ -61,7 +70,8 @@ def _stop_agreed() -> Iterator[Callable[[], bool]]:
             interrupts.say(_AGREED)
         return agreed
 
-    with _noticed((signal.SIGINT,), arrived):
+    noticed = interrupts.noticed((signal.SIGINT,), arrived)
+    with noticed if in_main else contextlib.nullcontext():
         yield poll
 
 
@@ -73,16 +83,8 @@ def _stop_noted() -> Iterator[Callable[[], bool]]:
         _answer(number, first=not told.is_set())
         told.set()
 
-    with _noticed(tuple(_FIRST), arrived):
+    with interrupts.noticed(tuple(_FIRST), arrived):
         yield told.is_set
-
-
-def _noticed(
-    numbers: tuple[int, ...], arrived: Callable[[int], None]
-) -> AbstractContextManager[None]:
-    if threading.current_thread() is threading.main_thread():
-        return interrupts.noticed(numbers, arrived)
-    return nullcontext()
 
 
 def _answer(number: int, *, first: bool) -> None:
