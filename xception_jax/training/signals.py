@@ -26,7 +26,7 @@ _NOT_CAUGHT = (
     "NOTE: the run is not in the main thread, so it does not catch Ctrl-C and SIGTERM; its last "
     "checkpoint is what is saved if they end the process"
 )
-_AGREED = "another process was told to stop: stopping after this step, which is saved"
+_AGREED = "one of the processes was told to stop: stopping after this step, which is saved"
 
 
 @contextmanager
