@@ -105,7 +105,9 @@ def nodes_of(args: argparse.Namespace) -> int:
     return slices.parse(args.type).hosts if args.type else int(args.nodes)
 
 
-def placement(args: argparse.Namespace) -> tuple[dict[str, str], list[dict[str, str]], dict[str, int]]:
+def placement(
+    args: argparse.Namespace,
+) -> tuple[dict[str, str], list[dict[str, str]], dict[str, int]]:
     """Labels that the nodes have, what a pod tolerates of them, and the devices of one."""
     if args.type:
         tpu = slices.parse(args.type)
