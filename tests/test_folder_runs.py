@@ -9,7 +9,7 @@ from tests.data.test_folder_layouts import write
 from tests.processes import digests, finish, result
 from tests.training.test_workdir import begin
 from xception_jax import config as config_lib
-from xception_jax import main, seal
+from xception_jax import seal
 from xception_jax.data import folder, folder_layout, label_file
 from xception_jax.errors import UsageError
 from xception_jax.training import workdir
@@ -30,14 +30,14 @@ def test_what_is_evaluated_on_is_named_and_a_change_is_told(tmp_path, small_conf
     assert workdir.name_files(run, source) == (source.summary, "")
     named = (run / "eval_files.txt").read_text().splitlines()
     assert named == [Path(source.name_of(i)).relative_to(data).as_posix() for i in range(4)]
-    assert main.files_of(small_config, "test", run) == named
+    assert workdir.files_of(small_config, "test", run) == named
     assert workdir.name_files(run, source) == (source.summary, ""), "by the same command again"
 
     forget()
     (data / named[0]).unlink()
     changed = config_lib.open_split(small_config, "test")
     _, note = workdir.name_files(run, changed)
-    both = {*named, *main.files_of(small_config, "test", None)}
+    both = {*named, *workdir.files_of(small_config, "test", None)}
     new_or_gone = len(both) * 2 - len(named) - len(changed)
     assert note == (
         f"NOTE: evaluation takes other files than before: {new_or_gone} are new or gone; "
@@ -53,7 +53,7 @@ def test_no_file_is_written_for_a_set_that_is_no_folder(tmp_path, digits):
 
 def test_a_set_without_files_cannot_be_listed(small_config):
     with pytest.raises(UsageError, match=r"--list_split: optical_digits/1\.0\.0:test is no folder"):
-        main.files_of(small_config, "test", None)
+        workdir.files_of(small_config, "test", None)
 
 
 def without_rules(run: Path) -> None:

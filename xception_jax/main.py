@@ -8,10 +8,8 @@ Every field of the config can be changed on the command line; --list_fields show
 """
 
 import json
-import pathlib
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from xception_jax import cli, config
 from xception_jax.errors import UsageError
@@ -48,6 +46,8 @@ def main() -> None:
     if _CONFIG.value is None:
         raise UsageError("get_config() of the config file returned None")
     if _LIST_SPLIT.value:
+        from xception_jax.training.workdir import files_of
+
         print("\n".join(files_of(_CONFIG.value, _LIST_SPLIT.value, workdir)))
         return
     assert workdir, "checked above"
@@ -66,19 +66,6 @@ def main() -> None:
     )
     if _JSON.value and cluster.is_first():
         print(json.dumps(result))
-
-
-def files_of(given: ConfigDict, split: str, workdir: pathlib.Path | None) -> list[str]:
-    """The files of a split, as the run in the folder takes them if there is one."""
-    from xception_jax.data import folder
-    from xception_jax.training.workdir import begun_config
-
-    config.check_fields(given)
-    begun = begun_config(workdir) if workdir else None
-    source = config.open_split(config.settled(given, begun), split)
-    if (names := folder.names_of(source)) is None:
-        raise UsageError(f"--list_split: {source.name} is no folder, so its examples are no files")
-    return names
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import pytest
 
+from tests.processes import finish, result
 from tests.weights import builders
 from xception_jax import config as config_lib
-from xception_jax import evaluate, train
+from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.training.workdir import read_config
 from xception_jax.weights import converted, initial, sources
@@ -126,7 +127,7 @@ def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, pat
     assert "NOTE: config.data.eval_crop is 0.5, and the weights were made with 0.75" in said
     data = read_config(tmp_path / "run").data
     assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == (8, "timm", 0.5, "on")
-    again = evaluate.evaluate(tmp_path / "run", say=lambda line: None)
+    again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json"))
     assert again["top1"] == found["top1"]
     assert again["loss"] == pytest.approx(found["loss"], abs=1e-6)
     # And those who start from this run take it on.

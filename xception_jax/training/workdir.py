@@ -88,6 +88,25 @@ def name_files(workdir: Path, source: Source) -> tuple[str, ...]:
     return source.summary, cluster.on_first(write)
 
 
+def files_of(given: ConfigDict, split: str, workdir: Path | None) -> list[str]:
+    """The files of a split by their names in the data's folder, as the run takes them.
+
+    Args:
+      given: the config as the user gave it.
+      split: of its data.
+      workdir: of the run; None, or one that has not begun: the config alone counts.
+
+    Raises:
+      UsageError: the data is no folder.
+    """
+    config_lib.check_fields(given)
+    begun = begun_config(workdir) if workdir else None
+    source = config_lib.open_split(config_lib.settled(given, begun), split)
+    if (names := folder.names_of(source)) is None:
+        raise UsageError(f"--list_split: {source.name} is no folder, so its examples are no files")
+    return names
+
+
 def begun_config(workdir: Path) -> ConfigDict | None:
     """The config of the run in `workdir`, if one has saved anything there; see `read_config`."""
     return _config(workdir, cluster.on_first(lambda: _begun_fields(workdir)))
