@@ -441,8 +441,9 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_made(exported, tmp_path):
     [
         ([], "--workdir and --output are needed"),
         (["--check=x", "--output=y"], "--check stands alone"),
-        (["--input=x", "--output=y", "--weights=raw"], "--input goes without --workdir"),
-        (["--input=tests", "--output=y"], "is a folder; of a run, give --workdir"),
+        (["--input=README.md", "--output=y", "--weights=raw"], "--weights are of a run, and"),
+        (["--input=x", "--output=y", "--weights=raw"], "no weights at x"),
+        (["--input=tests", "--output=y"], "no run in tests: it holds no config.json"),
         (["--workdir=nowhere", "--output=y"], "no run in nowhere"),
         (["--check=nowhere"], "no exported model in nowhere"),
     ],

@@ -290,7 +290,7 @@ def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[st
 
     run = (path, _STEP.value) if _WORKDIR.value else sources.run_of(path, _STEP.value)
     if run is None:
-        if _STEP.value != "latest" or _WEIGHTS.value:
+        if path.exists() and (_STEP.value != "latest" or _WEIGHTS.value):
             raise UsageError(f"--step and --weights are of a run, and --input={path} is a file")
         return export_file(path, output, model=_MODEL.value, **how)
     if _MODEL.value:
