@@ -414,7 +414,6 @@ from pathlib import Path
 from xception_jax import cluster
 address, process, folder = sys.argv[1:]
 cluster.join(coordinator=address, processes=2, process=int(process))
-from tests.test_detection import OPEN_MPI, SLURM, metadata_server
 from tests.training.test_checkpoint import Checkpoints, assert_equal, make_state, target
 with Checkpoints(Path(folder), keep=10) as checkpoints:
     state, meta, notes = checkpoints.restore_newest(target(devices=2))
