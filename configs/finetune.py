@@ -5,8 +5,9 @@
 
 PATH is a folder of pictures, see docs/folder.md. docs/weights.md says where weights come from; a
 Keras or timm file will do as it is. Images have the size, the resize and the crop that the weights
-were made for. For a hundred to ten thousand pictures. The values are the usual ones for such sets
-and have not been tuned on any; the comments say what to change.
+were made for, unless the config sets data.image_size, data.eval_preset or data.eval_crop. For a
+hundred to ten thousand pictures. The values are the usual ones for such sets and have not been
+tuned on any; the comments say what to change.
 """
 
 from ml_collections import ConfigDict

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from scipy.special import expit, softmax
 
-from tests.processes import ROOT, finish, result
+from tests.processes import finish, result
 from tests.weights import builders
-from xception_jax import seal, serving
+from xception_jax import classify, seal, serving
 from xception_jax.data import augment, presets
 from xception_jax.data.stream import Images
 from xception_jax.errors import RunError, UsageError
@@ -28,6 +28,7 @@ from xception_jax.training.workdir import read_config
 from xception_jax.weights import converted, sources
 
 BATCHES = (1, 3, 8)
+FILES = ["model.json", "model.bin", "README.md", "classify.py"]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,8 @@ def test_a_converted_file_gives_the_models_own_probabilities(narrow, tmp_path):
     assert about["classes"] == list("01234")
     assert about["source"]["model"] == "xception"
     assert about["source"]["of"]["file"] == "timm.safetensors"
-    assert "timm` with a crop that the weights do not tell" in about["preprocessing"]
+    assert about["resize"] == {"by": "caller", "preset": "timm", "size": 96, "crop": 0.875}
+    assert "(antialiased bicubic); the weights do not tell the crop" in about["preprocessing"]
     check_file(tmp_path / "out", model, 96, tmp_path)
 
 
@@ -166,6 +168,10 @@ def test_from_a_librarys_file_by_the_commands_to_jax_alone(kind, name, built, tm
     result(finish("convert", *flags))
     result(finish("export", f"--input={ours}", f"--output={tmp_path / 'out'}", "--json"))
     check_file(tmp_path / "out", model, 299, tmp_path)
+    flags = f"--input={theirs}", f"--model={name}", f"--output={tmp_path / 'direct'}", "--json"
+    about = result(finish("export", *flags, "--activation=softmax", "--platforms=cpu"))
+    assert about["resize"]["preset"] == kind
+    check_file(tmp_path / "direct", model, 299, tmp_path)
 
 
 def single(path, kind, activation=None):
@@ -208,7 +214,7 @@ def test_a_file_that_cannot_be_exported_is_told_in_one_line(narrow, tmp_path):
         converted.write(tmp_path / f"{name}.safetensors", about, {})
     files = set(tmp_path.iterdir())
     for file, said in (
-        ("timm.safetensors", "is a file of timm; give what python -m xception_jax.convert"),
+        ("timm.safetensors", "--model is needed: "),
         ("run.safetensors", "give --activation=softmax or sigmoid"),
         ("bare.safetensors", "does not say what images its weights were made for"),
     ):
@@ -219,24 +225,25 @@ def test_a_file_that_cannot_be_exported_is_told_in_one_line(narrow, tmp_path):
     assert set(tmp_path.iterdir()) == files
 
 
-def test_the_lines_of_the_docs_classify_a_file(exported, undisturbed, digits, tmp_path):
-    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
-    assert block == serving.LOADER
-    assert block.replace("\n", "\n    ").rstrip() in (exported / "README.md").read_text()
-    (tmp_path / "classify.py").write_text(block)
+def test_classify_gives_a_runs_own_probability(exported, undisturbed, digits, tmp_path):
     (tmp_path / "digit.png").write_bytes(digits["test"][0].encoded)
+    large = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
+    Image.fromarray(large).save(tmp_path / "large.png")
     process = subprocess.run(
-        [sys.executable, "classify.py", exported, "digit.png"],
+        [sys.executable, "-I", exported / "classify.py", "digit.png", "large.png"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
     image = np.asarray(Image.open(tmp_path / "digit.png").convert("RGB"))
-    [expected] = own(undisturbed, image[None])
-    file, name, probability = process.stdout.split()
-    assert (file, name) == ("digit.png", run_of(undisturbed)[2][int(expected.argmax())])
-    assert float(probability) == pytest.approx(float(expected.max()), abs=2e-6)
+    given = np.stack([presets.area(picture, 8, 1.0) for picture in (image, large)])
+    expected = own(undisturbed, given)
+    lines = [line.split() for line in process.stdout.splitlines()]
+    assert [file for file, _, _ in lines] == ["digit.png", "large.png"]
+    for (_, name, probability), each, bound in zip(lines, expected, (2e-6, 1e-4), strict=True):
+        assert name == run_of(undisturbed)[2][int(each.argmax())]
+        assert float(probability) == pytest.approx(float(each.max()), abs=bound)
 
 
 def test_what_it_says_of_itself(exported, undisturbed):
@@ -254,7 +261,9 @@ def test_what_it_says_of_itself(exported, undisturbed):
     text = program.mlir_module()
     assert "stablehlo.case" in text
     assert "feature_group_count = 1" in text
-    assert {path.name for path in exported.iterdir()} == {"model.bin", "model.json", "README.md"}
+    assert about["resize"] == {"by": "program", "preset": "area", "size": 8, "crop": 1.0}
+    assert {path.name for path in exported.iterdir()} == set(FILES)
+    assert (exported / "classify.py").read_text() == Path(classify.__file__).read_text()
 
 
 def test_raw_weights_of_the_models_size_for_one_platform(undisturbed, tmp_path):
@@ -294,7 +303,13 @@ def test_probabilities_that_are_sure(activation, undisturbed):
 def test_it_checks_an_export(exported):
     process = finish("export", f"--check={exported}")
     assert process.returncode == 0, process.stderr
-    assert "cpu, cuda, tpu" in process.stdout
+    files, ran = process.stdout.splitlines()
+    assert files == f"{exported}: 4 files are as they were written: {', '.join(FILES)}"
+    assert re.fullmatch(
+        r"the program runs on cpu: 2 pictures of 64 x 64 random pixels gave probabilities, their "
+        r"sums differ from 1 by at most \d\.\de-\d\d \(0\.001 is allowed\)",
+        ran,
+    )
 
 
 @pytest.fixture
@@ -316,7 +331,7 @@ def test_a_flipped_bit_is_found_and_named(copy):
 
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
-    [("calling_convention", 10**6, "export it anew"), ("format", 3, "this version reads 1 and 2")],
+    [("calling_convention", 10**6, "export it anew"), ("format", 4, "reads formats 1, 2, 3")],
 )
 def test_a_program_of_another_age_is_refused(copy, field, value, complaint):
     about = json.loads((copy / "model.json").read_text())
@@ -353,7 +368,7 @@ def test_no_flip_of_a_description_goes_unnoticed(copy):
     assert damaged(copy) == f"{path} is damaged: is not what was sealed"
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.json", "README.md"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, tmp_path):
     path, whole = copy / name, (copy / name).read_bytes()
     other = tmp_path / "other"
@@ -372,8 +387,11 @@ def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, t
         assert said.startswith(f"{path} is damaged: ")
     path.write_bytes((other / name).read_bytes())
     said = damaged(copy)
-    assert said is not None, "a file of another export"
-    assert "is damaged: " in said
+    if name == "classify.py":  # every export has the same
+        assert said is None
+    else:
+        assert said is not None, "a file of another export"
+        assert "is damaged: " in said
     path.unlink()
     for made in (lambda: None, lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
         path.unlink(missing_ok=True)
@@ -384,18 +402,40 @@ def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, t
     assert process.stderr == f"error: {path} is damaged: it is gone, or is no file\n"
 
 
-@pytest.fixture
-def first_format(copy) -> dict:
-    """An export as the first format had it, and what its description says."""
-    about = json.loads((copy / "model.json").read_text())
-    del about["exif_orientation"], about["readme"], about[seal.NAME]
-    about["format"] = 1
-    (copy / "model.json").write_text(json.dumps(about))
+FIRST_FIELDS = (
+    "source", "input", "output", "preprocessing", "platforms", "jax", "calling_convention",
+    "classes", "program",
+)  # fmt: skip
+
+
+def of_format(number: int, folder: Path) -> dict:
+    """Makes an export what format 1 or 2 had; returns what its description says."""
+    now = json.loads((folder / "model.json").read_text())
+    about = {"format": number} | {name: now[name] for name in FIRST_FIELDS}
+    if number == 2:
+        about = seal.sealed(
+            {**about, **{name: now[name] for name in ("exif_orientation", "readme")}}
+        )
+    (folder / "classify.py").unlink()
+    (folder / "model.json").write_text(json.dumps(about))
     return about
 
 
-def test_exports_of_the_first_format_are_read(copy, first_format):
-    assert serving.check(copy) == first_format
+@pytest.fixture
+def first_format(copy) -> dict:
+    """An export as the first format had it, and what its description says."""
+    return of_format(1, copy)
+
+
+@pytest.mark.parametrize(("number", "files"), [(1, FILES[:2]), (2, FILES[:3])])
+def test_exports_of_older_formats_are_read(number, files, copy):
+    about = of_format(number, copy)
+    assert serving.load(copy)[1] == about
+    found = serving.check(copy)
+    assert (found["files"], found["platform"]) == (files, "cpu")
+    assert found["largest_difference"] < 1e-6
+    (copy / "README.md").write_text("another")
+    assert (damaged(copy) is None) == (number == 1)  # which had no digest of it
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from PIL import Image, ImageOps
 
 # This file is copied beside each exported program: it stands alone, on Python 3.11 and newer.
 FOLDER = Path(__file__).resolve().parent
+# Pixels of a resized picture, of which more than the centre is not made: 50 MB.
+LARGE = 2**24
 
 
 def area(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
@@ -28,7 +30,8 @@ def area(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
     top, left = ((whole - side) // 2 for whole in picture.shape[:2])
     part = picture[top : top + side, left : left + side].astype(np.float64)
     shares = _shares(side, size)
-    made = np.einsum("or,rpc->opc", shares, np.einsum("ps,rsc->rpc", shares, part))
+    # Matrix products: a sum over indices, as of einsum, takes a minute for a large photo.
+    made = shares @ (shares @ part.reshape(side, -1)).reshape(size, side, 3)
     # As OpenCV: halves become even numbers, but go up where it halves an image.
     made = np.floor(made + 0.5) if side == 2 * size else np.round(made)
     return np.clip(made, 0, 255).astype(np.uint8)
@@ -75,8 +78,14 @@ def timm(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
         shorter if side == least else int(side * shorter / least) for side in picture.shape[:2]
     )
     top, left = round((rows - size) / 2), round((columns - size) / 2)
-    resized = Image.fromarray(picture).resize((columns, rows), Image.Resampling.BICUBIC)
-    return np.asarray(resized)[top : top + size, left : left + size]
+    image = Image.fromarray(picture)
+    if rows * columns <= LARGE:
+        resized = image.resize((columns, rows), Image.Resampling.BICUBIC)
+        return np.asarray(resized)[top : top + size, left : left + size]
+    # A long and narrow picture would grow beyond all measure: only the centre is made.
+    down, across = picture.shape[0] / rows, picture.shape[1] / columns
+    box = left * across, top * down, (left + size) * across, (top + size) * down
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 RESIZES: dict[str, Callable[[np.ndarray, int, float], np.ndarray]] = {

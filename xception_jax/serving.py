@@ -301,8 +301,8 @@ def _described(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     if not shape:
-        reads = " and ".join(map(str, _FORMATS))
-        raise UsageError(f"{path} has format {version}; this version reads {reads}")
+        reads = ", ".join(map(str, _FORMATS))
+        raise UsageError(f"{path} has format {version}; this version reads formats {reads}")
     return about
 
 
