@@ -143,6 +143,25 @@ cli.run(main, "")
 """
 
 
+@pytest.mark.slow
+def test_a_process_that_can_say_nothing_ends_too():
+    """Nobody reads its standard error any more."""
+    port = free_port()
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDING, str(process), "usage", *flags,
+             f"--process_id={process}"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    os.close(theirs)
+    assert [process.wait(timeout=120) for process in running] == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("why", "code", "line"),
     [
