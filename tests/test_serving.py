@@ -144,7 +144,7 @@ def test_a_converted_file_gives_the_models_own_probabilities(narrow, tmp_path):
     assert about["classes"] == list("01234")
     assert about["source"]["model"] == "xception"
     assert about["source"]["of"]["file"] == "timm.safetensors"
-    assert "timm` with a crop that the weights do not tell" in about["preprocessing"]
+    assert "the weights do not tell the crop: 0.8975 is the usual one" in about["preprocessing"]
     check_file(tmp_path / "out", model, 96, tmp_path)
 
 
