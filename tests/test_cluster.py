@@ -121,6 +121,7 @@ ENDING = """
 import sys, time
 from xception_jax import cli, cluster
 process, why = int(sys.argv.pop(1)), sys.argv.pop(1)
+cli.define_config()
 
 def main():
     cli.settle()
@@ -142,19 +143,40 @@ cli.run(main, "")
 """
 
 
+@pytest.mark.slow
+def test_a_process_that_can_say_nothing_ends_too():
+    """Nobody reads its standard error any more."""
+    port = free_port()
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDING, str(process), "usage", *flags,
+             f"--process_id={process}"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    os.close(theirs)
+    assert [process.wait(timeout=120) for process in running] == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("why", "code", "line"),
     [
-        ("memory", 1, r"error: out of memory on cpu: it wanted [\d,.]+ GiB; lower .* --fit finds"),
+        ("memory", 1, r"error: out of memory on cpu: it wanted [\d,.]+ GiB; lower .* "
+         r"--config=configs/digits.py --config.data.batch_size=8 --topology=SLICE --fit finds"),
         pytest.param("disk", 1, "error: No space left on device", marks=pytest.mark.slow),
         pytest.param("bug", 1, "error: KeyError: 'x'", marks=pytest.mark.slow),
         pytest.param("usage", 2, "error: no", marks=pytest.mark.slow),
     ],
-)
+)  # fmt: skip
 def test_what_ends_one_ends_all_with_the_same_line(why, code, line):
     """Also where the others are in a computation, from which Python does not return."""
     port = free_port()
     flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=3"]
+    flags += ["--config", "configs/digits.py", "--config.data.batch-size=8"]
     running = [
         subprocess.Popen(
             [sys.executable, "-c", ENDING, str(process), why, *flags, f"--process_id={process}"],

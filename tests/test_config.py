@@ -72,6 +72,7 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
             (folder / "1.jpg").write_bytes(tiny_datasets.jpeg(np.random.default_rng(i), 20, 20, i))
         config.data.dataset = f"folder:{tmp_path}"
     if config.loss.name == "sigmoid":
+        config.optimizer.warmup = "0 steps"  # of so few examples it is longer than the run
         splits = {"train": 8, "validation": 8}
         nested = "/" in config.data.label
         tiny_datasets.prepare_multilabel(tmp_path, "scenes", examples=splits, objects=nested)
@@ -174,6 +175,13 @@ def test_a_warm_up_longer_than_the_run_is_refused():
         "config.optimizer.warmup is '2 epochs', 45 steps, and the run has 30 (config.duration "
         "'30 steps'); make one shorter or the other longer"
     )
+
+
+def test_a_run_that_began_with_such_a_warm_up_goes_on(small_config):
+    small_config.optimizer.warmup, small_config.duration = "31 steps", "30 steps"
+    preflight.validate(small_config, begun=config_lib.resolve(small_config))
+    with pytest.raises(UsageError, match="make one shorter or the other longer"):
+        preflight.validate(small_config)
 
 
 def test_keras_preset_takes_all_of_the_picture():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.processes import finish
+from tests.weights.test_initial import write
 from xception_jax import contact_sheet, train
 from xception_jax.data import augment, randaugment, sources
 from xception_jax.errors import RunError, UsageError
@@ -52,6 +53,18 @@ def test_rows_are_what_is_on_and_columns_are_named(small_config, monkeypatch):
     assert [name for name, _ in drawn["rows"]] == ["original", "shift 1", "the config"]
     batch = next(train.prepare(small_config).batches(0))
     assert drawn["header"] == [f"{label} {label}" for label in np.asarray(batch["label"])[:4]]
+
+
+def test_images_are_as_the_weights_say_where_the_config_is_silent(
+    small_config, tmp_path, monkeypatch
+):
+    """As the run itself has it; the file's model is as narrow as the config's."""
+    made_for = {"image_size": 20, "eval_preset": "area", "eval_crop": 1.0}
+    path = write(tmp_path / "a.safetensors", made_for)
+    small_config.init_from, small_config.data.image_size = str(path), None
+    monkeypatch.setattr(contact_sheet, "_sheet", lambda header, rows, cell: dict(rows))
+    rows = contact_sheet.draw(small_config, examples=2, only=["flip"])
+    assert rows["flip"][0].shape == (20, 20, 3)
 
 
 def test_only_what_is_on_has_a_row():

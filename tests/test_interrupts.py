@@ -96,7 +96,7 @@ def test_sigterm_to_all_processes_of_a_run_saves(flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "flags"),
+    ("module", "arguments"),
     [
         ("contact_sheet", ["--config=configs/digits.py", "--output={folder}/sheet.png"]),
         *(
@@ -115,9 +115,9 @@ def test_sigterm_to_all_processes_of_a_run_saves(flags, tmp_path):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("after_s", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_every_command_ends_in_one_line_at_ctrl_c(request, tmp_path, module, flags, after_s):
-    run = request.getfixturevalue("undisturbed") if "{run}" in str(flags) else None
-    given = [flag.format(run=run, folder=tmp_path) for flag in flags]
+def test_every_command_ends_in_one_line_at_ctrl_c(request, tmp_path, module, arguments, after_s):
+    run = request.getfixturevalue("undisturbed") if "{run}" in str(arguments) else None
+    given = [flag.format(run=run, folder=tmp_path) for flag in arguments]
     with Terminal(module, *given) as terminal:
         terminal.wait_for_native_code("numpy" if module == "prepare" else "jaxlib")
         time.sleep(after_s)

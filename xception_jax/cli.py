@@ -155,8 +155,8 @@ def _out_of_memory(wanted: str) -> str:
     from xception_jax.planning import chips
 
     kind, count = jax.local_devices()[0].device_kind, jax.device_count()
-    config = next((arg for arg in sys.argv if arg.startswith("--config=")), "--config=CONFIG")
-    fit = ["python", "-m", "xception_jax.plan", config, f"--topology={chips.like(kind, count)}"]
+    slices = f"--topology={chips.like(kind, count)}"
+    fit = ["python", "-m", "xception_jax.plan", *_config_arguments(), slices]
     return (
         f"out of memory on {kind}{f': {wanted}' if wanted else ''}; lower config.data.batch_size "
         f"or config.optimizer.microbatch, or set config.model.remat=True (evaluate: lower "
@@ -261,6 +261,15 @@ def _parse(argv: Sequence[str]) -> list[str]:
         except UsageError as error:
             fail(_told_where(error), 2)
     return rest
+
+
+def _config_arguments() -> list[str]:
+    """The config of this command and its changes, as arguments of another one."""
+    if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
+        return ["--config=CONFIG"]
+    flag: Any = flags.FLAGS["config"]
+    changes = [f"--config.{name}={value}" for name, value in _CHANGES.items()]
+    return [f"--config={flag.config_filename}", *changes]
 
 
 def _told_where(error: Exception) -> str:

@@ -162,8 +162,9 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.eval_crop": _float(
         None, "evaluation: share of the shorter side kept; inception: of both; None: as the "
-        "weights of init_from with the same eval_preset, else 0.875 of inception and timm, 1.0 of "
-        "area and keras", low=0.01, high=1.0,
+        "weights of init_from with the same eval_preset (of timm's that do not say it: "
+        "timm's for the model), else 0.875 of inception and timm, 1.0 of area and keras",
+        low=0.01, high=1.0,
     ),
     "data.exif": _text(
         "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: as "
@@ -317,7 +318,8 @@ _OPEN: dict[str, Any] = {
     "data.folder_rules": 0, "eval.every": "auto", "checkpoint.every": "auto",
 }  # fmt: skip
 
-# Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`.
+# Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`, of
+# models that timm says no other of (`weights.timm.CROPS`).
 _CROPS = {"inception": 0.875, "timm": 0.875}
 
 
@@ -422,17 +424,20 @@ def open_split(
       split: its name.
       data_dir, dataset: in place of the config's, if given.
     """
-    from xception_jax.data import sources
+    from xception_jax.data import folder_layout, sources
 
+    dataset = dataset or config.data.dataset
+    # Of what is mixed in, nothing is evaluated.
+    evaluated = dataset == config.data.dataset
     return sources.open_split(
-        dataset or config.data.dataset,
+        dataset,
         split,
         data_dir or config.data.data_dir,
         label=config.data.label,
         test_share=config.data.test_share,
         split_seed=config.data.split_seed,
         most_missing=config.data.max_skipped,
-        hold_out="test" in config.data.eval_split.lower(),
+        hold_out=folder_layout.held_out(config.data.eval_split) if evaluated else "",
         folder_rules=config.data.folder_rules,
     )
 

@@ -89,10 +89,10 @@ def draw(
     import jax.numpy as jnp
     import numpy as np
 
-    from xception_jax import config as config_lib
     from xception_jax import preflight, train
     from xception_jax.data.skips import Skips
     from xception_jax.training.evaluation import reader_of
+    from xception_jax.weights import initial
 
     for name in only:
         if name not in names():
@@ -104,7 +104,7 @@ def draw(
             f"--examples={examples} takes a batch of {needed}; config.data.batch_size is "
             f"{config.data.batch_size}"
         )
-    run = train.prepare(config_lib.resolve(config))
+    run = train.prepare(initial.resolve(config))
     batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
     images = jnp.asarray(np.asarray(batch["image"])[:needed])
     reader = reader_of(run.config, run.train_source)

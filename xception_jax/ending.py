@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from xception_jax import interrupts
 from xception_jax.text import printable
 
 _LINE, _SEEN = "xception_jax/end", "xception_jax/seen/"
@@ -93,15 +94,17 @@ class _Watch(threading.Thread):
 
     def _leave(self, line: str, code: int) -> NoReturn:
         """Says the line and ends the process; process 0, which holds the service, last."""
-        print(f"error: {printable(line)}", file=sys.stderr)
-        with contextlib.suppress(Exception):
-            self._client.key_value_set(f"{_SEEN}{self._process}", "")
-            until = time.monotonic() + _FAREWELL_S
-            while self._process == 0 and time.monotonic() < until:
-                if len(self._client.key_value_dir_get(_SEEN)) == self._processes:
-                    break
-                time.sleep(0.1)
-        for stream in (sys.stdout, sys.stderr):
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            interrupts.say(f"error: {printable(line)}")
             with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(code)  # JAX would wait for the others at its end, and end from C++
+                self._client.key_value_set(f"{_SEEN}{self._process}", "")
+                until = time.monotonic() + _FAREWELL_S
+                while self._process == 0 and time.monotonic() < until:
+                    if len(self._client.key_value_dir_get(_SEEN)) == self._processes:
+                        break
+                    time.sleep(0.1)
+        finally:
+            os._exit(code)  # JAX would wait for the others at its end, and end from C++

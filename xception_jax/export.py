@@ -161,7 +161,7 @@ def export_file(
         structure,
         {"params": params, "batch_stats": batch_stats},
         Images(made_for["image_size"], eval_preset=made_for["eval_preset"],
-               eval_crop=made_for.get("eval_crop", config_lib.own_crop(made_for["eval_preset"])),
+               eval_crop=made_for.get("eval_crop", file.usual_crop(name)),
                exif=made_for.get("exif", made_for["eval_preset"] == "area")),
         crop_known="eval_crop" in made_for,
         activation=activation,

@@ -21,6 +21,8 @@ _PATIENCE_S = 1.0
 # How long it may then take to tidy up.
 _TIDY_S = 5.0
 
+_owned = False
+
 
 @contextmanager
 def noticed(
@@ -69,6 +71,8 @@ def ends(line: str) -> Iterator[None]:
     five seconds, or at a second Ctrl-C, the process ends at once. Nothing changes where Ctrl-C is
     ignored, as shells have it for what they start in the background.
     """
+    global _owned
+    _owned = True
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield
         return
@@ -109,6 +113,11 @@ def ends(line: str) -> Iterator[None]:
         finally:
             over.set()
             sys.unraisablehook = hook_before
+
+
+def owned() -> bool:
+    """Whether the process is a command's, which may end it; else it is another program's."""
+    return _owned
 
 
 def _importing(frame: Any) -> bool:

@@ -144,7 +144,7 @@ def describe(
         size=images.size, crop=images.eval_crop, shorter=math.floor(images.size / images.eval_crop)
     )
     if not crop_known:
-        made += f"; the weights do not tell the crop: {images.eval_crop:g} is the preset's own"
+        made += f"; the weights do not tell the crop: {images.eval_crop:g} is the usual one"
     shape, out = _shapes(exported)
     return {
         "format": FORMAT,

@@ -81,6 +81,11 @@ TAKEN = {
         {"cat": 4, "dog": 8}, {"cat": 1, "dog": 2}, ("train/", "train/"),
         "'test' is the part of 'train' that is held out",
     ),
+    "train alone, beside a folder of annotations": (
+        "train/cat/{1-5}.jpg train/dog/{1-10}.jpg",
+        {"cat": 4, "dog": 8}, {"cat": 1, "dog": 2}, ("train/", "train/"),
+        "'test' is the part of 'train' that is held out", {"xmls/a/1.xml": "<a/>"},
+    ),
     "train, and a test without labels": (
         "train/cat/{1-5}.jpg train/dog/{1-5}.jpg test/{1-9}.jpg",
         {"cat": 4, "dog": 4}, {"cat": 1, "dog": 1}, ("train/", "train/"),
@@ -198,8 +203,34 @@ def test_taken_as_a_person_would_expect(tmp_path, layout):
         assert all((root / name).read_bytes() == JPEG for name in part)
         hidden = ("@eaDir", "__MACOSX", "._", ".ipynb", "$RECYCLE", "Thumbs")
         assert not any(mark in name for name in part for mark in hidden)
-        assert not texts or part.items() <= labels_by_hand(texts).items() or "split" in told
+        tables = {name: text for name, text in texts.items() if name.endswith(".csv")}
+        assert not tables or part.items() <= labels_by_hand(tables).items() or "split" in told
     assert told in parts[1].summary or told in parts[0].summary
+
+
+@pytest.mark.parametrize("asked", ["validation", "val"])
+def test_what_is_held_out_has_the_role_that_evaluation_asks_for(tmp_path, asked):
+    root = write(tmp_path, "train/cat/{1-5}.jpg train/dog/{1-10}.jpg")
+    training, held = (opened(root, name, eval_split=asked) for name in ("train", asked))
+    assert (len(training), len(held)) == (12, 3)
+    assert not found(training).keys() & found(held).keys()
+    assert found(opened(root, "test", eval_split=asked)) == found(held)
+    assert "'validation' is the part of 'train' that is held out" in held.summary
+    with pytest.raises(UsageError, match="no split 'train\\+validation'; it has: test, train"):
+        opened(root, "train+validation")  # its `test` would be trained on
+
+
+def test_nothing_is_held_out_for_a_name_that_holds_the_letters_of_test(tmp_path):
+    root = write(tmp_path, "train/cat/{1-5}.jpg train/dog/{1-10}.jpg")
+    assert len(opened(root, "train", eval_split="latest")) == 15
+
+
+def test_nothing_is_held_out_of_a_set_that_is_mixed_in(tmp_path):
+    own = write(tmp_path / "own", "train/cat/{1-5}.jpg train/dog/{1-10}.jpg")
+    more = write(tmp_path / "more", "train/cat/{1-5}.jpg train/dog/{1-5}.jpg")
+    config = config_lib.default()
+    config.data.dataset, config.data.mix = f"folder:{own}", (f"folder:{more}",)
+    assert len(config_lib.open_training(config)) == 12 + 10
 
 
 def labels_by_hand(texts: dict[str, str]) -> dict[str, str]:

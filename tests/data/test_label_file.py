@@ -42,6 +42,8 @@ def read(root: Path, table: str | bytes, images: str = IMAGES) -> label_file.Lis
         "\n".join(["label,image_path", *(",".join(row.split(",")[::-1]) for row in ROWS)]),
         "\n".join(",".join(row.split(",")[::-1]) for row in ROWS),
         "\n".join(["width,label,file", *(f"9,{r.split(',')[1]},{r.split(',')[0]}" for r in ROWS)]),
+        "\n".join(["id,name,label", *(f"{r.split(',')[0]},Rex,{r.split(',')[1]}" for r in ROWS)]),
+        "\n".join(["id,name", *ROWS]),
         "\n".join(["photo_no,kind of animal", *ROWS]),
         "\ufeff" + "\n".join(["file,label", *ROWS]),
         "\n".join(["file,label", *ROWS]).encode("utf-16"),
@@ -50,7 +52,8 @@ def read(root: Path, table: str | bytes, images: str = IMAGES) -> label_file.Lis
     ids=[
         "header", "no header", "windows", "old mac", "semicolons", "tabs", "no endings", "capitals",
         "windows paths", "dot", "quotes", "label first", "label first, no header", "more columns",
-        "unknown header", "BOM", "UTF-16", "another order",
+        "an id beside a name", "an id, and the name of the class", "unknown header", "BOM",
+        "UTF-16", "another order",
     ],
 )  # fmt: skip
 def test_the_same_labels_however_they_are_written(tmp_path, table):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.processes import finish, result
+from xception_jax.weights import timm
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,6 +38,14 @@ def randomized(weights, seed):
 def assert_same(one, two):
     assert len(one) == len(two)
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_crops_are_those_of_timms_models():
+    """Of the weights that timm takes by itself; of xception65 it has others with another crop."""
+    models = import_timm().models
+    theirs = {name: models.get_pretrained_cfg(name).crop_pct for name in timm.OVERRIDES
+              if name != "xception"}  # fmt: skip
+    assert theirs | {"xception": theirs["legacy_xception"]} == timm.CROPS
 
 
 @pytest.mark.parametrize("top", [True, False])

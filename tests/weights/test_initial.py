@@ -1,5 +1,8 @@
 """What a run takes from the weights that it starts with, besides the weights."""
 
+import unicodedata
+from pathlib import Path
+
 import pytest
 
 from tests.processes import finish, result
@@ -12,6 +15,8 @@ from xception_jax.weights import converted, initial, sources
 
 BUILT = {"width": 0.1, "middle_blocks": 0, "stem_stride": 1}
 MADE_FOR = {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.75, "exif": True}
+
+NFD = unicodedata.normalize("NFD", "Bär")
 
 
 def write(path, preprocessing=MADE_FOR):
@@ -69,7 +74,7 @@ def test_of_a_librarys_own_file_the_library_tells(tmp_path):
     config.model.update(BUILT)
     for source, beside, expected in (
         (builders.write_keras(model, tmp_path / "a.weights.h5"), "", (299, "keras", 1.0, "off")),
-        (timm, "", (299, "timm", 0.875, "off")),
+        (timm, "", (299, "timm", 0.8975, "off")),
         (timm, '{"pretrained_cfg": {"crop_pct": 0.9, "input_size": [3, 150, 150]}}',
          (150, "timm", 0.9, "off")),
     ):  # fmt: skip
@@ -79,6 +84,27 @@ def test_of_a_librarys_own_file_the_library_tells(tmp_path):
         config.model.name = "xception" if source.suffix == ".h5" else "legacy_xception"
         data = initial.resolve(config).data
         assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == expected
+
+
+def test_a_converted_file_of_timm_without_a_crop_has_that_of_timms_model(tmp_path):
+    made_for = {name: MADE_FOR[name] for name in ("image_size", "eval_preset")}
+    path = write(tmp_path / "a.safetensors", made_for)
+    assert resolved(path) == (8, "timm", 0.8975, "off")
+    assert resolved(path, eval_preset="area") == (8, "area", 1.0, "on")
+    again = sources.open_source(path).about("xception")  # converted once more
+    assert "eval_crop" not in again.preprocessing
+    path = tmp_path / "b.safetensors"
+    converted.write(path, again, sources.open_source(tmp_path / "a.safetensors").read())
+    assert resolved(path) == (8, "timm", 0.8975, "off")
+
+
+@pytest.mark.parametrize(
+    ("learnt", "kept"), [((NFD, "cat", "dog"), True), (("cat", NFD, "dog"), False)]
+)
+def test_classes_are_the_same_in_any_form_of_unicode(learnt, kept):
+    source = sources.Source(Path("a"), "xception_jax", 3, dict, {}, class_names=learnt)
+    names = (unicodedata.normalize("NFC", NFD), "cat", "dog")
+    assert (initial._other_classes(source, names) is None) == kept
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def open_split(
     test_share: float = 0.2,
     split_seed: int = 0,
     most_missing: float = 0.001,
-    hold_out: bool = False,
+    hold_out: str = "",
     rules: int = RULES,
 ) -> Source:
     """Opens a split of a folder of images.
@@ -119,7 +119,8 @@ def open_split(
         to whole files, and not all. Of two files or more at least one.
       split_seed: of that cut and of the order of the records.
       most_missing: share of the files in a table of labels that may not be there.
-      hold_out: where a training part is all there is, `test` is cut from it too.
+      hold_out: the name of the part that is held out, `test` or `validation`; it is cut from a
+        training part too where that is all there is. Empty: from classes alone, as `test`.
       rules: see `folder_files.RULES`.
 
     Returns:
@@ -193,7 +194,7 @@ def _parts(
 ) -> Parts:
     """The parts that a split is the sum of, by TFDS' own reading of its name."""
     layout = find()
-    asked = sorted({part.strip().partition("[")[0] for part in split.split("+")})
+    asked = folder_layout.names_in(split)
     found = {name: _find(layout, name, split) for name in asked}
     wholes = {name: _read_split(layout, own, name, test_share, seed) for name, own in found.items()}
     infos = {
@@ -282,13 +283,13 @@ def _cut(
     seed: int,
     notes: list[str],
 ) -> dict[str, list[str]]:
-    """The part of each class that is `train` or `test`."""
+    """The part of each class that is `train`, or the one that is held out."""
     rank = _ranking(seed)
     cut = {}
     for name, files in classes.items():
         ranked = sorted(files, key=rank)
         held_out = min(max(1, math.floor(test_share * len(files) + 0.5)), len(files) - 1)
-        cut[name] = ranked[:held_out] if split == "test" else ranked[held_out:]
+        cut[name] = ranked[held_out:] if split == "train" else ranked[:held_out]
     single = [name for name, files in classes.items() if len(files) == 1]
     if len(single) == len(classes):
         folder_tree.refuse(
@@ -298,7 +299,7 @@ def _cut(
         named = ", ".join(map(printable, single[:5])) + (", ..." if len(single) > 5 else "")
         notes.append(f"classes of one image, which 'train' has: {len(single):,}: {named}")
     if layout.whole:
-        notes.append(f"'test' is the part of {layout.whole!r} that is held out")
+        notes.append(f"{layout.held!r} is the part of {layout.whole!r} that is held out")
     return cut
 
 

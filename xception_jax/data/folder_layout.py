@@ -36,6 +36,7 @@ class Layout:
         None: nothing is cut.
       labels: the file with the labels; empty: folders name them.
       unlabelled: folders named like splits that hold no folders of classes.
+      held: the name of the part that is held out where one is cut: `test` or `validation`.
       rules: see `folder_files.RULES`.
     """
 
@@ -44,12 +45,13 @@ class Layout:
     whole: str | None
     labels: str = ""
     unlabelled: tuple[str, ...] = ()
+    held: str = "test"
     rules: int = folder_files.RULES
 
     @property
     def names(self) -> list[str]:
         """The names of the splits there are."""
-        return list(self.splits) if self.whole is None else ["test", "train"]
+        return list(self.splits) if self.whole is None else sorted([self.held, "train"])
 
     @property
     def folder(self) -> str:
@@ -67,7 +69,7 @@ class Layout:
             return None
         role = role_of(asked)
         if self.whole is not None:
-            return role if role in self.names else None
+            return role if role in self.names else self.held if role == "test" else None
         choices = [
             [name for name in self.splits if name.casefold() == asked.casefold()],
             [name for name in self.splits if role and role_of(name) == role],
@@ -101,13 +103,14 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=8)
-def find(root: str, rules: int = folder_files.RULES, hold_out: bool = False) -> Layout:
+def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> Layout:
     """Finds out how a folder or a file of labels is laid out; raises `UsageError`, `OSError`.
 
     Args:
       root: the folder, or the file of labels.
       rules: see `folder_files.RULES`.
-      hold_out: where the training part is all there is, `test` is cut from it.
+      hold_out: the part that is cut from the training part where that is all there is, `test` or
+        `validation`; empty: none.
     """
     if rules > 1 and os.path.isfile(root):
         return _of_labels(root, hold_out)
@@ -120,11 +123,10 @@ def find(root: str, rules: int = folder_files.RULES, hold_out: bool = False) -> 
         held = {name: folders_in(os.path.join(root, name)) for name in folders}
         full = tuple(name for name in folders if held[name])
         bare = tuple(name for name in folders if not held[name] and role_of(name))
-        training = [name for name in full if role_of(name) == "train"]
-        if csv and not training:
+        if csv and "train" not in map(role_of, full):
             return _of_labels(csv, hold_out)
-        whole = training[0] if hold_out and len(full) == 1 and training else None
-        return Layout(root, full, whole, unlabelled=bare)
+        whole = _training_alone(full) if hold_out else None
+        return Layout(root, full, whole, unlabelled=bare, held=hold_out or "test")
     if csv and (len(folders) < 2 or _named_like_splits(folders)):
         return _of_labels(csv, hold_out)
     if not folders:
@@ -132,17 +134,32 @@ def find(root: str, rules: int = folder_files.RULES, hold_out: bool = False) -> 
     if _named_like_splits(folders):
         hint = _csv_hint(root) or "; name them train and test, or link them so"
         refuse(f"{root} holds {', '.join(folders[:3])}, which look like splits", root, hint)
-    return Layout(root, (), "")
+    return Layout(root, (), "", held=hold_out or "test")
 
 
-def _of_labels(path: str, hold_out: bool) -> Layout:
+def held_out(eval_split: str) -> str:
+    """What evaluation on a split asks to be held out: `test`, `validation`, or empty: nothing."""
+    roles = set(map(role_of, names_in(eval_split)))
+    return next((role for role in ("test", "validation") if role in roles), "")
+
+
+def names_in(split: str) -> list[str]:
+    """The names in a sum of splits and parts of them, `train[:10%]+test`; sorted."""
+    return sorted({part.strip().partition("[")[0] for part in split.split("+")})
+
+
+def _training_alone(splits: Sequence[str]) -> str | None:
+    """The training part, where no other split has a usual name."""
+    usual = [name for name in splits if role_of(name)]
+    return usual[0] if list(map(role_of, usual)) == ["train"] else None
+
+
+def _of_labels(path: str, hold_out: str) -> Layout:
     if not path.lower().endswith(".csv"):
         refuse(f"{path} is a file and no .csv", os.path.dirname(path) or ".", "; unpack it, if so")
     splits = tuple(sorted(label_file.read(path)))
-    training = [name for name in splits if role_of(name) == "train"]
-    alone = hold_out and len(splits) == 1 and training
-    whole = splits[0] if splits == ("",) or alone else None
-    return Layout(path, splits, whole, labels=path)
+    whole = "" if splits == ("",) else _training_alone(splits) if hold_out else None
+    return Layout(path, splits, whole, labels=path, held=hold_out or "test")
 
 
 def _labels_in(root: str) -> str:

@@ -20,7 +20,8 @@ from xception_jax.data.folder_tree import refuse
 from xception_jax.errors import UsageError
 from xception_jax.text import printable
 
-# Names of columns in lower case; of several in a table the first in these lists counts.
+# Names of columns in lower case. Of several in a table the first in these lists counts; of several
+# for files, the one whose entries are files.
 _FILE = (
     *("file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "img_path"),
     *("image", "image_name", "image_id", "imageid", "img", "img_name", "picture", "photo"),
@@ -185,7 +186,7 @@ class _Columns:
     def of(cls, path: str, cells: list[tuple[int, list[str]]], files: _Files) -> "_Columns":
         """By the names in the first row, or, of two columns, by what is there."""
         first = [cell.lower().replace(" ", "_") for cell in cells[0][1]]
-        file, label = _position(first, _FILE), _position(first, _LABEL)
+        file, label = _file_column(first, cells, files), _position(first, _LABEL)
         split = _position(first, _SPLIT)
         width = max(len(row) for _, row in cells[: _TRIED + 1])
         if width == 2 and (file is None) != (label is None):
@@ -203,11 +204,25 @@ class _Columns:
                 f"first row"
             )
         tried = cells[1 : 1 + _TRIED] or cells
-        counts = [sum(bool(files.meant(row[i])) for _, row in tried if len(row) > i)
-                  for i in range(2)]  # fmt: skip
+        counts = [_known(tried, i, files) for i in range(2)]
         file = int(counts[1] > counts[0])
         known = len(cells[0][1]) > file and files.meant(cells[0][1][file])
         return cls(file, 1 - file, None, header=not known and max(counts) > 0)
+
+
+def _file_column(
+    first: Sequence[str], cells: list[tuple[int, list[str]]], files: _Files
+) -> int | None:
+    """The column of files by its name; of several the one with the most entries that are files."""
+    named = [first.index(name) for name in _FILE if name in first]
+    if len(named) < 2:
+        return named[0] if named else None
+    return max(named, key=lambda column: _known(cells[1 : 1 + _TRIED], column, files))
+
+
+def _known(rows: list[tuple[int, list[str]]], column: int, files: _Files) -> int:
+    """How many entries of a column mean a file."""
+    return sum(bool(files.meant(row[column])) for _, row in rows if len(row) > column)
 
 
 def _position(cells: Sequence[str], known: Sequence[str]) -> int | None:

@@ -140,7 +140,7 @@ def open_split(
     test_share: float = 0.2,
     split_seed: int = 0,
     most_missing: float = 0.001,
-    hold_out: bool = False,
+    hold_out: str = "",
     folder_rules: int = 0,
 ) -> Source:
     """Opens a split of a folder of images, or of a TFDS data set prepared already.

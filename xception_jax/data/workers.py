@@ -20,6 +20,8 @@ import grain
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_ours = set[Any]()
+
 
 @contextmanager
 def iterator(dataset: Any, count: int) -> Iterator[Iterator[Any]]:
@@ -37,7 +39,7 @@ def iterator(dataset: Any, count: int) -> Iterator[Iterator[Any]]:
 
 def kill() -> None:
     """Ends this process' workers at once, where it is about to end itself."""
-    for worker in multiprocessing.active_children():
+    for worker in _ours.intersection(multiprocessing.active_children()):
         with contextlib.suppress(OSError):
             worker.kill()
 
@@ -46,10 +48,12 @@ def _from_workers(made: Iterator[Any]) -> Iterator[Any]:
     """The elements; the processes that make them start with the first one."""
     # They inherit blocked signals from the threads which start them, and those from this one.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    others = set(multiprocessing.active_children())
     try:
         first = next(made)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _ours.update(set(multiprocessing.active_children()) - others)
     yield first
     del first
     yield from made

@@ -58,7 +58,7 @@ def on_cpu(step: Any, steps: int) -> str | None:
     if seconds < _LONG_S:
         return None
     return (
-        f"NOTE: this run takes at least {_span(seconds)} on this CPU: {steps:,} steps of "
+        f"NOTE: this run takes about {_span(seconds)} on this CPU: {steps:,} steps of "
         f"{work / 1e9:,.1f} billion multiply-adds. Use a GPU or TPU, or lower config.duration, "
         f"config.data.image_size (work grows with its square) or config.model.width"
     )

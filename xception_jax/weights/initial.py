@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax import paths, preflight
+from xception_jax.data.folder_files import composed
 from xception_jax.errors import UsageError
 from xception_jax.models import published
 from xception_jax.training.state import TrainState, Tree
@@ -74,8 +75,8 @@ def _with_images(config: ConfigDict, source: sources.Source) -> ConfigDict:
         data.eval_preset = made_for["eval_preset"]
     if data.eval_preset == made_for.get("eval_preset"):
         # Those two mean little to another way of resizing.
-        if data.eval_crop is None and "eval_crop" in made_for:
-            data.eval_crop = made_for["eval_crop"]
+        if data.eval_crop is None:
+            data.eval_crop = made_for.get("eval_crop", source.usual_crop(config.model.name))
         if data.exif == "auto" and "exif" in made_for:
             data.exif = made_for["exif"]
     preflight.check_crop(config)
@@ -180,7 +181,8 @@ def _other_classes(source: sources.Source, class_names: tuple[str, ...]) -> str 
         return "the weights have none"
     if source.num_classes != len(class_names):
         return f"that of the weights has {source.num_classes}"
-    if source.class_names not in (None, class_names):
+    learnt = source.class_names
+    if learnt is not None and [*map(composed, learnt)] != [*map(composed, class_names)]:
         return "that of the weights is for others"
     return None
 

@@ -129,6 +129,18 @@ class Source:
                      _RANGE | self.preprocessing, self.origin | digest,
                      activation=self.activation)  # fmt: skip
 
+    def usual_crop(self, name: str) -> float:
+        """The `eval_crop` for the model of that name where the weights do not say theirs.
+
+        Of weights that timm wrote, also if they were converted since, it is timm's.
+        """
+        origin, preset = self.origin, self.preprocessing.get("eval_preset", "area")
+        while isinstance(origin.get("of"), dict):
+            origin = origin["of"]
+        if origin.get("format") == preset == "timm" and name in timm.CROPS:
+            return timm.CROPS[name]
+        return config_lib.own_crop(preset)
+
     def notes(self) -> list[str]:
         """What is to be said of the source."""
         said = [*self.said, *type_notes(self.types)]

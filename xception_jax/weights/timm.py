@@ -26,6 +26,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xception65p": {"bn_epsilon": 1e-3},
 }
 
+# The share of the shorter side that timm's evaluation keeps, `crop_pct`, for its weights of each;
+# of xception65 for those that it takes by itself, `ra3_in1k` (`tf_in1k` has 0.903).
+CROPS = {
+    "xception": 0.8975, "legacy_xception": 0.8975, "inception_v3": 0.875, "xception41": 0.903,
+    "xception65": 0.94, "xception71": 0.903, "xception41p": 0.94, "xception65p": 0.94,
+}  # fmt: skip
+
 # Their bias has one number a class.
 CLASSIFIERS = ("fc.bias", "head.fc.bias")
 
