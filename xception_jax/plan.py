@@ -77,7 +77,6 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
         config.data.batch_size = per_chip * topology.chips
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # as `config.compute_dtype` settles it on TPU
-    config = config_lib.resolve(config)
     if config.mesh.data not in (-1, topology.devices // config.mesh.model):
         raise UsageError(
             f"config.mesh.data is {config.mesh.data} and {topology.name} has {topology.devices} "

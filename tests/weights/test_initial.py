@@ -137,6 +137,7 @@ def test_an_export_has_no_weights_to_take(tmp_path):
         resolved(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, path, tmp_path):
     small_config.init_from, small_config.duration = str(path), "2 steps"
     small_config.eval.every = "2 steps"
