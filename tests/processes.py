@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from xception_jax import config as config_lib
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -33,6 +37,22 @@ def finish(
         timeout=300,
         check=False,
     )
+
+
+def run_code(code: str, config: ConfigDict, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program of its own to its end, which has the config as `given` and `folder`."""
+    start = (
+        "import json, pathlib, sys\n"
+        "from xception_jax import config, evaluate, train\n"
+        "given, folder = config.from_flat(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2])\n"
+    )
+    flat = json.dumps(config_lib.flatten(config))
+    process = subprocess.run(
+        [sys.executable, "-c", start + code, flat, str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process
 
 
 def result(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:

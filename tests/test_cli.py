@@ -14,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from tests.processes import ROOT, finish
+from tests.processes import ROOT, finish, run_code
 from tests.test_cache import program
 from xception_jax import allocator, cli, train
 from xception_jax import config as config_lib
@@ -72,20 +72,12 @@ def test_the_table_of_models_waits_for_no_heavy_import():
 @pytest.mark.slow
 def test_training_and_evaluation_import_no_tensorflow(small_config, tmp_path):
     code = (
-        "import json, pathlib, sys\n"
-        "from xception_jax import config, evaluate, train\n"
-        "flat, folder = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
-        "train.train(config.from_flat(flat), folder)\n"
+        "train.train(given, folder)\n"
         "evaluate.evaluate(folder)\n"
         "print('tensorflow' in sys.modules)\n"
     )
     small_config.duration = "1 step"
-    flat = json.dumps(config_lib.flatten(small_config))
-    out = subprocess.run(
-        [sys.executable, "-c", code, flat, str(tmp_path / "run")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert out.returncode == 0, out.stderr
+    out = run_code(code, small_config, tmp_path / "run")
     assert out.stdout.splitlines()[-1] == "False"
 
 

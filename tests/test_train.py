@@ -3,15 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from tests import tiny_datasets
-from tests.processes import ROOT, finish, records, result
+from tests.processes import finish, records, result, run_code
 from xception_jax import cache, seal
-from xception_jax import config as config_lib
 from xception_jax.data import turbojpeg
 from xception_jax.training.checkpoint import Checkpoints
 
@@ -131,25 +128,18 @@ def test_any_data_set_trains_by_name(tmp_path):
 def test_a_run_and_its_evaluation_outside_the_main_thread(small_config, tmp_path):
     """As an agent of a sweep calls them; signals are the main thread's."""
     code = (
-        "import json, pathlib, signal, sys\n"
+        "import signal\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from xception_jax import config, evaluate, train\n"
-        "flat, folder = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
         "handlers = lambda: [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]\n"
         "before = handlers()\n"
         "with ThreadPoolExecutor(1) as pool:\n"
-        "    done = pool.submit(train.train, config.from_flat(flat), folder).result()\n"
+        "    done = pool.submit(train.train, given, folder).result()\n"
         "    found = pool.submit(evaluate.evaluate, folder, say=print).result()\n"
         "assert handlers() == before\n"
         "print(json.dumps([done, found]))\n"
     )
     small_config.duration = "2 steps"
-    flat = json.dumps(config_lib.flatten(small_config))
-    process = subprocess.run(
-        [sys.executable, "-c", code, flat, str(tmp_path / "run")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    process = run_code(code, small_config, tmp_path / "run")
     done, found = json.loads(process.stdout.splitlines()[-1])
     assert done["step"] == found["step"] == 2
     assert found["loss"] == pytest.approx(done["loss"], rel=1e-5)
