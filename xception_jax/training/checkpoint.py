@@ -3,7 +3,7 @@
 The parts of the state (`params`, `batch_stats`, `opt_state`, `ema`) are separate items, so that an
 evaluation reads only what it needs. The item `meta` is the manifest, see `manifest`: it holds a
 digest of every array, since Orbax does not notice a flipped bit in array data. All of it is
-finalized together.
+finalized together. What a run does not train is stored once, see `frozen_part`.
 """
 
 import json
@@ -23,8 +23,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from xception_jax import cluster, retry
 from xception_jax.errors import ReadError, RunError, UsageError
-from xception_jax.training import manifest, storage
+from xception_jax.training import frozen_part, manifest, storage
 from xception_jax.training.digest import digests
+from xception_jax.training.frozen_part import DamagedFrozenPartError
 from xception_jax.training.manifest import DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.training.tracebacks import Tracebacks
@@ -197,6 +198,8 @@ class Checkpoints:
     def save(self, state: TrainState, meta: Meta, metrics: dict[str, float] | None = None) -> None:
         """Copies the state off the devices and writes it in the background.
 
+        Where `meta` names frozen parts, the first save writes those, and returns afterwards.
+
         Raises:
           RunError: the state is not finite, or an earlier write failed.
         """
@@ -208,7 +211,8 @@ class Checkpoints:
                            f"The last good checkpoint is {self._last()}")  # fmt: skip
         sums = {name: sums for name, (sums, _) in found.items()}
         meta = replace(meta, digests=sums, metrics=metrics)
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        trained, held = frozen_part.split(items, meta.frozen)
+        args = {name: ocp.args.StandardSave(tree) for name, tree in trained.items()}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
         manager = self._manager
         self.wait()
@@ -217,11 +221,19 @@ class Checkpoints:
             raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
         self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
         try:
+            if held:
+                place = frozen_part.place(self._folder, meta)
+                frozen_part.write(place, held, self._frozen_places())
             saved = manager.save(meta.step, args=composite)
         except Exception as error:
             raise self._failed(f"checkpoint {meta.step}", error) from error
         if not saved:
             raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
+
+    def _frozen_places(self) -> set[Path]:
+        """Where the frozen leaves are of the checkpoints that there are."""
+        metas = [self._found[step] for step in self.steps()]
+        return {frozen_part.place(self._folder, one) for one in metas if isinstance(one, Meta)}
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Adds what an evaluation found to a checkpoint that was saved without."""
@@ -271,23 +283,40 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: with the reason, naming the leaf where it is one.
+          DamagedFrozenPartError: likewise, of the part that all steps share.
           ReadError: a file could not be read for two minutes.
         """
         meta = self.meta(step)
         folder = self._folder / str(step)
+        trained, held = frozen_part.split(targets, meta.frozen)
         found: dict[str, Tree] = {}
-
-        def read() -> None:
-            def action() -> None:
-                for name, target in targets.items():
-                    found[name] = _read_arrays(folder / name, target)
-
-            storage.read(folder, action, self._say)
-
-        _together(lambda: _damage(folder, read))
+        frozen: dict[str, Tree] = {}
+        _together(lambda: found.update(self._read(folder, trained)))
+        if held:
+            place = frozen_part.place(self._folder, meta)
+            _together(lambda: frozen.update(self._read_frozen(place, held)))
+        state = frozen_part.join(found, frozen)
         # Sums over all devices: only once all have read.
-        _together(lambda: _compare(step, found, meta))
-        return found, meta
+        _together(lambda: _compare(step, state, meta, self._folder))
+        return state, meta
+
+    def _read(
+        self, folder: Path, targets: dict[str, Tree], what: str | None = None
+    ) -> dict[str, Tree]:
+        """The arrays of a folder's items. Raises what is found to be wrong as damage."""
+
+        def action() -> dict[str, Tree]:
+            return {name: _read_arrays(folder / name, target) for name, target in targets.items()}
+
+        return _damage(folder, lambda: storage.read(folder, action, self._say), what)
+
+    def _read_frozen(self, folder: Path, targets: dict[str, Tree]) -> dict[str, Tree]:
+        what = f"the frozen part {folder}"
+        try:
+            storage.read(folder, lambda: manifest.check_regular(folder, what), self._say)
+            return self._read(folder, targets, what)
+        except DamagedCheckpointError as damage:
+            raise frozen_part.damaged(str(damage)) from damage
 
     def restore_newest(
         self, target: TrainState
@@ -337,7 +366,8 @@ class Checkpoints:
 
 def _together(action: Callable[[], T]) -> list[T]:
     """See `cluster.together`. A read that failed in one process comes before damage in another."""
-    return cluster.together(action, (ReadError, DamagedCheckpointError))
+    kinds = (ReadError, DamagedFrozenPartError, DamagedCheckpointError)
+    return cluster.together(action, kinds)
 
 
 def _items(state: TrainState) -> dict[str, Tree]:
@@ -355,10 +385,11 @@ def _read_arrays(folder: Path, target: Tree) -> Tree:
         handler.close()
 
 
-def _damage(folder: Path, action: Callable[[], None]) -> None:
+def _damage(folder: Path, action: Callable[[], T], what: str | None = None) -> T:
     """Raises what Orbax and TensorStore raise, which is of many kinds, as damage."""
+    what = what or f"checkpoint {folder.name}"
     try:
-        action()
+        return action()
     except RunError:
         raise
     except Exception as error:
@@ -366,21 +397,25 @@ def _damage(folder: Path, action: Callable[[], None]) -> None:
             raise
         if not os.path.lexists(folder):
             raise DamagedCheckpointError(
-                f"checkpoint {folder.name} is no longer there; a run deletes those that "
-                f"it does not keep. Start again"
+                f"{what} is no longer there; a run deletes those that it does not keep. Start again"
             ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedCheckpointError(
-            f"checkpoint {folder.name} cannot be read: {reason[0]}"
-        ) from error
+        raise DamagedCheckpointError(f"{what} cannot be read: {reason[0]}") from error
 
 
-def _compare(step: int, found: dict[str, Tree], meta: Meta) -> None:
-    """Raises `DamagedCheckpointError` unless the arrays are those of the manifest."""
+def _compare(step: int, found: dict[str, Tree], meta: Meta, checkpoints: Path) -> None:
+    """Raises damage unless the arrays are those of the manifest."""
     for item, tree in found.items():
         now, _ = digests(tree, meta.digest_algorithm)
         then = (meta.digests or {}).get(item, {})
-        if wrong := [leaf for leaf in now | then if now.get(leaf) != then.get(leaf)]:
+        wrong = [leaf for leaf in now | then if now.get(leaf) != then.get(leaf)]
+        for leaf in wrong:
+            if frozen_part.is_held(item, leaf, meta.frozen):
+                raise frozen_part.damaged(
+                    f"the frozen part {frozen_part.place(checkpoints, meta)} is damaged: "
+                    f"{item}.{leaf} is not what was saved"
+                )
+        if wrong:
             raise DamagedCheckpointError(
                 f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
             )

@@ -39,6 +39,7 @@ class Meta:
       metrics: what the run's evaluation at this step found, or None.
       digests: `{item: {path of the leaf: digest}}`, filled in by `Checkpoints.save`.
       digest_algorithm: see `digest`.
+      frozen: parts whose leaves are stored apart, see `frozen_part`; left out of the JSON if none.
     """
 
     step: int
@@ -50,6 +51,7 @@ class Meta:
     metrics: dict[str, float] | None = None
     digests: dict[str, dict[str, Any]] | None = None
     digest_algorithm: int = digest.LATEST
+    frozen: tuple[str, ...] = ()
 
     def at(self, step: int, log: dict[str, Any] | None = None) -> "Meta":
         """The same, of another step; `log` may be what JSON can hold."""
@@ -57,7 +59,10 @@ class Meta:
 
     def fields(self) -> dict[str, Any]:
         """As JSON, sealed."""
-        return seal.sealed(asdict(self))
+        fields = asdict(self)
+        if not self.frozen:
+            del fields["frozen"]
+        return seal.sealed(fields)
 
     def check_data(self, now: "Meta", workdir: Path) -> None:
         """Raises `UsageError` where a run would continue on other examples than it began with.
@@ -116,14 +121,16 @@ def _is_dict(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 # The fields of manifests without a seal, and those that sealed ones have too.
 _OLD: dict[str, Callable[[Any], bool]] = {
     "step": is_count,
     "dataset": lambda value: isinstance(value, str),
     "train_examples": is_count,
-    "class_names": lambda value: (
-        isinstance(value, list) and all(isinstance(name, str) for name in value)
-    ),
+    "class_names": _are_names,
     "digests": _is_dict,
 }
 _SINCE: dict[str, Callable[[Any], bool]] = {
@@ -131,6 +138,10 @@ _SINCE: dict[str, Callable[[Any], bool]] = {
     "log": lambda value: value is None or _is_dict(value),
     "metrics": lambda value: value is None or _are_metrics(value),
     "digest_algorithm": lambda value: value in (1, digest.LATEST),
+}
+# A field that only manifests of runs with a frozen part have.
+_FROZEN: dict[str, Callable[[Any], bool]] = {
+    "frozen": lambda value: _are_names(value) and len(value) > 0,
 }
 
 
@@ -150,7 +161,7 @@ def from_fields(fields: dict[str, Any]) -> Meta:
         # Whatever is not exactly of the old kind has to have a seal, also where a flip renamed it.
         seal.check(fields)
         del fields[seal.NAME]
-        shape = _OLD | _SINCE
+        shape = _OLD | _SINCE | (_FROZEN if "frozen" in fields else {})
     if lacking := [*(shape.keys() - fields.keys()), *(fields.keys() - shape.keys())]:
         raise ValueError(f"lacks {lacking[0]}, or does not know it")
     for name, fits in shape.items():
@@ -159,7 +170,8 @@ def from_fields(fields: dict[str, Any]) -> Meta:
     algorithm = fields.get("digest_algorithm", 1)
     if not _are_digests(fields["digests"], algorithm):
         raise ValueError("has digests of another kind")
-    fields["class_names"] = tuple(fields["class_names"])
+    for name in ("class_names", "frozen"):
+        fields[name] = tuple(fields.get(name, ()))
     return Meta(**{"digest_algorithm": algorithm, **fields})
 
 
@@ -211,12 +223,15 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
     return metrics
 
 
-def check_regular(folder: Path) -> None:
+def check_regular(folder: Path, what: str | None = None) -> None:
     """Raises `DamagedCheckpointError` unless the folder holds files and folders alone.
 
     To open a pipe would block the run for ever. Links count as what they lead to.
+
+    Args:
+      what: it is, for the message; a checkpoint unless given.
     """
-    seen = set()
+    seen, what = set(), what or f"checkpoint {folder.name}"
 
     def check(path: Path) -> None:
         try:
@@ -224,9 +239,7 @@ def check_regular(folder: Path) -> None:
         except OSError as error:
             if retry.fault(error):
                 raise
-            raise DamagedCheckpointError(
-                f"checkpoint {folder.name} is damaged: {path}: {error.strerror}"
-            ) from None
+            raise DamagedCheckpointError(f"{what} is damaged: {path}: {error.strerror}") from None
         place = (info.st_dev, info.st_ino)
         directory = stat.S_ISDIR(info.st_mode)
         if directory and place not in seen:
@@ -235,12 +248,12 @@ def check_regular(folder: Path) -> None:
                 check(path / name)
         elif directory or not stat.S_ISREG(info.st_mode):
             raise DamagedCheckpointError(
-                f"checkpoint {folder.name} is damaged: {path} is neither a file nor a folder"
+                f"{what} is damaged: {path} is neither a file nor a folder"
             )
 
     check(folder)
     if not folder.is_dir():
-        raise DamagedCheckpointError(f"checkpoint {folder.name} is damaged: {folder} is no folder")
+        raise DamagedCheckpointError(f"{what} is damaged: {folder} is no folder")
 
 
 def steps(checkpoints: Path, say: Say = None) -> list[int]:

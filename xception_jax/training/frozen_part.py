@@ -1,0 +1,128 @@
+"""The leaves of a state that are not trained: written once a run, apart from its steps.
+
+A run that trains only the head of an Xception changes 0.2 % of its state. The rest is stored in
+`checkpoints/frozen/<name>/`. The manifest of each step names the parts that are frozen, and holds
+the digests of all leaves; `<name>` is a digest of those that are frozen.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from xception_jax import cluster
+from xception_jax.errors import RunError
+from xception_jax.training.manifest import Meta
+from xception_jax.training.state import Tree, completed
+
+
+class DamagedFrozenPartError(RunError):
+    """The frozen part is not what was saved. No step is at fault, and none can do without it."""
+
+
+def damaged(complaint: str) -> DamagedFrozenPartError:
+    """The error of a complaint, with the way on."""
+    return DamagedFrozenPartError(
+        f"{complaint}; every checkpoint of the run needs it: put a copy of that folder there, or "
+        f"begin another run"
+    )
+
+
+def is_held(item: str, leaf: str, frozen: tuple[str, ...]) -> bool:
+    """Whether a leaf, named by its path in an item of a state, is among the frozen parts."""
+    if item == "opt_state":  # it has none of them
+        return False
+    if item == "ema":
+        leaf = leaf.partition(".")[2]  # below "params" or "batch_stats"
+    return leaf.startswith(tuple(f"{part}." for part in frozen))
+
+
+def split(
+    items: dict[str, Tree], frozen: tuple[str, ...]
+) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """A state's items as what is trained and what is frozen.
+
+    Args:
+      items: trees by name, see `checkpoint.ITEMS`.
+      frozen: see `state.frozen_parts`.
+
+    Returns:
+      Twice the items that have a leaf there, with None in place of the leaves of the other one.
+    """
+
+    def part(held: bool) -> dict[str, Tree]:
+        def keep(item: str, path: jax.tree_util.KeyPath, leaf: Tree) -> Tree:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            return leaf if is_held(item, name, frozen) == held else None
+
+        trees = {
+            item: jax.tree_util.tree_map_with_path(partial(keep, item), tree)
+            for item, tree in items.items()
+        }
+        return {item: tree for item, tree in trees.items() if jax.tree.leaves(tree)}
+
+    return part(held=False), part(held=True)
+
+
+def join(trained: dict[str, Tree], held: dict[str, Tree]) -> dict[str, Tree]:
+    """The inverse of `split`."""
+    both = trained.keys() & held.keys()
+    return {**trained, **held, **{item: completed(trained[item], held[item]) for item in both}}
+
+
+def place(checkpoints: Path, meta: Meta) -> Path:
+    """The folder of a step's frozen leaves, which follows from its manifest."""
+    digests = sorted(
+        [item, leaf, digest]
+        for item, leaves in (meta.digests or {}).items()
+        for leaf, digest in leaves.items()
+        if is_held(item, leaf, meta.frozen)
+    )
+    return checkpoints / "frozen" / hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+
+
+def write(folder: Path, held: dict[str, Tree], needed: Collection[Path]) -> None:
+    """Writes the frozen items of a state, as a whole or not at all, unless they are there already.
+
+    All processes call it together.
+
+    Args:
+      folder: from `place`.
+      held: from `split`.
+      needed: such folders of the checkpoints that there are; others beside them are deleted.
+
+    Raises:
+      RunError: a process could not write.
+    """
+
+    def prepare() -> bool:
+        if folder.is_dir():
+            return False
+        # What a run has left that was killed before its first checkpoint.
+        for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
+            if other not in needed:
+                shutil.rmtree(other)
+        return True
+
+    if not cluster.on_first(prepare):
+        return
+    args = {name: ocp.args.StandardSave(tree) for name, tree in held.items()}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*held)) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.Composite(**args))
+    cluster.on_first(partial(_sync, folder))
+
+
+def _sync(folder: Path) -> None:
+    """Has the system write all of a folder now: no later save would replace what a crash loses."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
