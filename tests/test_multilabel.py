@@ -42,6 +42,7 @@ def config(small_config, data_dir):
     return small_config
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_evaluates(config, tmp_path, monkeypatch):
     compiled, save = [], Checkpoints.save
 

@@ -121,6 +121,7 @@ def test_workers_and_memory_change_no_bit(undisturbed, flags, tmp_path):
     assert digests(tmp_path / "run", 12) == digests(undisturbed, 12)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed, flags, tmp_path):
     workdir = tmp_path / "run"
     assert finish("main", *flags(workdir)).returncode == 0

@@ -85,6 +85,7 @@ def test_evaluate_runs_no_program_that_a_foreign_run_brings(undisturbed, tmp_pat
     assert cache.remove_old_programs(own, bound=0) == len(kept), "JAX names them otherwise now"
 
 
+@pytest.mark.slow
 def test_eight_devices_see_the_same_and_end_within_rounding(undisturbed, flags, tmp_path):
     found = result(finish("main", *flags(tmp_path / "run", mesh__data=8), "--json"))
     assert found["examples"] == 360
@@ -111,6 +112,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert finish("evaluate", f"--workdir={workdir}", "--step=1").returncode == 0
 
 
+@pytest.mark.slow
 def test_any_data_set_trains_by_name(tmp_path):
     tiny_datasets.prepare(tmp_path, "tiny_photos", examples={"train": 48, "validation": 20})
     process = finish(

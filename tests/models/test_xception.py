@@ -143,12 +143,13 @@ def test_unknown_names_suggest_the_nearest():
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"remat": True}, marks=pytest.mark.slow),
-        pytest.param({"scan_middle": True}, marks=pytest.mark.slow),
+        pytest.param({"remat": True}, marks=pytest.mark.long),
+        pytest.param({"scan_middle": True}, marks=pytest.mark.long),
         {"remat": True, "scan_middle": True},
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_remat_and_scan_change_the_program_not_the_function(fields):
     images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
 

@@ -96,7 +96,7 @@ def after(config, count=3):
     [
         ("all", "block2", ("stem.", "entry_flow.0.")),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=pytest.mark.long)
             for case in (
                 ("all", None, ()),
                 ("all", "exit_flow", ("stem.", "entry_flow.", "exit_flow.")),
@@ -105,6 +105,7 @@ def after(config, count=3):
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_cut_state_trains_as_the_whole_one(small_config, shard, freeze, frozen):
     small_config.mesh.data, small_config.model.freeze = 8, freeze
     _, whole, losses, _ = after(small_config)

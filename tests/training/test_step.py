@@ -74,6 +74,7 @@ def test_virtual_batches_that_fit_a_device_need_no_communication(small_config, v
         assert len(found) > 20, "as many as there are normalizations, and more"
 
 
+@pytest.mark.slow
 def test_microbatches_stay_where_they_are(small_config):
     """Each device cuts up its own share: no example is moved or computed twice."""
     small_config.mesh.data, small_config.model.bn_virtual_batch = 8, 4
