@@ -21,6 +21,9 @@ _LINE, _SEEN = "xception_jax/end", "xception_jax/seen/"
 _LOOK_S = 1.0
 # How long the last to end waits for the others to have read why.
 _FAREWELL_S = 10.0
+# And for their last instructions after that: JAX aborts a process that still runs when the service
+# is gone.
+_GRACE_S = 2.0
 
 _watch: "_Watch | None" = None
 
@@ -104,6 +107,7 @@ class _Watch(threading.Thread):
                 until = time.monotonic() + _FAREWELL_S
                 while self._process == 0 and time.monotonic() < until:
                     if len(self._client.key_value_dir_get(_SEEN)) == self._processes:
+                        time.sleep(_GRACE_S)
                         break
                     time.sleep(0.1)
         finally:

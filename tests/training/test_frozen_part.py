@@ -116,7 +116,7 @@ def test_another_frozen_part_takes_the_place_of_one_that_no_step_needs(tmp_path)
     """As of a run that was killed before its first step was saved, and began anew."""
     save(tmp_path, 1)
     first = frozen_folder(tmp_path)
-    (first.parent / "0123.orbax-checkpoint-tmp").mkdir()
+    (first.parent / "0123456789abcdef.orbax-checkpoint-tmp").mkdir()
     save(tmp_path, 2, seed=1.0)
     assert {first} < {*first.parent.iterdir()}, "step 1 needs it"
     assert len([*first.parent.iterdir()]) == 2
@@ -188,9 +188,22 @@ def test_a_kill_before_the_first_step_is_saved_loses_nothing(tmp_path, moment):
     left = frozen_folder(tmp_path)
     assert bool(re.fullmatch("[0-9a-f]{16}", left.name)) == (moment == "between")
     assert restored(tmp_path) == (None, [])
+    for path in left.rglob("*"):  # as a crash of the machine may leave it
+        if path.is_file():
+            path.write_bytes(b"")
     save(tmp_path, 1)
     assert (frozen_folder(tmp_path) == left) == (moment == "between")
     assert_equal(restored(tmp_path)[0], make_state(1))
+
+
+def test_a_frozen_part_that_goes_while_the_run_goes_on_is_written_again(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints/frozen/.DS_Store").write_text("of a system")
+    with Checkpoints(tmp_path, keep=10) as checkpoints:
+        checkpoints.restore_newest(target())
+        shutil.rmtree(next((tmp_path / "checkpoints/frozen").glob("????????????????")))
+        checkpoints.save(make_state(2), HEAD.at(2))
+    assert_equal(restored(tmp_path)[0], make_state(2))
 
 
 def size(folder: Path) -> int:

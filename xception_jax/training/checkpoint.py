@@ -80,6 +80,8 @@ class Checkpoints:
         self._tracebacks = Tracebacks(workdir)
         # By step: its manifest, or the complaint where that is damaged. As process 0 sees them.
         self._found = self._survey()
+        # Frozen parts that have been read or written, and have the right bits.
+        self._whole: set[Path] = set()
 
     def _survey(self) -> dict[int, Meta | str]:
         def survey() -> list[tuple[int, Any]]:
@@ -222,18 +224,21 @@ class Checkpoints:
         self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
         try:
             if held:
-                place = frozen_part.place(self._folder, meta)
-                frozen_part.write(place, held, self._frozen_places())
+                self._write_frozen(frozen_part.place(self._folder, meta), held)
             saved = manager.save(meta.step, args=composite)
         except Exception as error:
             raise self._failed(f"checkpoint {meta.step}", error) from error
         if not saved:
             raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
 
-    def _frozen_places(self) -> set[Path]:
-        """Where the frozen leaves are of the checkpoints that there are."""
+    def _write_frozen(self, place: Path, held: dict[str, Tree]) -> None:
+        """Writes the frozen part, unless it was read or written before and is still there."""
+        if cluster.on_first(lambda: place in self._whole and place.is_dir()):
+            return
         metas = [self._found[step] for step in self.steps()]
-        return {frozen_part.place(self._folder, one) for one in metas if isinstance(one, Meta)}
+        needed = {frozen_part.place(self._folder, one) for one in metas if isinstance(one, Meta)}
+        frozen_part.write(place, held, needed)
+        self._whole.add(place)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Adds what an evaluation found to a checkpoint that was saved without."""
@@ -298,6 +303,8 @@ class Checkpoints:
         state = frozen_part.join(found, frozen)
         # Sums over all devices: only once all have read.
         _together(lambda: _compare(step, state, meta, self._folder))
+        if held:
+            self._whole.add(frozen_part.place(self._folder, meta))
         return state, meta
 
     def _read(

@@ -8,6 +8,7 @@ the digests of all leaves; `<name>` is a digest of those that are frozen.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection
 from functools import partial
@@ -19,7 +20,10 @@ import orbax.checkpoint as ocp
 from xception_jax import cluster
 from xception_jax.errors import RunError
 from xception_jax.training.manifest import Meta
-from xception_jax.training.state import Tree, completed
+from xception_jax.training.state import Tree, completed, is_frozen
+
+# The folder of a frozen part, and what Orbax makes of its name while it writes.
+_OURS = re.compile(r"[0-9a-f]{16}(\.orbax-checkpoint-tmp.*)?")
 
 
 class DamagedFrozenPartError(RunError):
@@ -29,8 +33,8 @@ class DamagedFrozenPartError(RunError):
 def damaged(complaint: str) -> DamagedFrozenPartError:
     """The error of a complaint, with the way on."""
     return DamagedFrozenPartError(
-        f"{complaint}; every checkpoint of the run needs it: put a copy of that folder there, or "
-        f"begin another run"
+        f"{complaint}; the newest checkpoint needs it: put a copy of that folder there, or begin "
+        f"another run"
     )
 
 
@@ -40,7 +44,7 @@ def is_held(item: str, leaf: str, frozen: tuple[str, ...]) -> bool:
         return False
     if item == "ema":
         leaf = leaf.partition(".")[2]  # below "params" or "batch_stats"
-    return leaf.startswith(tuple(f"{part}." for part in frozen))
+    return is_frozen(leaf, frozen)
 
 
 def split(
@@ -88,9 +92,9 @@ def place(checkpoints: Path, meta: Meta) -> Path:
 
 
 def write(folder: Path, held: dict[str, Tree], needed: Collection[Path]) -> None:
-    """Writes the frozen items of a state, as a whole or not at all, unless they are there already.
+    """Writes the frozen items of a state. All processes call it together.
 
-    All processes call it together.
+    What is there already goes: nobody has read it whole, so a crash may have left half of it.
 
     Args:
       folder: from `place`.
@@ -101,17 +105,12 @@ def write(folder: Path, held: dict[str, Tree], needed: Collection[Path]) -> None
       RunError: a process could not write.
     """
 
-    def prepare() -> bool:
-        if folder.is_dir():
-            return False
-        # What a run has left that was killed before its first checkpoint.
+    def clear() -> None:
         for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
-            if other not in needed:
-                shutil.rmtree(other)
-        return True
+            if other == folder or (other not in needed and _OURS.fullmatch(other.name)):
+                shutil.rmtree(other, ignore_errors=True)
 
-    if not cluster.on_first(prepare):
-        return
+    cluster.on_first(clear)
     args = {name: ocp.args.StandardSave(tree) for name, tree in held.items()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*held)) as checkpointer:
         checkpointer.save(folder, args=ocp.args.Composite(**args))
@@ -120,9 +119,11 @@ def write(folder: Path, held: dict[str, Tree], needed: Collection[Path]) -> None
 
 def _sync(folder: Path) -> None:
     """Has the system write all of a folder now: no later save would replace what a crash loses."""
-    for path in (folder, *folder.rglob("*")):
+    for path in (*folder.rglob("*"), folder, *folder.parents[:2]):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         finally:
             os.close(descriptor)

@@ -5,10 +5,12 @@ they are lost with the machine. So files are closed soon after something was wri
 again to append.
 """
 
+import importlib.util
 import itertools
 import json
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from io import BufferedWriter
@@ -16,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from xception_jax.training.workdir import write_atomically
 
@@ -26,6 +26,27 @@ _CLOSE_AFTER_S = 30.0
 _MASK = 0xA282EAD8
 
 _numbers = itertools.count()
+
+
+def _messages() -> tuple[Any, Any]:
+    """The modules of tensorboardX that define an event and its summary, without the rest of it.
+
+    To import all of it imports torch too, where that is installed: 3 seconds more for each command.
+    """
+    spec = importlib.util.find_spec("tensorboardX")
+    assert spec is not None
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where to look, and no more
+    try:
+        from tensorboardX.proto import event_pb2, summary_pb2
+    finally:
+        del sys.modules[spec.name]
+        if before:
+            sys.modules[spec.name] = before
+    return event_pb2, summary_pb2
+
+
+_EVENT, _SUMMARY = _messages()
 
 
 class Records:
@@ -59,9 +80,9 @@ class Records:
             # Files of one second are read in the order of their names.
             name = f"events.out.tfevents.{int(now):010}.{socket.gethostname()}"
             self._events = _File(workdir / f"{name}.{start:012}.{next(_numbers)}")
-            self._write_event(Event(wall_time=now, file_version="brain.Event:2"))
-            begun = SessionLog(status=SessionLog.START)
-            self._write_event(Event(wall_time=now, step=start + 1, session_log=begun))
+            self._write_event(_EVENT.Event(wall_time=now, file_version="brain.Event:2"))
+            begun = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
+            self._write_event(_EVENT.Event(wall_time=now, step=start + 1, session_log=begun))
 
     def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Appends the metrics of a step; `kind` is `train`, `eval` or `time`."""
@@ -71,10 +92,11 @@ class Records:
             self._lines.append(f"{json.dumps(record)}\n".encode())
         if self._events:
             values = [
-                Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))
+                _SUMMARY.Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))
                 for name, value in metrics.items()
             ]
-            self._write_event(Event(wall_time=now, step=step, summary=Summary(value=values)))
+            summary = _SUMMARY.Summary(value=values)
+            self._write_event(_EVENT.Event(wall_time=now, step=step, summary=summary))
         self.tick()
 
     def tick(self) -> None:

@@ -136,12 +136,17 @@ def frozen_parts(structure: Any, weights: Tree) -> tuple[str, ...]:
     return model.frozen()
 
 
+def is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
+    """Whether a leaf of the params or the batch statistics, by its path, is among those parts."""
+    return name.startswith(tuple(f"{part}." for part in frozen))
+
+
 def trainable(tree: Tree, frozen: tuple[str, ...]) -> Tree:
     """Params or batch statistics with None in place of the frozen leaves."""
 
     def keep(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return None if name.startswith(tuple(f"{part}." for part in frozen)) else leaf
+        return None if is_frozen(name, frozen) else leaf
 
     return jax.tree_util.tree_map_with_path(keep, tree)
 
