@@ -374,7 +374,10 @@ def task_of(cluster_: str, process: int, port: int, metadata: str) -> dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cluster_", ["slurm", "open_mpi", "tpu"])
+@pytest.mark.parametrize(
+    "cluster_",
+    ["slurm", *(pytest.param(name, marks=pytest.mark.long) for name in ("open_mpi", "tpu"))],
+)
 def test_nothing_beside_a_training_in_the_same_job_disturbs_it(cluster_, flags, tmp_path):
     run = flags(tmp_path / "run", **EIGHT, duration="5000 steps", eval__every="9000 steps")
     other = flags(tmp_path / "other", **EIGHT)

@@ -135,8 +135,10 @@ SHORT = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "label", "layers"),
-    [(jft, "", 3), (open_images, "objects/label", 1)],
-    ids=["jft", "open_images"],
+    [
+        pytest.param(jft, "", 3, id="jft"),
+        pytest.param(open_images, "objects/label", 1, id="open_images", marks=pytest.mark.long),
+    ],
 )
 def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_path):
     splits = {"train": 256, "validation": 90}

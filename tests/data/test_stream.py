@@ -228,7 +228,9 @@ def test_labels_count_towards_what_is_kept():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hosts", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    "hosts", [1, 3, *(pytest.param(hosts, marks=pytest.mark.long) for hosts in (2, 8))]
+)
 def test_worker_processes_change_nothing(hosts):
     flags.FLAGS.mark_as_parsed()
     assert_nothing_changes(CROPPED, hosts, stream.Host(threads=1, workers=3))

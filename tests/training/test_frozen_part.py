@@ -132,7 +132,12 @@ def missing(path: Path, _: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [missing, *(pytest.param(f, marks=pytest.mark.slow) for f in (flip, truncate, pipe))]
+    "damage",
+    [
+        missing,
+        pytest.param(flip, marks=pytest.mark.slow),
+        *(pytest.param(f, marks=[pytest.mark.slow, pytest.mark.long]) for f in (truncate, pipe)),
+    ],
 )
 def test_damage_is_told_and_moves_no_step(tmp_path, damage):
     save(tmp_path / "run", 1, 2)

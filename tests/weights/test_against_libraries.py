@@ -48,9 +48,14 @@ def test_crops_are_those_of_timms_models():
     assert theirs | {"xception": theirs["legacy_xception"]} == timm.CROPS
 
 
-@pytest.mark.parametrize("top", [True, False])
 @pytest.mark.parametrize(
-    ("name", "make"), [("xception", "Xception"), ("inception_v3", "InceptionV3")]
+    ("name", "make", "top"),
+    [
+        ("xception", "Xception", True),
+        ("inception_v3", "InceptionV3", False),
+        pytest.param("xception", "Xception", False, marks=pytest.mark.long),
+        pytest.param("inception_v3", "InceptionV3", True, marks=pytest.mark.long),
+    ],
 )
 def test_keras_and_back(name, make, top, tmp_path):
     keras = pytest.importorskip("keras")
@@ -84,10 +89,23 @@ def test_keras_and_back(name, make, top, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "classes"),
-    [("legacy_xception", 7), ("inception_v3", 7), ("xception41", 7), ("xception65", 7),
-     ("xception71", 7), ("xception41p", 7), ("xception65p", 7), ("legacy_xception", 0),
-     ("xception41", 0)],
-)  # fmt: skip
+    [
+        ("inception_v3", 7),
+        ("xception65p", 7),
+        ("legacy_xception", 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("legacy_xception", 7),
+                ("xception41", 7),
+                ("xception65", 7),
+                ("xception71", 7),
+                ("xception41p", 7),
+                ("xception41", 0),
+            )
+        ),
+    ],
+)
 def test_timm_and_back(name, classes, tmp_path):
     torch = pytest.importorskip("torch")
     timm = import_timm()

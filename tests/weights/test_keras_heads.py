@@ -394,7 +394,15 @@ def same(one, two):
     return one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# In short runs all that are refused, and each third of those that are read, which take longer.
+READ = [kind for kind, (*_, refused) in KINDS.items() if not refused]
+SHORT = {kind for kind in KINDS if kind not in READ} | {*READ[::3]}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in SHORT else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS],
+)
 def test_logits_are_keras_own_or_one_line_says_why_not(kind, keras, bases, tmp_path):
     make, name, activation, pixels, refused = KINDS[kind]
     trainable = {layer: layer.trainable for layer in bases[name].layers}
