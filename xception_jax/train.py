@@ -114,8 +114,7 @@ class Run:
     def meta(self) -> Meta:
         """What its checkpoints say of the run, at step 0."""
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
-        names = data.class_names
-        return Meta(0, data.name, len(data), names, config, frozen=self.frozen)
+        return Meta(0, data.name, len(data), data.class_names, config, frozen=self.frozen)
 
     def batches(self, first_step: int, skips: Skips | None = None) -> stream.Placed:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""

@@ -1,5 +1,6 @@
 """What a run does not train: stored once, in every checkpoint's restore, and its damage told."""
 
+import dataclasses
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from xception_jax.training.frozen_part import DamagedFrozenPartError
 from xception_jax.training.state import TrainState, trainable
 
 FROZEN = ("stem", "flow.0")
-HEAD = META.__class__(**{**vars(META), "frozen": FROZEN})
+HEAD = dataclasses.replace(META, frozen=FROZEN)
 
 
 def make_state(step: int, *, devices: int = 1, seed: float = 0.0) -> TrainState:

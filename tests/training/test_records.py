@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.processes import ROOT
 from xception_jax.training.records import Records, read
 
 
@@ -87,3 +89,21 @@ def test_records_of_old_runs_with_top5_are_read_and_half_a_line_is_none(tmp_path
     (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + '\n{"kind": "train", "st')
     assert read(tmp_path) == [old]
     assert read(tmp_path / "nowhere") == []
+
+
+def test_torch_is_not_imported_where_it_is_installed(tmp_path):
+    """As tensorboardX would; all of that can still be imported afterwards."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("Tensor = object\n")
+    code = (
+        "import sys\n"
+        "import xception_jax.training.records\n"
+        "assert 'torch' not in sys.modules\n"
+        "from tensorboardX import SummaryWriter\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -27,14 +27,13 @@ _OURS = re.compile(r"[0-9a-f]{16}(\.orbax-checkpoint-tmp.*)?")
 
 
 class DamagedFrozenPartError(RunError):
-    """The frozen part is not what was saved. No step is at fault, and none can do without it."""
+    """The frozen part is not what was saved. The steps that need it are not at fault."""
 
 
 def damaged(complaint: str) -> DamagedFrozenPartError:
     """The error of a complaint, with the way on."""
     return DamagedFrozenPartError(
-        f"{complaint}; the newest checkpoint needs it: put a copy of that folder there, or begin "
-        f"another run"
+        f"{complaint}; checkpoints need it: put a copy of that folder there, or begin another run"
     )
 
 
@@ -59,6 +58,8 @@ def split(
     Returns:
       Twice the items that have a leaf there, with None in place of the leaves of the other one.
     """
+    if not frozen:
+        return items, {}
 
     def part(held: bool) -> dict[str, Tree]:
         def keep(item: str, path: jax.tree_util.KeyPath, leaf: Tree) -> Tree:
