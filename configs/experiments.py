@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import digits, imagenet
+from xception_jax import recipes
 from xception_jax.errors import UsageError, nearest
 
 EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -79,9 +79,9 @@ def get_config(variant: str = "residual/with") -> ConfigDict:
     experiment, _, which = name.partition("/")
     changes = EXPERIMENTS[experiment][which]
     if name == variant:
-        config = imagenet.get_config()
+        config = recipes.load("imagenet")
     else:
-        config = digits.get_config()
+        config = recipes.load("digits")
         config.duration = "12 epochs"
         config.eval.every = "1 epoch"
         changes = {**changes, **_DIGITS.get(name, {})}

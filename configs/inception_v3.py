@@ -10,12 +10,12 @@ its end by this project.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet
+from xception_jax import recipes
 
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = imagenet.get_config()
+    config = recipes.load("imagenet")
     config.model.name = "inception_v3"
     config.optimizer.weight_decay = 4e-5  # paper: what its authors had tuned it to
     return config

@@ -16,8 +16,9 @@ from PIL import Image
 
 from tests.processes import ROOT, finish, run_code
 from tests.test_cache import program
-from xception_jax import allocator, cli, train
+from xception_jax import allocator, train
 from xception_jax import config as config_lib
+from xception_jax.commands import cli
 from xception_jax.errors import UsageError
 
 DIGITS = "--config=configs/digits.py"
@@ -152,12 +153,14 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 def test_names_are_told_where_the_locale_has_no_letters_for_them():
     code = (
-        "from xception_jax import cli, console\n"
+        "import sys\n"
+        "from xception_jax import console\n"
+        "from xception_jax.commands import cli\n"
         "def main():\n"
         "    drawn = console.table('h\\u00e9risson', ('', ''), [('a', 'b\\u2026')])\n"
         "    console.make_console().print(drawn)\n"
         "    raise cli.UsageError('no h\\u00e9risson')\n"
-        "cli.run(main, '')\n"
+        "cli.run(sys.modules[__name__])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=os.environ | ASCII

@@ -119,7 +119,8 @@ def test_what_fails_in_one_and_data_that_is_not_the_same_are_told_by_all():
 
 ENDING = """
 import sys, time
-from xception_jax import cli, cluster
+from xception_jax import cluster
+from xception_jax.commands import cli
 process, why = int(sys.argv.pop(1)), sys.argv.pop(1)
 cli.define_config()
 
@@ -139,7 +140,7 @@ def main():
         raise UsageError("no")
     multihost_utils.sync_global_devices("here the others wait for ever")
 
-cli.run(main, "")
+cli.run(sys.modules[__name__])
 """
 
 
@@ -198,9 +199,11 @@ def test_what_ends_one_ends_all_with_the_same_line(why, code, line):
 
 NEVER = """
 import functools, sys
-from xception_jax import cli, cluster
+from xception_jax import cluster
+from xception_jax.commands import cli
 cluster.join = functools.partial(cluster.join, timeout_s=2)
-cli.run(cli.settle, "")
+main = cli.settle
+cli.run(sys.modules[__name__])
 """
 
 

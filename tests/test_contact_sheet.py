@@ -194,5 +194,5 @@ def test_rows_and_columns_that_there_are_not(small_config):
 def test_a_picture_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "sheet.png").mkdir()
     with pytest.raises(UsageError, match=r"sheet\.png cannot be written: Is a directory"):
-        contact_sheet._write(tmp_path / "sheet.png", np.zeros((4, 4, 3), np.uint8))
+        contact_sheet.write(tmp_path / "sheet.png", np.zeros((4, 4, 3), np.uint8))
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]

@@ -61,12 +61,12 @@ def test_a_shell_reads_back_the_word_that_was_quoted(word):
 def test_a_traceback_and_an_error_line_obey_nobody():
     code = (
         "import sys\n"
-        "from xception_jax import cli\n"
+        "from xception_jax.commands import cli\n"
         "from xception_jax.errors import UsageError\n"
         "def main():\n"
         "    raise (UsageError if sys.argv[0] == 'usage' else KeyError)('a\\x1b[31mb\\u202e')\n"
         "sys.argv = sys.argv[1:]\n"
-        "cli.run(main, 'doc')\n"
+        "cli.run(sys.modules[__name__])\n"
     )
     for kind, status in (("usage", 2), ("other", 1)):
         done = subprocess.run(

@@ -1,3 +1,55 @@
-"""Xception and its relatives in JAX: training, evaluation and checkpoints that nothing disturbs."""
+"""Xception and its relatives in JAX: training, evaluation and checkpoints that nothing disturbs.
+
+As a library:
+
+    import xception_jax
+
+    config = xception_jax.recipes.load("digits")
+    xception_jax.train.train(config, pathlib.Path("runs/digits"))
+    xception_jax.evaluate.evaluate(pathlib.Path("runs/digits"), step="best")
+
+The modules are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xception_jax import (
+        config,
+        contact_sheet,
+        convert,
+        data,
+        evaluate,
+        export,
+        models,
+        prepare,
+        recipes,
+        train,
+        weights,
+    )
 
 __version__ = "0.1.0"
+__all__ = [
+    "config",
+    "contact_sheet",
+    "convert",
+    "data",
+    "evaluate",
+    "export",
+    "models",
+    "prepare",
+    "recipes",
+    "train",
+    "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

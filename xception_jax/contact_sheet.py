@@ -1,15 +1,9 @@
-r"""Draws what each augmentation does to the examples of a config: a contact sheet.
+"""What each augmentation does to the examples of a config: a contact sheet."""
 
-    python -m xception_jax.contact_sheet --config=configs/digits.py --output=sheet.png
-    python -m xception_jax.contact_sheet --config=configs/imagenet.py --output=mixed.jpg \
-        --config.augment.mixup=0.2 --examples=4 --only=mixup,cutmix
+if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+    from xception_jax import commands
 
-A column is an example of the run's first batch, under the name of its class. The first row is the
-whole image; the next one what the host makes of it, where it crops or squeezes; then comes a row
-for each augmentation that the config has on, and one with all of them. What is drawn at random is
-what the run's first step draws. --only draws others too, in a strength that shows.
-Examples that cannot be used are replaced as in the run, as many as may be, and named.
-"""
+    commands.run("contact_sheet")
 
 import contextlib
 import dataclasses
@@ -18,31 +12,24 @@ import pathlib
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from absl import flags
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image, ImageDraw, ImageFont
 
-from xception_jax import cli
+from xception_jax import preflight, train
+from xception_jax.data import augment, randaugment
+from xception_jax.data.augment import Augmentation
+from xception_jax.data.skips import Skips, candidates, first_usable
+from xception_jax.data.stream import Reader
 from xception_jax.errors import UsageError, nearest
 from xception_jax.text import printable
-
-if TYPE_CHECKING:
-    import jax
-    import numpy as np
-    from PIL import ImageFont
-
-    from xception_jax.data.augment import Augmentation
-    from xception_jax.data.stream import Reader
-
-_CONFIG = cli.define_config()
-flags.declare_key_flag("config")
-_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "the picture to write, .png or .jpg")
-_EXAMPLES = flags.DEFINE_integer("examples", 8, "columns", lower_bound=1)
-_ONLY = flags.DEFINE_list(
-    "only", None, "augmentations, by name and separated by commas; unless given, those that are on"
-)
-_CELL = flags.DEFINE_integer("cell", 96, "side of a picture on the sheet, pixels", lower_bound=8)
+from xception_jax.training.evaluation import reader_of
+from xception_jax.weights import initial
 
 # Strengths that show, where a config has an augmentation off.
 _TELLING: dict[str, Any] = {
@@ -56,7 +43,6 @@ _TELLING: dict[str, Any] = {
     "cutmix": 1.0,
     "randaugment": 2,
 }
-_SUFFIXES = (".png", ".jpg")
 _LABELS = 190  # width of the column of names, pixels
 _HEADER = 22  # height of the row of classes, pixels
 _INK, _PAPER, _GAP = 40, 255, 4
@@ -64,8 +50,6 @@ _INK, _PAPER, _GAP = 40, 255, 4
 
 def names() -> list[str]:
     """The rows there are, besides the originals and the whole config."""
-    from xception_jax.data import randaugment
-
     return [*_TELLING, *(f"randaugment.{name}" for name in randaugment.NAMES)]
 
 
@@ -76,7 +60,7 @@ def draw(
     only: Sequence[str] = (),
     cell: int = 96,
     say: Callable[[str], None] = print,
-) -> "np.ndarray":
+) -> np.ndarray:
     """The contact sheet; the arguments are the command's flags, and `say` takes its notes.
 
     Returns:
@@ -86,14 +70,6 @@ def draw(
       UsageError: the config or its data will not do, or there is no such row.
       RunError: more examples cannot be used than the run may skip.
     """
-    import jax.numpy as jnp
-    import numpy as np
-
-    from xception_jax import preflight, train
-    from xception_jax.data.skips import Skips
-    from xception_jax.training.evaluation import reader_of
-    from xception_jax.weights import initial
-
     for name in only:
         if name not in names():
             raise UsageError(f"no augmentation {name!r}{nearest(name, names())}")
@@ -118,13 +94,11 @@ def draw(
     return _sheet(header, [(label, row[:examples]) for label, row in rows], cell)
 
 
-def _originals(reader: "Reader", config: ConfigDict, examples: int) -> "list[np.ndarray]":
+def _originals(reader: Reader, config: ConfigDict, examples: int) -> list[np.ndarray]:
     """The whole images of the first examples; where one cannot be used, of the one in its place."""
-    from xception_jax.data.skips import candidates, first_usable
-
     order = reader.order(config.seed, config.data.batch_size)
 
-    def make(record: int) -> "np.ndarray":
+    def make(record: int) -> np.ndarray:
         return reader.decoded(reader.source[record])
 
     places = (candidates(order[place], len(reader.source)) for place in range(examples))
@@ -132,24 +106,19 @@ def _originals(reader: "Reader", config: ConfigDict, examples: int) -> "list[np.
     return [image for image in made if image is not None]
 
 
-def _class_of(label: "np.ndarray", names: Sequence[str]) -> str:
+def _class_of(label: np.ndarray, names: Sequence[str]) -> str:
     """Number and name of an example's class, or of each that a multi-hot label has."""
     numbers = label.nonzero()[0].tolist() if label.ndim else [int(label)]
     return ", ".join(f"{number} {names[number]}" for number in numbers)
 
 
 def _rows(
-    config: ConfigDict, images: "jax.Array", only: Sequence[str]
-) -> Iterator[tuple[str, "jax.Array"]]:
+    config: ConfigDict, images: jax.Array, only: Sequence[str]
+) -> Iterator[tuple[str, jax.Array]]:
     """Labels and what becomes of the images, as in the run's first step.
 
     Unless `only` names them, of the augmentations that are on, and of all of these together.
     """
-    import jax
-    import jax.numpy as jnp
-
-    from xception_jax.data import augment, randaugment
-
     settings = augment.Augmentation.from_config(config.augment)
     keys = augment.example_keys(config.seed, jnp.asarray(0), len(images))
     apply = jax.jit(jax.vmap(randaugment.apply, (0, None, 0)))
@@ -174,12 +143,12 @@ def _rows(
         yield "the config", augmented(settings, images)
 
 
-def _on(settings: "Augmentation") -> list[str]:
+def _on(settings: Augmentation) -> list[str]:
     """The rows of what is on; RandAugment's operations where that is."""
     return [name for name in names() if getattr(settings, name.partition(".")[0])]
 
 
-def _alone(settings: "Augmentation", name: str, side: int) -> tuple[float, "Augmentation"]:
+def _alone(settings: Augmentation, name: str, side: int) -> tuple[float, Augmentation]:
     """The strength of one augmentation, and settings in which it alone is on."""
     off: dict[str, Any] = dict.fromkeys(_TELLING, 0)
     strength = getattr(settings, name) or _TELLING[name] or max(1, side // 8)
@@ -187,12 +156,9 @@ def _alone(settings: "Augmentation", name: str, side: int) -> tuple[float, "Augm
 
 
 def _sheet(
-    header: Sequence[str], rows: "Sequence[tuple[str, Sequence[np.ndarray]]]", cell: int
-) -> "np.ndarray":
+    header: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], cell: int
+) -> np.ndarray:
     """The rows below each other, classes above and names on the left; uint8 RGB."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
     pitch = cell + _GAP
     left, top = _LABELS + _GAP, _HEADER
     size = (left + len(header) * pitch, top + len(rows) * pitch)
@@ -219,10 +185,8 @@ def _sheet(
     return np.asarray(sheet)
 
 
-def _font() -> "tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, bool]":
+def _font() -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, bool]:
     """A font of this machine, and whether it knows more than ASCII, as Pillow's own does not."""
-    from PIL import ImageFont
-
     for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
         with contextlib.suppress(OSError):
             return ImageFont.truetype(name, 13), True
@@ -236,20 +200,16 @@ def _plain(text: str) -> str:
     return letters.encode("ascii", "replace").decode()
 
 
-def _fitted(image: "np.ndarray", cell: int) -> "np.ndarray":
+def _fitted(image: np.ndarray, cell: int) -> np.ndarray:
     """An image whose longer side is as long as the cell's."""
-    import cv2
-
     longer = max(image.shape[:2])
     height, width = (max(1, round(side * cell / longer)) for side in image.shape[:2])
     how = cv2.INTER_AREA if longer > cell else cv2.INTER_NEAREST
     return cv2.resize(image, (width, height), interpolation=how)
 
 
-def _write(path: pathlib.Path, sheet: "np.ndarray") -> None:
+def write(path: pathlib.Path, sheet: np.ndarray) -> None:
     """Writes the picture as a whole or not at all."""
-    import cv2
-
     encoded = cv2.imencode(path.suffix.lower(), sheet[..., ::-1])[1].tobytes()
     draft = path.with_name(path.name + ".tmp")
     try:
@@ -258,30 +218,3 @@ def _write(path: pathlib.Path, sheet: "np.ndarray") -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise UsageError(f"--output={path} cannot be written: {error.strerror}") from None
-
-
-def main() -> None:
-    if not flags.FLAGS["config"].present or not _OUTPUT.value:
-        raise UsageError("--config and --output are needed; --help shows an example")
-    if _CONFIG.value is None:
-        raise UsageError("get_config() of the config file returned None")
-    path = _OUTPUT.value
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"--output={path} must end in {' or '.join(_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output={path}: there is no folder {path.parent}")
-    from xception_jax import console
-
-    sheet = draw(
-        _CONFIG.value,
-        examples=_EXAMPLES.value,
-        only=_ONLY.value or (),
-        cell=_CELL.value,
-        say=console.make_console(stderr=True).print,
-    )
-    _write(path, sheet)
-    console.make_console().print(str(path))
-
-
-if __name__ == "__main__":
-    cli.run(main, __doc__)

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections.config_flags import tuple_parser
 
+from xception_jax import recipes
 from xception_jax.config import SCHEMA
 from xception_jax.errors import UsageError, nearest
 from xception_jax.fields import Field
@@ -105,7 +106,12 @@ def told_where(message: str, path: str, changed: Sequence[str]) -> str:
 
 
 def _lines(path: Path) -> dict[str, list[str]]:
-    """Where a config file, or a config that it imports, assigns fields: `configs/digits.py:24`."""
+    """Where a config file, or one that it starts from, assigns fields: `configs/digits.py:24`.
+
+    It may start from a recipe (`recipes.load`), or import another config file.
+    """
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
     found: dict[str, list[str]] = {}
     inherited: dict[str, list[str]] = {}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -115,10 +121,15 @@ def _lines(path: Path) -> dict[str, list[str]]:
                 module = sys.modules.get(within + alias.name)
                 if module and hasattr(module, "get_config") and module.__file__:
                     inherited |= _lines(Path(module.__file__))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("recipes.load"):
+            given = [*node.args, *(word.value for word in node.keywords if word.arg == "name")]
+            name = getattr(given[0], "value", None) if given else None
+            if name in recipes.names():
+                inherited |= _lines(recipes.path(name))
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 for each in getattr(target, "elts", [target]):
                     name = ast.unparse(each).partition(".")[2]
                     if name in SCHEMA:
-                        found.setdefault(name, []).append(f"{path}:{node.lineno}")
+                        found.setdefault(name, []).append(f"{shown}:{node.lineno}")
     return inherited | found

@@ -1,19 +1,14 @@
-r"""Prepares a TFDS data set as array_record, by its own unmodified builder.
+"""Preparation of a TFDS data set as array_record, by its own unmodified builder."""
 
-    python -m xception_jax.prepare --dataset=imagenet2012 --data_dir=DATA --manual_dir=TAR_FILES
-    python -m xception_jax.prepare --dataset=my_photos --imports=my_package.my_photos \
-        --beam_options=direct_num_workers=8,direct_running_mode=multi_processing
+if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+    from xception_jax import commands
 
-Says first what it downloads, what it needs by hand and how much disk it takes, and does not begin
-what cannot succeed. Interrupted, the same command starts again cleanly.
-"""
+    commands.run("prepare")
 
 import contextlib
 import fcntl
 import gzip
-import importlib
 import io
-import json
 import lzma
 import os
 import re
@@ -27,30 +22,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from rich.console import Console
 
-from xception_jax import cli
-from xception_jax.console import make_console
 from xception_jax.data.needs import Needs, refuse_bucket
 from xception_jax.errors import RunError, UsageError
-
-_DATASET = flags.DEFINE_string("dataset", None, "a TFDS name: NAME, NAME/CONFIG or NAME:VERSION")
-_DATA_DIR = flags.DEFINE(cli.PATH, "data_dir", None, "where TFDS keeps its data; TFDS' own default")
-_MANUAL_DIR = flags.DEFINE(
-    cli.PATH, "manual_dir", None, "folder of what TFDS cannot download; DATA_DIR/downloads/manual"
-)
-_BEAM_OPTIONS = flags.DEFINE_list(
-    "beam_options", [], "Apache Beam's pipeline options, NAME=VALUE, with commas between"
-)
-_IMPORTS = flags.DEFINE_list("imports", [], "modules that register builders of your own with TFDS")
-_CHECK_DISK = flags.DEFINE_bool("check_disk", True, "do not begin where the disk looks too small")
-_CHECK_ARCHIVES = flags.DEFINE_bool(
-    "check_archives", True, "do not begin with an archive of another size than TFDS knows"
-)
-_JSON = flags.DEFINE_bool(
-    "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
-)
 
 
 def prepare(
@@ -247,36 +222,3 @@ def _damage_told(builder: Any, manual: Path) -> Iterator[None]:
             f"{builder.info.full_name} cannot be prepared: an archive of those in {manual} or "
             f"{builder._data_dir_root}/downloads is damaged; fetch it again ({reason})"
         ) from None
-
-
-def main() -> None:
-    if not _DATASET.value:
-        raise UsageError("--dataset is needed; --help shows an example")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for module in _IMPORTS.value:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UsageError(f"--imports={module}: {error}") from None
-    import tensorflow_datasets as tfds
-
-    console = make_console(stderr=_JSON.value)
-    tfds.display_progress_bar(sys.stderr.isatty())
-    result = prepare(
-        _DATASET.value,
-        data_dir=str(_DATA_DIR.value) if _DATA_DIR.value else None,
-        manual_dir=str(_MANUAL_DIR.value) if _MANUAL_DIR.value else None,
-        beam_options=_BEAM_OPTIONS.value,
-        check_disk=_CHECK_DISK.value,
-        check_archives=_CHECK_ARCHIVES.value,
-        console=console,
-    )
-    if _JSON.value:
-        print(json.dumps(result))
-        return
-    for split, examples in result["splits"].items():
-        console.print(f"  {split}: {examples:,} examples")
-
-
-if __name__ == "__main__":
-    cli.run(main, __doc__)

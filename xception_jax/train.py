@@ -1,5 +1,10 @@
 """A run from its config to its last checkpoint, in the order in which it happens."""
 
+if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+    from xception_jax import commands
+
+    commands.run("train")
+
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass

@@ -42,14 +42,14 @@ def measure(path: Path, *flags: str) -> dict:
 
 def _run(path, folder, said, flags):
     """The child: the command as `python -m xception_jax.convert` runs it."""
-    from xception_jax import cli, convert
+    from xception_jax import commands
 
     os.chdir(folder)
     os.dup2(said.fileno(), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     sys.argv = ["convert", f"--input={path}", f"--output={folder}/out.safetensors", *flags]
     try:
-        cli.run(convert.main, "")
+        commands.run("convert")
     except SystemExit as error:
         os._exit(error.code if isinstance(error.code, int) else 1)
     except BaseException:

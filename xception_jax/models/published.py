@@ -1,6 +1,9 @@
 """What is known of the models: their sizes, and the accuracy and weights that others report."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from xception_jax import models
 
 # The side of the images, in pixels, that all of these models are published for.
 IMAGE_SIZE = 299
@@ -77,3 +80,22 @@ RESULTS: dict[str, list[Result]] = {
     "xception41p": [Result(81.978, 95.784, "timm xception41p.ra3_in1k")],
     "xception65p": [Result(83.160, 96.506, "timm xception65p.ra3_in1k")],
 }
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What there is to say of a model.
+
+    Returns:
+      `name`, `parameters` at 1000 classes, `multiply_adds` of one image of `image_size` pixels a
+      side, `min_image_size`, and `published`, a list of `Result` as dicts.
+
+    Raises:
+      UsageError: there is no such model.
+    """
+    models.check_name(name)
+    return {
+        "name": name,
+        **asdict(SIZES[name]),
+        "image_size": IMAGE_SIZE,
+        "published": [asdict(result) for result in RESULTS[name]],
+    }

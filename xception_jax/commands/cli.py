@@ -9,14 +9,15 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from xception_jax import allocator, cache, ending, interrupts, overrides, paths
+from xception_jax import allocator, cache, ending, interrupts, overrides, paths, recipes
 from xception_jax.errors import RunError, UsageError, of_system
 from xception_jax.text import printable, shell_join
 
@@ -69,6 +70,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
+HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
+
 # The fields that the command line sets, see `overrides`.
 _CHANGES: dict[str, Any] = {}
 
@@ -80,7 +83,11 @@ def define_config() -> flags.FlagHolder:
     given an empty command line, could not unset one.
     """
     return config_flags.DEFINE_config_file(
-        "config", None, "the config file; change its fields with --config.FIELD=VALUE", sys_argv=[]
+        "config",
+        None,
+        f"the config file, or a recipe by name ({', '.join(recipes.names())}); change its fields "
+        f"with --config.FIELD=VALUE",
+        sys_argv=[],
     )
 
 
@@ -88,15 +95,14 @@ def define_config() -> flags.FlagHolder:
 SHARED_FLAGS = ("keep_freed_memory", "coordinator", "num_processes", "process_id", "distributed")
 
 
-def run(main: Callable[[], None], doc: str) -> None:
-    """Parses the flags, runs the command and ends the process.
+def run(command: ModuleType) -> NoReturn:
+    """Parses the flags, runs a command and ends the process.
 
     Args:
-      main: the command; its flags are in `flags.FLAGS`.
-      doc: the command's module docstring, shown by `--help` above the flags.
+      command: its module. `main` runs; `--help` shows the docstring and the flags defined there.
     """
-    if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
-        print(f"{doc.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
+    if HELP & set(sys.argv[1:]):
+        print(f"{(command.__doc__ or '').strip()}\n\nflags:\n{flags.FLAGS.module_help(command)}")
         sys.exit(0)
     sys.excepthook = _show_traceback
     for stream in (sys.stdout, sys.stderr):
@@ -110,12 +116,13 @@ def run(main: Callable[[], None], doc: str) -> None:
         if argv[1:]:
             fail(f"what is {argv[1]!r}? Flags start with --; see --help", 2)
         try:
-            main()
+            command.main()
         except Exception as error:
             _end(error)
 
     with interrupts.ends("interrupted"):
         app.run(guarded, flags_parser=_parse)
+    raise AssertionError("absl ends the process")
 
 
 def _end(error: Exception) -> NoReturn:
@@ -230,6 +237,27 @@ def _with_underscores(arg: str) -> str:
     return inner + equals + value if arg.startswith("--") else arg
 
 
+def _with_recipes(argv: Sequence[str]) -> list[str]:
+    """The arguments with the path of a recipe in place of its name, in `--config=NAME:VARIANT`."""
+    found = list(argv)
+    for place, arg in enumerate(argv):
+        flag, equals, value = arg.partition("=")
+        if flag not in ("--config", "-config") or not (equals or place + 1 < len(argv)):
+            continue
+        name, colon, variant = (value if equals else argv[place + 1]).partition(":")
+        if re.fullmatch(r"[A-Za-z]\w*", name):
+            value = f"{recipes.path(name)}{colon}{variant}"
+            found[place if equals else place + 1] = f"{flag}={value}" if equals else value
+    return found
+
+
+def _by_name() -> str:
+    """That the config file which is not there is a recipe, by its name; else nothing."""
+    flag: Any = flags.FLAGS["config"]
+    name = Path(flag.config_filename.partition(":")[0]).stem
+    return f"; --config={name} takes the recipe of that name" if name in recipes.names() else ""
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses flags and the config; what cannot be parsed is told in one line, exit code 2.
 
@@ -239,6 +267,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         if "config" in flags.FLAGS:
             argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+            argv = _with_recipes(argv)
             argv, changes = overrides.take(argv)
             _CHANGES.update(changes)
         rest = flags.FLAGS(list(argv))
@@ -257,7 +286,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
             config.items()  # a file that is not there is only missed here
             overrides.apply(config, _CHANGES)
         except OSError as error:
-            fail(f"the config file cannot be read: {str(error).splitlines()[-1].strip()}", 2)
+            reason = str(error).splitlines()[-1].strip()
+            fail(f"the config file cannot be read: {reason}{_by_name()}", 2)
         except UsageError as error:
             fail(_told_where(error), 2)
     return rest

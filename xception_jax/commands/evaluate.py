@@ -1,0 +1,71 @@
+"""Evaluates a checkpoint of a run: exact metrics over a whole split.
+
+    python -m xception_jax.evaluate --workdir=runs/digits
+    python -m xception_jax.evaluate --workdir=runs/digits --step=best --weights=raw --split=train
+
+Reads only the weights it needs, and checks every one of them against its digest.
+"""
+
+import json
+
+from absl import flags
+
+from xception_jax.commands import cli
+from xception_jax.errors import UsageError
+
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
+_STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a number")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
+)
+_SPLIT = flags.DEFINE_string("split", None, "TFDS split; unless given, the run's data.eval_split")
+_DATA_DIR = flags.DEFINE(
+    cli.DATA_PATH, "data_dir", None, "where TFDS keeps its data, if elsewhere now"
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 0, "over all devices; 0: the run's. Has no influence on the result", lower_bound=0
+)
+_MAX_SKIPPED = flags.DEFINE_float(
+    "max_skipped",
+    None,
+    "share of the examples that may be skipped; unless given, the run's",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+_JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
+for _name in cli.SHARED_FLAGS:
+    flags.declare_key_flag(_name)
+
+
+def main() -> None:
+    if not _WORKDIR.value:
+        raise UsageError("--workdir is needed; --help shows an example")
+    from xception_jax import cluster, console
+    from xception_jax.evaluate import evaluate
+
+    # A training in the same job has the same environment, so only what is asked for is joined.
+    cli.settle(by_itself=False)
+    workdir = _WORKDIR.value
+    cli.keep_compiled()
+    result = evaluate(
+        workdir,
+        step=_STEP.value,
+        weights=_WEIGHTS.value,
+        split=_SPLIT.value,
+        data_dir=str(_DATA_DIR.value) if _DATA_DIR.value else None,
+        batch_size=_BATCH_SIZE.value,
+        max_skipped=_MAX_SKIPPED.value,
+        say=console.make_console(stderr=_JSON.value, quiet=not cluster.is_first()).print,
+    )
+    if not cluster.is_first():
+        return
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    shown = {
+        name: f"{value:.6f}" if name == "loss" else f"{value:.2%}"
+        for name, value in result.items()
+        if isinstance(value, float)
+    }
+    rows = [(name, shown.get(name, str(value))) for name, value in result.items()]
+    console.make_console().print(console.table(str(workdir), ("", ""), rows))

@@ -1,0 +1,48 @@
+"""The models: what each holds and has to do, and what others report of it.
+
+    python -m xception_jax.models
+    python -m xception_jax.models --model=xception65 --json
+
+Parameters at 1000 classes; multiply-adds of one image, forward, as counted in the model's program.
+"""
+
+import json
+
+from absl import flags
+
+from xception_jax import models
+from xception_jax.models import published
+
+_MODEL = flags.DEFINE_string("model", None, "only this one")
+_JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
+
+
+def main() -> None:
+    from xception_jax import console
+
+    found = [
+        published.describe(name) for name in ([_MODEL.value] if _MODEL.value else models.names())
+    ]
+    if _JSON.value:
+        print(json.dumps({"models": found}))
+        return
+    own = [
+        (
+            facts["name"],
+            f"{facts['parameters']:,}",
+            f"{facts['multiply_adds'] / 1e9:.2f}",
+            str(facts["image_size"]),
+            str(facts["min_image_size"]),
+        )
+        for facts in found
+    ]
+    reported = [
+        (facts["name"], f"{result['top1']:g}", f"{result['top5']:g}", result["source"])
+        for facts in found
+        for result in facts["published"]
+    ]
+    out = console.make_console()
+    header = ("model", "parameters", "G multiply-adds", "side, px", "least")
+    out.print(console.table("models", header, own))
+    out.print(console.table("published, % right", ("model", "top-1", "top-5", "source"), reported))
+    out.print("keras: keras.io/api/applications; timm: its results/results-imagenet.csv")

@@ -1,0 +1,69 @@
+r"""Trains a model, or continues where the run in the folder was stopped.
+
+    python -m xception_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m xception_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \
+        --config.data.batch_size=512 --config.duration="60 epochs"
+
+Every field of the config can be changed on the command line; --list_fields shows them all.
+"""
+
+import json
+
+from absl import flags
+
+from xception_jax import config
+from xception_jax.commands import cli
+from xception_jax.errors import UsageError
+
+_CONFIG = cli.define_config()
+flags.declare_key_flag("config")
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run's checkpoints and logs")
+_ALLOW = flags.DEFINE_bool(
+    "allow_config_changes",
+    False,
+    "continue a run with another config, where the fields that differ alter nothing it computes",
+)
+_JSON = flags.DEFINE_bool(
+    "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
+)
+_LIST_SPLIT = flags.DEFINE_string(
+    "list_split",
+    None,
+    "print the files of a split and exit: test, those that evaluation takes. A run writes these to "
+    "eval_files.txt in its folder",
+)
+_FIELDS = flags.DEFINE_bool("list_fields", False, "print every field of a config and exit")
+for _name in cli.SHARED_FLAGS:
+    flags.declare_key_flag(_name)
+
+
+def main() -> None:
+    if _FIELDS.value:
+        print(config.describe())
+        return
+    workdir = _WORKDIR.value
+    if not flags.FLAGS["config"].present or not (workdir or _LIST_SPLIT.value):
+        raise UsageError("--config and --workdir are needed; --help shows an example")
+    if _CONFIG.value is None:
+        raise UsageError("get_config() of the config file returned None")
+    if _LIST_SPLIT.value:
+        from xception_jax.training.workdir import files_of
+
+        print("\n".join(files_of(_CONFIG.value, _LIST_SPLIT.value, workdir)))
+        return
+    assert workdir, "checked above"
+    # Imported late: --help and a misspelt flag need not wait for JAX.
+    from xception_jax import cluster
+    from xception_jax.console import make_console
+    from xception_jax.train import train
+
+    cli.settle()
+    cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""))
+    result = train(
+        _CONFIG.value,
+        workdir,
+        console=make_console(stderr=_JSON.value),
+        allow_config_changes=_ALLOW.value,
+    )
+    if _JSON.value and cluster.is_first():
+        print(json.dumps(result))
