@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from xception_jax import cache
+from xception_jax.runtime import cache
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).parent / "peers" / "worker.py"

@@ -22,8 +22,9 @@ from benchmarks import arguments, record
 from benchmarks.arguments import count
 from benchmarks.turns import digits
 from configs import imagenet
-from xception_jax.training import digest, optimizer
+from xception_jax.training import optimizer
 from xception_jax.training import state as state_lib
+from xception_jax.training.checkpoint import digest
 
 CLASSES = 1000
 PLAN = record.RESULTS / "plan.csv"

@@ -25,8 +25,8 @@ from PIL import Image
 from benchmarks import arguments, pictures, record
 from benchmarks.arguments import count
 from benchmarks.turns import digits
-from xception_jax.data import decode
-from xception_jax.data.containers.common import PLAIN
+from xception_jax.data.render import decode
+from xception_jax.data.render.containers.common import PLAIN
 
 REPEATS = 8  # of a picture of 500x375, along each side
 LIMIT = 2**27  # pixels: OPENCV_IO_MAX_IMAGE_PIXELS unless set

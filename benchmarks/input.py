@@ -17,7 +17,7 @@ from benchmarks import arguments, pictures, record
 from benchmarks.arguments import count
 from benchmarks.contenders import VENVS, Peer, interpreters, start_worker
 from benchmarks.turns import Rounds, digits, take_turns, times
-from xception_jax import cache
+from xception_jax.runtime import cache
 
 PEERS = {
     "ours": Peer("input_ours", "threads"),

@@ -35,13 +35,15 @@ from rich.console import Console
 from benchmarks import arguments, record
 from benchmarks.arguments import assignment, count
 from xception_jax import config as config_lib
-from xception_jax import preflight, train
+from xception_jax import train
 from xception_jax.data.skips import Skips
 from xception_jax.errors import UsageError
-from xception_jax.training import checkpoint, sharding, telemetry
+from xception_jax.training import preflight, sharding
 from xception_jax.training import state as state_lib
-from xception_jax.training.goodput import Goodput
-from xception_jax.training.profiling import Profile
+from xception_jax.training.checkpoint import checkpoints as checkpoint
+from xception_jax.training.telemetry import log as telemetry
+from xception_jax.training.telemetry.goodput import Goodput
+from xception_jax.training.telemetry.profiling import Profile
 
 
 def config_from(path: str, changes: Mapping[str, object], steps: int) -> ConfigDict:

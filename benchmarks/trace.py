@@ -21,8 +21,8 @@ from flax import nnx
 
 from benchmarks import arguments
 from benchmarks.arguments import assignment, count
-from xception_jax import models, preflight
-from xception_jax.training import optimizer, sharding, step
+from xception_jax import models
+from xception_jax.training import optimizer, preflight, sharding, step
 from xception_jax.training import state as state_lib
 
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = .*op_name=\"([^\"]*)\"")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from xception_jax.errors import RunError, UsageError
-from xception_jax.text import printable, shell_join
+from xception_jax.utils.text import printable, shell_join
 
 INSTALL = {
     "gcloud": "install the Google Cloud CLI, https://cloud.google.com/sdk/docs/install",

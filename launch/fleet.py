@@ -15,7 +15,7 @@ from typing import Protocol
 from launch import source
 from launch.commands import CommandError, Commands, training_arguments
 from xception_jax.errors import RunError
-from xception_jax.text import printable
+from xception_jax.utils.text import printable
 
 # Where the bucket is on every machine unless one wants it elsewhere.
 MOUNT = "/mnt/bucket"

@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.commands import CommandError, Commands, failure, missing
 from launch.fleet import Fleet, remote, say
-from xception_jax.text import printable
+from xception_jax.utils.text import printable
 
 End = dict[str, Any]
 Events = queue.Queue[tuple[int, str | End]]

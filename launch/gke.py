@@ -27,9 +27,9 @@ from launch.commands import (
     training_arguments,
 )
 from launch.worker import STOPPED, compiled_beside
-from xception_jax import cache
 from xception_jax.errors import RunError, UsageError
-from xception_jax.text import printable
+from xception_jax.runtime import cache
+from xception_jax.utils.text import printable
 
 VERBS = {
     "image": "build the checkout's image and push it",

@@ -16,9 +16,9 @@ from launch.commands import (
 )
 from launch.fleet import MOUNT, Fleet, connect, each, install, remote, say, start, wait_ready
 from launch.follower import Follower, describe
-from xception_jax import paths
 from xception_jax.errors import RunError, UsageError
-from xception_jax.text import shell_join
+from xception_jax.utils import paths
+from xception_jax.utils.text import shell_join
 
 VERBS = {
     "run": "all of it: create, install, start, follow, then delete if --delete-after",

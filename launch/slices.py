@@ -1,6 +1,6 @@
 """TPU slices as Google Cloud rents them: their hosts, machine types and labels.
 
-Names and shapes are those of `xception_jax.slices`. Sources, all under docs.cloud.google.com:
+Names and shapes are those of `xception_jax.utils.slices`. Sources, all under docs.cloud.google.com:
 tpu/docs/v4, v5e, v5p, v6e and tpu7x (chips of a host), tpu/docs/runtimes (runtime versions),
 kubernetes-engine/docs/concepts/plan-tpus (machine types and node labels),
 compute/docs/tpus/tpu-machines (what Compute Engine offers).
@@ -8,7 +8,7 @@ compute/docs/tpus/tpu-machines (what Compute Engine offers).
 
 from dataclasses import dataclass
 
-from xception_jax import slices
+from xception_jax.utils import slices
 
 
 @dataclass(frozen=True)

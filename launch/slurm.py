@@ -15,9 +15,9 @@ from pathlib import Path
 
 from launch.commands import Commands, Parser, main, split_arguments, training_arguments
 from launch.source import ROOT
-from xception_jax import paths
 from xception_jax.errors import UsageError
-from xception_jax.text import printable, quoted
+from xception_jax.utils import paths
+from xception_jax.utils.text import printable, quoted
 
 # sbatch's flags: slurm.schedmd.com/sbatch.html. JAX' own rule for the devices of a process:
 # github.com/jax-ml/jax, jax/_src/clusters/slurm_cluster.py and distributed.py.

@@ -12,8 +12,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from xception_jax import cache
 from xception_jax.errors import UsageError
+from xception_jax.runtime import cache
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,11 +15,12 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from tests.processes import ROOT, finish, run_code
-from tests.test_cache import program
-from xception_jax import allocator, train
+from tests.runtime.test_cache import program
 from xception_jax import config as config_lib
+from xception_jax import train
 from xception_jax.commands import cli
 from xception_jax.errors import UsageError
+from xception_jax.runtime import allocator
 
 DIGITS = "--config=configs/digits.py"
 

@@ -12,7 +12,8 @@ import pytest
 from tests.processes import finish
 from tests.weights.test_initial import write
 from xception_jax import contact_sheet, train
-from xception_jax.data import augment, randaugment, sources
+from xception_jax.augment import pipeline, randaugment
+from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.errors import RunError, UsageError
 
 DIGITS = "--config=configs/digits.py"
@@ -31,13 +32,13 @@ def test_cells_are_what_the_first_step_makes(small_config):
     config = small_config
     config.augment.shift, config.augment.cutmix = 0, 0.5
     images = jnp.asarray(next(train.prepare(config).batches(0))["image"])[:4]
-    keys = augment.example_keys(config.seed, jnp.asarray(0), 4)
+    keys = pipeline.example_keys(config.seed, jnp.asarray(0), 4)
     only = ["cutmix", "randaugment.invert"]
     sheet = contact_sheet.draw(config, examples=3, only=only, cell=8)
     original, mixed, inverted = cells(sheet, 3, 3, 8)
     np.testing.assert_array_equal(original, images[:3])
-    mix = jax.jit(augment.mix, static_argnums=0)
-    expected, _ = mix(augment.Augmentation(cutmix=0.5), keys, images, jnp.eye(4))
+    mix = jax.jit(pipeline.mix, static_argnums=0)
+    expected, _ = mix(pipeline.Augmentation(cutmix=0.5), keys, images, jnp.eye(4))
     np.testing.assert_array_equal(mixed, expected[:3])
     np.testing.assert_array_equal(inverted, 255 - images[:3])
 
@@ -68,9 +69,9 @@ def test_images_are_as_the_weights_say_where_the_config_is_silent(
 
 
 def test_only_what_is_on_has_a_row():
-    assert contact_sheet._on(augment.Augmentation()) == []
-    assert contact_sheet._on(augment.Augmentation(cutmix=0.5, flip=True)) == ["flip", "cutmix"]
-    several = contact_sheet._on(augment.Augmentation(randaugment=2))
+    assert contact_sheet._on(pipeline.Augmentation()) == []
+    assert contact_sheet._on(pipeline.Augmentation(cutmix=0.5, flip=True)) == ["flip", "cutmix"]
+    several = contact_sheet._on(pipeline.Augmentation(randaugment=2))
     assert several == ["randaugment", *(f"randaugment.{name}" for name in randaugment.NAMES)]
 
 
@@ -103,17 +104,17 @@ def test_without_a_font_of_the_machine_names_are_written_in_ascii():
 
 
 def test_rows_have_the_configs_strength_or_one_that_shows():
-    settings = augment.Augmentation(mixup=0.3, flip=True, magnitude=5.0, erase_area=(0.1, 0.2))
+    settings = pipeline.Augmentation(mixup=0.3, flip=True, magnitude=5.0, erase_area=(0.1, 0.2))
     alone = {
         name: contact_sheet._alone(settings, name, 64)[1]
         for name in contact_sheet.names()
         if "." not in name
     }
     kept = {"magnitude": 5.0, "erase_area": (0.1, 0.2)}
-    assert alone["mixup"] == augment.Augmentation(mixup=0.3, **kept)
-    assert alone["shift"] == augment.Augmentation(shift=8, **kept)
+    assert alone["mixup"] == pipeline.Augmentation(mixup=0.3, **kept)
+    assert alone["shift"] == pipeline.Augmentation(shift=8, **kept)
     for name, only in alone.items():
-        assert only != augment.Augmentation(**kept), name
+        assert only != pipeline.Augmentation(**kept), name
     strengths = {"magnitude", "erase_area", "erase_aspect"}
     assert alone.keys() | strengths == set(vars(settings)), "no augmentation is left out"
     assert len(contact_sheet.names()) == len(alone) + len(randaugment.NAMES)
@@ -145,7 +146,7 @@ def test_the_command_draws_and_names_what_the_run_would_skip(tmp_path, greys, fl
     assert process.stdout.splitlines() == [str(path)]
     [line] = process.stderr.splitlines()
     assert line.startswith(f"skipped: {greys}/train/half-0/05.png cannot be decoded: ")
-    source = sources.open_split(f"folder:{greys}", "train")
+    source = tfds_reader.open_split(f"folder:{greys}", "train")
     records = [int(Path(source[i].name).stem) for i in range(16)]
     expected = {10 * i: 1 for i in range(16) if i != 5}
     expected[10 * records[(records.index(5) + 1) % 16]] += 1  # the next record takes the place

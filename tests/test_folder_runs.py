@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_folder_layouts import write
+from tests.data.readers.test_folder_layouts import write
 from tests.processes import digests, finish, result
 from tests.training.test_workdir import begin
 from xception_jax import config as config_lib
-from xception_jax import seal
-from xception_jax.data import folder, folder_layout, label_file
+from xception_jax.data.readers import folder, folder_layout, label_file
 from xception_jax.errors import UsageError
 from xception_jax.training import workdir
+from xception_jax.utils import seal
 
 
 def forget() -> None:

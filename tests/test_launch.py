@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from launch import slices, source, worker
 from launch.gke import unexpanded
 from tests.processes import ROOT
-from xception_jax import slices as tables
 from xception_jax.errors import UsageError
+from xception_jax.utils import slices as tables
 
 STAND_IN = ROOT / "tests" / "stand_in.py"
 PROGRAMS = (

@@ -12,8 +12,10 @@ from tests import tiny_datasets
 from tests.processes import digests, finish, result
 from xception_jax import train
 from xception_jax.errors import UsageError
-from xception_jax.training import digest, metrics, step, telemetry
-from xception_jax.training.checkpoint import Checkpoints
+from xception_jax.training import metrics, step
+from xception_jax.training.checkpoint import digest
+from xception_jax.training.checkpoint.checkpoints import Checkpoints
+from xception_jax.training.telemetry import log as telemetry
 from xception_jax.training.workdir import read_config
 
 

@@ -103,7 +103,7 @@ ROW = {
 
 def test_a_sweep_is_a_table_a_file_and_a_picture(tmp_path):
     rows = [ROW, {"topology": "v5e:1x1", "note": "needs 20 GiB"}]
-    from xception_jax.console import make_console
+    from xception_jax.utils.console import make_console
 
     console = make_console()
     with console.capture() as said:

@@ -14,8 +14,8 @@ import pytest
 from tests.processes import finish
 from tests.test_prepare import add, needs, prepared, write_imagenet
 from tests.tiny_datasets import jpeg
-from xception_jax.data import sources
-from xception_jax.data.needs import Needs
+from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.readers.needs import Needs
 from xception_jax.errors import RunError, UsageError
 
 
@@ -59,7 +59,7 @@ def test_a_download_of_imagenet_that_was_cut_short_is_refused(tmp_path):
     assert str(paths["val"]) not in line
     assert not (tmp_path / "data").exists()
     os.truncate(paths["train"], sizes["train"])
-    builder = sources.find_builder("imagenet2012", str(tmp_path / "data"))
+    builder = tfds_reader.find_builder("imagenet2012", str(tmp_path / "data"))
     Needs.of(builder, tmp_path).check(builder, check_disk=False, check_archives=True)
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_archive_is_told_in_one_line(tmp_path, name, kind, harm, reaso
     )
     assert [path.name for path in data.glob("sample_archive/*")] == [".prepare_1.0.0.lock"]
     with pytest.raises(UsageError, match="sample_archive is not prepared"):
-        sources.open_split("sample_archive", "train", str(data))
+        tfds_reader.open_split("sample_archive", "train", str(data))
     write_archive(path, kind)
     found, _ = prepared("sample_archive", data, manual_dir=str(path.parent))
     assert found["splits"] == {"train": 1 if kind == "gz" else 6}
@@ -130,7 +130,7 @@ def test_a_damaged_archive_is_told_in_one_line(tmp_path, name, kind, harm, reaso
 
 def test_a_set_of_a_published_size_that_comes_out_smaller_is_removed(tmp_path, monkeypatch):
     """A tar that is damaged where a file begins looks like one that ends there."""
-    monkeypatch.setitem(sources.PUBLISHED, "sample_archive", {"train": 6})
+    monkeypatch.setitem(tfds_reader.PUBLISHED, "sample_archive", {"train": 6})
     data, path = tmp_path / "data", tmp_path / "manual/photos.tar"
     path.parent.mkdir()
     write_archive(path, "tar")
@@ -141,7 +141,7 @@ def test_a_set_of_a_published_size_that_comes_out_smaller_is_removed(tmp_path, m
     with pytest.raises(RunError, match="come out with 3 of 6 in train, and is removed again"):
         prepared("sample_archive", data, manual_dir=str(path.parent))
     with pytest.raises(UsageError, match="sample_archive is not prepared"):
-        sources.open_split("sample_archive", "train", str(data))
+        tfds_reader.open_split("sample_archive", "train", str(data))
     found, _ = prepared("sample_archive", data, manual_dir=str(path.parent), check_archives=False)
     assert found["splits"] == {"train": 3}
     shutil.rmtree(data)

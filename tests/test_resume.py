@@ -21,7 +21,7 @@ from tests.processes import (
     signal_at,
     train_metrics,
 )
-from xception_jax.training.checkpoint import Checkpoints
+from xception_jax.training.checkpoint.checkpoints import Checkpoints
 
 
 @pytest.mark.parametrize(

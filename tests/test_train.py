@@ -8,9 +8,10 @@ import pytest
 
 from tests import tiny_datasets
 from tests.processes import finish, records, result, run_code
-from xception_jax import cache, seal
-from xception_jax.data import turbojpeg
-from xception_jax.training.checkpoint import Checkpoints
+from xception_jax.data.render import turbojpeg
+from xception_jax.runtime import cache
+from xception_jax.training.checkpoint.checkpoints import Checkpoints
+from xception_jax.utils import seal
 
 
 def test_a_run_tells_what_it_does_and_leaves_its_files(undisturbed, flags):

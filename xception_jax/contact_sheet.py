@@ -21,14 +21,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
-from xception_jax import preflight, train
-from xception_jax.data import augment, randaugment
-from xception_jax.data.augment import Augmentation
+from xception_jax import train
+from xception_jax.augment import pipeline, randaugment
+from xception_jax.augment.pipeline import Augmentation
+from xception_jax.data.batches import Reader
 from xception_jax.data.skips import Skips, candidates, first_usable
-from xception_jax.data.stream import Reader
 from xception_jax.errors import UsageError, nearest
-from xception_jax.text import printable
+from xception_jax.training import preflight
 from xception_jax.training.evaluation import reader_of
+from xception_jax.utils.text import printable
 from xception_jax.weights import initial
 
 # Strengths that show, where a config has an augmentation off.
@@ -119,15 +120,15 @@ def _rows(
 
     Unless `only` names them, of the augmentations that are on, and of all of these together.
     """
-    settings = augment.Augmentation.from_config(config.augment)
-    keys = augment.example_keys(config.seed, jnp.asarray(0), len(images))
+    settings = pipeline.Augmentation.from_config(config.augment)
+    keys = pipeline.example_keys(config.seed, jnp.asarray(0), len(images))
     apply = jax.jit(jax.vmap(randaugment.apply, (0, None, 0)))
 
     @partial(jax.jit, static_argnums=0)
-    def augmented(settings: augment.Augmentation, images: jax.Array) -> jax.Array:
-        made = augment.augment(settings, keys, images)
+    def augmented(settings: pipeline.Augmentation, images: jax.Array) -> jax.Array:
+        made = pipeline.augment(settings, keys, images)
         targets = jnp.eye(len(images))
-        return augment.mix(settings, keys, made, targets)[0] if settings.mixes else made
+        return pipeline.mix(settings, keys, made, targets)[0] if settings.mixes else made
 
     on = _on(settings)
     for name in only or on:

@@ -10,8 +10,12 @@ import pathlib
 from typing import Any
 
 from xception_jax.errors import UsageError
-from xception_jax.weights import converted, keras, keras_files, sources, timm, timm_files
+from xception_jax.weights import converted, sources
+from xception_jax.weights.keras import files as keras_files
+from xception_jax.weights.keras import names as keras_names
 from xception_jax.weights.tensors import abstract, to_theirs
+from xception_jax.weights.timm import files as timm_files
+from xception_jax.weights.timm import names as timm_names
 
 # How the names of files end that can be written.
 ENDINGS = {
@@ -93,10 +97,10 @@ def _write(
     if format == "keras":
         if getattr(shapes, "head", None) is not None and shapes.head.fc:
             raise UsageError("Keras' models have no fully connected layers before the classifier")
-        layers = keras.layers(shapes)
+        layers = keras_names.layers(shapes)
         theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], ours)
         keras_files.write(draft, name, layers, theirs)
     elif format == "timm":
-        timm_files.write(draft, name, to_theirs(timm.tensors(shapes), ours))
+        timm_files.write(draft, name, to_theirs(timm_names.tensors(shapes), ours))
     else:
         converted.write(draft, about, ours)

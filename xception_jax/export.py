@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
-from xception_jax import serving
-from xception_jax.data.stream import Images
+from xception_jax.data.batches import Images
 from xception_jax.errors import UsageError, nearest
+from xception_jax.serving import program
 from xception_jax.training import sharding, state
 from xception_jax.training.trained import Trained
 from xception_jax.weights import sources
@@ -129,7 +129,7 @@ def _check_target(platforms: tuple[str, ...], output: pathlib.Path) -> None:
                 f"no platform {platform!r}{nearest(platform, _KNOWN) or ';'} "
                 f"There are: {', '.join(_KNOWN)}"
             )
-    serving.check_output(output)
+    program.check_output(output)
 
 
 def _export(
@@ -149,7 +149,7 @@ def _export(
     if activation == "softmax" and len(class_names) == 1:
         raise UsageError("softmax over one class is 1.0 for every image; give --activation=sigmoid")
 
-    exported = serving.export(
+    exported = program.export(
         structure,
         weights,
         images,
@@ -157,11 +157,11 @@ def _export(
         resizes=(resize or ("inside" if images.eval_preset == "area" else "outside")) == "inside",
         platforms=platforms,
     )
-    about = serving.describe(
+    about = program.describe(
         exported, images, activation=activation, class_names=class_names, source=source,
         crop_known=crop_known,
     )  # fmt: skip
-    return serving.write(output, exported, about)
+    return program.write(output, exported, about)
 
 
 def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:

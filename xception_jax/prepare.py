@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from xception_jax.data.needs import Needs, refuse_bucket
+from xception_jax.data.readers.needs import Needs, refuse_bucket
 from xception_jax.errors import RunError, UsageError
 
 
@@ -50,11 +50,11 @@ def prepare(
     """
     from tensorflow_datasets.core import constants
 
-    from xception_jax.data import sources
+    from xception_jax.data.readers import tfds as tfds_reader
 
     refuse_bucket("data_dir", data_dir or constants.DATA_DIR)
     refuse_bucket("manual_dir", manual_dir or "")
-    builder = sources.find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
+    builder = tfds_reader.find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     prepared = bool(builder.info.splits)
     if prepared:
         console.print(f"{builder.info.full_name} is prepared already, in {builder.data_dir}")
@@ -66,7 +66,7 @@ def prepare(
         needs.check(builder, check_disk, check_archives)
         _build(builder, needs.manual, options)
         if check_archives:
-            _check_complete(builder, sources.PUBLISHED.get(builder.name, {}))
+            _check_complete(builder, tfds_reader.PUBLISHED.get(builder.name, {}))
         console.print(f"prepared in {builder.data_dir}")
     info = builder.info
     return {

@@ -16,21 +16,23 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from xception_jax import cluster, preflight
 from xception_jax import config as config_lib
-from xception_jax.console import make_console
-from xception_jax.data import sources, stream
+from xception_jax.config.fields import Duration
+from xception_jax.data import batches
+from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.data.skips import Skips
-from xception_jax.fields import Duration
-from xception_jax.training import optimizer, outlook, sharding, signals, verdict, workdir
+from xception_jax.runtime import cluster
+from xception_jax.training import optimizer, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
-from xception_jax.training.checkpoint import Checkpoints, Meta
+from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
 from xception_jax.training.evaluation import Evaluator, reader_of
-from xception_jax.training.goodput import Goodput
-from xception_jax.training.profiling import Profile
 from xception_jax.training.state import TrainState
-from xception_jax.training.telemetry import Telemetry
+from xception_jax.training.telemetry import outlook, verdict
+from xception_jax.training.telemetry.goodput import Goodput
+from xception_jax.training.telemetry.log import Telemetry
+from xception_jax.training.telemetry.profiling import Profile
+from xception_jax.utils.console import make_console
 from xception_jax.weights import initial
 
 
@@ -107,7 +109,7 @@ class Run:
 
     config: ConfigDict
     layout: sharding.Layout
-    train_source: sources.Source
+    train_source: tfds_reader.Source
     total_steps: int
     init: Callable[[jax.Array], TrainState]
     shapes: TrainState
@@ -121,17 +123,17 @@ class Run:
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config, frozen=self.frozen)
 
-    def batches(self, first_step: int, skips: Skips | None = None) -> stream.Placed:
+    def batches(self, first_step: int, skips: Skips | None = None) -> batches.Placed:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
         batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
             batch_size=data.batch_size,
             seed=self.config.seed,
             first_step=first_step,
-            share=stream.Share.of_this_process(),
+            share=batches.Share.of_this_process(),
             skips=skips,
         )
-        return stream.to_devices(batches, sharding.by_example(self.layout.mesh))
+        return batches.to_devices(batches, sharding.by_example(self.layout.mesh))
 
     def every(self, name: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of a field's period."""

@@ -15,7 +15,9 @@ import numpy as np
 from absl import flags
 from worker import Work
 
-from xception_jax.data import decode, sources, stream, turbojpeg
+from xception_jax.data import batches
+from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.render import decode, turbojpeg
 from xception_jax.errors import RunError
 from xception_jax.training import sharding
 
@@ -30,16 +32,16 @@ def build(work: Work) -> Callable[[int], None]:
 def _stream(work: Work) -> Callable[[int], None]:
     if work.variant != "whole" and turbojpeg.library() is None:
         raise RunError("libturbojpeg 3 is missing: pip install -e '.[turbojpeg]'")
-    reader = stream.Reader(
-        sources.open_split(f"folder:{work.data}", "train"),
-        stream.Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
-        stream.Host(
+    reader = batches.Reader(
+        tfds_reader.open_split(f"folder:{work.data}", "train"),
+        batches.Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
+        batches.Host(
             workers=1 if work.variant == "workers" else 0, decode_parts=work.variant != "whole"
         ),
     )
     flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
     mesh = sharding.make_mesh(1)
-    batches = stream.to_devices(
+    batches = batches.to_devices(
         reader.training_batches(batch_size=work.batch, seed=0), sharding.by_example(mesh)
     )
 

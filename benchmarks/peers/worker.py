@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from xception_jax.allocator import keep_freed_memory
+from xception_jax.runtime.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Work:
       variant: of the peer, see its module.
       platform: `cpu` or `gpu`.
       cores: numbers of the cores to stay on; none: all that there are.
-      keep_memory: see `xception_jax.allocator`.
+      keep_memory: see `xception_jax.runtime.allocator`.
       seconds: that a turn should take at least, by the rate of the warm-up.
       packages: whose versions to report.
       data: folder of pictures, for the peers that only read.

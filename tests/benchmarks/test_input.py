@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import record
 from tests.benchmarks.test_step import run
-from xception_jax.data import turbojpeg
+from xception_jax.data.render import turbojpeg
 
 
 @pytest.mark.slow

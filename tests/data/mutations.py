@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from xception_jax import allocator
-from xception_jax.data import decode
+from xception_jax.data.render import decode
 from xception_jax.errors import ExampleError
+from xception_jax.runtime import allocator
 
 
 def _save(image: Image.Image, kind: str, **options: object) -> bytes:

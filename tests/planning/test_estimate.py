@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.planning.test_hlo import HLO, LARGE
-from xception_jax.planning import chips, estimate
+from tests.planning.tpu.test_hlo import HLO, LARGE
+from xception_jax.planning import estimate
+from xception_jax.planning.tpu import chips
 
 FIGURES = {
     "memory": {"arguments": 8, "outputs": 6, "aliased": 5, "temporary": 100, "program": 1},

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xception_jax.config.fields import Duration
 from xception_jax.errors import RunError, UsageError
-from xception_jax.fields import Duration
-from xception_jax.planning import chips, compiler, planner, report, steps
+from xception_jax.planning import planner, report, steps
 from xception_jax.planning.estimate import NONE, Collective, Memory, Step
+from xception_jax.planning.tpu import chips, compiler
 
 STEP = Step(Memory(0, 0, 0, 0, 0), 1e12, 1e9, (), NONE, seconds=0.5)
 

@@ -16,8 +16,8 @@ from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.planning import steps as planned
 from xception_jax.training import optimizer, rules, sharding, state
-from xception_jax.training.checkpoint import Checkpoints, Meta
-from xception_jax.training.digest import digests
+from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
+from xception_jax.training.checkpoint.digest import digests
 from xception_jax.weights.tensors import flatten
 
 SIXTEEN = sharding.axes_of(32, 2, "all")

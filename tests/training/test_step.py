@@ -11,7 +11,7 @@ import pytest
 
 from xception_jax import config as config_lib
 from xception_jax import train
-from xception_jax.data import augment
+from xception_jax.augment import pipeline
 from xception_jax.training import sharding, state, step
 from xception_jax.training.evaluation import reader_of
 
@@ -204,16 +204,16 @@ def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):
     config.mesh.data, config.model.bn_virtual_batch, config.optimizer.microbatch = 8, 4, 4
     config.augment.mixup, config.augment.cutmix, config.loss.label_smoothing = 0.4, 1.0, 0.1
     run, first, batches = start(config)
-    settings = augment.Augmentation.from_config(config.augment)
+    settings = pipeline.Augmentation.from_config(config.augment)
     structure = state.structure_of(state.model_maker(config, 10), config.data.image_size)
     quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
     @quick
     def forward(weights, images, labels):
-        keys = augment.example_keys(config.seed, jnp.asarray(0), len(images))
-        images = augment.augment(settings, keys, images)
-        images, targets = augment.mix(settings, keys, images, jax.nn.one_hot(labels, 10))
-        return state.apply(structure, weights, augment.normalize(images), train=True)[0], targets
+        keys = pipeline.example_keys(config.seed, jnp.asarray(0), len(images))
+        images = pipeline.augment(settings, keys, images)
+        images, targets = pipeline.mix(settings, keys, images, jax.nn.one_hot(labels, 10))
+        return state.apply(structure, weights, pipeline.normalize(images), train=True)[0], targets
 
     weights = jax.device_get({"params": first.params, "batch_stats": first.batch_stats})
     label = batches[0]["label"]

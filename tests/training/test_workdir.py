@@ -9,10 +9,10 @@ import pytest
 
 from tests.processes import ROOT
 from xception_jax import config as config_lib
-from xception_jax import seal
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training import workdir
-from xception_jax.training.manifest import Meta
+from xception_jax.training.checkpoint.manifest import Meta
+from xception_jax.utils import seal
 
 
 def begin(folder, config, *, sealed=True):

@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from xception_jax.weights import keras, keras_files, timm, timm_files
+from xception_jax.weights.keras import files as keras_files
+from xception_jax.weights.keras import names as keras_names
 from xception_jax.weights.tensors import abstract, to_theirs, variables
+from xception_jax.weights.timm import files as timm_files
+from xception_jax.weights.timm import names as timm_names
 
 SMALL = {"width": 0.05, "stem_stride": 1}
 
@@ -33,12 +36,12 @@ def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def write_keras(model: nnx.Module, path: Path) -> Path:
-    layers = keras.layers(model)
+    layers = keras_names.layers(model)
     theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], arrays(model))
     keras_files.write(path, path.name, layers, theirs)
     return path
 
 
 def write_timm(model: nnx.Module, path: Path) -> Path:
-    timm_files.write(path, path.name, to_theirs(timm.tensors(model), arrays(model)))
+    timm_files.write(path, path.name, to_theirs(timm_names.tensors(model), arrays(model)))
     return path

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from tests.weights import hostile, pickled
 from xception_jax import config as config_lib
-from xception_jax import text
 from xception_jax.errors import UsageError
+from xception_jax.utils import text
 from xception_jax.weights import converted, initial, sources
 
 

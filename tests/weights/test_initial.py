@@ -143,7 +143,7 @@ def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, pat
     small_config.eval.every = "2 steps"
     small_config.model.update(width=None, middle_blocks=None, stem_stride=None)
     small_config.data.update(image_size=None, eval_preset=None, eval_crop=0.5)
-    from xception_jax.console import make_console
+    from xception_jax.utils.console import make_console
 
     console = make_console()
     with console.capture() as captured:

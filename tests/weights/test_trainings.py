@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 from tests.weights import builders, pickled
 from tests.weights.pickled import Call, Global
 from xception_jax.errors import UsageError
-from xception_jax.weights import pickles, sources
+from xception_jax.weights import sources
+from xception_jax.weights.timm import pickles
 
 NUMPY_SCALAR = Call(
     Global("numpy._core.multiarray", "scalar"),

@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.weights import builders, keras_builders
+from tests.weights import builders
+from tests.weights.keras import builders as keras_builders
 from xception_jax import weights
 from xception_jax.errors import UsageError
-from xception_jax.weights import converted, keras, keras_files, sources, timm
+from xception_jax.weights import converted, sources
+from xception_jax.weights.keras import files as keras_files
+from xception_jax.weights.keras import names as keras_names
 from xception_jax.weights.tensors import abstract
+from xception_jax.weights.timm import names as timm_names
 
 TIMM = {
     "legacy_xception": {},
@@ -66,7 +70,7 @@ def test_an_old_file_of_other_made_up_names_goes_by_place(tmp_path):
     found = keras_files.read(builders.write_keras(model, tmp_path / "new.weights.h5")).tensors
     with h5py.File(path, "w") as file:
         names = ["input_1"]
-        for i, layer in enumerate(keras.layers(model)):
+        for i, layer in enumerate(keras_names.layers(model)):
             name = layer.name if layer.given else f"{layer.key.rstrip('_0123456789')}_{500 - i}"
             names += [name, f"{name}_act"]
             file.create_group(name).attrs["weight_names"] = [
@@ -85,14 +89,14 @@ def test_an_old_file_of_other_made_up_names_goes_by_place(tmp_path):
 
 def test_inceptions_layers_are_where_keras_has_them():
     """The first module's, as Keras 3.15 lists `InceptionV3().layers`: deepest branch first."""
-    names = [layer.name for layer in keras.layers(abstract("inception_v3", None, {}))]
+    names = [layer.name for layer in keras_names.layers(abstract("inception_v3", None, {}))]
     convs = [name for name in names if name.startswith("conv2d")][5:12]
     assert convs == [f"conv2d_{i}" for i in (8, 6, 9, 5, 7, 10, 11)]
 
 
 def test_names_of_timm():
     model = abstract("xception41p", 3, {})
-    names = {tensor.theirs: tensor.their_shape for tensor in timm.tensors(model)}
+    names = {tensor.theirs: tensor.their_shape for tensor in timm_names.tensors(model)}
     assert names["stem.1.weight"] == (64, 32, 3, 3)
     assert names["blocks.0.stack.conv1.conv_dw.weight"] == (64, 1, 3, 3)
     assert names["blocks.0.shortcut.weight"] == (128, 64, 1, 1)

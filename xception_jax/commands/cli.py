@@ -17,9 +17,12 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from xception_jax import allocator, cache, ending, interrupts, overrides, paths, recipes
+from xception_jax import recipes
+from xception_jax.config import overrides
 from xception_jax.errors import RunError, UsageError, of_system
-from xception_jax.text import printable, shell_join
+from xception_jax.runtime import allocator, cache, ending, interrupts
+from xception_jax.utils import paths
+from xception_jax.utils.text import printable, shell_join
 
 
 class _PathParser(flags.ArgumentParser):
@@ -145,7 +148,7 @@ def _end(error: Exception) -> NoReturn:
 
 def _line_of(error: Exception) -> str | None:
     """What to say of an error that is nobody's bug: of the system, or a lack of memory."""
-    from xception_jax import retry
+    from xception_jax.utils import retry
 
     if retry.out_of_device_memory(error):
         return _out_of_memory(retry.wanted_memory(error))
@@ -159,7 +162,7 @@ def _out_of_memory(wanted: str) -> str:
     """What a device lacked, and how to find what fits."""
     import jax
 
-    from xception_jax.planning import chips
+    from xception_jax.planning.tpu import chips
 
     kind, count = jax.local_devices()[0].device_kind, jax.device_count()
     slices = f"--topology={chips.like(kind, count)}"
@@ -179,7 +182,7 @@ def settle(*, by_itself: bool = True) -> None:
     """
     import jax
 
-    from xception_jax import cluster
+    from xception_jax.runtime import cluster
 
     cluster.join(
         coordinator=_COORDINATOR.value,

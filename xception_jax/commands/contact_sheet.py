@@ -39,7 +39,8 @@ def main() -> None:
         raise UsageError(f"--output={path} must end in {' or '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--output={path}: there is no folder {path.parent}")
-    from xception_jax import console, contact_sheet
+    from xception_jax import contact_sheet
+    from xception_jax.utils import console
 
     sheet = contact_sheet.draw(
         _CONFIG.value,

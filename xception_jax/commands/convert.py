@@ -55,7 +55,7 @@ def main() -> None:
     if _JSON.value:
         print(json.dumps(result))
         return
-    from xception_jax.console import make_console
+    from xception_jax.utils.console import make_console
 
     console = make_console()
     for note in result["notes"]:

@@ -40,8 +40,9 @@ for _name in cli.SHARED_FLAGS:
 def main() -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is needed; --help shows an example")
-    from xception_jax import cluster, console
     from xception_jax.evaluate import evaluate
+    from xception_jax.runtime import cluster
+    from xception_jax.utils import console
 
     # A training in the same job has the same environment, so only what is asked for is joined.
     cli.settle(by_itself=False)

@@ -18,7 +18,7 @@ _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a ta
 
 
 def main() -> None:
-    from xception_jax import console
+    from xception_jax.utils import console
 
     found = [
         published.describe(name) for name in ([_MODEL.value] if _MODEL.value else models.names())

@@ -23,14 +23,14 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax.commands import cli
 from xception_jax.errors import RunError, UsageError
-from xception_jax.text import shell_join
+from xception_jax.utils.text import shell_join
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xception_jax.planning import planner
-    from xception_jax.planning.chips import Topology
     from xception_jax.planning.steps import Data
+    from xception_jax.planning.tpu.chips import Topology
 
 _CONFIG = cli.define_config()
 flags.declare_key_flag("config")
@@ -69,7 +69,7 @@ def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -
     Raises:
       UsageError: it is not valid, or not for so many devices.
     """
-    from xception_jax import preflight
+    from xception_jax.training import preflight
 
     config_lib.check_fields(config)
     config = ConfigDict(config).copy_and_resolve_references()
@@ -92,7 +92,7 @@ def _resolved(configs: list[ConfigDict], console: "Console") -> list[ConfigDict]
     Raises:
       UsageError: the weights are here, and are not those of the config's model.
     """
-    from xception_jax import paths
+    from xception_jax.utils import paths
     from xception_jax.weights import initial
 
     asked = configs[0]
@@ -205,20 +205,20 @@ def _check_flags() -> None:
 
 def main() -> None:
     _check_flags()
-    from xception_jax.planning import chips
+    from xception_jax.planning.tpu import chips
 
     asked = _SWEEP.value or ([_TOPOLOGY.value] if _TOPOLOGY.value else [])
     topologies = [chips.parse(name) for name in asked]
     if topologies:
-        from xception_jax.planning import compiler
+        from xception_jax.planning.tpu import compiler
 
         compiler.check_installed()
     import jax
 
-    from xception_jax import preflight
-    from xception_jax.console import make_console
     from xception_jax.planning import data as data_lib
     from xception_jax.planning import report
+    from xception_jax.training import preflight
+    from xception_jax.utils.console import make_console
 
     if topologies:
         configs = [config_for(_CONFIG.value, each, _PER_CHIP.value) for each in topologies]

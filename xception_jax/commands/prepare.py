@@ -16,8 +16,8 @@ import sys
 from absl import flags
 
 from xception_jax.commands import cli
-from xception_jax.console import make_console
 from xception_jax.errors import UsageError
+from xception_jax.utils.console import make_console
 
 _DATASET = flags.DEFINE_string("dataset", None, "a TFDS name: NAME, NAME/CONFIG or NAME:VERSION")
 _DATA_DIR = flags.DEFINE(cli.PATH, "data_dir", None, "where TFDS keeps its data; TFDS' own default")

@@ -53,9 +53,9 @@ def main() -> None:
         return
     assert workdir, "checked above"
     # Imported late: --help and a misspelt flag need not wait for JAX.
-    from xception_jax import cluster
-    from xception_jax.console import make_console
+    from xception_jax.runtime import cluster
     from xception_jax.train import train
+    from xception_jax.utils.console import make_console
 
     cli.settle()
     cli.keep_compiled(_CONFIG.value.get("compilation_cache", ""))

@@ -10,11 +10,11 @@ import numpy as np
 from etils import epath
 from rich.progress import Progress
 
-from xception_jax import cache, cluster
-from xception_jax.console import make_console
-from xception_jax.data import folder, joined
-from xception_jax.data.sources import Source
+from xception_jax.data.readers import folder, joined
+from xception_jax.data.readers.tfds import Source
 from xception_jax.errors import ExampleError
+from xception_jax.runtime import cache, cluster
+from xception_jax.utils.console import make_console
 
 # From so many records on, reading them takes long enough to be shown.
 _MANY_RECORDS = 20_000

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import jax
 
-from xception_jax.data.sources import Source
+from xception_jax.data.readers.tfds import Source
 from xception_jax.errors import ExampleError, RunError
-from xception_jax.text import printable
+from xception_jax.utils.text import printable
 
 Made = TypeVar("Made")
 Skip = tuple[int, str, str]  # record, its name, the reason

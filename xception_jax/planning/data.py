@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
-from xception_jax.data import sources
+from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.errors import UsageError
 from xception_jax.planning.steps import Data
 
@@ -49,12 +49,12 @@ def find(
     )
 
 
-def _of_split(config: ConfigDict, dataset: str, split: str) -> sources.Metadata:
+def _of_split(config: ConfigDict, dataset: str, split: str) -> tfds_reader.Metadata:
     data = config.data
-    if dataset.startswith(sources.FOLDER) or dataset == sources.EMBEDDED:
+    if dataset.startswith(tfds_reader.FOLDER) or dataset == tfds_reader.EMBEDDED:
         source = config_lib.open_split(config, split, dataset=dataset)
-        return sources.Metadata(len(source.class_names), source.multilabel, len(source))
+        return tfds_reader.Metadata(len(source.class_names), source.multilabel, len(source))
     try:
-        return sources.metadata(dataset, split, data.data_dir, label=data.label)
+        return tfds_reader.metadata(dataset, split, data.data_dir, label=data.label)
     except UsageError as error:
         raise UsageError(f"{error} (or say what it holds: --classes, --examples)") from None

@@ -9,12 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax.config.fields import Duration
 from xception_jax.errors import RunError
-from xception_jax.fields import Duration
-from xception_jax.planning import compiler, estimate, program, steps
-from xception_jax.planning.chips import CHIPS, Topology
+from xception_jax.planning import estimate, program, steps
 from xception_jax.planning.estimate import Memory, Step
 from xception_jax.planning.steps import Data
+from xception_jax.planning.tpu import compiler
+from xception_jax.planning.tpu.chips import CHIPS, Topology
 from xception_jax.training import sharding
 from xception_jax.training.evaluation import batch_size_of
 

@@ -9,10 +9,10 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from xception_jax.console import table
 from xception_jax.errors import UsageError
 from xception_jax.planning.estimate import Collective, Step
 from xception_jax.planning.planner import Fit, Plan
+from xception_jax.utils.console import table
 
 Row = dict[str, object]
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from xception_jax.fields import Duration
+from xception_jax.config.fields import Duration
 
 
 def make_schedule(

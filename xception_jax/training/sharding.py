@@ -17,9 +17,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from xception_jax.console import table
 from xception_jax.errors import UsageError
 from xception_jax.training.rules import CUT, MODEL, spec
+from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays
 

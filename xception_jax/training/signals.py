@@ -11,8 +11,8 @@ from typing import Any
 
 from jax.experimental import multihost_utils
 
-from xception_jax import cluster, ending, interrupts
 from xception_jax.data import workers
+from xception_jax.runtime import cluster, ending, interrupts
 
 _FIRST = {
     signal.SIGINT: "stopping after this step; Ctrl-C again to stop without saving",

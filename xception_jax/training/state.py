@@ -15,9 +15,9 @@ from rich.table import Table
 
 from xception_jax import config as config_lib
 from xception_jax import models
-from xception_jax.console import table
 from xception_jax.errors import UsageError
 from xception_jax.training import sharding
+from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
-from xception_jax.data import augment
+from xception_jax.augment import pipeline
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
 from xception_jax.training.state import (
@@ -51,7 +51,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     seed: int = 0
-    augmentation: augment.Augmentation = field(default_factory=augment.Augmentation)
+    augmentation: pipeline.Augmentation = field(default_factory=pipeline.Augmentation)
     classes: int | None = None
     loss: metrics.Loss = metrics.SOFTMAX
     accumulate: int = 1
@@ -81,7 +81,7 @@ class Recipe:
             optimizer=optimizer,
             schedule=schedule,
             seed=config.seed,
-            augmentation=augment.Augmentation.from_config(config.augment),
+            augmentation=pipeline.Augmentation.from_config(config.augment),
             classes=classes,
             loss=metrics.Loss(
                 config_lib.loss_name(config, multilabel),
@@ -142,8 +142,8 @@ def _to_update(recipe: Recipe, tree: Tree) -> Tree:
 def _augmented(recipe: Recipe, step: jax.Array, batch: Batch) -> Batch:
     """The batch with other images, and if they are mixed float32 `targets` `[batch, classes]`."""
     settings = recipe.augmentation
-    keys = augment.example_keys(recipe.seed, step, batch["image"].shape[0])
-    images = augment.augment(settings, keys, batch["image"])
+    keys = pipeline.example_keys(recipe.seed, step, batch["image"].shape[0])
+    images = pipeline.augment(settings, keys, batch["image"])
     if not settings.mixes:
         return {**batch, "image": images}
     if recipe.classes is None:
@@ -152,7 +152,7 @@ def _augmented(recipe: Recipe, step: jax.Array, batch: Batch) -> Batch:
         targets = batch["labels"].astype(jnp.float32)
     else:
         targets = jax.nn.one_hot(batch["label"], recipe.classes)
-    images, targets = augment.mix(settings, keys, images, targets)
+    images, targets = pipeline.mix(settings, keys, images, targets)
     return {**batch, "image": images, "targets": targets}
 
 
@@ -170,7 +170,7 @@ def _gradients(
     def loss_of(params: Tree, part: Batch, key: jax.Array):
         whole = completed(params, weights)
         all_weights = {"params": whole, "batch_stats": state.batch_stats}
-        images = augment.normalize(part["image"])
+        images = pipeline.normalize(part["image"])
         logits, batch_stats = apply(
             recipe.structure, all_weights, images, train=True, key=key, mesh=recipe.mesh
         )
@@ -233,7 +233,7 @@ def evaluate_batch(
     structure: Any, loss: metrics.Loss, mesh: Mesh, weights: Tree, batch: Batch
 ) -> Scalars:
     """Sums over the unmasked examples of a batch: `loss` and those of `metrics.sums`."""
-    logits, _ = apply(structure, weights, augment.normalize(batch["image"]), mesh=mesh)
+    logits, _ = apply(structure, weights, pipeline.normalize(batch["image"]), mesh=mesh)
     losses = loss(logits, metrics.labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),

@@ -11,12 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xception_jax import cluster, retry, seal
 from xception_jax import config as config_lib
-from xception_jax.data import folder
-from xception_jax.data.sources import Source
+from xception_jax.data.readers import folder
+from xception_jax.data.readers.tfds import Source
 from xception_jax.errors import UsageError
-from xception_jax.training import manifest, storage
+from xception_jax.runtime import cluster
+from xception_jax.training.checkpoint import manifest, storage
+from xception_jax.utils import retry, seal
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from xception_jax.errors import UsageError
-from xception_jax.text import printable
+from xception_jax.utils.text import printable
 
 # The largest model here with its optimizer's state in float64 has about 2 GB.
 MAX_BYTES = 8 << 30

@@ -8,11 +8,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
-from xception_jax import paths, preflight
-from xception_jax.data.folder_files import composed
+from xception_jax.data.readers.folder_files import composed
 from xception_jax.errors import UsageError
 from xception_jax.models import published
+from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
+from xception_jax.utils import paths
 from xception_jax.weights import converted, sources
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from xception_jax.errors import UsageError
-from xception_jax.text import printable
+from xception_jax.utils.text import printable
 from xception_jax.weights import files
 from xception_jax.weights.files import Stored
 

@@ -20,16 +20,10 @@ from xception_jax.models.network import Network
 from xception_jax.models.xception import Unit, Xception
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
-from xception_jax.weights import (
-    converted,
-    files,
-    keras,
-    keras_files,
-    safetensors_files,
-    timm,
-    timm_files,
-)
+from xception_jax.weights import converted, files, safetensors_files
 from xception_jax.weights.converted import About
+from xception_jax.weights.keras import files as keras_files
+from xception_jax.weights.keras import names as keras_names
 from xception_jax.weights.tensors import (
     Tensor,
     Tensors,
@@ -38,11 +32,13 @@ from xception_jax.weights.tensors import (
     type_notes,
     variables,
 )
+from xception_jax.weights.timm import files as timm_files
+from xception_jax.weights.timm import names as timm_names
 
 FORMATS = ("keras", "timm", "xception_jax")
 
-_MAPS = {"keras": keras.tensors, "timm": timm.tensors}
-_OVERRIDES = {"keras": keras.OVERRIDES, "timm": timm.OVERRIDES}
+_MAPS = {"keras": keras_names.tensors, "timm": timm_names.tensors}
+_OVERRIDES = {"keras": keras_names.OVERRIDES, "timm": timm_names.OVERRIDES}
 _HEADS = {
     "keras": ("dense/", "dense_"),
     "timm": ("fc.", "head.fc."),
@@ -114,8 +110,8 @@ class Source:
         source = f"{self.path} is no {name} of {self.format}"
         expected, found = names_of(self.format, model), self.read()
         if self.keras is not None:
-            keras_files.check_order(keras.layers(model), self.keras.layer_names, source)
-            expected = keras.tensors(model, by_name=self.keras.by_name)
+            keras_files.check_order(keras_names.layers(model), self.keras.layer_names, source)
+            expected = keras_names.tensors(model, by_name=self.keras.by_name)
         if without_head:
             heads = _HEADS[self.format]
             found = {key: array for key, array in found.items() if not key.startswith(heads)}
@@ -137,8 +133,8 @@ class Source:
         origin, preset = self.origin, self.preprocessing.get("eval_preset", "area")
         while isinstance(origin.get("of"), dict):
             origin = origin["of"]
-        if origin.get("format") == preset == "timm" and name in timm.CROPS:
-            return timm.CROPS[name]
+        if origin.get("format") == preset == "timm" and name in timm_names.CROPS:
+            return timm_names.CROPS[name]
         return config_lib.own_crop(preset)
 
     def notes(self) -> list[str]:
@@ -286,7 +282,7 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
 
 def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
     found, notes = timm_files.read(path)
-    biases = [found[name].shape for name in timm.CLASSIFIERS if name in found]
+    biases = [found[name].shape for name in timm_names.CLASSIFIERS if name in found]
     return Source(
         path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
         said=tuple(notes),

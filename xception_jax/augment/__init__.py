@@ -1,0 +1,1 @@
+"""Augmentation on the devices, inside the jitted step."""

@@ -1,0 +1,161 @@
+"""What the device does to a batch of images, inside the jitted step.
+
+Every example has a key of its own, a function of the seed and its place in the stream, so that
+neither the layout of the devices nor the number of microbatches changes what happens to it.
+Images stay uint8 throughout; what is off is not in the compiled program.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from xception_jax.augment import image_ops, mixing
+from xception_jax.augment.randaugment import randaugment
+
+# Sets the examples' keys apart from those of the steps, which count from 0 and are below 2**31.
+_EXAMPLES = 2**32 - 2
+# Each kind draws by a key of its own, so that what it draws does not depend on what else is on.
+_KINDS = 6
+_RANDAUGMENT, _JITTER, _RECTANGLE, _NOISE, _MIX, _MOVE = range(_KINDS)
+
+# Rectangles that are drawn, of which the first that fits is erased.
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to the images; the fields `augment.*` of a config, where each is described."""
+
+    flip: bool = False
+    shift: int = 0
+    randaugment: int = 0
+    magnitude: float = 9.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    erase: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> "Augmentation":
+        """From the section `augment` of a config."""
+        return cls(**dict(section.items()))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether examples are mixed, so that their targets are no single classes."""
+        return bool(self.mixup or self.cutmix)
+
+
+def normalize(images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """uint8 pixels to [-1, 1], as the paper's and Keras' Xception take them."""
+    return (images.astype(jnp.float32) / 127.5 - 1).astype(dtype)
+
+
+def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+    """The keys `[batch_size]` of the examples of a step.
+
+    A function of the seed and of the place in the stream, `step * batch_size + row`, as a whole
+    number of 64 bits.
+    """
+    root = jax.random.fold_in(jax.random.key(seed), _EXAMPLES)
+    high, low = _place(jnp.asarray(step).astype(jnp.uint32), batch_size)
+    fold_in = jax.vmap(jax.random.fold_in)
+    return fold_in(jax.vmap(partial(jax.random.fold_in, root))(high), low)
+
+
+def _place(step: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """`step * batch_size + row`: its upper and its lower 32 bits, uint32 `[batch_size]`.
+
+    By halves of 16 bits, since JAX computes with 32 unless all of it is told otherwise.
+    """
+    step_high, step_low = step >> 16, step & 0xFFFF
+    size_high, size_low = (jnp.uint32(half) for half in divmod(batch_size, 2**16))
+    bottom, top = step_low * size_low, step_high * size_high
+    cross = step_low * size_high, step_high * size_low
+    middle = (bottom >> 16) + sum(part & 0xFFFF for part in cross)
+    low = (middle << 16) | (bottom & 0xFFFF)
+    high = top + sum(part >> 16 for part in cross) + (middle >> 16)
+    lows = low + jnp.arange(batch_size, dtype=jnp.uint32)
+    return high + (lows < low), lows
+
+
+def augment(settings: Augmentation, keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Flip, shift, RandAugment, colour jitter and random erasing, in this order.
+
+    Args:
+      settings: static.
+      keys: `[batch]` of `example_keys`.
+      images: uint8 `[batch, height, width, 3]`.
+
+    Returns:
+      Images of the same shape and dtype.
+    """
+    return jax.vmap(partial(_augmented, settings))(keys, images)
+
+
+def mix(
+    settings: Augmentation, keys: jax.Array, images: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`mixing.mix` by the settings, which must have some; to be done last."""
+    own = jax.vmap(lambda key: jax.random.split(key, _KINDS)[_MIX])(keys)
+    return mixing.mix(own, images, targets, mixup=settings.mixup, cutmix=settings.cutmix)
+
+
+def _move(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.Array:
+    flip_key, shift_key = jax.random.split(key)
+    if settings.flip:
+        image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+    if settings.shift:
+        shift = settings.shift
+        row, column = jax.random.randint(shift_key, (2,), 0, 2 * shift + 1)
+        padded = jnp.pad(image, ((shift, shift), (shift, shift), (0, 0)))
+        image = jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+    return image
+
+
+def _augmented(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.Array:
+    own = jax.random.split(key, _KINDS)
+    if settings.flip or settings.shift:
+        image = _move(settings, own[_MOVE], image)
+    if settings.randaugment:
+        image = randaugment(
+            own[_RANDAUGMENT], image,
+            operations=settings.randaugment, magnitude=settings.magnitude,
+        )  # fmt: skip
+    even = jax.random.uniform(own[_JITTER], (3,), minval=-1, maxval=1)
+    if settings.brightness:
+        image = image_ops.blend(image, jnp.zeros_like(image), settings.brightness * even[0])
+    if settings.contrast:
+        image = image_ops.blend(image, image_ops.mean_grey(image), settings.contrast * even[1])
+    if settings.saturation:
+        image = image_ops.blend(image, image_ops.grey(image), settings.saturation * even[2])
+    if settings.erase:
+        inside = _rectangle(settings, own[_RECTANGLE], *image.shape[:2])
+        # Four bytes a pixel at once: a draw of 8 bits costs as much as one of 32.
+        noise = jax.random.bits(own[_NOISE], image.shape[:2], jnp.uint32)
+        noise = jax.lax.bitcast_convert_type(noise, jnp.uint8)[..., : image.shape[-1]]
+        image = jnp.where(inside[..., None], noise, image)
+    return image
+
+
+def _rectangle(settings: Augmentation, key: jax.Array, height: int, width: int) -> jax.Array:
+    """Where an image is erased (arXiv:1708.04896, algorithm 1): bool `[height, width]`."""
+    draws = jax.random.uniform(key, (2 * _TRIES + 3,))
+    (least, most), aspects = settings.erase_area, jnp.log(jnp.asarray(settings.erase_aspect))
+    areas = (least + (most - least) * draws[:_TRIES]) * height * width
+    ratios = jnp.exp(aspects[0] + (aspects[1] - aspects[0]) * draws[_TRIES : 2 * _TRIES])
+    heights, widths = jnp.round(jnp.sqrt(areas / ratios)), jnp.round(jnp.sqrt(areas * ratios))
+    fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
+    size = jnp.stack([heights, widths])[:, jnp.argmax(fits)]
+    corner = jnp.floor(draws[-3:-1] * (jnp.asarray([height, width]) - size + 1))
+    wanted = (draws[-1] < settings.erase) & fits.any()
+    return image_ops.rectangle(corner, size, height, width) & wanted

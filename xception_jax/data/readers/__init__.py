@@ -1,0 +1,1 @@
+"""Readers of data sets: TFDS, tfrecord, folders of images, several joined."""

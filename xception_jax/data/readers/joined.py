@@ -1,0 +1,81 @@
+"""Several data sets as one: their records one after the other."""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xception_jax.data.readers.folder_files import composed
+from xception_jax.data.readers.tfds import Source
+from xception_jax.errors import UsageError
+
+
+class Records(Sequence[Any]):
+    """The records of several splits: `records[i]` is `{"image": bytes, "label": ...}`.
+
+    The label is a number, or, of multi-label splits, those of the classes that are there.
+
+    Args:
+      parts: the splits.
+    """
+
+    def __init__(self, parts: Sequence[Source]):
+        self.parts = tuple(parts)
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        number = bisect.bisect_right(self._ends, index)
+        return self.parts[number], index - (self._ends[number - 1] if number else 0)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Reads a record; raises `ExampleError` or `ReadError`."""
+        part, own = self._find(index)
+        example = part[own]
+        label = np.flatnonzero(example.label) if part.multilabel else example.label
+        return {"image": example.encoded, "label": label}
+
+    def describe(self, index: int) -> str:
+        """How a complaint names a record."""
+        part, own = self._find(index)
+        return part.name_of(own)
+
+
+def join(parts: Sequence[Source]) -> Source:
+    """One split of several, whose records are numbered on from each to the next.
+
+    Raises:
+      UsageError: they have different classes, or only some of them several labels an image.
+    """
+    first = parts[0]
+    for part in parts:
+        if part.multilabel != first.multilabel:
+            several, one = (part, first) if part.multilabel else (first, part)
+            raise UsageError(
+                f"{several.name} has several labels an image, and {one.name} one; config.data.mix "
+                f"takes sets of one kind"
+            )
+        same_classes(first, part)
+    records = Records(parts)
+    return Source(
+        name=" + ".join(part.name for part in parts),
+        class_names=first.class_names,
+        records=records,
+        image_key="image",
+        label_key="label",
+        multilabel=first.multilabel,
+        describe=records.describe,
+        summary="\n".join(part.summary for part in parts if part.summary),
+    )
+
+
+def same_classes(left: Source, right: Source) -> None:
+    """Raises `UsageError` where two splits have different classes."""
+    if tuple(map(composed, left.class_names)) != tuple(map(composed, right.class_names)):
+        only = sorted(set(left.class_names) ^ set(right.class_names))
+        named = f": only one of them has {only[0]!r}" if only else ""
+        raise UsageError(f"{left.name} and {right.name} have different classes{named}")

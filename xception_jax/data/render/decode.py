@@ -1,0 +1,232 @@
+"""What the host does to one image: decode, crop, resize. All uint8, RGB, with OpenCV."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+
+from xception_jax.data.render import containers, levels, turbojpeg
+from xception_jax.data.render.containers import Claim, kind_of
+from xception_jax.data.render.turbojpeg import Box
+from xception_jax.errors import ExampleError
+from xception_jax.utils.console import make_console
+
+__all__ = ["Box", "Claim", "decode", "decode_part", "examine", "kind_of", "random_box", "resize"]
+
+# The pipeline's own threads each handle an image; OpenCV's would only compete with them.
+cv2.setNumThreads(0)
+# What it warns of is an `ExampleError` here, with the name of the file.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+# Numbers that `random_box` takes.
+DRAWS = 22
+
+# A decode may take so many bytes for each pixel that OPENCV_IO_MAX_IMAGE_PIXELS allows: the result
+# and one copy of it. Formats that take more for a pixel may have fewer pixels.
+_BYTES_A_PIXEL = 6.3
+
+# The limit on pixels, read once, as OpenCV reads it: 134217728, or 128MB.
+_SET = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+_UNIT = {"kb": 2**10, "mb": 2**20}.get(_SET[-2:].lower(), 1)
+_NUMBER = _SET if _UNIT == 1 else _SET[:-2]
+_LIMIT = int(_NUMBER) * _UNIT if _NUMBER.isdecimal() else None  # None: OpenCV refuses it itself
+_SAID = f"{_LIMIT:,}" if _SET.isdecimal() else _SET
+
+# An image of 16 bits whose values all lie below a quarter is told of, once.
+_DARK = 64
+_told_of_dark: set[int] = set()
+
+
+def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 0) -> np.ndarray:
+    """Decodes an image of a format that `containers` knows to uint8 `[height, width, 3]`, RGB.
+
+    Grey is repeated and CMYK is converted. Of an animation it is the first frame. Transparency is
+    dropped, as by Pillow's `convert("RGB")`; in a TIFF it is laid over black.
+
+    Args:
+      encoded: a whole file.
+      name: what a complaint calls it.
+      exif: apply an EXIF orientation. That of a TIFF is always applied, as by Pillow.
+      white: the level of white in images that store 16 bits a sample; 0: what the file declares
+        (see `levels`), else all ones. Such an image is scaled to 8 bits.
+
+    Raises:
+      ExampleError: the bytes are no image, are truncated or damaged as far as their format lets
+        one know, cannot hold what they claim, or the image has more pixels or takes more memory
+        than the environment variable `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
+      MemoryError: there is no room for the image at present.
+    """
+    claim = examine(encoded, name)
+    white = (white or claim.white) if claim.deep else claim.white
+    orientation = 0 if exif else cv2.IMREAD_IGNORE_ORIENTATION
+    if 0 < white < 2**16 - 1 or (claim.hint and not white):
+        image = _decoded(claim, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
+        white = white or levels.white_of(claim, image)
+        if white:
+            image = cv2.convertScaleAbs(image, alpha=255 / white)  # first: half the bytes
+            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        del image  # else two would be held
+    image = _decoded(claim, name, cv2.IMREAD_COLOR_RGB | orientation)
+    if claim.deep and not white and not _told_of_dark and image.max(initial=0) < _DARK:
+        _tell_of_dark(claim, name)
+    return image
+
+
+def _tell_of_dark(claim: Claim, name: str) -> None:
+    most = _decoded(claim, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).max(initial=0)
+    _told_of_dark.add(int(most))
+    make_console(stderr=True).print(
+        f"{name} stores 16 bits a sample, and its values end at {most:,} of 65,535: it is nearly "
+        f"black. If white is lower, set config.data.white_level, as 4095 for 12 bits. (Said once.)"
+    )
+
+
+def examine(encoded: bytes, name: str = "it") -> Claim:
+    """What an image claims, if it can be decoded within the bounds; raises `ExampleError`."""
+    try:
+        claim = containers.inspect(encoded)
+    except containers.DamagedError as error:
+        raise ExampleError(name, f"{_damaged(encoded, kind_of(encoded))}: {error}") from None
+    if claim is None:
+        raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes are no image")
+    limit = _LIMIT
+    if limit is None:
+        return claim
+    if claim.pixels > limit:
+        raise ExampleError(
+            name,
+            f"cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels",
+        )
+    if claim.memory > limit * _BYTES_A_PIXEL:
+        raise ExampleError(
+            name,
+            f"cannot be decoded: a {claim.kind} of {claim.width:,} x {claim.height:,} pixels takes "
+            f"{claim.memory / 1e6:,.0f} MB, more than {limit * _BYTES_A_PIXEL / 1e6:,.0f} MB; "
+            f"OPENCV_IO_MAX_IMAGE_PIXELS={math.ceil(claim.memory / _BYTES_A_PIXEL)} takes it",
+        )
+    return claim
+
+
+def _decoded(claim: Claim, name: str, flags: int) -> np.ndarray:
+    """What OpenCV makes of a file that was examined; of a GIF, Pillow."""
+    if claim.kind == "GIF":
+        try:
+            return containers.gif.decode(claim.encoded)
+        except containers.DamagedError as error:
+            raise ExampleError(name, f"{_damaged(claim.encoded, 'GIF')}: {error}") from None
+    try:
+        image = cv2.imdecode(np.frombuffer(claim.encoded, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"no memory to decode {claim.pixels:,} pixels") from None
+        raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
+    if image is None:
+        # Some decoders report a lack of memory like damage: is there as much as it takes?
+        np.empty(claim.memory, np.uint8)
+        raise ExampleError(name, _damaged(claim.encoded, claim.kind))
+    return image
+
+
+def _damaged(encoded: bytes, kind: str | None) -> str:
+    fault = f"its {len(encoded)} bytes are a truncated, damaged or unsupported {kind}"
+    return f"cannot be decoded: {fault}"
+
+
+def decode_part(
+    encoded: bytes,
+    choose: Callable[[int, int], Box],
+    name: str = "it",
+    *,
+    whole: bool = False,
+    exif: bool = True,
+    white: int = 0,
+) -> np.ndarray:
+    """The part of an image that `choose` names by its height and width, as `decode` has it.
+
+    Of a JPEG only that part is decoded, where libturbojpeg 3 is installed, unless `whole`. That
+    refuses what is refused as a whole, and no more.
+
+    Raises:
+      ExampleError, MemoryError: see `decode`.
+    """
+    if not whole and encoded.startswith(b"\xff\xd8") and turbojpeg.library():
+        examine(encoded, name)
+        part = turbojpeg.part(encoded, choose)
+        if part is not None:
+            return part
+    image = decode(encoded, name, exif=exif, white=white)
+    top, left, height, width = choose(*image.shape[:2])
+    return image[top : top + height, left : left + width]
+
+
+def _explain(error: cv2.error) -> str:
+    """What OpenCV's exception means, in one line."""
+    if "CV_IO_MAX_IMAGE_" in str(error):
+        return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels"
+    return " ".join(str(error).split())
+
+
+def random_box(
+    drawn: Sequence[float],
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box:
+    """The part of an image that Inception's training sees (arXiv:1409.4842, section 6).
+
+    Args:
+      drawn: the example's own `DRAWS` random numbers, from 0 to 1.
+      height, width: of the image.
+      area: least and largest share of the image's area.
+      aspect: least and largest width / height; drawn evenly on a logarithmic scale.
+
+    Returns:
+      A box inside the image. Where ten draws do not fit: the largest centred box whose aspect is
+      nearest to the image's.
+    """
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for of_area, of_aspect in zip(drawn[:10], drawn[10:20], strict=True):
+        pixels = (area[0] + of_area * (area[1] - area[0])) * height * width
+        ratio = math.exp(low + of_aspect * (high - low))
+        h, w = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return int(drawn[20] * (height - h + 1)), int(drawn[21] * (width - w + 1)), h, w
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
+    h, w = max(h, 1), max(w, 1)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def centre_box(height: int, width: int, fraction: float) -> Box:
+    """The centred square whose side is `fraction` of the image's shorter side."""
+    side = max(1, round(min(height, width) * fraction))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def resize(part: np.ndarray, into: np.ndarray) -> None:
+    """Makes any image fill another one, uint8 `[size, size, 3]`, antialiased where it shrinks.
+
+    Where a side shrinks to half or less, it is averaged over areas. That takes four times as long
+    as linear interpolation; otherwise three taps make the latter as wide as Pillow's antialiased
+    one, from which it then differs about as little as the average does.
+    """
+    height, width, _ = part.shape
+    size, _, _ = into.shape
+    most = max(height, width) / size
+    if most >= 2:
+        # In two steps where the other side grows: OpenCV averages only where none does.
+        shrunk = min(width, size), min(height, size)
+        part = cv2.resize(part, shrunk, interpolation=cv2.INTER_AREA)
+    elif most > 1:
+        rows, columns = _widening(height / size), _widening(width / size)
+        part = cv2.sepFilter2D(part, -1, columns, rows, borderType=cv2.BORDER_REPLICATE)
+    cv2.resize(part, (size, size), dst=into, interpolation=cv2.INTER_LINEAR)
+
+
+def _widening(shrinkage: float) -> np.ndarray:
+    """Three taps with the second moment that a triangle gains when it is stretched so far."""
+    side = max(shrinkage**2 - 1, 0) / 12
+    return np.asarray([side, 1 - 2 * side, side], np.float32)

@@ -1,0 +1,1 @@
+"""What the process is and does: its devices, the others beside it, its signals, its compiled programs."""

@@ -1,0 +1,444 @@
+"""Checkpoints: `workdir/checkpoints/<step>`, written by Orbax in the background.
+
+The parts of the state (`params`, `batch_stats`, `opt_state`, `ema`) are separate items, so that an
+evaluation reads only what it needs. The item `meta` is the manifest, see `manifest`: it holds a
+digest of every array, since Orbax does not notice a flipped bit in array data. All of it is
+finalized together. What a run does not train is stored once, see `frozen_part`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from xception_jax.errors import ReadError, RunError, UsageError
+from xception_jax.runtime import cluster
+from xception_jax.training.checkpoint import frozen_part, manifest, storage
+from xception_jax.training.checkpoint.digest import digests
+from xception_jax.training.checkpoint.frozen_part import DamagedFrozenPartError
+from xception_jax.training.checkpoint.manifest import DamagedCheckpointError, Meta
+from xception_jax.training.checkpoint.tracebacks import Tracebacks
+from xception_jax.training.state import TrainState, Tree
+from xception_jax.training.workdir import write_atomically
+from xception_jax.utils import retry
+
+T = TypeVar("T")
+
+ITEMS = ("params", "batch_stats", "opt_state", "ema")
+# Below the checkpoints: where those go that are not kept. They are renamed first and deleted then,
+# so that a kill or a reader at that moment never meets a checkpoint with half of its files.
+_DELETED = "deleted"
+
+
+@dataclass
+class _Best(policies.PreservationPolicy):
+    """Has Orbax keep the step that a function finds among those that there are."""
+
+    find: Callable[[Sequence[int]], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self.find([info.step for info in checkpoints])
+        return [info.step == best for info in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager that waits for the last write.
+
+    Opening reads the manifests of all checkpoints, and moves nothing.
+
+    Args:
+      workdir: the run's folder.
+      keep: newest checkpoints that are kept, besides the best one.
+      read_only: open what is there and change nothing.
+      say: takes a line where a file has to be read again; standard error unless given.
+
+    Raises:
+      ReadError: a manifest could not be read for two minutes.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep: int = 1,
+        read_only: bool = False,
+        say: storage.Say = None,
+    ):
+        self.workdir = workdir
+        self._folder = workdir.absolute() / "checkpoints"
+        self._keep, self._read_only, self._say = keep, read_only, say
+        self._writing = False
+        self._tracebacks = Tracebacks(workdir)
+        # By step: its manifest, or the complaint where that is damaged. As process 0 sees them.
+        self._found = self._survey()
+        # Frozen parts that have been read or written, and have the right bits.
+        self._whole: set[Path] = set()
+
+    def _survey(self) -> dict[int, Meta | str]:
+        def survey() -> list[tuple[int, Any]]:
+            if not cluster.is_first():
+                return []
+            found = manifest.survey(self._folder, self._say)
+            return [(step, one.fields() if isinstance(one, Meta) else one)
+                    for step, one in found.items()]  # fmt: skip
+
+        [first, *_] = _together(survey)
+        return {
+            step: one if isinstance(one, str) else manifest.from_fields(one) for step, one in first
+        }
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax' manager, which saves and deletes; what is damaged has been moved before."""
+        assert not self._read_only
+        best = _Best(lambda steps: self._best(steps))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(self._keep), best]
+            ),
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
+            todelete_subdir=_DELETED,
+        )
+        self._delete()  # what a run that was killed has left
+        try:
+            manager = ocp.CheckpointManager(
+                self._folder, options=options, item_names=(*ITEMS, "meta")
+            )
+        except OSError as error:
+            raise self._failed("a checkpoint", error) from error
+        self._writing = True
+        return manager
+
+    def __enter__(self) -> "Checkpoints":
+        self._tracebacks.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if self._writing:
+                self._manager.close()
+                self._delete()
+        except Exception as error:
+            if kind is None:  # else what came first is told
+                raise self._failed("a checkpoint", error) from error
+        finally:
+            self._tracebacks.__exit__()
+
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, in order, damaged ones among them."""
+        return sorted(self._manager.all_steps()) if self._writing else sorted(self._found)
+
+    def find(self, step: str) -> int:
+        """The step that `latest`, `best` or a number names.
+
+        Raises:
+          UsageError: there is none.
+          DamagedCheckpointError: its manifest is damaged; or of `best`, any, since nobody knows
+            how good that one was.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UsageError(f"no checkpoint in {self._folder}")
+        if step == "best":
+            if damage := [one for step in steps if isinstance(one := self._found[step], str)]:
+                raise DamagedCheckpointError(
+                    f"{damage[0]}; it may have been the best. Choose another with --step, as "
+                    f"--step=latest, or continue the run, which moves it aside"
+                )
+            best = self._best(steps)
+            if best is None:
+                raise UsageError(
+                    f"no checkpoint in {self._folder} was evaluated; take --step=latest"
+                )
+            return best
+        if step != "latest" and (not step.isdecimal() or int(step) not in steps):
+            there = ", ".join(map(str, steps))
+            raise UsageError(f"no checkpoint {step!r} in {self._folder}; latest, best, or: {there}")
+        found = steps[-1] if step == "latest" else int(step)
+        self.meta(found)
+        return found
+
+    def meta(self, step: int) -> Meta:
+        """What a checkpoint says of itself; `DamagedCheckpointError` if that is damaged."""
+        found = self._found[step]
+        if isinstance(found, str):
+            raise DamagedCheckpointError(found)
+        return found
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """What the run's evaluation at this step found, if there was one."""
+        found = self._found.get(step)
+        return found.metrics if isinstance(found, Meta) else None
+
+    def log(self, step: int) -> dict[str, Any] | None:
+        """What the log carries on from this step, see `Telemetry.to_carry`; None if nothing."""
+        found = self._found.get(step)
+        return found.log if isinstance(found, Meta) else None
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        """Of equals the newest; None where none was evaluated."""
+        evaluated = {step: found for step in sorted(steps) if (found := self.metrics(step))}
+        if not evaluated:
+            return None
+        return max(evaluated, key=lambda step: (manifest.quality(evaluated[step]), step))
+
+    def warm_up(self, state: TrainState) -> None:
+        """Computes the digests of a state once, so that a save in a hurry compiles nothing."""
+        for tree in _items(state).values():
+            digests(tree)
+
+    def save(self, state: TrainState, meta: Meta, metrics: dict[str, float] | None = None) -> None:
+        """Copies the state off the devices and writes it in the background.
+
+        Where `meta` names frozen parts, the first save writes those, and returns afterwards.
+
+        Raises:
+          RunError: the state is not finite, or an earlier write failed.
+        """
+        items = _items(state)
+        found = {name: digests(tree) for name, tree in items.items()}
+        broken = [f"{name}.{leaf}" for name, (_, leaves) in found.items() for leaf in leaves]
+        if broken:
+            raise RunError(f"at step {meta.step} {broken[0]} is not finite; nothing was saved. "
+                           f"The last good checkpoint is {self._last()}")  # fmt: skip
+        sums = {name: sums for name, (sums, _) in found.items()}
+        meta = replace(meta, digests=sums, metrics=metrics)
+        trained, held = frozen_part.split(items, meta.frozen)
+        args = {name: ocp.args.StandardSave(tree) for name, tree in trained.items()}
+        composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
+        manager = self._manager
+        self.wait()
+        self._delete()
+        if meta.step in self.steps():
+            raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
+        self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
+        try:
+            if held:
+                self._write_frozen(frozen_part.place(self._folder, meta), held)
+            saved = manager.save(meta.step, args=composite)
+        except Exception as error:
+            raise self._failed(f"checkpoint {meta.step}", error) from error
+        if not saved:
+            raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
+
+    def _write_frozen(self, place: Path, held: dict[str, Tree]) -> None:
+        """Writes the frozen part, unless it was read or written before and is still there."""
+        if cluster.on_first(lambda: place in self._whole and place.is_dir()):
+            return
+        metas = [self._found[step] for step in self.steps()]
+        needed = {frozen_part.place(self._folder, one) for one in metas if isinstance(one, Meta)}
+        frozen_part.write(place, held, needed)
+        self._whole.add(place)
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds what an evaluation found to a checkpoint that was saved without."""
+        self.wait()
+        meta = replace(self.meta(step), metrics=metrics)
+        path = manifest.path_of(self._folder / str(step))
+        cluster.on_first(lambda: write_atomically(path, json.dumps(meta.fields())))
+        self._found[step] = meta
+
+    def wait(self) -> None:
+        """Waits until everything is written. Raises `RunError` if a write failed."""
+        if not self._writing:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed("a checkpoint", error) from error
+
+    def _delete(self) -> None:
+        """Deletes the checkpoints that are not kept, while Orbax writes none; see `_DELETED`."""
+        if cluster.is_first():
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+
+    def _failed(self, what: str, error: Exception) -> RunError:
+        """One line on a write that failed, which names the file with Orbax' traceback."""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if why := retry.fault(error):
+            reason = f"{why}: {retry.file_of(error) or self._folder}"
+        path = self._tracebacks.write()
+        return RunError(
+            f"{what} could not be written: {reason}"
+            + (f"; {path} has the traceback" if path else "")
+        )
+
+    def _last(self) -> str:
+        steps = self.steps()
+        return str(self._folder / str(steps[-1])) if steps else "none"
+
+    def restore(self, step: int, targets: dict[str, Tree]) -> tuple[dict[str, Tree], Meta]:
+        """Reads items of a checkpoint onto the devices and checks every array's digest.
+
+        All processes of a run succeed together, or raise.
+
+        Args:
+          step: one of `steps()`.
+          targets: for each item wanted, its tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          DamagedCheckpointError: with the reason, naming the leaf where it is one.
+          DamagedFrozenPartError: likewise, of the part that all steps share.
+          ReadError: a file could not be read for two minutes.
+        """
+        meta = self.meta(step)
+        folder = self._folder / str(step)
+        trained, held = frozen_part.split(targets, meta.frozen)
+        found: dict[str, Tree] = {}
+        frozen: dict[str, Tree] = {}
+        _together(lambda: found.update(self._read(folder, trained)))
+        if held:
+            place = frozen_part.place(self._folder, meta)
+            _together(lambda: frozen.update(self._read_frozen(place, held)))
+        state = frozen_part.join(found, frozen)
+        # Sums over all devices: only once all have read.
+        _together(lambda: _compare(step, state, meta, self._folder))
+        if held:
+            self._whole.add(frozen_part.place(self._folder, meta))
+        return state, meta
+
+    def _read(
+        self, folder: Path, targets: dict[str, Tree], what: str | None = None
+    ) -> dict[str, Tree]:
+        """The arrays of a folder's items. Raises what is found to be wrong as damage."""
+
+        def action() -> dict[str, Tree]:
+            return {name: _read_arrays(folder / name, target) for name, target in targets.items()}
+
+        return _damage(folder, lambda: storage.read(folder, action, self._say), what)
+
+    def _read_frozen(self, folder: Path, targets: dict[str, Tree]) -> dict[str, Tree]:
+        what = f"the frozen part {folder}"
+        try:
+            storage.read(folder, lambda: manifest.check_regular(folder, what), self._say)
+            return self._read(folder, targets, what)
+        except DamagedCheckpointError as damage:
+            raise frozen_part.damaged(str(damage)) from damage
+
+    def restore_newest(
+        self, target: TrainState
+    ) -> tuple[TrainState | None, Meta | None, list[str]]:
+        """Restores the newest checkpoint that all processes can read whole.
+
+        Newer ones, and older ones whose manifest is damaged, are moved aside.
+
+        Returns:
+          The state and its meta (None, None without any checkpoint), and a line on each checkpoint
+          that was moved to `workdir/damaged`.
+
+        Raises:
+          RunError: there are checkpoints, but not one that is whole; nothing has been moved.
+          ReadError: a file could not be read for two minutes; nothing has been moved.
+        """
+        targets = _items(target)
+        complaints: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                items, meta = self.restore(step, targets)
+            except DamagedCheckpointError as damage:
+                complaints[step] = str(damage)
+                continue
+            state = TrainState(
+                step=jax.device_put(jnp.asarray(step, jnp.int32), target.step.sharding),
+                **{"ema": None, **items},
+            )
+            older = {step: one for step, one in self._found.items() if isinstance(one, str)}
+            return state, meta, self._move_aside({**older, **complaints})
+        if complaints:
+            raise RunError(
+                f"no checkpoint in {self._folder} can be restored; the newest: "
+                f"{next(iter(complaints.values()))}"
+            )
+        return None, None, []
+
+    def _move_aside(self, complaints: dict[int, str]) -> list[str]:
+        """Moves checkpoints to `workdir/damaged`; returns the complaints with their new places."""
+        notes: list[str] = []
+        for step, complaint in sorted(complaints.items(), reverse=True):
+            place = cluster.on_first(partial(_move_aside, self._folder / str(step)))
+            notes.append(f"{complaint}; moved to {place}")
+            del self._found[step]
+        return notes
+
+
+def _together(action: Callable[[], T]) -> list[T]:
+    """See `cluster.together`. A read that failed in one process comes before damage in another."""
+    kinds = (ReadError, DamagedFrozenPartError, DamagedCheckpointError)
+    return cluster.together(action, kinds)
+
+
+def _items(state: TrainState) -> dict[str, Tree]:
+    """The parts that a state has, by name."""
+    parts = {name: getattr(state, name) for name in ITEMS}
+    return {name: tree for name, tree in parts.items() if tree is not None}
+
+
+def _read_arrays(folder: Path, target: Tree) -> Tree:
+    """An item's arrays. Orbax' handler alone waits for no other process, unlike its manager."""
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(target))
+    finally:
+        handler.close()
+
+
+def _damage(folder: Path, action: Callable[[], T], what: str | None = None) -> T:
+    """Raises what Orbax and TensorStore raise, which is of many kinds, as damage."""
+    what = what or f"checkpoint {folder.name}"
+    try:
+        return action()
+    except RunError:
+        raise
+    except Exception as error:
+        if retry.out_of_device_memory(error):
+            raise
+        if not os.path.lexists(folder):
+            raise DamagedCheckpointError(
+                f"{what} is no longer there; a run deletes those that it does not keep. Start again"
+            ) from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedCheckpointError(f"{what} cannot be read: {reason[0]}") from error
+
+
+def _compare(step: int, found: dict[str, Tree], meta: Meta, checkpoints: Path) -> None:
+    """Raises damage unless the arrays are those of the manifest."""
+    for item, tree in found.items():
+        now, _ = digests(tree, meta.digest_algorithm)
+        then = (meta.digests or {}).get(item, {})
+        wrong = [leaf for leaf in now | then if now.get(leaf) != then.get(leaf)]
+        for leaf in wrong:
+            if frozen_part.is_held(item, leaf, meta.frozen):
+                raise frozen_part.damaged(
+                    f"the frozen part {frozen_part.place(checkpoints, meta)} is damaged: "
+                    f"{item}.{leaf} is not what was saved"
+                )
+        if wrong:
+            raise DamagedCheckpointError(
+                f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
+            )
+
+
+def _move_aside(checkpoint: Path) -> str:
+    """Moves a checkpoint to `workdir/damaged`; returns its new place."""
+    aside = checkpoint.parents[1] / "damaged"
+    if os.path.lexists(aside) and not aside.is_dir():
+        raise RunError(f"{aside} is no folder, so checkpoint {checkpoint.name}, which is damaged, "
+                       f"cannot be moved there; move {aside} away")  # fmt: skip
+    aside.mkdir(exist_ok=True)
+    place, number = aside / checkpoint.name, 0
+    while os.path.lexists(place):
+        number += 1
+        place = aside / f"{checkpoint.name}.{number}"
+    os.rename(checkpoint, place)
+    return str(place)

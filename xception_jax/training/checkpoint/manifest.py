@@ -1,0 +1,306 @@
+"""The manifest of a checkpoint: `<step>/meta/metadata`, one sealed JSON object.
+
+It covers everything of a step: digests of the arrays, the metrics, what the data was, the config.
+Its seal, its fields and their types are checked whenever it is read. Checkpoints that were written
+before manifests were sealed keep the metrics in a file of their own; only types are checked there.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from xception_jax.data.readers.folder_files import composed
+from xception_jax.errors import RunError, UsageError
+from xception_jax.training.checkpoint import digest, storage
+from xception_jax.training.checkpoint.storage import Say
+from xception_jax.utils import retry, seal
+from xception_jax.utils.text import quoted
+
+
+class DamagedCheckpointError(RunError):
+    """A checkpoint that is not what was saved, or is no checkpoint at all."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself.
+
+    Attributes:
+      step: steps done.
+      dataset: name, version and split of the training data.
+      train_examples: their number, on which the order of the examples rests.
+      class_names: what each label means.
+      config: the run's, flat; None in checkpoints without a seal.
+      log: what the log carries over to the next start, or None.
+      metrics: what the run's evaluation at this step found, or None.
+      digests: `{item: {path of the leaf: digest}}`, filled in by `Checkpoints.save`.
+      digest_algorithm: see `digest`.
+      frozen: parts whose leaves are stored apart, see `frozen_part`; left out of the JSON if none.
+    """
+
+    step: int
+    dataset: str
+    train_examples: int
+    class_names: tuple[str, ...]
+    config: dict[str, Any] | None = None
+    log: dict[str, Any] | None = None
+    metrics: dict[str, float] | None = None
+    digests: dict[str, dict[str, Any]] | None = None
+    digest_algorithm: int = digest.LATEST
+    frozen: tuple[str, ...] = ()
+
+    def at(self, step: int, log: dict[str, Any] | None = None) -> "Meta":
+        """The same, of another step; `log` may be what JSON can hold."""
+        return replace(self, step=step, log=log)
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON, sealed."""
+        fields = asdict(self)
+        if not self.frozen:
+            del fields["frozen"]
+        return seal.sealed(fields)
+
+    def check_data(self, now: "Meta", workdir: Path) -> None:
+        """Raises `UsageError` where a run would continue on other examples than it began with.
+
+        Args:
+          now: what the run would continue on.
+          workdir: the run's folder, which the way on names.
+        """
+        then = (self.dataset, self.train_examples)
+        if then != (now.dataset, now.train_examples) or self.class_names != now.class_names:
+            changed = "other classes" if self.class_names != now.class_names else "other examples"
+            raise UsageError(
+                f"the run began on {self.train_examples:,} examples of {self.dataset}, and there "
+                f"are {now.train_examples:,} of {now.dataset}, {changed}; give it the data back, "
+                f"or begin another run with its weights: --config.init_from={quoted(workdir)} and "
+                f"another --workdir"
+            )
+
+    def check_classes(self, dataset: str, class_names: tuple[str, ...]) -> None:
+        """Raises `UsageError` where the data's classes are not those that were learnt."""
+        if tuple(map(composed, self.class_names)) != tuple(map(composed, class_names)):
+            raise UsageError(
+                f"the classes of {dataset} are not the {len(self.class_names)} that the run learnt "
+                f"from {self.dataset}"
+            )
+
+
+def quality(metrics: dict[str, float]) -> tuple[float, float]:
+    """What `best` means: the highest top-1, of multi-label data MAP; of equals the lowest loss."""
+    return metrics["map" if "map" in metrics else "top1"], -metrics["loss"]
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _are_metrics(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(map(_is_number, value.values())):
+        return False
+    return "loss" in value and ("map" in value or "top1" in value)
+
+
+def _are_digests(value: Any, algorithm: Any) -> bool:
+    kind = int if algorithm == 1 else str
+    return isinstance(value, dict) and all(
+        isinstance(leaves, dict) and all(type(leaf) is kind for leaf in leaves.values())
+        for leaves in value.values()
+    )
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+# The fields of manifests without a seal, and those that sealed ones have too.
+_OLD: dict[str, Callable[[Any], bool]] = {
+    "step": is_count,
+    "dataset": lambda value: isinstance(value, str),
+    "train_examples": is_count,
+    "class_names": _are_names,
+    "digests": _is_dict,
+}
+_SINCE: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: value is None or _is_dict(value),
+    "log": lambda value: value is None or _is_dict(value),
+    "metrics": lambda value: value is None or _are_metrics(value),
+    "digest_algorithm": lambda value: value in (1, digest.LATEST),
+}
+# A field that only manifests of runs with a frozen part have.
+_FROZEN: dict[str, Callable[[Any], bool]] = {
+    "frozen": lambda value: _are_names(value) and len(value) > 0,
+}
+
+
+def parse(text: str | bytes) -> Meta:
+    """The manifest that a text holds; `ValueError` unless it is one, whole."""
+    try:
+        fields = seal.parse(text)
+    except ValueError as error:
+        raise ValueError(f"is no JSON: {error}") from None
+    return from_fields(fields)
+
+
+def from_fields(fields: dict[str, Any]) -> Meta:
+    """The manifest of these fields; `ValueError` unless they are one, whole."""
+    fields, shape = dict(fields), _OLD
+    if fields.keys() != _OLD.keys():
+        # Whatever is not exactly of the old kind has to have a seal, also where a flip renamed it.
+        seal.check(fields)
+        del fields[seal.NAME]
+        shape = _OLD | _SINCE | (_FROZEN if "frozen" in fields else {})
+    if lacking := [*(shape.keys() - fields.keys()), *(fields.keys() - shape.keys())]:
+        raise ValueError(f"lacks {lacking[0]}, or does not know it")
+    for name, fits in shape.items():
+        if not fits(fields[name]):
+            raise ValueError(f"has a {name} of another kind")
+    algorithm = fields.get("digest_algorithm", 1)
+    if not _are_digests(fields["digests"], algorithm):
+        raise ValueError("has digests of another kind")
+    for name in ("class_names", "frozen"):
+        fields[name] = tuple(fields.get(name, ()))
+    return Meta(**{"digest_algorithm": algorithm, **fields})
+
+
+def path_of(folder: Path) -> Path:
+    """Where the manifest of a checkpoint lies, as Orbax' JSON handler writes the item `meta`."""
+    return folder / "meta" / "metadata"
+
+
+def read(folder: Path) -> Meta:
+    """Reads and checks the manifest of a checkpoint, and that only files lie below the folder.
+
+    Raises:
+      DamagedCheckpointError: the manifest is not what was written.
+      OSError: the storage is at fault, see `retry.fault`.
+    """
+    try:
+        check_regular(folder)
+        meta = parse(storage.bytes_of(path_of(folder)))
+        if meta.step != int(folder.name):
+            raise ValueError(f"says that it is of step {meta.step}")
+        if meta.digest_algorithm == 1 and meta.metrics is None:
+            meta = replace(meta, metrics=_old_metrics(folder))
+    except OSError as error:
+        if retry.fault(error):
+            raise
+        missing = isinstance(error, FileNotFoundError)
+        reason = f"it lacks {error.filename}" if missing else f"{error.filename}: {error.strerror}"
+        raise DamagedCheckpointError(f"checkpoint {folder.name} is damaged: {reason}") from None
+    except ValueError as error:
+        raise DamagedCheckpointError(
+            f"checkpoint {folder.name} is damaged: its manifest {error}"
+        ) from None
+    return meta
+
+
+def _old_metrics(folder: Path) -> dict[str, float] | None:
+    """The metrics of a checkpoint without a seal, from a file of their own."""
+    path = folder / "metrics" / "metrics"
+    if not path.exists():
+        return None
+    try:
+        metrics = seal.parse(storage.bytes_of(path))
+        if not _are_metrics(metrics):
+            raise ValueError("they are of another kind")
+    except ValueError as error:
+        raise DamagedCheckpointError(
+            f"checkpoint {folder.name} is damaged: its metrics: {error}"
+        ) from None
+    return metrics
+
+
+def check_regular(folder: Path, what: str | None = None) -> None:
+    """Raises `DamagedCheckpointError` unless the folder holds files and folders alone.
+
+    To open a pipe would block the run for ever. Links count as what they lead to.
+
+    Args:
+      what: it is, for the message; a checkpoint unless given.
+    """
+    seen, what = set(), what or f"checkpoint {folder.name}"
+
+    def check(path: Path) -> None:
+        try:
+            info = path.stat()
+        except OSError as error:
+            if retry.fault(error):
+                raise
+            raise DamagedCheckpointError(f"{what} is damaged: {path}: {error.strerror}") from None
+        place = (info.st_dev, info.st_ino)
+        directory = stat.S_ISDIR(info.st_mode)
+        if directory and place not in seen:
+            seen.add(place)
+            for name in sorted(os.listdir(path)):
+                check(path / name)
+        elif directory or not stat.S_ISREG(info.st_mode):
+            raise DamagedCheckpointError(
+                f"{what} is damaged: {path} is neither a file nor a folder"
+            )
+
+    check(folder)
+    if not folder.is_dir():
+        raise DamagedCheckpointError(f"{what} is damaged: {folder} is no folder")
+
+
+def steps(checkpoints: Path, say: Say = None) -> list[int]:
+    """The steps of which there are finished checkpoints, whole or not, in order.
+
+    Raises:
+      ReadError: the folder could not be listed.
+    """
+
+    def names() -> list[str]:
+        try:
+            return os.listdir(checkpoints)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    names_there = storage.read(checkpoints, names, say)
+    return sorted(int(name) for name in names_there if name.isdecimal() and name == str(int(name)))
+
+
+def survey(checkpoints: Path, say: Say = None) -> dict[int, Meta | str]:
+    """What each checkpoint of a run says of itself, or the complaint about a damaged one, by step.
+
+    Args:
+      say: takes a line where something has to be read again.
+
+    Raises:
+      RunError: a manifest could not be read.
+    """
+    found: dict[int, Meta | str] = {}
+    for step in steps(checkpoints, say):
+        folder = checkpoints / str(step)
+        try:
+            found[step] = storage.read(folder, partial(read, folder), say)
+        except DamagedCheckpointError as damage:
+            if os.path.lexists(folder):  # else its run has deleted it in between
+                found[step] = str(damage)
+    return found
+
+
+def newest_config(checkpoints: Path, say: Say = None) -> tuple[int, dict[str, Any]] | None:
+    """The step and the flat config of the newest whole checkpoint that holds one, or None."""
+    for step in reversed(steps(checkpoints, say)):
+        folder = checkpoints / str(step)
+        try:
+            meta = storage.read(folder, partial(read, folder), say)
+        except DamagedCheckpointError:
+            continue
+        if meta.config is not None:
+            return step, meta.config
+    return None

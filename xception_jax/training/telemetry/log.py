@@ -1,0 +1,240 @@
+"""What a run tells: lines or a progress bar, `metrics.jsonl`, TensorBoard events."""
+
+import collections
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from xception_jax.errors import RunError
+from xception_jax.training.metrics import MAP_GUESSES
+from xception_jax.training.telemetry.goodput import Goodput
+from xception_jax.training.telemetry.records import Records
+
+# Steps that the host may be ahead of the device: enough to keep it busy, few enough to bound the
+# memory of waiting batches.
+_STEPS_AHEAD = 2
+
+# The metrics that are shares, and what a line calls them; which there are depends on the data.
+_SHARES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": f"MAP@{MAP_GUESSES}",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+class Telemetry:
+    """Collects the metrics of every step without stalling the device, and writes them out.
+
+    A step's metrics are fetched when the host is two steps ahead, so the device always has work.
+    A line is the mean over the steps since the previous one, even if the run stopped in between.
+
+    Args:
+      workdir: for `metrics.jsonl` and the events.
+      console: where people read.
+      goodput: accounts for the run's time.
+      start: steps done before; what was logged of later ones, by a run that was killed, goes.
+      total: steps of the whole run.
+      batch_size: examples a step.
+      epoch: examples an epoch.
+      tensorboard: write events.
+      silent: check the metrics and tell nobody; of processes other than the first.
+      carried: what `to_carry` gave when the checkpoint of step `start` was saved.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        console: Console,
+        goodput: Goodput,
+        *,
+        start: int,
+        total: int,
+        batch_size: int,
+        epoch: int,
+        tensorboard: bool = True,
+        silent: bool = False,
+        carried: dict[str, Any] | None = None,
+    ):
+        self.goodput = goodput
+        self._console, self._total = Console(quiet=True) if silent else console, total
+        self._batch_size, self._epoch = batch_size, epoch
+        self._records = Records(None if silent else workdir, start, tensorboard=tensorboard)
+        self._waiting: collections.deque[tuple[int, dict[str, jax.Array], bool]] = (
+            collections.deque()
+        )
+        # The number of steps since the last line, and the sum of each metric over them. The order
+        # of addition is fixed, so that a line is the same whether or not the run was stopped.
+        self._steps: int = carried["steps"] if carried else 0
+        self._sums: dict[str, float] = dict(carried["sums"]) if carried else {}
+        self._first = True
+        self._timed = 0  # steps since the mark
+        self._mark = time.perf_counter()
+        self._bar = _Bar(console, start, total) if console.is_terminal and not silent else None
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._records.close()
+
+    def say(self, text: Any) -> None:
+        """Shows a line, or anything that rich can draw."""
+        self._console.print(text)
+
+    def step_dispatched(self, step: int, metrics: dict[str, jax.Array], *, log: bool) -> None:
+        """Takes the metrics, still being computed, of a step; `log` asks for a line after it.
+
+        Raises:
+          RunError: the loss or the gradient of an earlier step is not finite.
+        """
+        self._waiting.append((step, metrics, log))
+        while len(self._waiting) > _STEPS_AHEAD:
+            self._fetch()
+
+    def catch_up(self) -> None:
+        """Waits for every step that was dispatched, and checks it."""
+        while self._waiting:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        step, waiting, log = self._waiting.popleft()
+        metrics = {name: float(value) for name, value in jax.device_get(waiting).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise RunError(
+                    f"the {name} of step {step} is {metrics[name]}; the run stops here, and its "
+                    f"checkpoints are from before"
+                )
+        self._steps += 1
+        # A run that began with other metrics carries sums of those that are no more.
+        self._sums = {name: self._sums[name] for name in self._sums if name in metrics}
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._timed += 1
+        self._records.tick()
+        if self._bar:
+            self._bar.move(step)
+        if self._first:
+            self._log_first(step, metrics, log)
+        elif log:
+            self._log_training(step, metrics["learning_rate"])
+
+    def _log_first(self, step: int, metrics: dict[str, float], log: bool) -> None:
+        """A sign of life, and the clock set to zero: this step's time is that of compilation."""
+        now = time.perf_counter()
+        if log:
+            self._records.write("train", step, self._means(metrics["learning_rate"]))
+        self.say(
+            f"step {step}/{self._total}  loss {metrics['loss']:.4f}  "
+            f"after {now - self._mark:.1f} s, compilation included"
+        )
+        self._first, self._timed, self._mark = False, 0, now
+
+    def to_carry(self) -> dict[str, Any] | None:
+        """The sums for the next line, for a run that continues from here; see `carried`.
+
+        JSON keeps every bit. Call it after `catch_up`.
+        """
+        return {"steps": self._steps, "sums": dict(self._sums)} if self._steps else None
+
+    def _means(self, learning_rate: float) -> dict[str, float]:
+        """The means over the steps since the last line, and the latest rate; starts a new line."""
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        self._steps, self._sums = 0, {}
+        return {**means, "learning_rate": learning_rate}
+
+    def _log_training(self, step: int, learning_rate: float) -> None:
+        now = time.perf_counter()
+        seconds = (now - self._mark) / self._timed
+        left = (self._total - step) * seconds
+        means = self._means(learning_rate)
+        speed = {
+            "images_per_second": self._batch_size / seconds,
+            "seconds_per_step": seconds,
+            "seconds_left": left,
+        }
+        self._records.write("train", step, {**means, **speed})
+        self.say(
+            f"step {step}/{self._total}  epoch {step * self._batch_size / self._epoch:.1f}  "
+            f"loss {means['loss']:.4f}  {_shares(means, 1)}  "
+            f"lr {means['learning_rate']:.2g}  {speed['images_per_second']:.0f} images/s  "
+            f"{seconds:.3g} s/step  {_clock(left)} left"
+        )
+        self._timed, self._mark = 0, now
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Logs the result of an evaluation. Raises `RunError` where its loss is not finite."""
+        if not math.isfinite(metrics["loss"]):
+            raise RunError(
+                f"the loss of the evaluation at step {step} is {metrics['loss']}; the run stops "
+                f"here, and its checkpoints are from before"
+            )
+        self._records.write("eval", step, metrics)
+        skipped = f", {metrics['skipped']} skipped" if metrics.get("skipped") else ""
+        self.say(
+            f"evaluation at step {step}  {_shares(metrics, 2)}  "
+            f"loss {metrics['loss']:.4f}  {metrics['examples']} examples{skipped}"
+        )
+
+    @contextmanager
+    def pause(self, cause: str) -> Iterator[None]:
+        """Inside, time is lost to the cause and no part of the speed of steps."""
+        since = time.perf_counter()
+        self._records.close()
+        with self.goodput.spending(cause):
+            yield
+        self._mark += time.perf_counter() - since
+
+    def tell_goodput(self, step: int) -> None:
+        """Writes what the time went to, and says it."""
+        shares = self.goodput.shares()
+        self._records.write("time", step, shares)
+        total = shares.pop("seconds")
+        parts = "  ".join(f"{cause} {share:.1%}" for cause, share in shares.items())
+        self.say(f"time since the start: {_clock(total)}  {parts}")
+
+
+class _Bar:
+    """The progress bar of a terminal."""
+
+    def __init__(self, console: Console, start: int, total: int):
+        self._progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=total, completed=start)
+        self._progress.start()
+
+    def move(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def _shares(metrics: dict[str, float], digits: int) -> str:
+    """The metrics that are shares, for a line."""
+    return "  ".join(
+        f"{name} {metrics[key]:.{digits}%}" for key, name in _SHARES.items() if key in metrics
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,64 @@
+"""What the figures of a run say about it, beyond its last line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xception_jax.training.telemetry import records
+from xception_jax.utils.text import quoted
+
+# Shares of right answers that differ by less may be chance, or a hard test set.
+_APART = 0.15
+# A loss that is larger by less, as a factor or in itself, may be noise.
+_RISE, _RISE_BY = 1.1, 0.05
+
+
+def of(figures: Sequence[dict[str, Any]]) -> list[str]:
+    """A line on each thing that a person should look at; see `records.read`."""
+    training = [record for record in figures if record.get("kind") == "train"]
+    tests = [record for record in figures if record.get("kind") == "eval"]
+    if not tests:
+        return []
+    found = [_apart(training[-1], tests[-1])] if training else []
+    found.append(_risen(tests))
+    return [line for line in found if line]
+
+
+def _apart(training: dict[str, Any], test: dict[str, Any]) -> str | None:
+    name = "map" if "map" in test else "top1"
+    if name not in training or name not in test or training[name] - test[name] < _APART:
+        return None
+    return (
+        f"NOTE: {training[name]:.1%} right in training and {test[name]:.1%} in the test: the model "
+        f"overfits. More images, stronger config.augment, weight decay or dropout, or init_from "
+        f"(pretrained weights) help"
+    )
+
+
+def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
+    last, least = tests[-1], min(tests, key=lambda test: test["loss"])
+    if last["loss"] < max(_RISE * least["loss"], least["loss"] + _RISE_BY):
+        return None
+    return (
+        f"NOTE: the test loss rose from {least['loss']:.4f} at step {least['step']} to "
+        f"{last['loss']:.4f} at step {last['step']}: the model overfits; a shorter "
+        f"config.duration or a lower learning rate helps"
+    )
+
+
+def lines(folder: Path, last: int, best: int) -> list[str]:
+    """The last lines of a run that is done.
+
+    Args:
+      folder: of the run.
+      last, best: steps of its checkpoints.
+    """
+    return [*of(records.read(folder)), _done(folder, last, best)]
+
+
+def _done(folder: Path, last: int, best: int) -> str:
+    there = folder / "checkpoints"
+    command = f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
+    if last == best:
+        return f"done: {there / str(last)}, the best\n{command}"
+    return f"done: {there / str(last)}; the best is {best}, --step=best\n{command} --step=best"

@@ -1,0 +1,39 @@
+"""What people read on a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from xception_jax.utils.text import printable
+
+
+class _Console(Console):
+    """Shows control characters in text as escapes: names and errors may come from strangers."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(
+            *(printable(each, keep="\n\t") if isinstance(each, str) else each for each in objects),
+            **options,
+        )
+
+
+def make_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """Where people read; text is shown as it is, without markup, and where `quiet` not at all.
+
+    Control characters but line breaks and tabs are shown as escapes.
+    """
+    return _Console(
+        stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
+
+
+def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    drawn = Table(title=printable(title), title_justify="left")
+    for i, name in enumerate(header):
+        drawn.add_column(printable(name), justify="left" if i == 0 else "right")
+    for row in rows:
+        drawn.add_row(*map(printable, row))
+    return drawn

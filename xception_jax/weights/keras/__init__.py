@@ -1,0 +1,1 @@
+"""Keras' files: read as data, their tensors by our names."""

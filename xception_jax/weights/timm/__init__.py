@@ -1,0 +1,1 @@
+"""timm's and PyTorch's files: read as data, their tensors by our names."""
