@@ -22,8 +22,9 @@ from benchmarks import arguments, pictures, record
 from benchmarks.arguments import count
 from benchmarks.input import PICTURES
 from benchmarks.turns import digits
-from xception_jax.data import batches
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import readers
+from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.source import Source
 
 SMALL, SMALL_SIDE, SMALL_BATCH = 60_000, 28, 256
 FAR = 1_000_000
@@ -49,7 +50,7 @@ def main() -> int:
     """Measures, prints and writes."""
     options = parse()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    folder = tfds_reader.open_split(
+    folder = readers.open_split(
         f"folder:{pictures.write(options.pictures.expanduser().absolute())}", "train"
     )
     with tempfile.TemporaryDirectory() as data_dir:
@@ -79,7 +80,7 @@ class BenchmarkPictures(tfds.core.GeneratorBasedBuilder):
     """Pictures of a folder as TFDS writes them."""
 
     VERSION = tfds.core.Version("1.0.0")
-    folder: tfds_reader.Source
+    folder: Source
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -97,16 +98,16 @@ class BenchmarkPictures(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": io.BytesIO(example.encoded), "label": example.label}
 
 
-def prepare(folder: tfds_reader.Source, data_dir: str) -> tfds_reader.Source:
+def prepare(folder: Source, data_dir: str) -> Source:
     """The pictures of a folder as an array_record set."""
     tfds.disable_progress_bar()
     BenchmarkPictures.folder = folder
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
         BenchmarkPictures(data_dir=data_dir, file_format="array_record").download_and_prepare()
-    return tfds_reader.open_split("benchmark_pictures", "train", data_dir)
+    return readers.open_split("benchmark_pictures", "train", data_dir)
 
 
-def reading(source: tfds_reader.Source) -> float:
+def reading(source: Source) -> float:
     """CPU milliseconds for a record, not decoded."""
     before = time.process_time()
     for index in range(len(source)):
@@ -121,8 +122,8 @@ def small() -> Callable[[], float]:
     encoded = [cv2.imencode(".png", rng.integers(0, 255, shape, np.uint8))[1].tobytes()
                for _ in range(64)]  # fmt: skip
     records = [{"image": encoded[i % 64], "label": i % 10} for i in range(SMALL)]
-    source = tfds_reader.Source("small", tuple("0123456789"), records, "image", "label")
-    reader = batches.Reader(source, batches.Images(SMALL_SIDE), batches.Host(memory=2**30))
+    source = Source("small", tuple("0123456789"), records, "image", "label")
+    reader = Reader(source, Images(SMALL_SIDE), Host(memory=2**30))
     batches = reader.training_batches(batch_size=SMALL_BATCH, seed=0)
     steps = -(-SMALL // SMALL_BATCH)
     for _ in range(steps + 16):  # every image is asked for once, with what is made ahead
@@ -137,11 +138,11 @@ def small() -> Callable[[], float]:
     return measure
 
 
-def start(source: tfds_reader.Source, step: int) -> float:
+def start(source: Source, step: int) -> float:
     """Seconds until the first batch of 64 is there."""
-    images = batches.Images(299, (0.08, 1.0), (3 / 4, 4 / 3))
+    images = Images(299, (0.08, 1.0), (3 / 4, 4 / 3))
     before = time.perf_counter()
-    next(batches.Reader(source, images).training_batches(batch_size=64, seed=0, first_step=step))
+    next(Reader(source, images).training_batches(batch_size=64, seed=0, first_step=step))
     took = time.perf_counter() - before
     time.sleep(1)  # for what has been made ahead
     return took

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from tests.processes import finish, result
 from xception_jax import config as config_lib
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import readers
+from xception_jax.data.source import Source
 
 # Files whose tests take a minute or more together, the longest first. Processes take files of tests
 # in this order, so that none has to finish a long one alone.
@@ -39,9 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def digits() -> dict[str, tfds_reader.Source]:
+def digits() -> dict[str, Source]:
     """The embedded data set's two splits."""
-    return {split: tfds_reader.open_split("optical_digits", split) for split in ("train", "test")}
+    return {split: readers.open_split("optical_digits", split) for split in ("train", "test")}
 
 
 @pytest.fixture

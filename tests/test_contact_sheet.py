@@ -13,7 +13,7 @@ from tests.processes import finish
 from tests.weights.test_initial import write
 from xception_jax import contact_sheet, train
 from xception_jax.augment import pipeline, randaugment
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import readers
 from xception_jax.errors import RunError, UsageError
 
 DIGITS = "--config=configs/digits.py"
@@ -146,7 +146,7 @@ def test_the_command_draws_and_names_what_the_run_would_skip(tmp_path, greys, fl
     assert process.stdout.splitlines() == [str(path)]
     [line] = process.stderr.splitlines()
     assert line.startswith(f"skipped: {greys}/train/half-0/05.png cannot be decoded: ")
-    source = tfds_reader.open_split(f"folder:{greys}", "train")
+    source = readers.open_split(f"folder:{greys}", "train")
     records = [int(Path(source[i].name).stem) for i in range(16)]
     expected = {10 * i: 1 for i in range(16) if i != 5}
     expected[10 * records[(records.index(5) + 1) % 16]] += 1  # the next record takes the place

@@ -9,6 +9,7 @@ from tests.data.readers.test_folder_layouts import write
 from tests.processes import digests, finish, result
 from tests.training.test_workdir import begin
 from xception_jax import config as config_lib
+from xception_jax.data import splits
 from xception_jax.data.readers import folder, folder_layout, label_file
 from xception_jax.errors import UsageError
 from xception_jax.training import workdir
@@ -26,7 +27,7 @@ def test_what_is_evaluated_on_is_named_and_a_change_is_told(tmp_path, small_conf
     data, run = write(tmp_path / "pets", "cat/{1-9}.jpg dog/{1-9}.jpg"), tmp_path / "run"
     run.mkdir()
     small_config.data.dataset = f"folder:{data}"
-    source = config_lib.open_split(small_config, "test")
+    source = splits.open_split(small_config, "test")
     assert workdir.name_files(run, source) == (source.summary, "")
     named = (run / "eval_files.txt").read_text().splitlines()
     assert named == [Path(source.name_of(i)).relative_to(data).as_posix() for i in range(4)]
@@ -35,7 +36,7 @@ def test_what_is_evaluated_on_is_named_and_a_change_is_told(tmp_path, small_conf
 
     forget()
     (data / named[0]).unlink()
-    changed = config_lib.open_split(small_config, "test")
+    changed = splits.open_split(small_config, "test")
     _, note = workdir.name_files(run, changed)
     both = {*named, *workdir.files_of(small_config, "test", None)}
     new_or_gone = len(both) * 2 - len(named) - len(changed)
@@ -72,10 +73,10 @@ def test_an_old_run_opens_its_data_by_its_rules(tmp_path, small_config):
     begin(tmp_path / "run", config_lib.resolve(small_config))
     without_rules(tmp_path / "run")
     begun = workdir.begun_config(tmp_path / "run")
-    old = config_lib.open_split(config_lib.settled(small_config, begun), "train+test")
+    old = splits.open_split(config_lib.settled(small_config, begun), "train+test")
     assert len(old) == 89
-    assert len(config_lib.open_split(small_config, "train+test")) == 98
-    assert len(config_lib.open_split(workdir.read_config(tmp_path / "run"), "train+test")) == 89
+    assert len(splits.open_split(small_config, "train+test")) == 98
+    assert len(splits.open_split(workdir.read_config(tmp_path / "run"), "train+test")) == 89
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from tests import builders
 from tests.processes import ROOT, as_nobody, command, finish, result, signal_at
 from tests.tiny_datasets import as_tfrecord, jpeg
 from xception_jax import prepare
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import readers
 from xception_jax.errors import RunError, UsageError
 
 tfds.disable_progress_bar()
@@ -58,7 +58,7 @@ def test_a_data_set_is_prepared_and_opens_by_name(tmp_path):
     assert "; free: " in process.stderr
     records = [path for path in path.iterdir() if ".array_record-" in path.name]
     assert len(records) == 2
-    source = tfds_reader.open_split("sample_photos", "train", str(tmp_path))
+    source = readers.open_split("sample_photos", "train", str(tmp_path))
     photos = {source[i].encoded: source[i].label for i in range(6)}
     for _, example in map(builders.photo, range(6)):
         assert photos[example["image"]] == example["label"]
@@ -106,13 +106,13 @@ def test_interrupted_it_leaves_nothing_that_opens_and_starts_again(tmp_path, num
         )
         assert not left
     with pytest.raises(UsageError, match="sample_photos is not prepared"):
-        tfds_reader.open_split("sample_photos", "train", str(data_dir))
+        readers.open_split("sample_photos", "train", str(data_dir))
     # Of another version: not this command's to remove.
     other = data_dir / "sample_photos/incomplete.ABCDEF_2.0.0"
     other.mkdir()
     assert prepared("sample_photos", data_dir)[0]["splits"] == {"train": 6, "test": 1}
     assert list((data_dir / "sample_photos").glob("incomplete*")) == [other]
-    assert len(tfds_reader.open_split("sample_photos", "train", str(data_dir))) == 6
+    assert len(readers.open_split("sample_photos", "train", str(data_dir))) == 6
 
 
 def test_what_it_needs_by_hand_is_said_and_checked(tmp_path):
@@ -168,7 +168,7 @@ def test_a_builder_that_fails_says_why_in_one_line(tmp_path):
     ):
         prepared("sample_empty", tmp_path)
     with pytest.raises(UsageError, match="sample_empty is not prepared"):
-        tfds_reader.open_split("sample_empty", "train", str(tmp_path))
+        readers.open_split("sample_empty", "train", str(tmp_path))
 
 
 def test_what_is_prepared_as_tfrecord_is_left_as_it_is(tmp_path):
@@ -309,7 +309,7 @@ def test_the_example_of_the_docs_runs_on_beams_direct_runner(tmp_path):
     assert result(process)["splits"] == {"train": 6, "test": 2}
     found = {}
     for split in ("train", "test"):
-        source = tfds_reader.open_split("my_photos", split, str(tmp_path / "data"))
+        source = readers.open_split("my_photos", split, str(tmp_path / "data"))
         for i in range(len(source)):
             encoded, label, _ = source[i]
             found[split, encoded] = source.class_names[label]
@@ -355,7 +355,7 @@ def test_imagenet_from_its_archives_to_an_evaluation(tmp_path):
     assert made["splits"] == {"train": 21, "validation": 5}
     assert made["file_format"] == "array_record"
     # The labels of the first validation images, which TFDS has from ImageNet's development kit.
-    source = tfds_reader.open_split("imagenet2012", "validation", str(data))
+    source = readers.open_split("imagenet2012", "validation", str(data))
     by_name = {source.records[i]["file_name"].decode(): source[i].label for i in range(5)}
     kit = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     assert [source.class_names[by_name[name]] for name in sorted(by_name)] == kit[:5]

@@ -14,6 +14,7 @@ import pytest
 from tests.processes import finish
 from tests.test_prepare import add, needs, prepared, write_imagenet
 from tests.tiny_datasets import jpeg
+from xception_jax.data import readers
 from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.data.readers.needs import Needs
 from xception_jax.errors import RunError, UsageError
@@ -122,7 +123,7 @@ def test_a_damaged_archive_is_told_in_one_line(tmp_path, name, kind, harm, reaso
     )
     assert [path.name for path in data.glob("sample_archive/*")] == [".prepare_1.0.0.lock"]
     with pytest.raises(UsageError, match="sample_archive is not prepared"):
-        tfds_reader.open_split("sample_archive", "train", str(data))
+        readers.open_split("sample_archive", "train", str(data))
     write_archive(path, kind)
     found, _ = prepared("sample_archive", data, manual_dir=str(path.parent))
     assert found["splits"] == {"train": 1 if kind == "gz" else 6}
@@ -141,7 +142,7 @@ def test_a_set_of_a_published_size_that_comes_out_smaller_is_removed(tmp_path, m
     with pytest.raises(RunError, match="come out with 3 of 6 in train, and is removed again"):
         prepared("sample_archive", data, manual_dir=str(path.parent))
     with pytest.raises(UsageError, match="sample_archive is not prepared"):
-        tfds_reader.open_split("sample_archive", "train", str(data))
+        readers.open_split("sample_archive", "train", str(data))
     found, _ = prepared("sample_archive", data, manual_dir=str(path.parent), check_archives=False)
     assert found["splits"] == {"train": 3}
     shutil.rmtree(data)

@@ -1,6 +1,7 @@
 """The house rules that keep the code readable in one sitting."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "xception_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+NAMES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in MODULES
+}
 LAUNCHERS = sorted((PACKAGE.parent / "launch").glob("*.py"))
 
 # Who may import whom: a module imports from its own level or from levels further down.
@@ -18,16 +23,12 @@ LEVELS = [
     {"train"},
     {"planning", "serving", "weights"},
     {"training"},
-    {"overrides", "preflight"},
+    {"augment", "data", "models"},
     {"config"},
-    {"data", "models"},
-    {"fields", "recipes"},
-    {"cluster"},
-    {"detection", "ending", "meeting"},
-    {"retry"},
-    {"allocator", "cache", "console", "interrupts", "paths", "seal"},
-    {"slices"},
-    {"errors", "text"},
+    {"recipes"},
+    {"runtime"},
+    {"utils"},
+    {"errors"},
 ]
 
 
@@ -42,19 +43,23 @@ def is_command(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
-def imports(path: Path) -> set[str]:
-    """The parts of the package that a module imports, at the top or inside a function."""
-    found = set()
-    tree = ast.parse(path.read_text())
+def imported(path: Path) -> set[str]:
+    """The modules of the package that one imports, at the top or inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if not is_command(node)]
+    found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {part(alias.name) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "xception_jax":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(part(node.module))
-    return {name for name in found if name}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in NAMES else node.module for name in names}
+    return found & NAMES.keys()
+
+
+def imports(path: Path) -> set[str]:
+    """The parts of the package that a module imports."""
+    return {name for name in map(part, imported(path)) if name}
 
 
 def level(name: str) -> int:
@@ -68,6 +73,22 @@ def test_imports_run_downwards(path):
         return
     for other in imports(path) - {own}:
         assert level(other) > level(own), f"{own} imports {other}"
+
+
+ROOMS = sorted({PACKAGE, *(path.parent for path in MODULES)})
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda p: str(p.relative_to(PACKAGE.parent)))
+def test_no_room_has_a_circle(room):
+    """Neither among its modules nor among the rooms in it."""
+    own = ".".join(room.relative_to(PACKAGE.parent).parts) + "."
+    graph: dict[str, set[str]] = {}
+    for name, path in NAMES.items():
+        if name.startswith(own):
+            inside = {to.removeprefix(own) for to in imported(path) if to.startswith(own)}
+            one = name.removeprefix(own).partition(".")[0]
+            graph.setdefault(one, set()).update(to.partition(".")[0] for to in inside)
+    graphlib.TopologicalSorter({one: to - {one} for one, to in graph.items()}).prepare()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

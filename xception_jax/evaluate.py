@@ -11,7 +11,7 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 import pathlib
 from collections.abc import Callable
 
-from xception_jax import config as config_lib
+from xception_jax.data import splits
 from xception_jax.data.skips import Skips
 from xception_jax.training import sharding, state
 from xception_jax.training.evaluation import Evaluator
@@ -45,7 +45,7 @@ def evaluate(
     split = split or config.data.eval_split
     most = config.data.max_skipped if max_skipped is None else max_skipped
     config.data.max_skipped = most
-    source = config_lib.open_split(config, split, data_dir)
+    source = splits.open_split(config, split, data_dir)
     trained.meta.check_classes(source.name, source.class_names)
     if source.summary:
         say(source.summary)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax import serving
+from xception_jax.data import splits
 from xception_jax.data.batches import Images
 from xception_jax.errors import UsageError, nearest
-from xception_jax.serving import program
 from xception_jax.training import sharding, state
 from xception_jax.training.trained import Trained
 from xception_jax.weights import sources
@@ -129,7 +130,7 @@ def _check_target(platforms: tuple[str, ...], output: pathlib.Path) -> None:
                 f"no platform {platform!r}{nearest(platform, _KNOWN) or ';'} "
                 f"There are: {', '.join(_KNOWN)}"
             )
-    program.check_output(output)
+    serving.check_output(output)
 
 
 def _export(
@@ -149,7 +150,7 @@ def _export(
     if activation == "softmax" and len(class_names) == 1:
         raise UsageError("softmax over one class is 1.0 for every image; give --activation=sigmoid")
 
-    exported = program.export(
+    exported = serving.export(
         structure,
         weights,
         images,
@@ -157,11 +158,11 @@ def _export(
         resizes=(resize or ("inside" if images.eval_preset == "area" else "outside")) == "inside",
         platforms=platforms,
     )
-    about = program.describe(
+    about = serving.describe(
         exported, images, activation=activation, class_names=class_names, source=source,
         crop_known=crop_known,
     )  # fmt: skip
-    return program.write(output, exported, about)
+    return serving.write(output, exported, about)
 
 
 def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
@@ -172,7 +173,7 @@ def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
     """
     if metrics is not None or config.loss.name != "auto":
         return config_lib.loss_name(config, "map" in (metrics or {}))
-    source = config_lib.open_split(config, config.data.eval_split)
+    source = splits.open_split(config, config.data.eval_split)
     return config_lib.loss_name(config, source.multilabel)
 
 

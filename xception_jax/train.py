@@ -18,9 +18,10 @@ from rich.console import Console
 
 from xception_jax import config as config_lib
 from xception_jax.config.fields import Duration
-from xception_jax.data import batches
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import splits, transfer
+from xception_jax.data.batches import Share
 from xception_jax.data.skips import Skips
+from xception_jax.data.source import Source
 from xception_jax.runtime import cluster
 from xception_jax.training import optimizer, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
@@ -109,7 +110,7 @@ class Run:
 
     config: ConfigDict
     layout: sharding.Layout
-    train_source: tfds_reader.Source
+    train_source: Source
     total_steps: int
     init: Callable[[jax.Array], TrainState]
     shapes: TrainState
@@ -123,17 +124,17 @@ class Run:
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config, frozen=self.frozen)
 
-    def batches(self, first_step: int, skips: Skips | None = None) -> batches.Placed:
+    def batches(self, first_step: int, skips: Skips | None = None) -> transfer.Placed:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
         batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
             batch_size=data.batch_size,
             seed=self.config.seed,
             first_step=first_step,
-            share=batches.Share.of_this_process(),
+            share=Share.of_this_process(),
             skips=skips,
         )
-        return batches.to_devices(batches, sharding.by_example(self.layout.mesh))
+        return transfer.to_devices(batches, sharding.by_example(self.layout.mesh))
 
     def every(self, name: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of a field's period."""
@@ -145,8 +146,8 @@ class Run:
 def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     data = config.data
-    train_source = config_lib.open_training(config)
-    eval_source = config_lib.open_split(config, data.eval_split)
+    train_source = splits.open_training(config)
+    eval_source = splits.open_split(config, data.eval_split)
     make_model = state_lib.model_maker(config, len(train_source.class_names))
     structure = state_lib.structure_of(make_model, data.image_size)
     transformation, schedule = optimizer.from_config(config, len(train_source))

@@ -15,8 +15,8 @@ import numpy as np
 from absl import flags
 from worker import Work
 
-from xception_jax.data import batches
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import readers, transfer
+from xception_jax.data.batches import Host, Images, Reader
 from xception_jax.data.render import decode, turbojpeg
 from xception_jax.errors import RunError
 from xception_jax.training import sharding
@@ -32,16 +32,14 @@ def build(work: Work) -> Callable[[int], None]:
 def _stream(work: Work) -> Callable[[int], None]:
     if work.variant != "whole" and turbojpeg.library() is None:
         raise RunError("libturbojpeg 3 is missing: pip install -e '.[turbojpeg]'")
-    reader = batches.Reader(
-        tfds_reader.open_split(f"folder:{work.data}", "train"),
-        batches.Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
-        batches.Host(
-            workers=1 if work.variant == "workers" else 0, decode_parts=work.variant != "whole"
-        ),
+    reader = Reader(
+        readers.open_split(f"folder:{work.data}", "train"),
+        Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
+        Host(workers=1 if work.variant == "workers" else 0, decode_parts=work.variant != "whole"),
     )
     flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
     mesh = sharding.make_mesh(1)
-    batches = batches.to_devices(
+    batches = transfer.to_devices(
         reader.training_batches(batch_size=work.batch, seed=0), sharding.by_example(mesh)
     )
 

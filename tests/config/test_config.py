@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tests import tiny_datasets
 from xception_jax import config as config_lib
 from xception_jax.config.fields import Duration
+from xception_jax.data import splits
 from xception_jax.errors import UsageError
 from xception_jax.training import preflight
 
@@ -401,10 +402,10 @@ def test_sets_are_mixed_and_their_splits_named():
     config = config_lib.default()
     config.data.mix, config.data.mix_splits = ("optical_digits",) * 2, ("test", "train[:10]")
     preflight.validate(config)
-    opened = config_lib.open_training(config)
+    opened = splits.open_training(config)
     assert opened.name == (
         "optical_digits/1.0.0:train + optical_digits/1.0.0:test + optical_digits/1.0.0:train[:10]"
     )
     assert len(opened) == 1437 + 360 + 10
     config.data.mix_splits = ()
-    assert len(config_lib.open_training(config)) == 3 * 1437
+    assert len(splits.open_training(config)) == 3 * 1437

@@ -12,8 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from xception_jax.data import batches, labels
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import labels, readers
+from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.source import Source
 from xception_jax.errors import ReadError
 
 # Parts of the names of the files to fail, by data set.
@@ -23,7 +24,7 @@ SETS = {
     "folder:photos": "photos/",
 }
 CODES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
-CROPPED = batches.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
+CROPPED = Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
 
 
 def main(root: Path) -> None:
@@ -32,8 +33,8 @@ def main(root: Path) -> None:
     for name, part in SETS.items():
         os.environ["FAIL_PATH"] = part
 
-        def opened(name=name) -> tfds_reader.Source:
-            source = tfds_reader.open_split(name, "train", str(root))
+        def opened(name=name) -> Source:
+            source = readers.open_split(name, "train", str(root))
             return dataclasses.replace(source, patience=3.0)
 
         plan.write_text("0 0")
@@ -50,7 +51,7 @@ def main(root: Path) -> None:
         batches = []
         for failures in (0, 2):
             plan.write_text("0 0")
-            reader = batches.Reader(opened(), CROPPED, batches.Host(threads=2))
+            reader = Reader(opened(), CROPPED, Host(threads=2))
             plan.write_text(f"{failures} {errno.EIO}")
             made = itertools.islice(reader.training_batches(batch_size=8, seed=0), 2)
             batches.append([batch["image"].tobytes() for batch in made])

@@ -15,17 +15,18 @@ import pytest
 from absl import flags
 from hypothesis import strategies as st
 
-from xception_jax.data import batches, memory
+from xception_jax.data import memory, transfer
+from xception_jax.data.batches import Host, Images, Reader, Share
 from xception_jax.data.order import Sampling
 from xception_jax.data.readers import joined
-from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.data.render import decode, presets
+from xception_jax.data.source import Source
 from xception_jax.training import sharding
 
-CROPPED = batches.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3), eval_crop=0.9)
+CROPPED = Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3), eval_crop=0.9)
 
 
-def numbered(count: int) -> tfds_reader.Source:
+def numbered(count: int) -> Source:
     """A source whose i-th example is a picture of noise with label i."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (count, 9, 11, 3), np.uint8)
@@ -34,12 +35,12 @@ def numbered(count: int) -> tfds_reader.Source:
         for i, picture in enumerate(pictures)
     ]
     names = tuple(map(str, range(count)))
-    return tfds_reader.Source("numbered", names, records, "image", "label")
+    return Source("numbered", names, records, "image", "label")
 
 
 def batches(source, count, *, images=CROPPED, host=None, sampling=None, **kwargs):
-    host, sampling = host or batches.Host(threads=2), sampling or Sampling()
-    reader = batches.Reader(source, images, host, sampling)
+    host, sampling = host or Host(threads=2), sampling or Sampling()
+    reader = Reader(source, images, host, sampling)
     return list(itertools.islice(reader.training_batches(**kwargs), count))
 
 
@@ -74,19 +75,19 @@ def test_every_example_once_an_epoch_in_a_new_order(count, batch, seed):
 @pytest.mark.parametrize("hosts", [1, 2, 3, 8])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_hosts_threads_and_resuming_change_nothing(hosts, threads):
-    assert_nothing_changes(CROPPED, hosts, batches.Host(threads))
+    assert_nothing_changes(CROPPED, hosts, Host(threads))
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
 def test_what_is_kept_in_memory_is_what_is_made_anew(hosts):
-    kept = batches.Host(threads=3, memory=50 * 8 * 8 * 3)
-    assert_nothing_changes(batches.Images(size=8, eval_crop=0.9), hosts, kept)
+    kept = Host(threads=3, memory=50 * 8 * 8 * 3)
+    assert_nothing_changes(Images(size=8, eval_crop=0.9), hosts, kept)
     assert_nothing_changes(CROPPED, hosts, kept)
 
 
 def test_two_worker_processes_change_nothing():
     flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
-    assert_nothing_changes(CROPPED, 1, batches.Host(threads=2, workers=2))
+    assert_nothing_changes(CROPPED, 1, Host(threads=2, workers=2))
 
 
 class Signed:
@@ -108,7 +109,7 @@ def test_who_reads(tmp_path, workers):
     flags.FLAGS.mark_as_parsed()
     source = numbered(20)
     source = dataclasses.replace(source, records=Signed(tmp_path, source.records))
-    batches(source, 4, batch_size=5, seed=0, host=batches.Host(threads=1, workers=workers))
+    batches(source, 4, batch_size=5, seed=0, host=Host(threads=1, workers=workers))
     readers = {int(path.name) for path in tmp_path.iterdir()}
     assert len(readers) == max(1, workers)
     assert (os.getpid() in readers) == (workers == 0)
@@ -143,7 +144,7 @@ def test_a_stream_that_is_left_reads_no_further():
     source = numbered(50)
     records = Broken(source.records, seconds=0.01)
     source = dataclasses.replace(source, records=records)
-    reader = batches.Reader(source, CROPPED, batches.Host(threads=2))
+    reader = Reader(source, CROPPED, Host(threads=2))
     made = reader.training_batches(batch_size=160, seed=0)
     next(made)
     made.close()
@@ -159,9 +160,9 @@ def test_every_thread_has_a_slice_to_fill(threads, each, monkeypatch):
     """Also while the last of a batch are filled; and no batches are held that none asks for."""
     asked = []
     monkeypatch.setattr(
-        batches.Reader, "_batches", lambda *args, ahead, **kwargs: asked.append(ahead) or iter(())
+        Reader, "_batches", lambda *args, ahead, **kwargs: asked.append(ahead) or iter(())
     )
-    reader = batches.Reader(numbered(3), CROPPED, batches.Host(threads))
+    reader = Reader(numbered(3), CROPPED, Host(threads))
     list(reader.training_batches(batch_size=each, seed=0))
     [ahead] = asked
     slices = -(-each // 8)
@@ -170,10 +171,10 @@ def test_every_thread_has_a_slice_to_fill(threads, each, monkeypatch):
 
 def test_a_cpu_device_takes_batches_as_they_are():
     """Without a copy, which costs as much as a fortieth of what is done for an image."""
-    reader = batches.Reader(numbered(50), CROPPED)
+    reader = Reader(numbered(50), CROPPED)
     made = list(itertools.islice(reader.training_batches(batch_size=24, seed=0), 16))
     one = sharding.by_example(jax.sharding.Mesh(jax.devices()[:1], "data"))
-    for batch, placed in zip(made, batches.to_devices(made, one), strict=True):
+    for batch, placed in zip(made, transfer.to_devices(made, one), strict=True):
         assert placed["image"].unsafe_buffer_pointer() == batch["image"].ctypes.data
 
 
@@ -181,10 +182,10 @@ def test_a_cpu_device_takes_batches_as_they_are():
 @pytest.mark.parametrize("threads", [1, 3, 40])
 def test_threads_fill_slices_of_a_batch(rows, threads):
     """However the slices fall, rows are those of a batch of another size."""
-    [whole] = batches(numbered(50), 1, batch_size=2 * rows, seed=5, host=batches.Host(1))
+    [whole] = batches(numbered(50), 1, batch_size=2 * rows, seed=5, host=Host(1))
     [made] = batches(
-        numbered(50), 1, batch_size=2 * rows, seed=5, host=batches.Host(threads),
-        share=batches.Share(1, 2),
+        numbered(50), 1, batch_size=2 * rows, seed=5, host=Host(threads),
+        share=Share(1, 2),
     )  # fmt: skip
     assert_same([{name: column[rows:] for name, column in whole.items()}], [made])
 
@@ -195,7 +196,7 @@ def test_threads_fill_slices_of_a_batch(rows, threads):
 )
 def test_hosts_threads_and_resuming_change_nothing_however_it_is_sampled(sampling):
     source = joined.join([numbered(50)] * 3)
-    assert_nothing_changes(CROPPED, 3, batches.Host(threads=2), source, sampling)
+    assert_nothing_changes(CROPPED, 3, Host(threads=2), source, sampling)
 
 
 def test_balanced_mixed_and_repeated_batches():
@@ -215,8 +216,8 @@ def test_balanced_mixed_and_repeated_batches():
 )
 def test_evaluation_resizes_as_it_is_told(preset, crop):
     source = numbered(3)
-    images = batches.Images(7, eval_preset=preset, eval_crop=crop)
-    [batch] = batches.Reader(source, images).evaluation_batches(batch_size=3)
+    images = Images(7, eval_preset=preset, eval_crop=crop)
+    [batch] = Reader(source, images).evaluation_batches(batch_size=3)
     pictures = [decode.decode(source[i].encoded) for i in range(3)]
     made = [presets.PRESETS[preset](picture, 7, crop) for picture in pictures]
     np.testing.assert_array_equal(batch["image"], made)
@@ -225,9 +226,9 @@ def test_evaluation_resizes_as_it_is_told(preset, crop):
 def test_labels_count_towards_what_is_kept():
     source = dataclasses.replace(numbered(50), multilabel=True)  # 50 labels: 50 bytes an image
     image, rest = 8 * 8 * 3, 50 + 4
-    reader = partial(batches.Reader, source, batches.Images(8))
-    assert reader(batches.Host(memory=50 * (image + rest)))._fits
-    assert not reader(batches.Host(memory=50 * (image + rest) - 1))._fits
+    reader = partial(Reader, source, Images(8))
+    assert reader(Host(memory=50 * (image + rest)))._fits
+    assert not reader(Host(memory=50 * (image + rest) - 1))._fits
 
 
 @pytest.mark.slow
@@ -236,14 +237,14 @@ def test_labels_count_towards_what_is_kept():
 )
 def test_worker_processes_change_nothing(hosts):
     flags.FLAGS.mark_as_parsed()
-    assert_nothing_changes(CROPPED, hosts, batches.Host(threads=1, workers=3))
+    assert_nothing_changes(CROPPED, hosts, Host(threads=1, workers=3))
 
 
 def assert_nothing_changes(
-    images: batches.Images,
+    images: Images,
     hosts: int,
-    host: batches.Host,
-    source: tfds_reader.Source | None = None,
+    host: Host,
+    source: Source | None = None,
     sampling: Sampling | None = None,
 ) -> None:
     """The same batches as on one host without anything, also from a step in between."""
@@ -253,7 +254,7 @@ def assert_nothing_changes(
         shares = [
             batches(
                 source, 7 - first, images=images, host=host, batch_size=batch, seed=5,
-                first_step=first, share=batches.Share(index, hosts), sampling=sampling,
+                first_step=first, share=Share(index, hosts), sampling=sampling,
             )
             for index in range(hosts)
         ]  # fmt: skip
@@ -281,15 +282,15 @@ def test_what_is_kept_is_made_once(monkeypatch):
         decode, "decode", lambda *args, **how: made.append(args[1]) or decoded(*args, **how)
     )
     # One thread: of several, two may make the same image at once.
-    host = batches.Host(threads=1, memory=10_000)
-    reader = batches.Reader(numbered(6), batches.Images(8), host)
+    host = Host(threads=1, memory=10_000)
+    reader = Reader(numbered(6), Images(8), host)
     list(itertools.islice(reader.training_batches(batch_size=4, seed=0), 9))
     assert sorted(made) == [f"example {i} of numbered" for i in range(6)]
     made.clear()
     for _ in range(2):
         evaluated = list(reader.evaluation_batches(batch_size=4))
     assert len(made) == 6
-    assert_same(evaluated, list(batches.Reader(numbered(6), batches.Images(8)).evaluation_batches(
+    assert_same(evaluated, list(Reader(numbered(6), Images(8)).evaluation_batches(
         batch_size=4)))  # fmt: skip
 
 
@@ -352,8 +353,8 @@ def test_evaluation_covers_the_split_exactly_once(count, hosts, each):
     source = numbered(count)
     shares = [
         list(
-            batches.Reader(source, CROPPED).evaluation_batches(
-                batch_size=hosts * each, share=batches.Share(host, hosts)
+            Reader(source, CROPPED).evaluation_batches(
+                batch_size=hosts * each, share=Share(host, hosts)
             )
         )
         for host in range(hosts)
@@ -368,7 +369,7 @@ def test_evaluation_covers_the_split_exactly_once(count, hosts, each):
 def test_to_devices_cuts_batches_over_the_mesh_and_drops_none():
     mesh = sharding.make_mesh(8)
     given = [{"label": np.arange(16) + 100 * i} for i in range(5)]
-    placed = list(batches.to_devices(iter(given), sharding.by_example(mesh), ahead=2))
+    placed = list(transfer.to_devices(iter(given), sharding.by_example(mesh), ahead=2))
     assert_same(placed, given)
     assert placed[0]["label"].sharding.shard_shape((16,)) == (2,)
 
@@ -376,14 +377,14 @@ def test_to_devices_cuts_batches_over_the_mesh_and_drops_none():
 def test_to_devices_reads_no_further_than_asked():
     taken = []
     source = ({"label": taken.append(i) or np.zeros(8)} for i in range(100))
-    placed = batches.to_devices(source, sharding.by_example(sharding.make_mesh(1)), ahead=2)
+    placed = transfer.to_devices(source, sharding.by_example(sharding.make_mesh(1)), ahead=2)
     next(placed)
     assert len(taken) == 2
 
 
 def test_worker_processes_share_the_cores():
-    alone = batches.Host().at_once
+    alone = Host().at_once
     assert alone >= 1
-    assert batches.Host(workers=alone).at_once == 1
-    assert batches.Host(workers=1000).at_once == 1
-    assert batches.Host(threads=3, workers=2).at_once == 3
+    assert Host(workers=alone).at_once == 1
+    assert Host(workers=1000).at_once == 1
+    assert Host(threads=3, workers=2).at_once == 3

@@ -7,17 +7,18 @@ import pytest
 
 from tests import tiny_datasets
 from tests.data.test_batches import numbered
+from xception_jax.data import readers
 from xception_jax.data.labels import labels_of
 from xception_jax.data.readers import joined
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch) -> tfds_reader.Source:
+def photos(tmp_path, monkeypatch) -> Source:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tiny_datasets.prepare(tmp_path / "data", "tiny_photos", examples={"train": 9})
-    return tfds_reader.open_split("tiny_photos", "train", str(tmp_path / "data"))
+    return readers.open_split("tiny_photos", "train", str(tmp_path / "data"))
 
 
 class Unread:
@@ -32,7 +33,7 @@ def test_labels_are_read_once_and_kept(photos, tmp_path):
     assert labels_of(photos).tolist() == expected
     kept = dataclasses.replace(photos, records=Unread())
     assert labels_of(kept).tolist() == expected
-    part = tfds_reader.open_split("tiny_photos", "train[:4]", str(tmp_path / "data"))
+    part = readers.open_split("tiny_photos", "train[:4]", str(tmp_path / "data"))
     assert labels_of(part).tolist() == expected[:4], "another split has labels of its own"
     files = list((tmp_path / "cache/xception_jax/labels").iterdir())
     assert len(files) == 2

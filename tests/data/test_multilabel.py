@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from tests import tiny_datasets
-from xception_jax.data import batches
+from xception_jax.data import readers
+from xception_jax.data.batches import Images, Reader
 from xception_jax.data.order import Sampling
 from xception_jax.data.readers import joined
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 
 COUNT = 21
@@ -35,7 +36,7 @@ def truth(source):
 )
 def test_labels_are_what_the_pictures_show(data_dir, dataset, label):
     """Of objects: seen twice counts once, and a person who found it absent overrules a machine."""
-    source = tfds_reader.open_split(dataset, "train", data_dir, label=label)
+    source = readers.open_split(dataset, "train", data_dir, label=label)
     assert source.multilabel
     assert len(source.class_names) == tiny_datasets.KINDS
     found = np.stack([source[i].label for i in range(COUNT)])
@@ -45,8 +46,8 @@ def test_labels_are_what_the_pictures_show(data_dir, dataset, label):
 
 
 def test_evaluation_takes_each_once_and_fills_up_with_nothing(data_dir):
-    source = tfds_reader.open_split("tiny_scenes", "train", data_dir, label="objects/label")
-    batches = list(batches.Reader(source, batches.Images(8)).evaluation_batches(batch_size=8))
+    source = readers.open_split("tiny_scenes", "train", data_dir, label="objects/label")
+    batches = list(Reader(source, Images(8)).evaluation_batches(batch_size=8))
     whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     assert {name: (array.dtype, array.shape) for name, array in whole.items()} == {
         "image": (np.uint8, (24, 8, 8, 3)),
@@ -59,12 +60,12 @@ def test_evaluation_takes_each_once_and_fills_up_with_nothing(data_dir):
 
 
 def test_several_sets_are_mixed_label_by_label(data_dir):
-    parts = [tfds_reader.open_split("tiny_scenes", "train", data_dir, label="objects/label"),
-             tfds_reader.open_split("tiny_tags", "train", data_dir)]  # fmt: skip
+    parts = [readers.open_split("tiny_scenes", "train", data_dir, label="objects/label"),
+             readers.open_split("tiny_tags", "train", data_dir)]  # fmt: skip
     both = joined.join(parts)
     labels = np.stack([both[i].label for i in range(len(both))])
     np.testing.assert_array_equal(labels, np.concatenate([truth(part) for part in parts]))
-    reader = batches.Reader(both, batches.Images(8), sampling=Sampling(weights=(2.0, 1.0)))
+    reader = Reader(both, Images(8), sampling=Sampling(weights=(2.0, 1.0)))
     batch = next(reader.training_batches(batch_size=6 * COUNT, seed=0))
     assert batch["labels"].sum() == pytest.approx(
         4 * labels[:COUNT].sum() + 2 * labels[COUNT:].sum()
@@ -72,10 +73,8 @@ def test_several_sets_are_mixed_label_by_label(data_dir):
 
 
 def test_a_training_batch_brings_the_labels_of_its_images(data_dir):
-    source = tfds_reader.open_split("tiny_scenes", "train", data_dir, label="tags")
-    batch = next(
-        batches.Reader(source, batches.Images(16)).training_batches(batch_size=COUNT, seed=3)
-    )
+    source = readers.open_split("tiny_scenes", "train", data_dir, label="tags")
+    batch = next(Reader(source, Images(16)).training_batches(batch_size=COUNT, seed=3))
     red, green, blue = 0, 1, 2
     for image, labels in zip(batch["image"], batch["labels"], strict=True):
         halves = [image[:, :8], image[:, 8:]]
@@ -85,7 +84,7 @@ def test_a_training_batch_brings_the_labels_of_its_images(data_dir):
 
 def test_a_nested_label_that_is_no_sequence_is_one_label():
     records = [{"image": b"", "class": {"fine": 2}}]
-    source = tfds_reader.Source("nested", ("a", "b", "c"), records, "image", "class/fine")
+    source = Source("nested", ("a", "b", "c"), records, "image", "class/fine")
     assert source[0].label == 2
     assert source.no_label == 0
 
@@ -106,12 +105,12 @@ def test_a_nested_label_that_is_no_sequence_is_one_label():
 def test_labels_that_are_not_clear(data_dir, dataset, label, message):
     folder = None if dataset == "optical_digits" else data_dir
     with pytest.raises(UsageError) as caught:
-        tfds_reader.open_split(dataset, "train", folder, label=label)
+        readers.open_split(dataset, "train", folder, label=label)
     assert str(caught.value) == message
 
 
 def test_one_label_out_of_range_among_several_is_found():
     records = [{"image": b"", "tags": [0, 7, 1]}]
-    source = tfds_reader.Source("bad", ("a", "b", "c"), records, "image", "tags", multilabel=True)
+    source = Source("bad", ("a", "b", "c"), records, "image", "tags", multilabel=True)
     with pytest.raises(RunError, match=r"example 0 of bad has label 7, outside 0\.\.\.2"):
         source[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xception_jax.data import order
 from xception_jax.data.readers import joined
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import Source
 
 seeds = st.integers(0, 2**32 - 1)
 few = hypothesis.settings(max_examples=20, deadline=None)
@@ -116,10 +116,10 @@ def test_repeated_has_a_record_three_times_in_a_batch():
 
 def test_sampling_chooses_the_order_that_its_fields_ask_for():
     records = [{"image": b"", "label": i % 2} for i in range(12)]
-    source = tfds_reader.Source("set", ("a", "b"), records, "image", "label")
+    source = Source("set", ("a", "b"), records, "image", "label")
     both = joined.join([source, dataclasses.replace(source, records=records[:6])])
 
-    def drawn(sampled: tfds_reader.Source, **fields: object) -> list[int]:
+    def drawn(sampled: Source, **fields: object) -> list[int]:
         return take(order.Sampling(**fields).order(sampled, 3, batch_size=6), 24)
 
     plain = take(order.Shuffled(12, 3), 24)

@@ -17,9 +17,10 @@ from absl import flags as absl_flags
 
 from tests import tiny_datasets
 from tests.processes import ROOT, digests, finish, result
-from xception_jax.data import batches
+from xception_jax.data import readers
+from xception_jax.data.batches import Host, Images, Reader
 from xception_jax.data.readers import folder
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, ReadError
 
 
@@ -80,7 +81,7 @@ def test_hiccups_of_every_kind_of_data_change_nothing_and_a_lasting_one_names_th
 
 def test_a_full_table_of_open_files_is_no_fault_of_a_file(data, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    kinds = {name: tfds_reader.open_split(name, "train", str(data)) for name in
+    kinds = {name: readers.open_split(name, "train", str(data)) for name in
              ("tiny_photos", "tiny_records", "folder:photos")}  # fmt: skip
     expected = {name: source[3].label for name, source in kinds.items()}
     for name, source in kinds.items():
@@ -101,9 +102,7 @@ def test_a_file_that_is_gone_or_denied_or_a_folder_is_skipped(tmp_path):
     files = folder.Files(str(tmp_path), ["gone.jpg", "folder.jpg", "loop.jpg"], np.zeros(3, int))
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
-    source = tfds_reader.Source(
-        "three", ("a", "b"), files, "image", "label", describe=files.describe
-    )
+    source = Source("three", ("a", "b"), files, "image", "label", describe=files.describe)
     for index, reason in enumerate(("No such file", "Is a directory", "Too many levels")):
         with pytest.raises(ExampleError, match=f"cannot be read: {reason}"):
             source[index]
@@ -111,8 +110,8 @@ def test_a_file_that_is_gone_or_denied_or_a_folder_is_skipped(tmp_path):
 
 def test_a_lack_of_memory_is_no_fault_of_a_file(data):
     """The decoder cannot have its memory, at first."""
-    source = tfds_reader.open_split("folder:photos", "train", str(data))
-    reader = batches.Reader(source, batches.Images(size=8))
+    source = readers.open_split("folder:photos", "train", str(data))
+    reader = Reader(source, Images(size=8))
     failures = iter([MemoryError(), MemoryError()])
     paint = reader._squared
 
@@ -132,12 +131,12 @@ def test_a_lack_of_memory_is_no_fault_of_a_file(data):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_error_of_reading_in_a_worker_process_ends_the_run_and_replaces_nothing(data, workers):
     source = dataclasses.replace(
-        tfds_reader.open_split("folder:photos", "train", str(data)),
+        readers.open_split("folder:photos", "train", str(data)),
         records=Denied(16), patience=0.01, describe="memory of example {}".format,
     )  # fmt: skip
-    images = batches.Images(size=8, crop_area=(0.5, 1.0))
+    images = Images(size=8, crop_area=(0.5, 1.0))
     absl_flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
-    reader = batches.Reader(source, images, batches.Host(workers=workers))
+    reader = Reader(source, images, Host(workers=workers))
     with pytest.raises(ReadError, match="memory of example") as caught:
         list(itertools.islice(reader.training_batches(batch_size=4, seed=0), 1))
     assert "Input/output error" in str(caught.value)

@@ -104,7 +104,8 @@ def test_a_folder_of_another_user_is_refused(base):
         cache.make_private(base / "it" / "mine")
 
 
-MAKE = "import sys; from pathlib import Path; from xception_jax.runtime.cache import make_private as make"
+MAKE = "import sys; from pathlib import Path"
+MAKE += "; from xception_jax.runtime.cache import make_private as make"
 MAKE += "; make(Path(sys.argv[1]))"
 
 

@@ -14,10 +14,11 @@ from scipy.special import softmax
 from sklearn.datasets import load_sample_images
 
 from tests.weights import builders
+from xception_jax import serving
 from xception_jax.augment import pipeline
 from xception_jax.data.batches import Images
 from xception_jax.data.render import decode, presets
-from xception_jax.serving import classify, program
+from xception_jax.serving import classify
 from xception_jax.training import state
 
 QUICK = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
@@ -94,13 +95,13 @@ def folders(model, tmp_path_factory) -> dict[str, Path]:
     """An export for each preset. The caller resizes, so the program is the same."""
     structure, params, batch_stats = state.split(nnx.clone(model))
     weights = {"params": params, "batch_stats": batch_stats}
-    program = program.export(structure, weights, Images(SIZE), resizes=False, platforms=("cpu",))
+    program = serving.export(structure, weights, Images(SIZE), resizes=False, platforms=("cpu",))
     folder = tmp_path_factory.mktemp("exports")
     for preset in PRESETS:
-        about = program.describe(
+        about = serving.describe(
             program, images_of(preset), activation="softmax", class_names=NAMES, source={}
         )
-        program.write(folder / preset, program, about)
+        serving.write(folder / preset, program, about)
     return {preset: folder / preset for preset in PRESETS}
 
 
@@ -139,7 +140,7 @@ def test_it_alone_gives_what_evaluation_and_the_model_give(model, folders, files
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_file_becomes_what_evaluation_makes_of_it(preset, folders, files):
-    about = program.load(folders[preset])[1]
+    about = serving.load(folders[preset])[1]
     for file in files:
         off = np.abs(classify.load(str(file), about).astype(int) - evaluated(file, preset))
         assert off.max() <= PRESETS[preset][1], file
@@ -159,7 +160,7 @@ def test_the_readme_names_the_resize(preset, folders):
     turns = "turns an image by" if preset == "area" else "ignores"
     assert f"the caller {turns} its EXIF orientation; then the caller takes {SAID[preset]}" in text
     assert "images of one size only, 96 x 96 pixels" in text
-    assert "python serving/classify.py IMAGE..." in text
+    assert "python classify.py IMAGE..." in text
     assert [other for other in SAID if SAID[other] in text] == [preset]
 
 
@@ -168,7 +169,7 @@ def test_files_that_are_no_images_are_named_and_the_others_are_classified(folder
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(tmp_path / "deep.png")
     names = "notes.txt", "deep.png", "gone.jpg", files[2]
     process = subprocess.run(
-        [sys.executable, folders["timm"] / "serving/classify.py", *names],
+        [sys.executable, folders["timm"] / "classify.py", *names],
         cwd=tmp_path,
         env=QUICK,
         capture_output=True,

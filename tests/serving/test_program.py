@@ -18,6 +18,7 @@ from scipy.special import expit, softmax
 
 from tests.processes import finish, result
 from tests.weights import builders
+from xception_jax import serving
 from xception_jax.augment import pipeline
 from xception_jax.data.batches import Images
 from xception_jax.data.render import presets
@@ -30,7 +31,7 @@ from xception_jax.utils import seal
 from xception_jax.weights import converted, sources
 
 BATCHES = (1, 3, 8)
-FILES = ["model.json", "model.bin", "README.md", "serving/classify.py"]
+FILES = ["model.json", "model.bin", "README.md", "classify.py"]
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,7 @@ def test_classify_gives_a_runs_own_probability(exported, undisturbed, digits, tm
     large = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
     Image.fromarray(large).save(tmp_path / "large.png")
     process = subprocess.run(
-        [sys.executable, "-I", exported / "serving/classify.py", "digit.png", "large.png"],
+        [sys.executable, "-I", exported / "classify.py", "digit.png", "large.png"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -252,7 +253,7 @@ def test_classify_gives_a_runs_own_probability(exported, undisturbed, digits, tm
 
 
 def test_what_it_says_of_itself(exported, undisturbed):
-    program, about = program.load(exported)
+    program, about = serving.load(exported)
     assert about["input"] == {
         "shape": ["batch", "height", "width", 3], "dtype": "uint8", "channels": "RGB",
     }  # fmt: skip
@@ -268,7 +269,7 @@ def test_what_it_says_of_itself(exported, undisturbed):
     assert "feature_group_count = 1" in text
     assert about["resize"] == {"by": "program", "preset": "area", "size": 8, "crop": 1.0}
     assert {path.name for path in exported.iterdir()} == set(FILES)
-    assert (exported / "serving/classify.py").read_text() == Path(classify.__file__).read_text()
+    assert (exported / "classify.py").read_text() == Path(classify.__file__).read_text()
 
 
 def test_raw_weights_of_the_models_size_for_one_platform(undisturbed, tmp_path):
@@ -277,7 +278,7 @@ def test_raw_weights_of_the_models_size_for_one_platform(undisturbed, tmp_path):
     about = result(finish("export", *flags, *chosen))
     assert about["input"]["shape"] == ["batch", 8, 8, 3]
     assert about["platforms"] == ["cpu"]
-    program, _ = program.load(tmp_path / "raw")
+    program, _ = serving.load(tmp_path / "raw")
     images = pixels(3, 8, 8)
     expected = own(undisturbed, images, "raw")
     np.testing.assert_allclose(jax.jit(program.call)(images), expected, rtol=0, atol=1e-6)
@@ -292,7 +293,7 @@ def test_probabilities_that_are_sure(activation, undisturbed):
         "head": {"classifier": {"kernel": head["kernel"] * 5e4, "bias": head["bias"]}}
     }
     weights = weights | {"params": params}
-    program = program.export(
+    program = serving.export(
         structure, weights, Images(8), activation=activation, platforms=("cpu",)
     )
     images = pixels(3, 8, 8)
@@ -327,7 +328,7 @@ def test_a_flipped_bit_is_found_and_named(copy):
     program[len(program) // 2] ^= 1
     (copy / "model.bin").write_bytes(program)
     with pytest.raises(RunError, match=r"copy/model\.bin is damaged"):
-        program.load(copy)
+        serving.load(copy)
     (copy / "model.json").write_text("{")
     process = finish("export", f"--check={copy}")
     assert process.returncode == 1
@@ -342,10 +343,10 @@ def test_a_program_of_another_age_is_refused(copy, field, value, complaint):
     about = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(seal.sealed({**about, field: value})))
     with pytest.raises(UsageError, match=complaint):
-        program.load(copy)
+        serving.load(copy)
 
 
-def damaged(folder: Path, check=program.check) -> str | None:
+def damaged(folder: Path, check=serving.check) -> str | None:
     """What is said of an export in one line, None where nothing is; anything else is raised."""
     try:
         check(folder)
@@ -358,7 +359,7 @@ def damaged(folder: Path, check=program.check) -> str | None:
 def test_no_flip_of_a_description_goes_unnoticed(copy):
     """Every byte, a bit of each in turn; and the class names reversed, as a hand would do it."""
     path = copy / "model.json"
-    whole, about = path.read_bytes(), program.load(copy)[1]
+    whole, about = path.read_bytes(), serving.load(copy)[1]
     for place in range(len(whole)):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
@@ -381,7 +382,7 @@ def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, t
     program = jax.export.export(jax.jit(lambda pixels: pixels[:, 0, 0, :2] / 255.0))(
         jax.ShapeDtypeStruct(shape, np.uint8)
     )
-    program.write(other, program, program.describe(
+    serving.write(other, program, serving.describe(
         program, Images(8), activation="sigmoid", class_names=("a", "b"), source={}
     ))  # fmt: skip
     assert damaged(other) is None
@@ -392,7 +393,7 @@ def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, t
         assert said.startswith(f"{path} is damaged: ")
     path.write_bytes((other / name).read_bytes())
     said = damaged(copy)
-    if name == "serving/classify.py":  # every export has the same
+    if name == "classify.py":  # every export has the same
         assert said is None
     else:
         assert said is not None, "a file of another export"
@@ -421,7 +422,7 @@ def of_format(number: int, folder: Path) -> dict:
         about = seal.sealed(
             {**about, **{name: now[name] for name in ("exif_orientation", "readme")}}
         )
-    (folder / "serving/classify.py").unlink()
+    (folder / "classify.py").unlink()
     (folder / "model.json").write_text(json.dumps(about))
     return about
 
@@ -435,8 +436,8 @@ def first_format(copy) -> dict:
 @pytest.mark.parametrize(("number", "files"), [(1, FILES[:2]), (2, FILES[:3])])
 def test_exports_of_older_formats_are_read(number, files, copy):
     about = of_format(number, copy)
-    assert program.load(copy)[1] == about
-    found = program.check(copy)
+    assert serving.load(copy)[1] == about
+    found = serving.check(copy)
     assert (found["files"], found["platform"]) == (files, "cpu")
     assert found["largest_difference"] < 1e-6
     (copy / "README.md").write_text("another")
@@ -456,7 +457,7 @@ def test_what_the_first_format_cannot_say_is_noticed(copy, first_format, section
     part = first_format[section] if section else first_format
     part[field] = value
     (copy / "model.json").write_text(json.dumps(first_format))
-    said = damaged(copy, program.load)
+    said = damaged(copy, serving.load)
     assert said is not None
     assert "model.json is damaged: " in said or "model.bin is damaged: " in said
 
@@ -472,12 +473,12 @@ def test_a_folder_that_holds_something_is_left_alone(undisturbed, tmp_path):
 
 
 def test_nothing_is_left_of_a_folder_that_cannot_be_made(exported, tmp_path):
-    program, about = program.load(exported)
+    program, about = serving.load(exported)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):
-        program.write(tmp_path / "file" / "model", program, about)
+        serving.write(tmp_path / "file" / "model", program, about)
     (tmp_path / "empty").mkdir()
-    program.write(tmp_path / "empty", program, about)
+    serving.write(tmp_path / "empty", program, about)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "empty"}
 
 
@@ -510,4 +511,4 @@ def test_an_unknown_platform_is_refused(undisturbed, tmp_path):
 
 def test_what_only_the_host_can_do_is_refused():
     with pytest.raises(UsageError, match="--resize=outside"):
-        program.export(None, {}, Images(8, eval_preset="timm"))
+        serving.export(None, {}, Images(8, eval_preset="timm"))

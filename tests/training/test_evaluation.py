@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from xception_jax.data import batches
+from xception_jax.data.batches import Host, Images, Reader
 from xception_jax.data.order import Sampling
 from xception_jax.training import sharding
 from xception_jax.training.evaluation import Evaluator, reader_of
@@ -19,8 +19,8 @@ def test_the_reader_is_what_the_config_says(digits, small_config):
     small_config.data.mix_weights = (1.0, 2.0)
     reader = reader_of(small_config, digits["test"], workers=2)
     assert reader.sampling == Sampling(balanced=True, weights=(1.0, 2.0), repeats=2)
-    assert reader.images == batches.Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7, exif=False)
-    assert reader.host == batches.Host(threads=3, workers=2, memory=5 * 2**20, decode_parts=False)
+    assert reader.images == Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7, exif=False)
+    assert reader.host == Host(threads=3, workers=2, memory=5 * 2**20, decode_parts=False)
 
 
 @pytest.mark.parametrize("batch_size", [8, 256])
@@ -32,7 +32,7 @@ def test_sums_do_not_lose_what_a_float32_would(digits, batch_size):
         loss = np.float32(1e6 + 0.0625) * mask.sum()
         return {"loss": np.float32(loss), "top1": mask.sum(), "examples": mask.sum()}
 
-    reader = batches.Reader(digits["test"], batches.Images(8))
+    reader = Reader(digits["test"], Images(8))
     mesh = sharding.make_mesh(1)
     evaluator = Evaluator(reader, sharding.Layout.whole(mesh), evaluate_batch, batch_size)
     sums = [min(batch_size, 360 - start) for start in range(0, 360, batch_size)]
@@ -48,7 +48,7 @@ def test_weights_that_are_cut_are_gathered_once(digits):
         seen.append(weights["kernel"])
         return {"loss": 0.0, "top1": 0.0, "examples": np.asarray(batch["mask"]).sum()}
 
-    reader = batches.Reader(digits["test"], batches.Images(8))
+    reader = Reader(digits["test"], Images(8))
     evaluator = Evaluator(reader, sharding.Layout.whole(mesh), evaluate_batch, 64)
     kernel = jax.device_put(np.arange(16.0), sharding.by_example(mesh))
     evaluator({"kernel": kernel})

@@ -7,11 +7,10 @@ import jax
 import pytest
 
 from xception_jax import config as config_lib
-from xception_jax import train
+from xception_jax import serving, train
 from xception_jax.data.batches import Images
 from xception_jax.planning import data as data_lib
 from xception_jax.planning import steps
-from xception_jax.serving import program
 from xception_jax.training import sharding, state
 
 # As StableHLO calls what JAX calls so.
@@ -60,7 +59,7 @@ def test_an_exported_program_multiplies_as_its_run(asked):
     structure = state.structure_of(make_model, 8)
     weights = state.create_weights(make_model, jax.random.key(0))
     images = Images(8, eval_preset="inception")
-    exported = program.export(structure, weights, images, resizes=False, platforms=("tpu",))
+    exported = serving.export(structure, weights, images, resizes=False, platforms=("tpu",))
     assert precisions(exported.mlir_module()) == {"HIGH"}
 
 

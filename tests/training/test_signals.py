@@ -1,4 +1,4 @@
-"""Signals to a training in this process; tests/runtime/test_interrupts.py has those to real commands."""
+"""Signals to a training in this process; tests/runtime/test_interrupts.py: to commands."""
 
 import os
 import signal

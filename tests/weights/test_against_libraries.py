@@ -111,7 +111,7 @@ def test_timm_and_back(name, classes, tmp_path):
     timm = import_timm()
     from safetensors.torch import save_file
 
-    theirs = timm_names.create_model(name, num_classes=classes).eval()
+    theirs = timm.create_model(name, num_classes=classes).eval()
     state = theirs.state_dict()
     floats = [key for key, value in state.items() if value.is_floating_point()]
     drawn = randomized([state[key] for key in floats], 0)
@@ -123,9 +123,7 @@ def test_timm_and_back(name, classes, tmp_path):
         ours = tmp_path / f"ours-{kind}.safetensors"
         convert("timm", "xception_jax", tmp_path / kind, ours, f"--model={name}")
         assert convert("xception_jax", "timm", ours, tmp_path / back)["notes"] == []
-        again = timm_names.create_model(
-            name, num_classes=classes, checkpoint_path=str(tmp_path / back)
-        )
+        again = timm.create_model(name, num_classes=classes, checkpoint_path=str(tmp_path / back))
         assert_same(drawn, [again.state_dict()[key].numpy() for key in floats])
 
 
@@ -133,7 +131,7 @@ def test_the_auxiliary_tower_is_left_out_and_named(tmp_path):
     timm = import_timm()
     from safetensors.torch import save_file
 
-    theirs = timm_names.create_model("inception_v3", aux_logits=True)
+    theirs = timm.create_model("inception_v3", aux_logits=True)
     save_file(theirs.state_dict(), tmp_path / "a.safetensors")
     said = convert("timm", "xception_jax", tmp_path / "a.safetensors", tmp_path / "b.safetensors",
                    "--model=inception_v3")  # fmt: skip

@@ -8,7 +8,7 @@ r"""Writes a model as a program that JAX alone runs: StableHLO, weights included
         --output=exported/xception65                             # timm's own file
     python -m xception_jax.export --check=exported/digits        # is it whole, does it run here
 
-Images go in, as uint8 [batch, height, width, 3]; probabilities come out. serving/classify.py beside the
+Images go in, as uint8 [batch, height, width, 3]; probabilities come out. classify.py beside the
 program runs it on image files; docs/export.md has more.
 """
 
@@ -88,7 +88,7 @@ def main() -> None:
     rows.append(("classes", f"{len(about['classes']):,}"))
     out = console.make_console()
     out.print(console.table(str(output), ("", ""), rows))
-    out.print(f"classify images with it: python {quoted(output / 'serving/classify.py')} IMAGE...")
+    out.print(f"classify images with it: python {quoted(output / 'classify.py')} IMAGE...")
 
 
 def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[str, Any]:
@@ -109,10 +109,10 @@ def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[st
 
 def _tell_check(folder: pathlib.Path) -> None:
     """Checks an export and says what was checked; raises as `serving.check`."""
-    from xception_jax.serving import program
+    from xception_jax import serving
     from xception_jax.utils import console
 
-    found = program.check(folder)
+    found = serving.check(folder)
     if _JSON.value:
         print(json.dumps(found))
         return

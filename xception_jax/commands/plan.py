@@ -137,7 +137,7 @@ def sweep(
 
 def _write_csv(rows: list[dict[str, object]]) -> None:
     from xception_jax.planning import report
-    from xception_jax.training.workdir import write_atomically
+    from xception_jax.utils.files import write_atomically
 
     if _CSV.value:
         found = {name: util.find_spec(name) for name in ("jax", "libtpu")}

@@ -6,12 +6,11 @@ that range. So the step *is* the position: there is no iterator state to save,
 resuming costs the same at any step, and another number of processes or threads changes nothing.
 """
 
-import collections
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -23,15 +22,14 @@ import numpy as np
 from xception_jax.data import workers as worker_processes
 from xception_jax.data.memory import Kept, aligned
 from xception_jax.data.order import Order, Sampling
-from xception_jax.data.readers.tfds import Example, Source
 from xception_jax.data.render import decode, presets, turbojpeg
 from xception_jax.data.skips import Skips, candidates, first_usable
+from xception_jax.data.source import Example, Source
 from xception_jax.data.threads import Threads
 from xception_jax.errors import ExampleError
 from xception_jax.utils import retry
 
 Batch = dict[str, Any]  # of numpy arrays
-Placed = Generator[dict[str, jax.Array], None, None]  # batches on the devices
 Paint = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size, size, 3]`
 Fill = Callable[[Batch, int, range], None]  # writes rows from one on, of these positions
 
@@ -380,28 +378,3 @@ def _draws(seed: int, positions: range) -> Iterator[list[float]]:
         # As plain numbers: with NumPy's a box takes four times as long.
         yield rng.random(decode.DRAWS).tolist()
         bits.advance(2**64 - -(-decode.DRAWS // 4))
-
-
-def to_devices(batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2) -> Placed:
-    """Makes global arrays of the processes' shares, `ahead` of what the step consumes.
-
-    Closing it closes the batches, where they are a generator.
-    """
-
-    def placed() -> Placed:
-        for batch in batches:
-            yield {
-                name: jax.make_array_from_process_local_data(sharding, array)
-                for name, array in batch.items()
-            }
-
-    arrays = placed()
-    try:
-        queue = collections.deque(itertools.islice(arrays, ahead))
-        while queue:
-            yield queue.popleft()
-            queue.extend(itertools.islice(arrays, 1))
-    finally:
-        arrays.close()
-        if isinstance(batches, Generator):
-            batches.close()

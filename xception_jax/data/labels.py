@@ -11,7 +11,7 @@ from etils import epath
 from rich.progress import Progress
 
 from xception_jax.data.readers import folder, joined
-from xception_jax.data.readers.tfds import Source
+from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError
 from xception_jax.runtime import cache, cluster
 from xception_jax.utils.console import make_console

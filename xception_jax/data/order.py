@@ -18,7 +18,7 @@ from grain.experimental import index_shuffle
 
 from xception_jax.data.labels import labels_of
 from xception_jax.data.readers import joined
-from xception_jax.data.readers.tfds import Source
+from xception_jax.data.source import Source
 
 # Up to so many records the permutation of an epoch is made at once: 0.1 s and 4 MB at the most, and
 # then 0.3 microseconds a record, where Grain's shuffle of one index takes 6 to 33.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from xception_jax.data.readers.tfds import Source
+from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, RunError
 from xception_jax.utils.text import printable
 

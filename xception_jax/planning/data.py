@@ -2,8 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from xception_jax import config as config_lib
+from xception_jax.data import splits
 from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import FOLDER
 from xception_jax.errors import UsageError
 from xception_jax.planning.steps import Data
 
@@ -51,8 +52,8 @@ def find(
 
 def _of_split(config: ConfigDict, dataset: str, split: str) -> tfds_reader.Metadata:
     data = config.data
-    if dataset.startswith(tfds_reader.FOLDER) or dataset == tfds_reader.EMBEDDED:
-        source = config_lib.open_split(config, split, dataset=dataset)
+    if dataset.startswith(FOLDER) or dataset == tfds_reader.EMBEDDED:
+        source = splits.open_split(config, split, dataset=dataset)
         return tfds_reader.Metadata(len(source.class_names), source.multilabel, len(source))
     try:
         return tfds_reader.metadata(dataset, split, data.data_dir, label=data.label)

@@ -1,1 +1,1 @@
-"""What the process is and does: its devices, the others beside it, its signals, its compiled programs."""
+"""The process: its devices, its peers, its signals, its compiled programs."""

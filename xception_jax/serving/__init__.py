@@ -1,1 +1,23 @@
-"""A trained model as a program that JAX alone runs."""
+"""A trained model as a program that JAX alone runs: written, read, verified."""
+
+from xception_jax.serving.program import (
+    ACTIVATIONS,
+    PLATFORMS,
+    check,
+    check_output,
+    describe,
+    export,
+    load,
+    write,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "PLATFORMS",
+    "check",
+    "check_output",
+    "describe",
+    "export",
+    "load",
+    "write",
+]

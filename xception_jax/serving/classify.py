@@ -1,7 +1,7 @@
 """Classifies images with the exported model in this folder.
 
     pip install jax flatbuffers pillow
-    python serving/classify.py IMAGE...
+    python classify.py IMAGE...
 
 It makes each image as the evaluation of the model did, and prints its most probable class.
 """

@@ -27,7 +27,7 @@ from xception_jax.utils import seal
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-PROGRAM, ABOUT, README, CLASSIFY = "model.bin", "model.json", "README.md", "serving/classify.py"
+PROGRAM, ABOUT, README, CLASSIFY = "model.bin", "model.json", "README.md", "classify.py"
 
 # Of `model.json`; raised when a reader of today would misread it.
 FORMAT = 3
@@ -193,7 +193,7 @@ def check_output(folder: Path) -> None:
 
 
 def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) -> dict[str, Any]:
-    """Writes program, description, README and `serving/classify.py` as a whole or not at all.
+    """Writes program, description, README and `classify.py` as a whole or not at all.
 
     Returns:
       `about`, with the program's `bytes`, the `sha256` of each other file, and a seal over all

@@ -9,10 +9,11 @@ import jax
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
-from xception_jax.data import batches
+from xception_jax.data import transfer
+from xception_jax.data.batches import Host, Images, Reader, Share
 from xception_jax.data.order import Sampling
-from xception_jax.data.readers.tfds import Source
 from xception_jax.data.skips import Skips
+from xception_jax.data.source import Source
 from xception_jax.errors import RunError
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
@@ -23,12 +24,12 @@ from xception_jax.training.step import Scalars, jit_evaluate_batch
 _BATCHES_AHEAD = 2
 
 
-def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> batches.Reader:
+def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> Reader:
     """How the host makes batches of a split, as the config says; the number of workers is apart."""
     data = config.data
-    return batches.Reader(
+    return Reader(
         source,
-        batches.Images(
+        Images(
             data.image_size,
             data.crop_area,
             data.crop_aspect,
@@ -37,7 +38,7 @@ def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> batche
             config_lib.applies_exif(config),
             data.white_level,
         ),
-        batches.Host(data.threads, workers, data.in_memory * 2**20, data.decode_parts),
+        Host(data.threads, workers, data.in_memory * 2**20, data.decode_parts),
         Sampling(data.balanced, data.mix_weights, data.repeats),
     )
 
@@ -60,7 +61,7 @@ class Evaluator:
       batch_size: over all devices, which divide it.
     """
 
-    reader: batches.Reader
+    reader: Reader
     layout: Layout
     evaluate_batch: Any
     batch_size: int
@@ -95,12 +96,12 @@ class Evaluator:
         computed.
         """
         batches = self.reader.evaluation_batches(
-            batch_size=self.batch_size, share=batches.Share.of_this_process(), skips=skips
+            batch_size=self.batch_size, share=Share.of_this_process(), skips=skips
         )
         weights = _gathered(weights, self.layout.weights)
         totals: collections.Counter = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
-        for batch in batches.to_devices(batches, sharding.by_example(self.layout.mesh)):
+        for batch in transfer.to_devices(batches, sharding.by_example(self.layout.mesh)):
             waiting.append(self.evaluate_batch(weights, batch))
             if len(waiting) > _BATCHES_AHEAD:
                 totals.update(_floats(waiting.popleft()))

@@ -11,10 +11,10 @@ from packaging.requirements import Requirement
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.config.fields import Duration
-from xception_jax.data import skips
+from xception_jax.data import skips, splits
 from xception_jax.data.readers import joined
-from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.data.render import decode
+from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import ReadError, UsageError
 from xception_jax.utils import paths
 
@@ -77,8 +77,8 @@ def _check_paths(config: ConfigDict) -> None:
             buckets = paths.BUCKETS if name == "data.data_dir" else ()
             paths.local(f"config.{name}", fields[name], buckets)
     for dataset in (config.data.dataset, *config.data.mix):
-        if dataset.startswith(tfds_reader.FOLDER):
-            paths.local("config.data: a folder of images", dataset.removeprefix(tfds_reader.FOLDER))
+        if dataset.startswith(FOLDER):
+            paths.local("config.data: a folder of images", dataset.removeprefix(FOLDER))
 
 
 def _check_ranges(config: ConfigDict) -> None:
@@ -195,8 +195,8 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_data(config: ConfigDict, begun: ConfigDict | None) -> None:
-    train = config_lib.open_training(config)
-    test = config_lib.open_split(config, config.data.eval_split)
+    train = splits.open_training(config)
+    test = splits.open_split(config, config.data.eval_split)
     if begun is None:  # older versions let a run begin that would be refused today
         check_lengths(config, len(train))
     if len(train.class_names) < 2:
@@ -239,7 +239,7 @@ def _check_sampling(config: ConfigDict) -> None:
         )
 
 
-def _check_readable(source: tfds_reader.Source, record: int, most: int) -> None:
+def _check_readable(source: Source, record: int, most: int) -> None:
     """Looks for an example that can be used, from a record on, past as many as may be skipped."""
     first: Exception | None = None
     for candidate in itertools.islice(skips.candidates(record, len(source)), most + 1):

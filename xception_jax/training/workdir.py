@@ -12,31 +12,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax.data import splits
 from xception_jax.data.readers import folder
-from xception_jax.data.readers.tfds import Source
+from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 from xception_jax.runtime import cluster
 from xception_jax.training.checkpoint import manifest, storage
 from xception_jax.utils import retry, seal
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text as a whole or not at all, whatever happens in between.
-
-    Raises:
-      OSError: it could not be written; it names the file.
-    """
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a crash of the machine may leave an empty file
-        os.replace(draft, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from None
+from xception_jax.utils.files import write_atomically
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -102,7 +85,7 @@ def files_of(given: ConfigDict, split: str, workdir: Path | None) -> list[str]:
     """
     config_lib.check_fields(given)
     begun = begun_config(workdir) if workdir else None
-    source = config_lib.open_split(config_lib.settled(given, begun), split)
+    source = splits.open_split(config_lib.settled(given, begun), split)
     if (names := folder.names_of(source)) is None:
         raise UsageError(f"--list_split: {source.name} is no folder, so its examples are no files")
     return names

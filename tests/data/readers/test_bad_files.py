@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from tests import pictures, tiny_datasets
 from tests.processes import digests, finish, result
-from xception_jax.data import batches, skips
+from xception_jax.data import readers, skips
+from xception_jax.data.batches import Host, Images, Reader, Share
 from xception_jax.data.order import Sampling
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, RunError
 from xception_jax.utils.text import as_utf8, printable
 
-CROPPED = batches.Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
+CROPPED = Images(size=8, crop_area=(0.3, 1.0), crop_aspect=(0.75, 4 / 3))
 
 
 @functools.cache
@@ -31,7 +32,7 @@ def encoded(record: int) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def numbered(count: int, bad: frozenset[int] = frozenset()) -> tfds_reader.Source:
+def numbered(count: int, bad: frozenset[int] = frozenset()) -> Source:
     """Pictures whose label is their number; the bad ones are cut short or have a wrong label."""
     records = [
         {"image": encoded(i)[: 99 if i in bad and i % 2 else None],
@@ -39,7 +40,7 @@ def numbered(count: int, bad: frozenset[int] = frozenset()) -> tfds_reader.Sourc
         for i in range(count)
     ]  # fmt: skip
     names = tuple(map(str, range(count)))
-    return tfds_reader.Source("numbered", names, records, "image", "label")
+    return Source("numbered", names, records, "image", "label")
 
 
 def taken(workdir: Path, most: float = 1.0) -> tuple[skips.Skips, list[str]]:
@@ -52,7 +53,7 @@ def logged(workdir: Path) -> list[dict]:
 
 
 def batches(source, count, *, images=CROPPED, host=None, sampling=None, **options):
-    reader = batches.Reader(source, images, host or batches.Host(), sampling or Sampling())
+    reader = Reader(source, images, host or Host(), sampling or Sampling())
     return list(itertools.islice(reader.training_batches(**options), count))
 
 
@@ -68,7 +69,7 @@ def test_a_bad_record_is_replaced_by_the_next_good_one_and_by_nothing_else(
     bad = data.draw(st.frozensets(st.integers(0, count - 1), min_size=1, max_size=count - 1))
     workdir = tmp_path_factory.mktemp("run")
     kept, _ = taken(workdir)
-    options = {"batch_size": count, "seed": 3, "host": batches.Host(threads=2)}
+    options = {"batch_size": count, "seed": 3, "host": Host(threads=2)}
     clean = batches(numbered(count), 2, **options)
     found = batches(numbered(count, bad), 2, **options, skips=kept)
     for one, other in zip(clean, found, strict=True):
@@ -94,7 +95,7 @@ def test_the_crop_is_that_of_the_place_in_the_stream(tmp_path):
     whole = [{"image": same, "label": i} for i in range(6)]
     [with_bad], [without] = (
         batches(
-            tfds_reader.Source("same", tuple("abcdef"), part, "image", "label"), 1,
+            Source("same", tuple("abcdef"), part, "image", "label"), 1,
             batch_size=6, seed=0, skips=taken(tmp_path)[0],
         )
         for part in (records, whole)
@@ -111,8 +112,8 @@ def test_hosts_threads_and_resuming_change_nothing_with_bad_records(tmp_path, ho
     for first in (0, 2):
         shares = [
             batches(
-                source, 5 - first, **options, first_step=first, host=batches.Host(threads),
-                share=batches.Share(host, hosts), skips=taken(tmp_path)[0],
+                source, 5 - first, **options, first_step=first, host=Host(threads),
+                share=Share(host, hosts), skips=taken(tmp_path)[0],
             )
             for host in range(hosts)
         ]  # fmt: skip
@@ -124,12 +125,12 @@ def test_hosts_threads_and_resuming_change_nothing_with_bad_records(tmp_path, ho
 
 def test_what_is_kept_in_memory_is_skipped_alike(tmp_path):
     source = numbered(30, frozenset((0, 1, 11, 29)))
-    options = {"batch_size": 12, "seed": 5, "images": batches.Images(size=8)}
+    options = {"batch_size": 12, "seed": 5, "images": Images(size=8)}
     found = []
     for memory in (0, 10**6):
         kept, _ = taken(tmp_path / str(memory))
         (tmp_path / str(memory)).mkdir()
-        made = batches(source, 6, **options, skips=kept, host=batches.Host(memory=memory))
+        made = batches(source, 6, **options, skips=kept, host=Host(memory=memory))
         found.append((made, sorted(entry["record"] for entry in logged(tmp_path / str(memory)))))
     assert found[0][1] == found[1][1] == [0, 1, 11, 29]
     for streamed, held in zip(found[0][0], found[1][0], strict=True):
@@ -140,9 +141,7 @@ def test_what_is_kept_in_memory_is_skipped_alike(tmp_path):
 def test_evaluation_masks_what_cannot_be_used_and_keeps_the_rest(tmp_path):
     bad = frozenset((0, 3, 7, 8))
     kept, said = taken(tmp_path)
-    found = list(
-        batches.Reader(numbered(10, bad), CROPPED).evaluation_batches(batch_size=4, skips=kept)
-    )
+    found = list(Reader(numbered(10, bad), CROPPED).evaluation_batches(batch_size=4, skips=kept))
     label, mask = (np.concatenate([b[name] for b in found]) for name in ("label", "mask"))
     assert label[mask == 1].tolist() == [1, 2, 4, 5, 6, 9]
     assert len(mask) == 12
@@ -156,8 +155,8 @@ def test_evaluation_masks_what_cannot_be_used_and_keeps_the_rest(tmp_path):
 
 def test_nothing_is_skipped_unless_it_is_counted():
     for of_split in (
-        batches.Reader(numbered(4, frozenset([1])), CROPPED).training_batches(batch_size=4, seed=0),
-        batches.Reader(numbered(4, frozenset([1])), CROPPED).evaluation_batches(batch_size=4),
+        Reader(numbered(4, frozenset([1])), CROPPED).training_batches(batch_size=4, seed=0),
+        Reader(numbered(4, frozenset([1])), CROPPED).evaluation_batches(batch_size=4),
     ):
         with pytest.raises(ExampleError, match="example 1 of numbered cannot be decoded"):
             next(of_split)
@@ -254,7 +253,7 @@ def test_a_damaged_record_of_a_tfds_set_is_skipped(tmp_path):
     data = bytearray(path.read_bytes())
     data[8000] ^= 1  # among the records; the second half is their index
     path.write_bytes(data)
-    source = tfds_reader.open_split("tiny_damaged", "train", str(tmp_path))
+    source = readers.open_split("tiny_damaged", "train", str(tmp_path))
     kept, _ = taken(tmp_path)
     batches(source, 1, batch_size=20, seed=0, skips=kept)
     [entry] = logged(tmp_path)
@@ -282,7 +281,7 @@ def test_a_record_that_is_whole_and_no_example_is_skipped(tmp_path, kind):
         for record in records:
             writer.write(record)
         writer.close()
-    source = tfds_reader.open_split("tiny_photos", "train", str(tmp_path / "bad"))
+    source = readers.open_split("tiny_photos", "train", str(tmp_path / "bad"))
     kept, _ = taken(tmp_path)
     batches(source, 1, batch_size=20, seed=0, skips=kept)
     entries = logged(tmp_path)
@@ -353,7 +352,7 @@ def test_a_folder_with_every_bad_file_trains_and_evaluates(mixed, run_on_mixed):
     assert printable(said, keep="\n") == said, "what a terminal would obey is shown as escapes"
     assert f"{70 - bad} examples, {bad} skipped" in said
     assert said.count("skipped.jsonl") == 1, "told once where to look"
-    evaluated = tfds_reader.open_split(f"folder:{mixed}", "test")
+    evaluated = readers.open_split(f"folder:{mixed}", "test")
     lines = (workdir / "eval_files.txt").read_text().splitlines()
     paths = [printable(as_utf8(evaluated.name_of(record))) for record in range(70)]
     assert [f"{mixed}/{line}" for line in lines] == paths

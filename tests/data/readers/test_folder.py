@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests import pictures
 from xception_jax import config as config_lib
+from xception_jax.data import readers
 from xception_jax.data.readers import folder
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, UsageError
 from xception_jax.training import preflight
 
@@ -31,11 +32,11 @@ def fill(root: Path, names: Iterable[str]) -> Path:
     return root
 
 
-def opened(root: Path, split: str = "train", **options) -> tfds_reader.Source:
-    return tfds_reader.open_split(f"folder:{root}", split, **options)
+def opened(root: Path, split: str = "train", **options) -> Source:
+    return readers.open_split(f"folder:{root}", split, **options)
 
 
-def found(source: tfds_reader.Source) -> dict[str, str]:
+def found(source: Source) -> dict[str, str]:
     """The class of each file."""
     return {
         os.path.relpath(source[i].name, source.records.root): source.class_names[source[i].label]
@@ -140,7 +141,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_a_relative_path_starts_at_the_data_dir(tmp_path):
     fill(tmp_path / "pets", ["train/cat/1.jpg", "train/dog/1.jpg"])
-    source = tfds_reader.open_split("folder:pets", "train", str(tmp_path))
+    source = readers.open_split("folder:pets", "train", str(tmp_path))
     assert source.name.startswith("folder:pets@"), "the same wherever the data lies"
     assert len(source) == 2
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests import pictures
 from xception_jax import config as config_lib
+from xception_jax.data import splits
 from xception_jax.data.readers import folder, joined
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 
 JPEG = pictures.encode(pictures.PICTURE.resize((4, 4)), "JPEG")
@@ -34,16 +35,16 @@ def write(root: Path, names: str, texts: dict[str, str] | None = None) -> Path:
     return root
 
 
-def opened(dataset: str, split: str, **fields) -> tfds_reader.Source:
+def opened(dataset: str, split: str, **fields) -> Source:
     """A split as a run of the default config opens it."""
     config = config_lib.default()
     config.data.dataset = f"folder:{dataset}"
     for name, value in fields.items():
         config.data[name] = value
-    return config_lib.open_split(config, split)
+    return splits.open_split(config, split)
 
 
-def found(source: tfds_reader.Source) -> dict[str, str]:
+def found(source: Source) -> dict[str, str]:
     """The class of each file, by its name from the folder on."""
     classes = source.class_names
     return {
@@ -231,7 +232,7 @@ def test_nothing_is_held_out_of_a_set_that_is_mixed_in(tmp_path):
     more = write(tmp_path / "more", "train/cat/{1-5}.jpg train/dog/{1-5}.jpg")
     config = config_lib.default()
     config.data.dataset, config.data.mix = f"folder:{own}", (f"folder:{more}",)
-    assert len(config_lib.open_training(config)) == 12 + 10
+    assert len(splits.open_training(config)) == 12 + 10
 
 
 def labels_by_hand(texts: dict[str, str]) -> dict[str, str]:

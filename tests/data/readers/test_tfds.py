@@ -3,14 +3,14 @@
 import pytest
 
 from tests import tiny_datasets
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import readers
 from xception_jax.data.render import decode
 from xception_jax.errors import RunError, UsageError
 
 
 def test_any_prepared_data_set_opens_by_name(tmp_path):
     tiny_datasets.prepare(tmp_path, "tiny_photos", examples={"train": 12, "validation": 5})
-    source = tfds_reader.open_split("tiny_photos", "train", str(tmp_path))
+    source = readers.open_split("tiny_photos", "train", str(tmp_path))
     assert len(source) == 12
     assert len(source.class_names) == 4
     assert source.name == "tiny_photos/1.0.0:train"
@@ -19,17 +19,17 @@ def test_any_prepared_data_set_opens_by_name(tmp_path):
     assert encoded[:2] == b"\xff\xd8", "the image is left encoded"
     assert decode.decode(encoded).shape[2] == 3
     assert 0 <= label < 4
-    assert len(tfds_reader.open_split("tiny_photos", "train[:25%]", str(tmp_path))) == 3
+    assert len(readers.open_split("tiny_photos", "train[:25%]", str(tmp_path))) == 3
 
 
 def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
     with pytest.raises(UsageError, match=r"no data set 'optical_digit'.*'optical_digits'"):
-        tfds_reader.open_split("optical_digit", "train", str(tmp_path))
+        readers.open_split("optical_digit", "train", str(tmp_path))
 
 
 def test_a_data_set_that_is_not_prepared_names_the_command(tmp_path):
     with pytest.raises(UsageError) as caught:
-        tfds_reader.open_split("imagenet2012", "train", str(tmp_path))
+        readers.open_split("imagenet2012", "train", str(tmp_path))
     message = str(caught.value)
     assert "\n" not in message
     assert f"imagenet2012 is not prepared in {tmp_path}" in message
@@ -40,31 +40,31 @@ def test_a_data_set_that_is_not_prepared_names_the_command(tmp_path):
 
 def test_an_unknown_split_names_those_there_are():
     with pytest.raises(UsageError, match="no split 'validation'; it has: test, train"):
-        tfds_reader.open_split("optical_digits", "validation")
+        readers.open_split("optical_digits", "validation")
 
 
 def test_an_empty_split_is_refused():
     with pytest.raises(UsageError, match=r"'train\[:0\]' of optical_digits .* is empty"):
-        tfds_reader.open_split("optical_digits", "train[:0]")
+        readers.open_split("optical_digits", "train[:0]")
 
 
 def test_two_images_an_example_are_refused(tmp_path):
     tiny_datasets.prepare(tmp_path, "tiny_pairs", examples={"train": 2}, extra_image=True)
     with pytest.raises(UsageError, match="tiny_pairs has 2 features of the kind image"):
-        tfds_reader.open_split("tiny_pairs", "train", str(tmp_path))
+        readers.open_split("tiny_pairs", "train", str(tmp_path))
 
 
 def test_the_pair_for_supervised_learning_is_taken_where_there_are_more(tmp_path):
     tiny_datasets.prepare(
         tmp_path, "tiny_keyed", examples={"train": 2}, extra_image=True, keys=("photo", "kind")
     )
-    source = tfds_reader.open_split("tiny_keyed", "train", str(tmp_path))
+    source = readers.open_split("tiny_keyed", "train", str(tmp_path))
     assert (source.image_key, source.label_key) == ("photo", "kind")
 
 
 def test_a_label_out_of_range_is_found_on_the_host(digits):
     source = digits["train"]
-    bad = tfds_reader.Source(
+    bad = source.Source(
         source.name, source.class_names[:3], source.records, source.image_key, source.label_key
     )
     index = next(i for i in range(len(source)) if source[i].label == 7)
@@ -76,7 +76,7 @@ def test_a_label_out_of_range_is_found_on_the_host(digits):
 def test_no_name_has_code_fetched_and_run(name):
     """Such a name may stand in a stranger's `config.json`."""
     with pytest.raises(UsageError, match="one of TFDS' community, whose code it would download"):
-        tfds_reader.open_split(name, "train")
+        readers.open_split(name, "train")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_path_asks_for_the_folder_that_it_may_be(tmp_path, monkeypatch, given,
     (tmp_path / "data/pets/cat").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
-        tfds_reader.open_split(given, "train")
+        readers.open_split(given, "train")
     assert str(caught.value).startswith(f"no data set {given!r}; did you mean folder:{meant}? ")
 
 
@@ -100,6 +100,6 @@ def test_a_folder_of_tfds_is_a_name_still(tmp_path):
     """Prepared by a builder that is not imported, in the folder of its name."""
     tiny_datasets.prepare(tmp_path, "tiny_named", examples={"train": 2})
     (tmp_path / "mnist").mkdir()
-    assert len(tfds_reader.open_split("tiny_named", "train", str(tmp_path))) == 2
+    assert len(readers.open_split("tiny_named", "train", str(tmp_path))) == 2
     with pytest.raises(UsageError, match="mnist is not prepared"):
-        tfds_reader.open_split("mnist", "train", str(tmp_path))
+        readers.open_split("mnist", "train", str(tmp_path))

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from tests import tiny_datasets
 from tests.processes import as_nobody
-from xception_jax.data import batches
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data import readers
+from xception_jax.data.batches import Images, Reader
 from xception_jax.data.readers import tfrecord
+from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 
 COUNTS = {"train": 23, "validation": 5}
@@ -52,8 +53,8 @@ def shard(data_dir: Path, number: int = 1) -> Path:
     return folder_of(data_dir) / f"tiny_photos-train.tfrecord-{number:05}-of-00004"
 
 
-def open_train(data_dir: Path) -> tfds_reader.Source:
-    return tfds_reader.open_split("tiny_photos", "train", str(data_dir))
+def open_train(data_dir: Path) -> Source:
+    return readers.open_split("tiny_photos", "train", str(data_dir))
 
 
 def assert_same_examples(left, right):
@@ -68,20 +69,18 @@ def assert_same_examples(left, right):
      "train[15:]+train[:4]"],
 )  # fmt: skip
 def test_every_split_reads_as_tfds_reads_array_record(prepared, split):
-    expected, found = (
-        tfds_reader.open_split("tiny_photos", split, str(folder)) for folder in prepared
-    )
+    expected, found = (readers.open_split("tiny_photos", split, str(folder)) for folder in prepared)
     assert_same_examples(found, expected)
     # All features of an example, not only those that training takes.
     assert dict(found.records[0]) == dict(expected.records[0])
 
 
 def test_training_sees_the_same_batches(prepared):
-    images = batches.Images(size=8, crop_area=(0.5, 1.0))
+    images = Images(size=8, crop_area=(0.5, 1.0))
     expected, found = (
         list(
             itertools.islice(
-                batches.Reader(open_train(folder), images).training_batches(batch_size=10, seed=3),
+                Reader(open_train(folder), images).training_batches(batch_size=10, seed=3),
                 5,
             )
         )
@@ -113,7 +112,7 @@ def test_the_index_is_made_once_and_kept_beside_the_data(data_dir, capsys):
 
 
 def test_only_the_files_of_a_part_are_indexed(data_dir):
-    tfds_reader.open_split("tiny_photos", "train[:6]", str(data_dir))
+    readers.open_split("tiny_photos", "train[:6]", str(data_dir))
     [kept] = (folder_of(data_dir) / "record_index").iterdir()
     assert kept.name == f"{shard(data_dir, 0).name}.npy"
 
@@ -272,7 +271,7 @@ def test_processes_index_at_the_same_time_and_read_what_another_has_opened(data_
     expected = open_train(prepared[0])
     with multiprocessing.get_context("spawn").Pool(2) as processes:
         arguments = [("tiny_photos", "train", str(data_dir))] * 4
-        opened = processes.starmap(tfds_reader.open_split, arguments, chunksize=1)
+        opened = processes.starmap(readers.open_split, arguments, chunksize=1)
         elsewhere = processes.map(opened[0].__getitem__, range(23))
     for source in opened:
         assert_same_examples(source, expected)
@@ -358,6 +357,6 @@ def test_what_tfds_writes_with_tensorflow_reads_as_tf_data_reads_it(prepared, tm
         split="train[10:20]",
         decoders={"photo": tfds.decode.SkipDecoding()},
     )
-    found = tfds_reader.open_split("tiny_photos", "train[10:20]", str(tmp_path))
+    found = readers.open_split("tiny_photos", "train[10:20]", str(tmp_path))
     for ours, theirs in zip(found.records, tfds.as_numpy(dataset), strict=True):
         assert dict(ours) == theirs

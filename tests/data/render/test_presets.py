@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from tests import pictures as odd_pictures
 from xception_jax import config as config_lib
-from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.data.render import decode, presets
+from xception_jax.data.source import Source
 from xception_jax.training import evaluation
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -134,10 +134,8 @@ def test_the_reader_of_a_preset_sees_what_its_library_sees(orientation, kind):
     config.data.image_size, config.data.batch_size = 24, 1
     config.data.eval_preset = "keras"
     records = [{"image": turned(orientation), "label": 0}]
-    source = tfds_reader.Source("one", ("a", "b"), records, "image", "label")
-    plain = tfds_reader.Source(
-        "one", ("a", "b"), [{"image": turned(1), "label": 0}], "image", "label"
-    )
+    source = Source("one", ("a", "b"), records, "image", "label")
+    plain = Source("one", ("a", "b"), [{"image": turned(1), "label": 0}], "image", "label")
 
     def image_of(source):
         reader = evaluation.reader_of(config_lib.resolve(config), source)
@@ -167,7 +165,7 @@ def test_exif_of_the_presets_is_as_in_keras_and_timm(orientation, tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(turned(orientation))
     records = [{"image": path.read_bytes(), "label": 0}]
-    source = tfds_reader.Source("one", ("a", "b"), records, "image", "label")
+    source = Source("one", ("a", "b"), records, "image", "label")
 
     def ours(preset):
         config = config_lib.default()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 
 from tests import pictures
-from xception_jax.data import batches
-from xception_jax.data.readers import tfds as tfds_reader
+from xception_jax.data.batches import Host, Images, Reader
 from xception_jax.data.render import decode, turbojpeg
+from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError
 
 pytestmark = pytest.mark.skipif(turbojpeg.library() is None, reason="needs libturbojpeg 3")
@@ -207,12 +207,12 @@ def test_a_stream_is_the_same_in_part_and_whole(monkeypatch):
     for i in range(24):
         encoded = jpeg(60, 80, PLAIN[i % 5], quality=70 + i)
         records.append({"image": encoded[:-99] if i % 7 == 3 else encoded, "label": i})
-    source = tfds_reader.Source("jpegs", tuple(map(str, range(24))), records, "image", "label")
-    images = batches.Images(32, (0.08, 1.0), (3 / 4, 4 / 3))
+    source = Source("jpegs", tuple(map(str, range(24))), records, "image", "label")
+    images = Images(32, (0.08, 1.0), (3 / 4, 4 / 3))
     made = []
     for parts in (False, True):
         assert not asked
-        reader = batches.Reader(source, images, batches.Host(threads=2, decode_parts=parts))
+        reader = Reader(source, images, Host(threads=2, decode_parts=parts))
         found = reader.training_batches(batch_size=24, seed=0, skips=Named())
         made.append(list(itertools.islice(found, 3)))
     assert len(asked) >= 3 * 24
@@ -225,7 +225,7 @@ def test_a_stream_is_the_same_in_part_and_whole(monkeypatch):
 class Named:
     """Takes what is skipped."""
 
-    def add(self, source: tfds_reader.Source, skipped: list) -> None:
+    def add(self, source: Source, skipped: list) -> None:
         for record, _, reason in skipped:
             assert record % 7 == 3
             assert "truncated, damaged or unsupported JPEG" in reason
@@ -233,18 +233,18 @@ class Named:
 
 def test_a_run_says_how_it_decodes(monkeypatch):
     records = [{"image": jpeg(9, 9, "420"), "label": 0}, {"image": b"", "label": 0}]
-    source = tfds_reader.Source("jpegs", ("a", "b"), records, "image", "label")
-    images = batches.Images(8, (0.5, 1.0), (1.0, 1.0))
-    note = batches.Reader(source, images).note
+    source = Source("jpegs", ("a", "b"), records, "image", "label")
+    images = Images(8, (0.5, 1.0), (1.0, 1.0))
+    note = Reader(source, images).note
     assert note == "of JPEGs only the random crop is decoded, by libturbojpeg"
-    assert not batches.Reader(source, batches.Images(8)).note
-    assert not batches.Reader(source, images, batches.Host(decode_parts=False)).note
+    assert not Reader(source, Images(8)).note
+    assert not Reader(source, images, Host(decode_parts=False)).note
     for other in (b"", pictures.encode(pictures.PICTURE, "PNG")):
         records[0]["image"] = other
-        assert not batches.Reader(source, images).note
+        assert not Reader(source, images).note
     records[0]["image"] = jpeg(9, 9, "420")
     monkeypatch.setattr(turbojpeg, "library", lambda: None)
-    assert "the extra [turbojpeg] brings" in batches.Reader(source, images).note
+    assert "the extra [turbojpeg] brings" in Reader(source, images).note
 
 
 def test_a_library_of_another_version_is_passed_over(monkeypatch):

@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 
 from xception_jax.data.readers import folder_layout, folder_tree
 from xception_jax.data.readers.folder_files import RULES, Listing, composed, role_of
-from xception_jax.data.readers.tfds import FOLDER, Source
+from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import UsageError
 from xception_jax.utils import retry
 from xception_jax.utils.text import as_utf8, printable

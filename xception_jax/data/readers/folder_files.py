@@ -6,13 +6,13 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from xception_jax.config.schema import FOLDER_RULES
 from xception_jax.data.render.containers import kind_of
 from xception_jax.utils import retry
 
-# The rules by which a folder is read today, see `data.folder_rules`. Those before, 1: images have
-# one of the first 14 endings, only names with a dot are hidden, split folders have their exact
-# names, and the classes of each folder are its own.
-RULES = 2
+# By rules 1 images have one of the first 14 endings, only names with a dot are hidden, split
+# folders have their exact names, and the classes of each folder are its own.
+RULES = FOLDER_RULES
 
 _ENDINGS_1 = (
     *(".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg"),

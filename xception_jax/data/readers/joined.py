@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xception_jax.data.readers.folder_files import composed
-from xception_jax.data.readers.tfds import Source
+from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 
 

@@ -1,176 +1,24 @@
-"""Random access to one split of a data set: of TFDS, without TensorFlow, or of a folder."""
+"""Random access to one split of a data set that TFDS has prepared, without TensorFlow."""
 
 import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
 
 from xception_jax.data.readers import features, tfrecord
-from xception_jax.errors import ExampleError, ReadError, UsageError, nearest
-from xception_jax.utils import retry
+from xception_jax.data.source import FOLDER, Source
+from xception_jax.errors import UsageError, nearest
 from xception_jax.utils.text import quoted
 
 EMBEDDED = "optical_digits"
-FOLDER = "folder:"
 
 # Sizes of data sets that are not prepared: TFDS' package does not have them. This one's are on
 # image-net.org/challenges/LSVRC/2012.
 PUBLISHED = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
-
-
-class Example(NamedTuple):
-    """An image as it is stored, what it shows, and how to name it in a complaint.
-
-    The label is a number, or, in a multi-label set, multi-hot uint8 `[classes]`.
-    """
-
-    encoded: bytes
-    label: int | np.ndarray
-    name: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """One split of a data set. `source[i]` is an `Example`.
-
-    Attributes:
-      name: the data set, its version and split, as `optical_digits/1.0.0:train`.
-      class_names: what each label means; their number is the number of classes.
-      records: the split's examples as TFDS reads them, images still encoded.
-      image_key, label_key: the names of the two features, that of a nested one as `objects/label`.
-      multilabel: whether an example has any number of labels.
-      confidence_key: of such labels, where they have one; at 0 the label was verified as absent.
-      describe: how a complaint names an example; None: by its number.
-      summary: what is to be said of the split at the start of a run; may be empty.
-      directory: where TFDS has prepared it; empty: it is none of TFDS'.
-      patience: seconds for which a read that fails for a passing reason is tried again.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    records: Sequence[Any]
-    image_key: str
-    label_key: str
-    multilabel: bool = False
-    confidence_key: str | None = None
-    describe: Callable[[int], str] | None = None
-    summary: str = ""
-    directory: str = ""
-    patience: float = retry.SECONDS
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Example:
-        """Reads an example.
-
-        Raises:
-          ExampleError: its bytes are damaged, its file is gone or denied, or its label is wrong.
-          ReadError: it could not be read for `patience` seconds; see `retry`.
-        """
-        name = self.name_of(index)
-        try:
-            record = retry.reading(partial(self._read, index), name, seconds=self.patience)
-        except (ExampleError, ReadError):  # the first: of one of several sets that are joined
-            raise
-        # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash. The last
-        # two: protobuf's and TFDS' of a record that is whole, and no example of this data set.
-        except (OSError, RuntimeError, ValueError, DecodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            raise ExampleError(name, f"cannot be read: {reason}") from None
-        encoded, marked = record[self.image_key], _value(record, self.label_key)
-        if encoded is None or marked is None:
-            raise ExampleError(name, f"has no {'image' if encoded is None else 'label'}")
-        labels = np.ravel(marked).tolist()
-        classes = len(self.class_names)
-        outside = [label for label in labels if not 0 <= label < classes]
-        if outside:
-            # On the device it would train the wrong class, or give NaN with finite gradients.
-            raise ExampleError(name, f"has label {outside[0]}, outside 0...{classes - 1}")
-        label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
-        return Example(encoded, label, name)
-
-    def _read(self, index: int) -> Any:
-        try:
-            return self.records[index]
-        except Exception as error:
-            files = getattr(self.records, "data_source", None)
-            if files is not None and retry.transient(error):
-                # An array_record reader that failed once fails for ever. Pickle's own methods
-                # forget the readers; other threads keep those they hold.
-                files.__setstate__(files.__getstate__())
-            raise
-
-    def name_of(self, index: int) -> str:
-        """What a complaint calls an example."""
-        return self.describe(index) if self.describe else f"example {index} of {self.name}"
-
-    def _multi_hot(self, record: Any, marked: list[int]) -> np.ndarray:
-        labels = np.asarray(marked, np.int64)
-        found = np.zeros(len(self.class_names), np.uint8)
-        found[labels] = 1
-        if self.confidence_key:
-            # People verify what a machine was sure of: an entry with 0 overrules the others.
-            found[labels[np.asarray(_value(record, self.confidence_key)) <= 0]] = 0
-        return found
-
-    @property
-    def no_label(self) -> int | np.ndarray:
-        """The label of a row that only fills up a batch."""
-        return np.zeros(len(self.class_names), np.uint8) if self.multilabel else 0
-
-    def __repr__(self) -> str:
-        return f"Source({self.name!r}, {len(self)} examples)"
-
-
-def open_split(
-    dataset: str,
-    split: str,
-    data_dir: str | None = None,
-    *,
-    label: str | None = None,
-    test_share: float = 0.2,
-    split_seed: int = 0,
-    most_missing: float = 0.001,
-    hold_out: str = "",
-    folder_rules: int = 0,
-) -> Source:
-    """Opens a split of a folder of images, or of a TFDS data set prepared already.
-
-    Args:
-      dataset: `folder:PATH`, see `data.folder`; or a TFDS name, `name`, `name/config` or
-        `name:version`. The embedded `optical_digits` is prepared on first use (a second, under a
-        megabyte).
-      split: a TFDS split, `train` or a part of one, `train[:10%]`.
-      data_dir: where TFDS keeps its data; None or empty for TFDS' own default. A relative PATH of
-        a folder starts here.
-      label: the feature with the labels, `objects/label` for a nested one; None or empty for the
-        one that there is. Inside a sequence it makes the set a multi-label one.
-      test_share, split_seed, most_missing, hold_out: of a folder, see `data.folder`.
-      folder_rules: see `data.folder_files.RULES`; 0: the newest.
-
-    Raises:
-      UsageError: the data set is unknown, not prepared, empty, or has not one image and one such
-        feature.
-      RunError: a tfrecord file is damaged.
-    """
-    if dataset.startswith(FOLDER):
-        from xception_jax.data.readers import folder  # it builds on this module
-
-        path = dataset.removeprefix(FOLDER)
-        return folder.open_split(
-            path, split, data_dir or "", test_share=test_share, split_seed=split_seed,
-            most_missing=most_missing, hold_out=hold_out, rules=folder_rules or folder.RULES,
-        )  # fmt: skip
-    return _open_prepared(dataset, split, data_dir, label)
 
 
 class Metadata(NamedTuple):
@@ -188,7 +36,7 @@ def metadata(
 
     Args:
       dataset: a TFDS name.
-      split, data_dir, label: see `open_split`.
+      split, data_dir, label: see `readers.open_split`.
 
     Raises:
       UsageError: there is no such data set, split or label.
@@ -217,8 +65,8 @@ def _published(builder: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
     )
 
 
-def _open_prepared(dataset: str, split: str, data_dir: str | None, label: str | None) -> Source:
-    """Opens a split that TFDS has prepared as array_record or tfrecord; see `open_split`."""
+def open_split(dataset: str, split: str, data_dir: str | None, label: str | None) -> Source:
+    """Opens a split that is prepared as array_record or tfrecord; see `readers.open_split`."""
     builder = _builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
     images = features.named(builder, tfds.features.Image)
     image_key = features.only(builder, dataset, "image", images)
@@ -358,11 +206,3 @@ def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         command += " --manual_dir=FOLDER_OF_ITS_ARCHIVES"
     return command
-
-
-def _value(nested: Any, key: str) -> Any:
-    """What `key` names: an entry, or one of an entry's own, as `objects/label`."""
-    if key in nested:
-        return nested[key]
-    group, _, name = key.rpartition("/")
-    return nested[group][name]

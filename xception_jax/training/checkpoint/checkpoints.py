@@ -29,8 +29,8 @@ from xception_jax.training.checkpoint.frozen_part import DamagedFrozenPartError
 from xception_jax.training.checkpoint.manifest import DamagedCheckpointError, Meta
 from xception_jax.training.checkpoint.tracebacks import Tracebacks
 from xception_jax.training.state import TrainState, Tree
-from xception_jax.training.workdir import write_atomically
 from xception_jax.utils import retry
+from xception_jax.utils.files import write_atomically
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import google_crc32c
 
-from xception_jax.training.workdir import write_atomically
+from xception_jax.utils.files import write_atomically
 
 # A close is an upload of the file, which takes a mounted bucket up to a second or so.
 _CLOSE_AFTER_S = 30.0

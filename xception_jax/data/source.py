@@ -1,0 +1,127 @@
+"""One split of a data set, whatever it was read from: `source[i]` is an example."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from xception_jax.errors import ExampleError, ReadError
+from xception_jax.utils import retry
+
+FOLDER = "folder:"  # before the path of a data set that is a folder of images
+
+
+class Example(NamedTuple):
+    """An image as it is stored, what it shows, and how to name it in a complaint.
+
+    The label is a number, or, in a multi-label set, multi-hot uint8 `[classes]`.
+    """
+
+    encoded: bytes
+    label: int | np.ndarray
+    name: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set. `source[i]` is an `Example`.
+
+    Attributes:
+      name: the data set, its version and split, as `optical_digits/1.0.0:train`.
+      class_names: what each label means; their number is the number of classes.
+      records: the split's examples as TFDS reads them, images still encoded.
+      image_key, label_key: the names of the two features, that of a nested one as `objects/label`.
+      multilabel: whether an example has any number of labels.
+      confidence_key: of such labels, where they have one; at 0 the label was verified as absent.
+      describe: how a complaint names an example; None: by its number.
+      summary: what is to be said of the split at the start of a run; may be empty.
+      directory: where TFDS has prepared it; empty: it is none of TFDS'.
+      patience: seconds for which a read that fails for a passing reason is tried again.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    records: Sequence[Any]
+    image_key: str
+    label_key: str
+    multilabel: bool = False
+    confidence_key: str | None = None
+    describe: Callable[[int], str] | None = None
+    summary: str = ""
+    directory: str = ""
+    patience: float = retry.SECONDS
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads an example.
+
+        Raises:
+          ExampleError: its bytes are damaged, its file is gone or denied, or its label is wrong.
+          ReadError: it could not be read for `patience` seconds; see `retry`.
+        """
+        name = self.name_of(index)
+        try:
+            record = retry.reading(partial(self._read, index), name, seconds=self.patience)
+        except (ExampleError, ReadError):  # the first: of one of several sets that are joined
+            raise
+        # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash. The last
+        # two: protobuf's and TFDS' of a record that is whole, and no example of this data set.
+        except (OSError, RuntimeError, ValueError, DecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise ExampleError(name, f"cannot be read: {reason}") from None
+        encoded, marked = record[self.image_key], _value(record, self.label_key)
+        if encoded is None or marked is None:
+            raise ExampleError(name, f"has no {'image' if encoded is None else 'label'}")
+        labels = np.ravel(marked).tolist()
+        classes = len(self.class_names)
+        outside = [label for label in labels if not 0 <= label < classes]
+        if outside:
+            # On the device it would train the wrong class, or give NaN with finite gradients.
+            raise ExampleError(name, f"has label {outside[0]}, outside 0...{classes - 1}")
+        label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
+        return Example(encoded, label, name)
+
+    def _read(self, index: int) -> Any:
+        try:
+            return self.records[index]
+        except Exception as error:
+            files = getattr(self.records, "data_source", None)
+            if files is not None and retry.transient(error):
+                # An array_record reader that failed once fails for ever. Pickle's own methods
+                # forget the readers; other threads keep those they hold.
+                files.__setstate__(files.__getstate__())
+            raise
+
+    def name_of(self, index: int) -> str:
+        """What a complaint calls an example."""
+        return self.describe(index) if self.describe else f"example {index} of {self.name}"
+
+    def _multi_hot(self, record: Any, marked: list[int]) -> np.ndarray:
+        labels = np.asarray(marked, np.int64)
+        found = np.zeros(len(self.class_names), np.uint8)
+        found[labels] = 1
+        if self.confidence_key:
+            # People verify what a machine was sure of: an entry with 0 overrules the others.
+            found[labels[np.asarray(_value(record, self.confidence_key)) <= 0]] = 0
+        return found
+
+    @property
+    def no_label(self) -> int | np.ndarray:
+        """The label of a row that only fills up a batch."""
+        return np.zeros(len(self.class_names), np.uint8) if self.multilabel else 0
+
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}, {len(self)} examples)"
+
+
+def _value(nested: Any, key: str) -> Any:
+    """What `key` names: an entry, or one of an entry's own, as `objects/label`."""
+    if key in nested:
+        return nested[key]
+    group, _, name = key.rpartition("/")
+    return nested[group][name]

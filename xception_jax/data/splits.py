@@ -1,0 +1,47 @@
+"""Opens the splits that a config names."""
+
+from ml_collections import ConfigDict
+
+from xception_jax.data import readers
+from xception_jax.data.readers import folder_layout, joined
+from xception_jax.data.source import Source
+
+
+def open_split(
+    config: ConfigDict, split: str, data_dir: str | None = None, dataset: str | None = None
+) -> Source:
+    """Opens a split of the config's data set; see `readers.open_split`.
+
+    Args:
+      config: valid in its fields.
+      split: its name.
+      data_dir, dataset: in place of the config's, if given.
+    """
+    dataset = dataset or config.data.dataset
+    # Of what is mixed in, nothing is evaluated.
+    evaluated = dataset == config.data.dataset
+    return readers.open_split(
+        dataset,
+        split,
+        data_dir or config.data.data_dir,
+        label=config.data.label,
+        test_share=config.data.test_share,
+        split_seed=config.data.split_seed,
+        most_missing=config.data.max_skipped,
+        hold_out=folder_layout.held_out(config.data.eval_split) if evaluated else "",
+        folder_rules=config.data.folder_rules,
+    )
+
+
+def open_training(config: ConfigDict) -> Source:
+    """Opens what the config trains on: its data set's `train_split`, joined with `data.mix`."""
+    data = config.data
+    splits = data.mix_splits or [data.train_split] * len(data.mix)
+    parts = [
+        open_split(config, data.train_split),
+        *(
+            open_split(config, split, dataset=dataset)
+            for dataset, split in zip(data.mix, splits, strict=True)
+        ),
+    ]
+    return joined.join(parts) if len(parts) > 1 else parts[0]
