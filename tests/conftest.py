@@ -26,10 +26,10 @@ from xception_jax.data.source import Source
 # Files whose tests take a minute or more together, the longest first. Processes take files of tests
 # in this order, so that none has to finish a long one alone.
 LONGEST = [
-    "test_train.py", "training/test_step.py", "test_serving.py", "test_resume.py",
+    "test_train.py", "training/test_step.py", "serving/test_program.py", "test_resume.py",
     "training/test_sharding.py", "test_launch.py", "test_cli.py", "test_multilabel.py",
-    "models/test_family.py", "data/test_bad_files.py", "test_convert.py", "models/test_ops.py",
-    "weights/test_hostile.py", "training/test_checkpoint.py",
+    "models/test_family.py", "data/readers/test_bad_files.py", "test_convert.py", "models/test_ops.py",
+    "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 
 

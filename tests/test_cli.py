@@ -155,7 +155,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def test_names_are_told_where_the_locale_has_no_letters_for_them():
     code = (
         "import sys\n"
-        "from xception_jax import console\n"
+        "from xception_jax.utils import console\n"
         "from xception_jax.commands import cli\n"
         "def main():\n"
         "    drawn = console.table('h\\u00e9risson', ('', ''), [('a', 'b\\u2026')])\n"

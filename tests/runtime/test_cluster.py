@@ -63,7 +63,7 @@ def test_what_fails_on_the_first_process_fails():
 
 TOGETHER = """
 import os, sys, time
-from xception_jax import cluster
+from xception_jax.runtime import cluster
 from xception_jax.errors import ReadError, RunError, UsageError
 address, process = sys.argv[1:]
 cluster.join(coordinator=address, processes=2, process=int(process))
@@ -119,7 +119,7 @@ def test_what_fails_in_one_and_data_that_is_not_the_same_are_told_by_all():
 
 ENDING = """
 import sys, time
-from xception_jax import cluster
+from xception_jax.runtime import cluster
 from xception_jax.commands import cli
 process, why = int(sys.argv.pop(1)), sys.argv.pop(1)
 cli.define_config()
@@ -199,7 +199,7 @@ def test_what_ends_one_ends_all_with_the_same_line(why, code, line):
 
 NEVER = """
 import functools, sys
-from xception_jax import cluster
+from xception_jax.runtime import cluster
 from xception_jax.commands import cli
 cluster.join = functools.partial(cluster.join, timeout_s=2)
 main = cli.settle
@@ -439,7 +439,7 @@ def test_a_log_that_cannot_be_written_ends_all_with_one_line(flags, tmp_path):
 RESTORE = """
 import sys
 from pathlib import Path
-from xception_jax import cluster
+from xception_jax.runtime import cluster
 address, process, folder = sys.argv[1:]
 cluster.join(coordinator=address, processes=2, process=int(process))
 from tests.training.checkpoint.test_checkpoints import Checkpoints, assert_equal, make_state, target

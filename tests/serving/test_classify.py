@@ -48,7 +48,7 @@ def images_of(preset: str) -> Images:
 
 
 def evaluated(file: Path, preset: str) -> np.ndarray:
-    """What evaluation makes of a file, as `data.stream` does."""
+    """What evaluation makes of a file, as `data.batches` does."""
     images = images_of(preset)
     whole = decode.decode(file.read_bytes(), exif=images.exif)
     return presets.PRESETS[preset](whole, SIZE, images.eval_crop)

@@ -45,7 +45,7 @@ class Images:
       size: side of the square it ends as, pixels.
       crop_area, crop_aspect: ranges of the random training crop, see `decode.random_box`; (1, 1)
         for both: the largest centred square.
-      eval_preset, eval_crop: see `data.presets`; the latter is the share of the shorter side that
+      eval_preset, eval_crop: see `render.presets`; the latter is the share of the shorter side that
         evaluation keeps of the centre.
       exif, white: see `decode.decode`.
     """

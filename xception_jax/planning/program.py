@@ -1,6 +1,6 @@
 """Compiles a step of a run for a TPU that is not there, in a process of its own.
 
-`planning.compiler` starts this with libtpu's flags in the environment and a JSON request as the
+`planning.tpu.compiler` starts this with libtpu's flags in the environment and a JSON request as the
 only argument. The answer is files in the request's folder: `program.json`, and `program.hlo`.
 """
 

@@ -97,7 +97,7 @@ def layout_table(config: ConfigDict, data: Data, devices: int) -> Table:
 
 
 def batch_of(count: int, config: ConfigDict, mesh: Mesh, data: Data) -> Any:
-    """Shapes of a batch of so many examples over all devices, see `data.stream`."""
+    """Shapes of a batch of so many examples over all devices, see `data.batches`."""
     side = config.data.image_size
     shapes = {
         "image": ((count, side, side, 3), jnp.uint8),

@@ -62,7 +62,7 @@ _FORMATS: dict[int, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What each preset of `data.presets` does to a picture.
+# What each preset of `render.presets` does to a picture.
 _RESIZES = {
     "area": "the centred square of {crop:g} of the shorter side, resized to {size} x {size} pixels "
     "(averaged where it shrinks, else linear)",

@@ -28,7 +28,7 @@ def make_mesh(data: int = -1, model: int = 1, shard: str = "none") -> Mesh:
     """A mesh of the first `data` x `model` devices; `data` is -1: of all; see `lay_out`.
 
     Those of a process stand side by side: its part of a batch is a contiguous one, see
-    `data.stream`.
+    `data.batches`.
     """
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return lay_out(found[: None if data == -1 else data * model], model, shard)

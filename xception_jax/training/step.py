@@ -38,7 +38,7 @@ class Recipe:
       structure: the model's, see `state.structure_of`.
       optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
       seed: of augmentation and dropout.
-      augmentation: see `data.augment`.
+      augmentation: see `augment.pipeline`.
       classes: of the data; needed where examples are mixed.
       loss: of each example.
       accumulate: microbatches that a batch is cut into, one after the other through the model.
@@ -100,7 +100,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     Args:
       recipe: static.
       state: at step s.
-      batch: of step s, see `data.stream`.
+      batch: of step s, see `data.batches`.
 
     Returns:
       The state at step s + 1, and float32 scalars: `loss`, the metrics of `metrics.means` and

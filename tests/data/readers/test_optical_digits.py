@@ -42,10 +42,10 @@ def test_several_processes_may_prepare_it_at_once(tmp_path):
     barrier = tmp_path / "go"
     code = (
         "import sys, time, pathlib\n"
-        "from xception_jax.data import sources\n"
+        "from xception_jax.data import readers\n"
         "print('ready', flush=True)\n"
         "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.001)\n"
-        "print(len(sources.open_split('optical_digits', 'test', sys.argv[1])))\n"
+        "print(len(readers.open_split('optical_digits', 'test', sys.argv[1])))\n"
     )
     command = [sys.executable, "-c", code, tmp_path / "data", barrier]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

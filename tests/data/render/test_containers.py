@@ -348,7 +348,7 @@ def test_a_whole_image_takes_no_more_memory_than_its_claim():
     code = (
         "import sys, json\n"
         "from tests.data import mutations\n"
-        "from xception_jax.data import decode\n"
+        "from xception_jax.data.render import decode\n"
         "from pathlib import Path\n"
         "found = {}\n"
         "for name in sys.argv[1:]:\n"

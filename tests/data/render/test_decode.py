@@ -114,7 +114,7 @@ def test_the_limit_on_pixels_holds_for_every_format_before_they_are_decoded(limi
     """In a process of its own: OpenCV reads the limit once. 2240 pixels are too many here."""
     code = (
         "import sys, json, base64\n"
-        "from xception_jax.data import decode\n"
+        "from xception_jax.data.render import decode\n"
         "from xception_jax.errors import ExampleError\n"
         "for kind, data in json.load(sys.stdin).items():\n"
         "    try:\n"

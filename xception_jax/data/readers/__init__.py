@@ -18,7 +18,7 @@ def open_split(
     """Opens a split of a folder of images, or of a TFDS data set prepared already.
 
     Args:
-      dataset: `folder:PATH`, see `data.folder`; or a TFDS name, `name`, `name/config` or
+      dataset: `folder:PATH`, see `readers.folder`; or a TFDS name, `name`, `name/config` or
         `name:version`. The embedded `optical_digits` is prepared on first use (a second, under a
         megabyte).
       split: a TFDS split, `train` or a part of one, `train[:10%]`.
@@ -26,8 +26,8 @@ def open_split(
         a folder starts here.
       label: the feature with the labels, `objects/label` for a nested one; None or empty for the
         one that there is. Inside a sequence it makes the set a multi-label one.
-      test_share, split_seed, most_missing, hold_out: of a folder, see `data.folder`.
-      folder_rules: see `data.folder_files.RULES`; 0: the newest.
+      test_share, split_seed, most_missing, hold_out: of a folder, see `readers.folder`.
+      folder_rules: see `folder_files.RULES`; 0: the newest.
 
     Raises:
       UsageError: the data set is unknown, not prepared, empty, or has not one image and one such

@@ -48,7 +48,7 @@ class Described:
     """A model as its config has it.
 
     Attributes:
-      backbone: of `keras_graph.FEATURES`.
+      backbone: of `graph.FEATURES`.
       layers: those of the backbone by the names that Keras gives them in a fresh process.
       before: layers between the images and the backbone, in order.
       head: layers after the backbone, in order.
@@ -257,7 +257,7 @@ def _changes(config: dict[str, Any]) -> list[str]:
 
 
 def _traits(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What of a layer's config counts, as `keras_graph` has it."""
+    """What of a layer's config counts, as `graph` has it."""
     traits = {name: _value(config.get(name, own)) for name, own in TRAITS.get(kind, {}).items()}
     if "activation" in traits:
         traits["activation"] = activation(config)

@@ -1,7 +1,7 @@
 """Keras' files: `.weights.h5` and `.keras` of Keras 3, and the `.h5` of Keras 1 and 2.
 
 Read and written without Keras. A file with a config is read by that (`weights.keras_config`); one
-of weights alone goes by the places of the layers, as Keras' own reader does: see `weights.keras`.
+of weights alone goes by the places of the layers, as Keras' own reader does: see `keras.names`.
 """
 
 import io
@@ -40,7 +40,7 @@ class Contents:
     """What a file holds.
 
     Attributes:
-      tensors: by the names of `weights.keras`: `by_name` with the layers' names, else their keys.
+      tensors: by the names of `keras.names`: `by_name` with the layers' names, else their keys.
       layer_names: the names that layers have by their keys, where they are found by place.
       dense: units of each dense layer of the head; the last has the classes.
       activation: `softmax` or `sigmoid` after the last; None where nothing is said.
@@ -242,7 +242,7 @@ def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.n
     Args:
       path: of the file.
       kind: the name it will have: `.weights.h5` of Keras 3, else `.h5` of Keras 2.
-      layers: from `weights.keras`.
+      layers: from `keras.names`.
       tensors: Keras' by name.
     """
     with hdf5.h5py().File(path, "w") as file:

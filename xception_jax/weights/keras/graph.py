@@ -2,7 +2,7 @@
 features, as nodes that a model's config is held against.
 
 Layers have the names that Keras gives them in a fresh process, which are those of
-`weights.keras.Layer`; they are made in Keras' order.
+`keras.names.Layer`; they are made in Keras' order.
 """
 
 from collections import Counter

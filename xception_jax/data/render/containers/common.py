@@ -17,7 +17,7 @@ class Claim(NamedTuple):
       encoded: the file, or a shorter one with the same pixels.
       white: the level of white in 16 bits, where the file declares one; 0: all ones.
       deep: whether 16 bits are stored a sample, so that white may be lower than they can tell.
-      hint: a level that may be white, if the samples confirm it (`data.levels`); 0: none.
+      hint: a level that may be white, if the samples confirm it (`render.levels`); 0: none.
     """
 
     kind: str
