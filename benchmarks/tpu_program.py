@@ -18,6 +18,7 @@ from xception_jax.models import xception
 from xception_jax.models.layers import Layers
 from xception_jax.planning import program, steps
 from xception_jax.training import state as state_lib
+from xception_jax.training.build import DataSpec
 
 NUM_CLASSES = 1000
 
@@ -65,7 +66,7 @@ def main(request: dict[str, Any]) -> None:
     mesh = program.mesh_of(request["topology"], request["options"])
     config = config_of(request, mesh.size)
     make_model = short_maker(config) if request["short"] else None
-    data = steps.Data(classes=NUM_CLASSES)
+    data = DataSpec(classes=NUM_CLASSES)
     program.answer(steps.lower("train", config, mesh, data, make_model), request)
 
 

@@ -49,9 +49,9 @@ def compiled_step(
         "mask": jnp.ones(batch),
     }
     data = jax.device_put(data, sharding.by_example(mesh))
-    recipe = step.Recipe(state_lib.structure_of(make, side), sgd, schedule)
+    step_config = step.StepConfig(state_lib.graphdef_of(make, side), sgd, schedule)
     layout = sharding.Layout.whole(mesh)
-    return step.jit_train_step(recipe, layout).lower(state, data).compile(), state, data
+    return step.jit_train_step(step_config, layout).lower(state, data).compile(), state, data
 
 
 def operations(folder: Path) -> Counter[str]:

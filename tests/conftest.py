@@ -28,7 +28,8 @@ from xception_jax.data.source import Source
 LONGEST = [
     "test_train.py", "training/test_step.py", "serving/test_program.py", "test_resume.py",
     "training/test_sharding.py", "test_launch.py", "test_cli.py", "test_multilabel.py",
-    "models/test_family.py", "data/readers/test_bad_files.py", "test_convert.py", "models/test_ops.py",
+    "models/test_family.py", "data/readers/test_bad_files.py", "test_convert.py",
+    "models/test_ops.py",
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 

@@ -72,7 +72,7 @@ def test_an_old_run_opens_its_data_by_its_rules(tmp_path, small_config):
     small_config.data.dataset = f"folder:{write(tmp_path / 'data', AWKWARD)}"
     begin(tmp_path / "run", config_lib.resolve(small_config))
     without_rules(tmp_path / "run")
-    begun = workdir.begun_config(tmp_path / "run")
+    begun = workdir.existing_config(tmp_path / "run")
     old = splits.open_split(config_lib.settled(small_config, begun), "train+test")
     assert len(old) == 89
     assert len(splits.open_split(small_config, "train+test")) == 98

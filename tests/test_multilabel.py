@@ -100,8 +100,10 @@ def test_a_shared_head_finds_the_same(config, tmp_path):
 def test_the_step_takes_the_loss_that_the_config_says(small_config, name, multilabel, expected):
     small_config.loss.name, small_config.loss.label_smoothing = name, 0.1
     small_config.loss.class_weights = (1.0, 2.0)
-    recipe = step.Recipe.from_config(small_config, None, None, None, 1, multilabel=multilabel)
-    assert recipe.loss == metrics.Loss(expected, 0.1, (1.0, 2.0))
+    step_config = step.StepConfig.from_config(
+        small_config, None, None, None, 1, multilabel=multilabel
+    )
+    assert step_config.loss == metrics.Loss(expected, 0.1, (1.0, 2.0))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from tests.processes import finish, result
 from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.planning import report
+from xception_jax.training.build import DataSpec
 
 IMAGENET = "--config=configs/imagenet.py"
 
@@ -52,7 +53,7 @@ def test_statistics_over_the_whole_batch_stand_between_layers(small_config):
 
     small_config.mesh.data, small_config.model.bn_virtual_batch = 8, None
     mesh = train.prepare(small_config).layout.mesh
-    compiled = steps.lower("train", small_config, mesh, steps.Data(10)).compile()
+    compiled = steps.lower("train", small_config, mesh, DataSpec(10)).compile()
     figures = {**program.of_compiled(compiled), "compile_s": 0}
     [found] = estimate.of_devices(figures, compiled.as_text(), None).collectives
     assert found.kind == "all-reduce"

@@ -28,7 +28,6 @@ from xception_jax.data.batches import Reader
 from xception_jax.data.skips import Skips, candidates, first_usable
 from xception_jax.errors import UsageError, nearest
 from xception_jax.training import preflight
-from xception_jax.training.evaluation import reader_of
 from xception_jax.utils.text import printable
 from xception_jax.weights import initial
 
@@ -84,7 +83,7 @@ def draw(
     run = train.prepare(initial.resolve(config))
     batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
     images = jnp.asarray(np.asarray(batch["image"])[:needed])
-    reader = reader_of(run.config, run.train_source)
+    reader = Reader.from_config(run.config, run.train_source)
     whole = _originals(reader, config, examples)
     rows = [("original", whole)]
     if reader.images.crops or any(one.shape[0] != one.shape[1] for one in whole):

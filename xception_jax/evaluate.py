@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from xception_jax.data import splits
 from xception_jax.data.skips import Skips
-from xception_jax.training import sharding, state
+from xception_jax.training import build, sharding
 from xception_jax.training.evaluation import Evaluator
 from xception_jax.training.trained import Trained
 
@@ -50,10 +50,8 @@ def evaluate(
     if source.summary:
         say(source.summary)
     layout = sharding.Layout.whole(sharding.make_mesh())
-    make_model = state.model_maker(config, len(source.class_names))
-    evaluator = Evaluator.create(
-        config, state.structure_of(make_model, config.data.image_size), source, layout, batch_size
-    )
+    evaluate_batch = build.build_evaluation(config, build.DataSpec.of(source), layout)
+    evaluator = Evaluator.create(config, evaluate_batch, source, layout, batch_size)
     skips = Skips(workdir, most, say, flag="--max_skipped")
     metrics = evaluator(trained.weights(layout.weights), skips)
     assert metrics is not None, "nobody asks it to stop"

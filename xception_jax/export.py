@@ -16,7 +16,7 @@ from xception_jax import serving
 from xception_jax.data import splits
 from xception_jax.data.batches import Images
 from xception_jax.errors import UsageError, nearest
-from xception_jax.training import sharding, state
+from xception_jax.training import build, sharding, state
 from xception_jax.training.trained import Trained
 from xception_jax.weights import sources
 from xception_jax.weights.tensors import abstract, variables
@@ -46,11 +46,10 @@ def export_run(
     _check_target(platforms, output)
     trained = Trained.find(workdir, step, weights)
     meta, config = trained.meta, trained.config
-    make_model = state.model_maker(config, len(meta.class_names))
     data = config.data
     return _export(
         output,
-        state.structure_of(make_model, data.image_size),
+        build.build_graphdef(config, len(meta.class_names)),
         trained.weights(sharding.replicated(sharding.make_mesh(1))),
         Images(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
@@ -105,10 +104,10 @@ def export_file(
     for key, variable in variables(network).items():
         variable.set_value(jnp.asarray(tensors[key]))
     network.matmul_precision = "float32"
-    structure, params, batch_stats = state.split(network)
+    graphdef, params, batch_stats = state.split(network)
     return _export(
         output,
-        structure,
+        graphdef,
         {"params": params, "batch_stats": batch_stats},
         Images(made_for["image_size"], eval_preset=made_for["eval_preset"],
                eval_crop=made_for.get("eval_crop", file.usual_crop(name)),
@@ -135,7 +134,7 @@ def _check_target(platforms: tuple[str, ...], output: pathlib.Path) -> None:
 
 def _export(
     output: pathlib.Path,
-    structure: Any,
+    graphdef: Any,
     weights: Any,
     images: Any,
     *,
@@ -151,7 +150,7 @@ def _export(
         raise UsageError("softmax over one class is 1.0 for every image; give --activation=sigmoid")
 
     exported = serving.export(
-        structure,
+        graphdef,
         weights,
         images,
         activation=activation,

@@ -8,26 +8,23 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from xception_jax import config as config_lib
 from xception_jax.config.fields import Duration
 from xception_jax.data import splits, transfer
-from xception_jax.data.batches import Share
+from xception_jax.data.batches import HostShard, Reader
 from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
 from xception_jax.runtime import cluster
-from xception_jax.training import optimizer, preflight, sharding, signals, workdir
+from xception_jax.training import build, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
-from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
-from xception_jax.training.evaluation import Evaluator, reader_of
+from xception_jax.training.evaluation import Evaluator
 from xception_jax.training.state import TrainState
 from xception_jax.training.telemetry import outlook, verdict
 from xception_jax.training.telemetry.goodput import Goodput
@@ -62,11 +59,11 @@ def train(
     goodput = Goodput()
     with signals.stop_requested() as stop_requested:
         with goodput.spending("start"):
-            preflight.validate(config, begun := workdir.begun_config(folder))
+            preflight.validate(config, begun := workdir.existing_config(folder))
             config = initial.resolve(config, begun)
             run = prepare(config)
         with (
-            workdir.claim(folder, config, allow_changes=allow_config_changes),
+            workdir.lock_workdir(folder, config, allow_changes=allow_config_changes),
             Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints,
         ):
             with goodput.spending("start"):
@@ -105,17 +102,11 @@ class Around:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(build.Functions):
     """What a run is made of, once its config has met the devices and the data."""
 
-    config: ConfigDict
-    layout: sharding.Layout
     train_source: Source
     total_steps: int
-    init: Callable[[jax.Array], TrainState]
-    shapes: TrainState
-    frozen: tuple[str, ...]
-    train_step: Any  # jitted
     evaluate: Evaluator
 
     @property
@@ -127,11 +118,13 @@ class Run:
     def batches(self, first_step: int, skips: Skips | None = None) -> transfer.Placed:
         """The training batches on the devices, from `first_step` on; see `training_batches`."""
         data = self.config.data
-        batches = reader_of(self.config, self.train_source, workers=data.workers).training_batches(
+        batches = Reader.from_config(
+            self.config, self.train_source, workers=data.workers
+        ).training_batches(
             batch_size=data.batch_size,
             seed=self.config.seed,
             first_step=first_step,
-            share=Share.of_this_process(),
+            share=HostShard.of_this_process(),
             skips=skips,
         )
         return transfer.to_devices(batches, sharding.by_example(self.layout.mesh))
@@ -145,27 +138,16 @@ class Run:
 
 def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
-    data = config.data
     train_source = splits.open_training(config)
-    eval_source = splits.open_split(config, data.eval_split)
-    make_model = state_lib.model_maker(config, len(train_source.class_names))
-    structure = state_lib.structure_of(make_model, data.image_size)
-    transformation, schedule = optimizer.from_config(config, len(train_source))
-    init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
-    shapes = state_lib.shapes_of(init)
-    layout = sharding.from_config(config, shapes)
-    recipe = step_lib.Recipe.from_config(
-        config, structure, transformation, schedule, layout.mesh.size,
-        classes=len(train_source.class_names), multilabel=train_source.multilabel,
-    )  # fmt: skip
+    eval_source = splits.open_split(config, config.data.eval_split)
+    functions = build.build(config, build.DataSpec.of(train_source))
+    size = {"batch_size": config.data.batch_size, "epoch": len(train_source)}
     return Run(
-        config=config, layout=layout, train_source=train_source,
-        total_steps=Duration.parse(config.duration).steps(
-            batch_size=data.batch_size, epoch=len(train_source)
-        ), init=init, shapes=shapes, frozen=state_lib.frozen_parts(structure, vars(shapes)),
-        train_step=step_lib.jit_train_step(recipe, layout),
-        evaluate=Evaluator.create(config, structure, eval_source, layout),
-    )  # fmt: skip
+        **vars(functions),
+        train_source=train_source,
+        total_steps=Duration.parse(config.duration).steps(**size),
+        evaluate=Evaluator.create(config, functions.evaluate_batch, eval_source, functions.layout),
+    )
 
 
 def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, list[str]]:
@@ -192,7 +174,9 @@ def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: 
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
     summaries = run.train_source.summary, *workdir.name_files(folder, run.evaluate.reader.source)
-    for note in filter(None, (*summaries, reader_of(run.config, run.train_source).note, *notes)):
+    for note in filter(
+        None, (*summaries, Reader.from_config(run.config, run.train_source).note, *notes)
+    ):
         log.say(note)
 
 

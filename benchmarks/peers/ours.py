@@ -24,7 +24,7 @@ def _make(work: Work, rngs: nnx.Rngs) -> nnx.Module:
 def build(work: Work) -> Callable[[int], None]:
     """See `worker`."""
     make = partial(_make, work)
-    structure = state_lib.structure_of(make, work.side)
+    graphdef = state_lib.graphdef_of(make, work.side)
     schedule = optimizer_lib.make_schedule("constant", learning_rate=1e-3, total_steps=1)
     optimizer = optimizer_lib.make_optimizer("sgd", schedule, momentum=0.9)
     mesh = sharding.make_mesh(1)
@@ -36,7 +36,7 @@ def build(work: Work) -> Callable[[int], None]:
     if work.kind == "forward":
         images = jax.random.uniform(key, shape, minval=-1, maxval=1)
         weights = state.weights()
-        forward = jax.jit(lambda weights, x: state_lib.apply(structure, weights, x)[0])
+        forward = jax.jit(lambda weights, x: state_lib.apply(graphdef, weights, x)[0])
 
         def run_forward(steps: int) -> None:
             for _ in range(steps):
@@ -46,7 +46,7 @@ def build(work: Work) -> Callable[[int], None]:
         return run_forward
 
     layout = sharding.Layout.whole(mesh)
-    train = step.jit_train_step(step.Recipe(structure, optimizer, schedule), layout)
+    train = step.jit_train_step(step.StepConfig(graphdef, optimizer, schedule), layout)
     batch = {
         "image": jax.random.randint(key, shape, 0, 256).astype(jnp.uint8),
         "label": jax.random.randint(key, (work.batch,), 0, 1000),
@@ -68,12 +68,12 @@ def facts(work: Work) -> dict[str, object]:
 
     A training step counts as three times the forward pass.
     """
-    structure = state_lib.structure_of(partial(_make, work), work.side)
+    graphdef = state_lib.graphdef_of(partial(_make, work), work.side)
     weights = jax.eval_shape(
         partial(state_lib.create_weights, partial(_make, work)), jax.random.key(0)
     )
     images = jax.ShapeDtypeStruct((work.batch, work.side, work.side, 3), jnp.float32)
-    program = jax.make_jaxpr(partial(state_lib.apply, structure))(weights, images).jaxpr
+    program = jax.make_jaxpr(partial(state_lib.apply, graphdef))(weights, images).jaxpr
     passes = (3 if work.kind == "training" else 1) / work.batch
     return {
         "device": jax.devices()[0].device_kind,

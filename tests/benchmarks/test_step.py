@@ -201,7 +201,7 @@ def test_a_trace_names_stages_and_kinds(tmp_path):
 def test_the_plain_form_is_our_model():
     changes = {"width": 0.1, "middle_blocks": 1, "stem_stride": 1, "dropout": 0.0}
     ours = models.create("xception", num_classes=10, rngs=nnx.Rngs(0), **changes)
-    structure, params, batch_stats = state_lib.split(ours)
+    graphdef, params, batch_stats = state_lib.split(ours)
     rng = np.random.default_rng(0)
     # Fresh ones are 0 and 1, which would hide their being mixed up.
     params, batch_stats = jax.tree.map(
@@ -211,7 +211,7 @@ def test_the_plain_form_is_our_model():
     plain = plain_flax.copy_weights(params, batch_stats, **changes)
     images = rng.uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     weights = {"params": params, "batch_stats": batch_stats}
-    logits, _ = jax.jit(state_lib.apply, static_argnums=0)(structure, weights, images)
+    logits, _ = jax.jit(state_lib.apply, static_argnums=0)(graphdef, weights, images)
     np.testing.assert_allclose(logits, nnx.jit(lambda m, x: m(x))(plain, images), rtol=1e-5)
 
     def loss_of(logits):
@@ -221,7 +221,7 @@ def test_the_plain_form_is_our_model():
     @jax.grad
     def our_gradients(params):
         weights = {"params": params, "batch_stats": batch_stats}
-        return loss_of(state_lib.apply(structure, weights, images, train=True)[0])
+        return loss_of(state_lib.apply(graphdef, weights, images, train=True)[0])
 
     @nnx.jit
     def plain_gradients(model):
@@ -243,8 +243,8 @@ def test_ten_training_steps_equal_those_of_the_plain_form():
     sgd = optax.sgd(1e-3, momentum=0.9)
     state = state_lib.initialize(partial(state_lib.create, make, sgd, False), 0, None)
     plain = plain_flax.copy_weights(state.params, state.batch_stats, **changes)
-    recipe = step_lib.Recipe(state_lib.structure_of(make, 32), sgd, lambda step: 1e-3)
-    train_step = step_lib.jit_train_step(recipe, sharding.Layout.whole(sharding.make_mesh(1)))
+    step_config = step_lib.StepConfig(state_lib.graphdef_of(make, 32), sgd, lambda step: 1e-3)
+    train_step = step_lib.jit_train_step(step_config, sharding.Layout.whole(sharding.make_mesh(1)))
     optimizer = nnx.Optimizer(plain, sgd, wrt=nnx.Param)
 
     @nnx.jit

@@ -16,7 +16,7 @@ from absl import flags
 from hypothesis import strategies as st
 
 from xception_jax.data import memory, transfer
-from xception_jax.data.batches import Host, Images, Reader, Share
+from xception_jax.data.batches import Host, HostShard, Images, Reader
 from xception_jax.data.order import Sampling
 from xception_jax.data.readers import joined
 from xception_jax.data.render import decode, presets
@@ -185,7 +185,7 @@ def test_threads_fill_slices_of_a_batch(rows, threads):
     [whole] = batches(numbered(50), 1, batch_size=2 * rows, seed=5, host=Host(1))
     [made] = batches(
         numbered(50), 1, batch_size=2 * rows, seed=5, host=Host(threads),
-        share=Share(1, 2),
+        share=HostShard(1, 2),
     )  # fmt: skip
     assert_same([{name: column[rows:] for name, column in whole.items()}], [made])
 
@@ -254,7 +254,7 @@ def assert_nothing_changes(
         shares = [
             batches(
                 source, 7 - first, images=images, host=host, batch_size=batch, seed=5,
-                first_step=first, share=Share(index, hosts), sampling=sampling,
+                first_step=first, share=HostShard(index, hosts), sampling=sampling,
             )
             for index in range(hosts)
         ]  # fmt: skip
@@ -269,7 +269,7 @@ def test_what_could_not_be_made_is_made_when_it_is_asked_for_again():
             raise faults.pop()
         columns["number"][row] = record
 
-    kept = memory.Kept({"number": np.zeros(5, int)}, fill)
+    kept = memory.ImageCache({"number": np.zeros(5, int)}, fill)
     with pytest.raises(OSError, match="gone for a moment"):
         kept.batch([3, 1])
     assert kept.batch([3, 1])["number"].tolist() == [3, 1]
@@ -354,7 +354,7 @@ def test_evaluation_covers_the_split_exactly_once(count, hosts, each):
     shares = [
         list(
             Reader(source, CROPPED).evaluation_batches(
-                batch_size=hosts * each, share=Share(host, hosts)
+                batch_size=hosts * each, share=HostShard(host, hosts)
             )
         )
         for host in range(hosts)

@@ -18,10 +18,10 @@ def create(name: str, **overrides: object) -> nnx.Module:
         lambda: nnx.split(models.create(name, num_classes=1000, rngs=nnx.Rngs(0), **overrides))[1],
         compiler_options={"xla_backend_optimization_level": 0},
     )
-    structure = nnx.eval_shape(
+    shapes = nnx.eval_shape(
         lambda: models.create(name, num_classes=1000, rngs=nnx.Rngs(0), **overrides)
     )
-    return nnx.merge(nnx.graphdef(structure), make())
+    return nnx.merge(nnx.graphdef(shapes), make())
 
 
 def batch_statistics(rng: np.random.Generator, channels: int) -> dict[str, np.ndarray]:
@@ -55,11 +55,11 @@ def assert_agrees(
       model: ours.
       reference: takes images `[batch, height, width, 3]` to features in our layout and to logits.
     """
-    structure, weights = nnx.split(model)
+    graphdef, weights = nnx.split(model)
 
     @jax.jit
     def ours(weights, images):
-        model = nnx.merge(structure, weights)
+        model = nnx.merge(graphdef, weights)
         return model.features(images), model(images)
 
     for size in SIZES:

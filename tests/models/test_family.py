@@ -129,16 +129,16 @@ def test_weight_decay_acts_on_every_kernel_and_on_nothing_else(name, overrides):
 def training_step(name: str, side: int, **overrides):
     """The jaxpr of a training step's gradient, and a function that runs it."""
     make = partial(models.create, name, num_classes=5, dropout=0.2, **SMALL, **overrides)
-    structure = state.structure_of(lambda rngs: make(rngs=rngs), side)
+    graphdef = state.graphdef_of(lambda rngs: make(rngs=rngs), side)
     sgd = optax.sgd(0.1)
-    recipe = step.Recipe(structure, sgd, optax.constant_schedule(0.1), virtual_batch=2)
+    step_config = step.StepConfig(graphdef, sgd, optax.constant_schedule(0.1), virtual_batch=2)
     init = partial(state.create, lambda rngs: make(rngs=rngs), sgd, False)
     batch = {
         "image": jnp.zeros((4, side, side, 3), jnp.uint8),
         "label": jnp.arange(4),
         "mask": jnp.ones(4),
     }
-    return partial(step.train_step, recipe), init, batch
+    return partial(step.train_step, step_config), init, batch
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_training_step_takes_every_kind(name, side, overrides):
     train_step, init, batch = training_step(name, side, **overrides)
     before = jax.eval_shape(init, jax.random.key(0))
     after, metrics = jax.eval_shape(train_step, before, batch)
-    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert jax.tree.graphdef(after) == jax.tree.graphdef(before)
     assert metrics["loss"].shape == ()
 
 

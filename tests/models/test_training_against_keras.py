@@ -62,14 +62,14 @@ def test_ten_steps_are_keras_own(tmp_path):
     schedule = optimizer.make_schedule("constant", learning_rate=LEARNING_RATE, total_steps=STEPS)
     sgd = optimizer.make_optimizer("sgd", schedule, momentum=0.0)
     state = state_lib.initialize(partial(state_lib.create, make, sgd, False), 0, None)
-    structure = state_lib.structure_of(make, SIZE)
-    model = nnx.merge(structure, state.params, state.batch_stats)
+    graphdef = state_lib.graphdef_of(make, SIZE)
+    model = nnx.merge(graphdef, state.params, state.batch_stats)
     weights.load(model, tmp_path / "start.weights.h5")
     _, params, batch_stats = state_lib.split(model)
     start = {name: np.array(array) for name, array in flatten({"params": params}).items()}
     state = replace(state, params=params, batch_stats=batch_stats)
-    recipe = step_lib.Recipe(structure, sgd, schedule)
-    train_step = step_lib.jit_train_step(recipe, sharding.Layout.whole(sharding.make_mesh(1)))
+    step_config = step_lib.StepConfig(graphdef, sgd, schedule)
+    train_step = step_lib.jit_train_step(step_config, sharding.Layout.whole(sharding.make_mesh(1)))
 
     ours, expected = [], []
     for images, labels in draw_batches():

@@ -80,7 +80,7 @@ def small(**overrides) -> tuple:
     make = state.model_maker(config, num_classes=5)
     weights = state.initialize(partial(state.create_weights, make), 0, None)
     images = np.random.default_rng(0).standard_normal((4, 16, 16, 3), np.float32)
-    return state.structure_of(make, 16), weights, images
+    return state.graphdef_of(make, 16), weights, images
 
 
 run = jax.jit(state.apply, static_argnums=0, static_argnames="train")
@@ -97,9 +97,9 @@ def test_overrides_reach_the_network():
 
 
 def test_bfloat16_computes_with_float32_parameters_and_logits():
-    structure, weights, images = small(dtype="bfloat16")
+    graphdef, weights, images = small(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype("float32")}
-    logits, batch_stats = run(structure, weights, images)
+    logits, batch_stats = run(graphdef, weights, images)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(batch_stats)} == {jnp.dtype("float32")}
     exact, _ = run(small()[0], weights, images)
@@ -107,18 +107,18 @@ def test_bfloat16_computes_with_float32_parameters_and_logits():
 
 
 def test_dropout_only_in_training_and_from_its_own_stream():
-    structure, weights, images = small(dropout=0.5)
+    graphdef, weights, images = small(dropout=0.5)
     first, second = (
-        run(structure, weights, images, train=True, key=jax.random.key(seed))[0] for seed in (1, 2)
+        run(graphdef, weights, images, train=True, key=jax.random.key(seed))[0] for seed in (1, 2)
     )
     assert not np.allclose(first, second)
 
 
 def test_batch_statistics_move_only_in_training():
-    structure, weights, images = small()
-    kept = run(structure, weights, images)[1]
+    graphdef, weights, images = small()
+    kept = run(graphdef, weights, images)[1]
     jax.tree.map(np.testing.assert_array_equal, kept, weights["batch_stats"])
-    moved = run(structure, weights, images, train=True, key=jax.random.key(0))[1]
+    moved = run(graphdef, weights, images, train=True, key=jax.random.key(0))[1]
     for old, new in zip(jax.tree.leaves(kept), jax.tree.leaves(moved), strict=True):
         assert not np.array_equal(old, new)
 
@@ -159,12 +159,12 @@ def test_remat_and_scan_change_the_program_not_the_function(fields):
         def make(rngs):
             return models.create("xception", num_classes=4, rngs=rngs, **small)
 
-        structure = state.structure_of(make, 16)
+        graphdef = state.graphdef_of(make, 16)
         weights = state.create_weights(make, jax.random.key(0))
 
         def loss(params):
             logits, batch_stats = state.apply(
-                structure, {**weights, "params": params}, images, train=True
+                graphdef, {**weights, "params": params}, images, train=True
             )
             return jnp.square(logits).mean(), batch_stats
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from xception_jax.config.fields import Duration
 from xception_jax.errors import RunError, UsageError
-from xception_jax.planning import planner, report, steps
+from xception_jax.planning import planner, report
 from xception_jax.planning.estimate import NONE, Collective, Memory, Step
 from xception_jax.planning.tpu import chips, compiler
+from xception_jax.training.build import DataSpec
 
 STEP = Step(Memory(0, 0, 0, 0, 0), 1e12, 1e9, (), NONE, seconds=0.5)
 
@@ -42,7 +43,7 @@ def test_memory_that_grows_in_a_line_takes_few_tries():
 
 
 def plan_of(config, examples, eval_examples=100):
-    data = steps.Data(10, False, examples, eval_examples)
+    data = DataSpec(10, False, examples, eval_examples)
     more = {"chips": 2, "devices": 2, "device_bytes": None, "peak_rate": 4e12, "memory_rate": None}
     return planner._plan(config, data, STEP, replace(STEP, seconds=0.1), "here", **more)
 
@@ -174,5 +175,5 @@ def test_a_program_that_is_refused_says_what_it_needs(child, small_config, tmp_p
     child({"key": "abc", "refused": {"needs": 20 * 2**30, "has": 15.75 * 2**30}})
     said = []
     with pytest.raises(planner.DoesNotFitError, match=r"needs 20.00 GiB, .* has 15.75"):
-        planner.ask("train", small_config, chips.parse("v5e:1x1"), steps.Data(10), said.append)
+        planner.ask("train", small_config, chips.parse("v5e:1x1"), DataSpec(10), said.append)
     assert "the training step of 64 images on v5e:1x1" in said[0]

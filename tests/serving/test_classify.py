@@ -93,9 +93,9 @@ def logits_of(model, pixels: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def folders(model, tmp_path_factory) -> dict[str, Path]:
     """An export for each preset. The caller resizes, so the program is the same."""
-    structure, params, batch_stats = state.split(nnx.clone(model))
+    graphdef, params, batch_stats = state.split(nnx.clone(model))
     weights = {"params": params, "batch_stats": batch_stats}
-    program = serving.export(structure, weights, Images(SIZE), resizes=False, platforms=("cpu",))
+    program = serving.export(graphdef, weights, Images(SIZE), resizes=False, platforms=("cpu",))
     folder = tmp_path_factory.mktemp("exports")
     for preset in PRESETS:
         about = serving.describe(

@@ -55,14 +55,14 @@ def run_of(workdir: Path, weights: str = "ema"):
         shapes = state.shapes_of(lambda key: state.create_weights(make, key))
         target = sharding.place(shapes, sharding.replicated(sharding.make_mesh(1)))
         items, _ = checkpoints.restore(step, {"ema": target} if weights == "ema" else target)
-    structure = state.structure_of(make, config.data.image_size)
-    return structure, items["ema"] if weights == "ema" else items, names
+    graphdef = state.graphdef_of(make, config.data.image_size)
+    return graphdef, items["ema"] if weights == "ema" else items, names
 
 
 @partial(jax.jit, static_argnums=0)
-def logits_of(structure, weights, pixels):
+def logits_of(graphdef, weights, pixels):
     """The model's own logits of uint8 pixels of its size."""
-    return state.apply(structure, weights, pipeline.normalize(pixels))[0]
+    return state.apply(graphdef, weights, pipeline.normalize(pixels))[0]
 
 
 def own(workdir: Path, pixels: np.ndarray, weights: str = "ema") -> np.ndarray:
@@ -287,17 +287,17 @@ def test_raw_weights_of_the_models_size_for_one_platform(undisturbed, tmp_path):
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_probabilities_that_are_sure(activation, undisturbed):
     """The run is short and unsure; its logits, made large, span the whole range."""
-    structure, weights, _ = run_of(undisturbed)
+    graphdef, weights, _ = run_of(undisturbed)
     head = weights["params"]["head"]["classifier"]
     params = weights["params"] | {
         "head": {"classifier": {"kernel": head["kernel"] * 5e4, "bias": head["bias"]}}
     }
     weights = weights | {"params": params}
     program = serving.export(
-        structure, weights, Images(8), activation=activation, platforms=("cpu",)
+        graphdef, weights, Images(8), activation=activation, platforms=("cpu",)
     )
     images = pixels(3, 8, 8)
-    logits = np.asarray(logits_of(structure, weights, images), np.float64)
+    logits = np.asarray(logits_of(graphdef, weights, images), np.float64)
     expected = softmax(logits, 1) if activation == "softmax" else expit(logits)
     assert np.ptp(expected) > 0.5
     # What two programs round otherwise in such logits is more than a millionth of a probability,

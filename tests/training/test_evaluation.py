@@ -7,7 +7,7 @@ import pytest
 from xception_jax.data.batches import Host, Images, Reader
 from xception_jax.data.order import Sampling
 from xception_jax.training import sharding
-from xception_jax.training.evaluation import Evaluator, reader_of
+from xception_jax.training.evaluation import Evaluator
 
 
 def test_the_reader_is_what_the_config_says(digits, small_config):
@@ -17,7 +17,7 @@ def test_the_reader_is_what_the_config_says(digits, small_config):
     small_config.data.decode_parts = False
     small_config.data.balanced, small_config.data.repeats = True, 2
     small_config.data.mix_weights = (1.0, 2.0)
-    reader = reader_of(small_config, digits["test"], workers=2)
+    reader = Reader.from_config(small_config, digits["test"], workers=2)
     assert reader.sampling == Sampling(balanced=True, weights=(1.0, 2.0), repeats=2)
     assert reader.images == Images(8, (0.5, 0.9), (0.8, 1.2), "timm", 0.7, exif=False)
     assert reader.host == Host(threads=3, workers=2, memory=5 * 2**20, decode_parts=False)

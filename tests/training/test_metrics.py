@@ -58,19 +58,19 @@ def test_in_top_agrees_with_sorting(k):
     labels = rng.integers(0, 20, 200)
     best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     expected = (best == labels[:, None]).any(1)
-    found = metrics.in_top(k, jnp.asarray(logits), jnp.asarray(labels))
+    found = metrics.topk_correct(k, jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_array_equal(found, expected)
 
 
 def test_a_model_that_diverged_is_never_right():
     logits = jnp.asarray([[jnp.nan] * 3, [0.0, jnp.nan, 1.0], [1.0, jnp.inf, 0.0]])
-    found = metrics.in_top(5, logits, jnp.asarray([0, 2, 1]))
+    found = metrics.topk_correct(5, logits, jnp.asarray([0, 2, 1]))
     np.testing.assert_array_equal(found, [0, 0, 0])
 
 
 def test_few_classes_are_all_in_the_top_five():
     logits = jnp.asarray([[0.3, 0.1, 0.2]])
-    np.testing.assert_array_equal(metrics.in_top(5, logits, jnp.asarray([1])), [1])
+    np.testing.assert_array_equal(metrics.topk_correct(5, logits, jnp.asarray([1])), [1])
 
 
 MULTILABEL = jax.jit(metrics.sums)

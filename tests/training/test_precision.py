@@ -56,10 +56,10 @@ def test_training_and_evaluation_multiply_as_asked(asked):
 @pytest.mark.parametrize("asked", ["tensorfloat32"], indirect=True)
 def test_an_exported_program_multiplies_as_its_run(asked):
     make_model = state.model_maker(asked, 10)
-    structure = state.structure_of(make_model, 8)
+    graphdef = state.graphdef_of(make_model, 8)
     weights = state.create_weights(make_model, jax.random.key(0))
     images = Images(8, eval_preset="inception")
-    exported = serving.export(structure, weights, images, resizes=False, platforms=("tpu",))
+    exported = serving.export(graphdef, weights, images, resizes=False, platforms=("tpu",))
     assert precisions(exported.mlir_module()) == {"HIGH"}
 
 

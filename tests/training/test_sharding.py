@@ -16,6 +16,7 @@ from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.planning import steps as planned
 from xception_jax.training import optimizer, rules, sharding, state
+from xception_jax.training.build import DataSpec
 from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
 from xception_jax.training.checkpoint.digest import digests
 from xception_jax.weights.tensors import flatten
@@ -229,7 +230,7 @@ def test_a_shared_head_gathers_no_weights(small_config):
     small_config.model.fc_units, small_config.model.middle_blocks = (512, 512), 0
     small_config.mesh.data, small_config.mesh.model = 4, 2
     run = train.prepare(small_config)
-    mesh, data = run.layout.mesh, planned.Data(10)
+    mesh, data = run.layout.mesh, DataSpec(10)
     text = (
         planned.lower("evaluate", small_config, mesh, data)
         .compile({"xla_backend_optimization_level": 0})

@@ -12,15 +12,15 @@ import pytest
 from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.augment import pipeline
+from xception_jax.data.batches import Reader
 from xception_jax.training import sharding, state, step
-from xception_jax.training.evaluation import reader_of
 
 
 def start(config):
     """A run, its first state and its first batches (on the host)."""
     run = train.prepare(config)
     first = state.initialize(run.init, config.seed, sharding.replicated(run.layout.mesh))
-    batches = reader_of(config, run.train_source).training_batches(
+    batches = Reader.from_config(config, run.train_source).training_batches(
         batch_size=config.data.batch_size, seed=config.seed
     )
     return run, first, list(itertools.islice(batches, 4))
@@ -205,7 +205,7 @@ def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):
     config.augment.mixup, config.augment.cutmix, config.loss.label_smoothing = 0.4, 1.0, 0.1
     run, first, batches = start(config)
     settings = pipeline.Augmentation.from_config(config.augment)
-    structure = state.structure_of(state.model_maker(config, 10), config.data.image_size)
+    graphdef = state.graphdef_of(state.model_maker(config, 10), config.data.image_size)
     quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
     @quick
@@ -213,7 +213,7 @@ def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):
         keys = pipeline.example_keys(config.seed, jnp.asarray(0), len(images))
         images = pipeline.augment(settings, keys, images)
         images, targets = pipeline.mix(settings, keys, images, jax.nn.one_hot(labels, 10))
-        return state.apply(structure, weights, pipeline.normalize(images), train=True)[0], targets
+        return state.apply(graphdef, weights, pipeline.normalize(images), train=True)[0], targets
 
     weights = jax.device_get({"params": first.params, "batch_stats": first.batch_stats})
     label = batches[0]["label"]

@@ -21,7 +21,7 @@ def begin(folder, config, *, sealed=True):
     fields = Meta(2, "set", 100, ("a", "b"), flat, digests={}).fields()
     if not sealed:
         fields = {name: fields[name] for name in list(fields)[:4]} | {"digests": {}}
-    with workdir.claim(folder, config):
+    with workdir.lock_workdir(folder, config):
         meta = folder / "checkpoints" / "2" / "meta" / "metadata"
         meta.parent.mkdir(parents=True)
         meta.write_text(json.dumps(fields))
@@ -32,7 +32,7 @@ def begin(folder, config, *, sealed=True):
 
 def test_the_config_is_written_and_read_back(tmp_path, small_config):
     small_config.model.fc_units = (3, 4)
-    with workdir.claim(tmp_path / "deep" / "run", small_config):
+    with workdir.lock_workdir(tmp_path / "deep" / "run", small_config):
         pass
     found = workdir.read_config(tmp_path / "deep" / "run")
     assert config_lib.flatten(found) == config_lib.flatten(small_config)
@@ -40,12 +40,12 @@ def test_the_config_is_written_and_read_back(tmp_path, small_config):
 
 def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path, small_config):
     with (
-        workdir.claim(tmp_path, small_config),
+        workdir.lock_workdir(tmp_path, small_config),
         pytest.raises(UsageError, match="another process is training in"),
-        workdir.claim(tmp_path, small_config),
+        workdir.lock_workdir(tmp_path, small_config),
     ):
         pass
-    with workdir.claim(tmp_path, small_config):
+    with workdir.lock_workdir(tmp_path, small_config):
         pass
 
 
@@ -56,7 +56,7 @@ def test_another_config_is_refused_and_the_fields_named(tmp_path, small_config):
     for allow in (False, True):
         with (
             pytest.raises(UsageError) as caught,
-            workdir.claim(tmp_path, small_config, allow_changes=allow),
+            workdir.lock_workdir(tmp_path, small_config, allow_changes=allow),
         ):
             pass
         assert "optimizer.learning_rate was 0.001, is 0.5" in str(caught.value)
@@ -65,10 +65,10 @@ def test_another_config_is_refused_and_the_fields_named(tmp_path, small_config):
 
 
 def test_a_run_that_has_saved_nothing_takes_another_config(tmp_path, small_config):
-    with workdir.claim(tmp_path, small_config):
+    with workdir.lock_workdir(tmp_path, small_config):
         (tmp_path / "checkpoints").mkdir()
     small_config.seed = 5
-    with workdir.claim(tmp_path, small_config):
+    with workdir.lock_workdir(tmp_path, small_config):
         pass
     assert workdir.read_config(tmp_path).seed == 5
 
@@ -78,10 +78,10 @@ def test_harmless_fields_may_change_with_the_flag(tmp_path, small_config):
     small_config.log.every = "9 steps"
     with (
         pytest.raises(UsageError, match="--allow_config_changes lets them"),
-        workdir.claim(tmp_path, small_config),
+        workdir.lock_workdir(tmp_path, small_config),
     ):
         pass
-    with workdir.claim(tmp_path, small_config, allow_changes=True):
+    with workdir.lock_workdir(tmp_path, small_config, allow_changes=True):
         pass
     assert workdir.read_config(tmp_path).log.every == "9 steps"
 
@@ -98,8 +98,8 @@ def test_a_run_begun_before_its_recipe_changed_goes_on_by_the_same_command(recip
     assert fields.pop("optimizer.initial_squares") == 0
     path.write_text(json.dumps(fields))
     for _ in range(2):  # then it stands in the config.json
-        resolved = config_lib.resolve(config, workdir.begun_config(tmp_path))
-        with workdir.claim(tmp_path, resolved):
+        resolved = config_lib.resolve(config, workdir.existing_config(tmp_path))
+        with workdir.lock_workdir(tmp_path, resolved):
             pass
         assert workdir.read_config(tmp_path).optimizer.initial_squares == 0, "what it began with"
         assert json.loads(path.read_text())["optimizer.initial_squares"] == 0
@@ -113,12 +113,12 @@ def test_a_run_may_grow_longer_where_its_rate_does_not_know(
     begin(tmp_path, small_config)
     small_config.duration = "24 steps"
     if allowed:
-        with workdir.claim(tmp_path, small_config, allow_changes=True):
+        with workdir.lock_workdir(tmp_path, small_config, allow_changes=True):
             pass
     else:
         with (
             pytest.raises(UsageError, match="duration was '12 steps', is '24 steps'"),
-            workdir.claim(tmp_path, small_config, allow_changes=True),
+            workdir.lock_workdir(tmp_path, small_config, allow_changes=True),
         ):
             pass
 
@@ -128,7 +128,7 @@ def test_a_folder_that_is_a_file(tmp_path, small_config):
     path.write_text("mine")
     with (
         pytest.raises(UsageError, match="is a file; name a folder"),
-        workdir.claim(path, small_config),
+        workdir.lock_workdir(path, small_config),
     ):
         pass
     assert path.read_text() == "mine"
@@ -138,7 +138,7 @@ def test_a_file_in_place_of_the_folder_of_checkpoints(tmp_path, small_config):
     (tmp_path / "checkpoints").write_text("")
     with (
         pytest.raises(UsageError, match="checkpoints is no folder; move it away"),
-        workdir.claim(tmp_path, small_config),
+        workdir.lock_workdir(tmp_path, small_config),
     ):
         pass
 
@@ -147,7 +147,7 @@ def test_a_config_that_cannot_be_written_is_one_line(tmp_path, small_config):
     (tmp_path / "config.json").mkdir()
     with (
         pytest.raises(RunError, match=r"^/.*/config\.json: Is a directory$"),
-        workdir.claim(tmp_path, small_config),
+        workdir.lock_workdir(tmp_path, small_config),
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
@@ -180,10 +180,10 @@ def test_a_config_changed_by_hand_is_refused_and_the_fields_named(tmp_path, smal
     assert "log.every was '1 step', is '9 steps'" in told
     assert "delete the file, and the config that checkpoint 2 keeps takes its place" in told
     with pytest.raises(UsageError, match="is not what the run wrote"):
-        workdir.begun_config(tmp_path)
+        workdir.existing_config(tmp_path)
     with (
         pytest.raises(UsageError, match="is not what the run wrote"),
-        workdir.claim(tmp_path, small_config, allow_changes=True),
+        workdir.lock_workdir(tmp_path, small_config, allow_changes=True),
     ):
         pass
 
@@ -220,11 +220,11 @@ def test_one_that_is_gone_is_taken_from_the_newest_checkpoint(tmp_path, small_co
     small_config.seed = 5
     with (
         pytest.raises(UsageError, match="seed was 0, is 5"),
-        workdir.claim(tmp_path, small_config),
+        workdir.lock_workdir(tmp_path, small_config),
     ):
         pass
     small_config.seed = 0
-    with workdir.claim(tmp_path, small_config):
+    with workdir.lock_workdir(tmp_path, small_config):
         pass
     seal.check(json.loads(path.read_text()))
 
@@ -240,7 +240,7 @@ def test_a_pipe_in_its_place_is_not_opened(tmp_path, small_config):
 def test_a_run_without_seals_is_read_and_sealed_when_it_goes_on(tmp_path, small_config):
     path = begin(tmp_path, small_config, sealed=False)
     assert config_lib.flatten(workdir.read_config(tmp_path)) == config_lib.flatten(small_config)
-    with workdir.claim(tmp_path, small_config):
+    with workdir.lock_workdir(tmp_path, small_config):
         pass
     edit(path, seed=9)
     with pytest.raises(UsageError, match=r"config\.json is not what was sealed"):
@@ -308,5 +308,5 @@ def test_a_folder_of_programs_is_neither_kept_in_nor_taken_from_a_config(tmp_pat
     path.write_text(json.dumps(seal.sealed({**written, "compilation_cache": "/planted"})))
     assert workdir.read_config(tmp_path).compilation_cache == ""
     small_config.compilation_cache = "/mine/now"
-    with workdir.claim(tmp_path, small_config):  # it is no other config
+    with workdir.lock_workdir(tmp_path, small_config):  # it is no other config
         pass

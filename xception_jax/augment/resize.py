@@ -1,8 +1,8 @@
 """Evaluation's own crop and resize, as a function that runs on any device: for exported models.
 
-A run resizes on the host (`render.presets`). An exported program has no host, so it does the same by
-two products of matrices, which hold which share of each pixel goes where. It agrees with the
-host's to one grey level: OpenCV rounds the shares too where an image grows.
+A run resizes on the host (`render.presets`). An exported program has no host, so it does the
+same by two products of matrices, which hold which share of each pixel goes where. It agrees with
+the host's to one grey level: OpenCV rounds the shares too where an image grows.
 """
 
 import jax

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xception_jax.planning import planner
-    from xception_jax.planning.steps import Data
     from xception_jax.planning.tpu.chips import Topology
+    from xception_jax.training.build import DataSpec
 
 _CONFIG = cli.define_config()
 flags.declare_key_flag("config")
@@ -108,7 +108,7 @@ def _resolved(configs: list[ConfigDict], console: "Console") -> list[ConfigDict]
 
 
 def sweep(
-    configs: list[ConfigDict], topologies: "list[Topology]", data: "Data", console: "Console"
+    configs: list[ConfigDict], topologies: "list[Topology]", data: "DataSpec", console: "Console"
 ) -> list[dict[str, object]]:
     """A plan for each slice, as rows. The file that --csv names has each as soon as it is made."""
     from xception_jax.planning import planner, report
@@ -150,7 +150,9 @@ def _write_csv(rows: list[dict[str, object]]) -> None:
         write_atomically(_CSV.value, report.to_csv(rows, notes))
 
 
-def _fit(config: ConfigDict, topology: "Topology", data: "Data", console: "Console") -> list[dict]:
+def _fit(
+    config: ConfigDict, topology: "Topology", data: "DataSpec", console: "Console"
+) -> list[dict]:
     import dataclasses
 
     from xception_jax.planning import planner, report
@@ -164,7 +166,7 @@ def _fit(config: ConfigDict, topology: "Topology", data: "Data", console: "Conso
 
 
 def _single(
-    config: ConfigDict, topology: "Topology | None", data: "Data", console: "Console"
+    config: ConfigDict, topology: "Topology | None", data: "DataSpec", console: "Console"
 ) -> "planner.Plan":
     from xception_jax.planning import planner, report, steps
 

@@ -18,9 +18,11 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import workers as worker_processes
-from xception_jax.data.memory import Kept, aligned
+from xception_jax.data.memory import ImageCache, aligned
 from xception_jax.data.order import Order, Sampling
 from xception_jax.data.render import decode, presets, turbojpeg
 from xception_jax.data.skips import Skips, candidates, first_usable
@@ -65,14 +67,14 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Share:
+class HostShard:
     """Which part of every batch this process reads: part `index` of `count`."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
-    def of_this_process(cls) -> "Share":
+    def of_this_process(cls) -> "HostShard":
         return cls(jax.process_index(), jax.process_count())
 
     def parts(self, batches: int, first: int = 0) -> range:
@@ -127,13 +129,32 @@ class Reader:
     host: Host = Host()
     sampling: Sampling = field(default_factory=Sampling)
 
+    @classmethod
+    def from_config(cls, config: ConfigDict, source: Source, *, workers: int = 0) -> "Reader":
+        """As the config says, but for the number of workers."""
+        data = config.data
+        return cls(
+            source,
+            Images(
+                data.image_size,
+                data.crop_area,
+                data.crop_aspect,
+                data.eval_preset,
+                data.eval_crop,
+                config_lib.applies_exif(config),
+                data.white_level,
+            ),
+            Host(data.threads, workers, data.in_memory * 2**20, data.decode_parts),
+            Sampling(data.balanced, data.mix_weights, data.repeats),
+        )
+
     def training_batches(
         self,
         *,
         batch_size: int,
         seed: int,
         first_step: int = 0,
-        share: Share = Share(),
+        share: HostShard = HostShard(),
         skips: Skips | None = None,
     ) -> Iterator[Batch]:
         """This process' share of the training batches, from `first_step` on, without end.
@@ -179,7 +200,7 @@ class Reader:
         return self.sampling.order(self.source, _seeds(seed)[0], batch_size)
 
     def evaluation_batches(
-        self, *, batch_size: int, share: Share = Share(), skips: Skips | None = None
+        self, *, batch_size: int, share: HostShard = HostShard(), skips: Skips | None = None
     ) -> Iterator[Batch]:
         """This process' share of the split, in its own order, every example exactly once.
 
@@ -323,12 +344,12 @@ class Reader:
         return len(self.source) * row <= self.host.memory
 
     @cached_property
-    def _kept_for_training(self) -> Kept:
-        return Kept(self._room(len(self.source)), self._fill_squared)
+    def _kept_for_training(self) -> ImageCache:
+        return ImageCache(self._room(len(self.source)), self._fill_squared)
 
     @cached_property
-    def _kept_for_evaluation(self) -> Kept:
-        return Kept(self._room(len(self.source) + 1), self._fill_centred)
+    def _kept_for_evaluation(self) -> ImageCache:
+        return ImageCache(self._room(len(self.source) + 1), self._fill_centred)
 
     def _batches(
         self,
@@ -343,7 +364,7 @@ class Reader:
 
         Args:
           make: gives a part by its number.
-          parts: their numbers, see `Share.parts`.
+          parts: their numbers, see `HostShard.parts`.
           ahead: parts made at once.
         """
         numbers = grain.MapDataset.range(parts.start, parts.stop, parts.step)

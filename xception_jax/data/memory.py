@@ -24,7 +24,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-class Kept:
+class ImageCache:
     """Rows by record, made when they are first asked for.
 
     Safe to use from many threads: two that ask for the same new record both make it, alike.

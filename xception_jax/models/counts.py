@@ -18,8 +18,8 @@ def parameters(model: nnx.Module) -> int:
 def forward_program(model: nnx.Module, image_size: int) -> Jaxpr:
     """The program from one image of that side to its logits; of shapes alone, nothing is run."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    structure, weights = nnx.split(model)
-    program = jax.make_jaxpr(lambda weights, x: nnx.merge(structure, weights)(x))
+    graphdef, weights = nnx.split(model)
+    program = jax.make_jaxpr(lambda weights, x: nnx.merge(graphdef, weights)(x))
     return program(weights, images).jaxpr
 
 

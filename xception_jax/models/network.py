@@ -62,11 +62,11 @@ def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
 
 def _scan(apply: Callable, blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
     """Applies blocks of one structure in turn, by a loop over their stacked weights."""
-    structure = nnx.graphdef(blocks[0])
+    graphdef = nnx.graphdef(blocks[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
 
     def body(x: jax.Array, weights: nnx.State):
-        block = nnx.merge(structure, weights)
+        block = nnx.merge(graphdef, weights)
         return apply(block, x), nnx.state(block, nnx.BatchStat)
 
     x, batch_stats = jax.lax.scan(body, x, stacked)

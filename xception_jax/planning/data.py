@@ -6,7 +6,7 @@ from xception_jax.data import splits
 from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.data.source import FOLDER
 from xception_jax.errors import UsageError
-from xception_jax.planning.steps import Data
+from xception_jax.training.build import DataSpec
 
 
 def find(
@@ -15,7 +15,7 @@ def find(
     classes: int | None = None,
     examples: int | None = None,
     eval_examples: int | None = None,
-) -> Data:
+) -> DataSpec:
     """Classes and sizes of the config's data set: from its files, or from what TFDS knows of it.
 
     Args:
@@ -31,10 +31,10 @@ def find(
         try:
             known = find(config)
         except UsageError:  # nothing is known of it, or it is not here
-            return Data(classes, False, examples, eval_examples)
+            return DataSpec(classes, False, examples, eval_examples)
         if known.classes != classes:
-            return Data(classes, False, examples, eval_examples)
-        return Data(classes, False, examples or known.examples,
+            return DataSpec(classes, False, examples, eval_examples)
+        return DataSpec(classes, False, examples or known.examples,
                     eval_examples or known.eval_examples)  # fmt: skip
     data = config.data
     sets = [data.dataset, *data.mix]
@@ -42,7 +42,7 @@ def find(
     train = [_of_split(config, *pair) for pair in zip(sets, splits, strict=True)]
     test = _of_split(config, data.dataset, data.eval_split)
     counts = [found.examples for found in train if found.examples is not None]
-    return Data(
+    return DataSpec(
         test.classes,
         test.multilabel,
         examples or (sum(counts) if len(counts) == len(train) else None),

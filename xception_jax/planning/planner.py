@@ -13,10 +13,10 @@ from xception_jax.config.fields import Duration
 from xception_jax.errors import RunError
 from xception_jax.planning import estimate, program, steps
 from xception_jax.planning.estimate import Memory, Step
-from xception_jax.planning.steps import Data
 from xception_jax.planning.tpu import compiler
 from xception_jax.planning.tpu.chips import CHIPS, Topology
 from xception_jax.training import sharding
+from xception_jax.training.build import DataSpec
 from xception_jax.training.evaluation import batch_size_of
 
 Say = Callable[[str], None]
@@ -92,7 +92,7 @@ class Plan:
         return (self.steps * self.train.seconds + evaluations) / 3600
 
 
-def for_topology(config: ConfigDict, topology: Topology, data: Data, say: Say) -> Plan:
+def for_topology(config: ConfigDict, topology: Topology, data: DataSpec, say: Say) -> Plan:
     """Compiles both steps for a TPU slice.
 
     Args:
@@ -118,7 +118,7 @@ def for_topology(config: ConfigDict, topology: Topology, data: Data, say: Say) -
     )  # fmt: skip
 
 
-def for_devices(config: ConfigDict, data: Data, say: Say) -> Plan:
+def for_devices(config: ConfigDict, data: DataSpec, say: Say) -> Plan:
     """Compiles both steps for the devices that are there; see `for_topology`."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, config.mesh.shard)
     device = mesh.devices.flat[0]
@@ -150,7 +150,7 @@ def _memory_of(device: Any) -> float | None:
 
 
 def _plan(
-    config: ConfigDict, data: Data, train: Step, evaluate: Step, name: str, **more: Any
+    config: ConfigDict, data: DataSpec, train: Step, evaluate: Step, name: str, **more: Any
 ) -> Plan:
     batch, eval_batch = config.data.batch_size, batch_size_of(config, more["devices"])
     counts: dict[str, int] = {}
@@ -170,7 +170,7 @@ def ask(
     name: str,
     config: ConfigDict,
     topology: Topology,
-    data: Data,
+    data: DataSpec,
     say: Say,
     *,
     schedules: bool = True,
@@ -217,7 +217,7 @@ class Fit:
     tries: int
 
 
-def fit(config: ConfigDict, topology: Topology, data: Data, *, remat: bool, say: Say) -> Fit:
+def fit(config: ConfigDict, topology: Topology, data: DataSpec, *, remat: bool, say: Say) -> Fit:
     """Searches the largest batch that a device of a slice takes at once.
 
     The compiler's verdict is asked on both sides of the limit: `batch` was compiled, `refused` was

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from xception_jax import config as config_lib
 from xception_jax.planning import steps
 from xception_jax.training import sharding
+from xception_jax.training.build import DataSpec
 
 # What the compiler says where a program takes more than a device's memory holds.
 _REFUSAL = re.compile(r"\(([\d.]+)([KMGTP])\) exceeds available HBM \(([\d.]+)([KMGTP])\)")
@@ -85,7 +86,7 @@ def main(request: dict[str, Any]) -> None:
     config = config_lib.from_flat(request["config"])
     asked = config.mesh
     mesh = mesh_of(request["topology"], request["options"], asked.model, asked.shard)
-    answer(steps.lower(request["step"], config, mesh, steps.Data(**request["data"])), request)
+    answer(steps.lower(request["step"], config, mesh, DataSpec(**request["data"])), request)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ _TOLERANCE = 1e-3
 
 
 def export(
-    structure: Any,
+    graphdef: Any,
     weights: Tree,
     images: Images,
     *,
@@ -88,7 +88,7 @@ def export(
     """Lowers a model with its weights, and all that is done to an image, for each platform.
 
     Args:
-      structure: of the model, see `state.structure_of`; wherever its weights come from.
+      structure: of the model, see `state.graphdef_of`; wherever its weights come from.
       weights: `{"params", "batch_stats"}`; they become constants of the program.
       images: the size that the model takes, and how evaluation crops.
       activation: of `ACTIVATIONS`.
@@ -111,7 +111,7 @@ def export(
     def predict(pixels: jax.Array) -> jax.Array:
         if resizes:
             pixels = resize.area(pixels, images.size, images.eval_crop)
-        logits, _ = apply(structure, weights, pipeline.normalize(pixels))
+        logits, _ = apply(graphdef, weights, pipeline.normalize(pixels))
         return ACTIVATIONS[activation](logits)
 
     sides = "height, width" if resizes else f"{images.size}, {images.size}"

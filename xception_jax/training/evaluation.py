@@ -8,39 +8,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from xception_jax import config as config_lib
 from xception_jax.data import transfer
-from xception_jax.data.batches import Host, Images, Reader, Share
-from xception_jax.data.order import Sampling
+from xception_jax.data.batches import HostShard, Reader
 from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import RunError
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
 from xception_jax.training.state import Tree
-from xception_jax.training.step import Scalars, jit_evaluate_batch
+from xception_jax.training.step import Scalars
 
 # Batches dispatched before the first one's sums are fetched.
 _BATCHES_AHEAD = 2
-
-
-def reader_of(config: ConfigDict, source: Source, *, workers: int = 0) -> Reader:
-    """How the host makes batches of a split, as the config says; the number of workers is apart."""
-    data = config.data
-    return Reader(
-        source,
-        Images(
-            data.image_size,
-            data.crop_area,
-            data.crop_aspect,
-            data.eval_preset,
-            data.eval_crop,
-            config_lib.applies_exif(config),
-            data.white_level,
-        ),
-        Host(data.threads, workers, data.in_memory * 2**20, data.decode_parts),
-        Sampling(data.balanced, data.mix_weights, data.repeats),
-    )
 
 
 def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
@@ -68,16 +47,22 @@ class Evaluator:
 
     @classmethod
     def create(
-        cls, config: ConfigDict, structure: Any, source: Source, layout: Layout, batch_size: int = 0
+        cls,
+        config: ConfigDict,
+        evaluate_batch: Any,
+        source: Source,
+        layout: Layout,
+        batch_size: int = 0,
     ) -> "Evaluator":
-        """From a config; `batch_size` overrides the config's, and is rounded up to the devices."""
-        # Plain, so that runs which smooth or weigh otherwise can be compared.
-        loss = metrics.Loss(config_lib.loss_name(config, source.multilabel))
+        """For a config and its jitted step.
+
+        `batch_size` overrides the config's, and is rounded up to the devices.
+        """
         return cls(
             # Without workers: to start them would take longer than most evaluations.
-            reader=reader_of(config, source),
+            reader=Reader.from_config(config, source),
             layout=layout,
-            evaluate_batch=jit_evaluate_batch(structure, loss, layout),
+            evaluate_batch=evaluate_batch,
             batch_size=batch_size_of(config, layout.mesh.size, batch_size),
         )
 
@@ -96,7 +81,7 @@ class Evaluator:
         computed.
         """
         batches = self.reader.evaluation_batches(
-            batch_size=self.batch_size, share=Share.of_this_process(), skips=skips
+            batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
         )
         weights = _gathered(weights, self.layout.weights)
         totals: collections.Counter = collections.Counter()

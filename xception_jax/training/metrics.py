@@ -91,7 +91,7 @@ def sums(
     real = batch["mask"] > 0
     if "labels" not in batch:
         ranks = (1, 5) if logits.shape[-1] >= TOP5_CLASSES else (1,)
-        found = {f"top{k}": in_top(k, logits, batch["label"]) for k in ranks}
+        found = {f"top{k}": topk_correct(k, logits, batch["label"]) for k in ranks}
         found["examples"] = jnp.ones_like(batch["mask"])
         return {name: jnp.sum(jnp.where(real, value, 0)) for name, value in found.items()}
     positive = (batch["labels"] > 0) & real[:, None]
@@ -126,7 +126,7 @@ def means(sums: dict[str, Any]) -> dict[str, Any]:
     return {name: mean(name) for name in sums if name not in _COUNTS}
 
 
-def in_top(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
+def topk_correct(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1.0 where the label is among the k largest logits, else 0.0; float32 `[batch]`.
 
     Equal logits rank by class number, as `argmax` has it; a label whose logit is NaN is not found.

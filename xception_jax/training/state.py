@@ -69,11 +69,11 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
 
 def split(model: nnx.Module) -> tuple[Any, Tree, Tree]:
     """A model as its structure, weights and batch statistics; the latter two as plain dicts."""
-    structure, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
-    return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -> Any:
+def graphdef_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -> Any:
     """The model's structure (its NNX graph definition) without making its weights.
 
     Raises:
@@ -89,7 +89,7 @@ def structure_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) 
 
 
 def apply(
-    structure: Any,
+    graphdef: Any,
     weights: Tree,
     images: jax.Array,
     *,
@@ -100,26 +100,26 @@ def apply(
     """Runs the model: logits, and the batch statistics as they are afterwards.
 
     Args:
-      structure: from `structure_of`.
+      structure: from `graphdef_of`.
       weights: `{"params", "batch_stats"}`.
       images: normalized, `[batch, height, width, 3]`.
       key: of the dropout, in training.
       mesh: the devices; needed where they share the head, see `sharding.for_head`.
     """
-    model = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
+    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    with precision_of(structure, weights):
+    with precision_of(graphdef, weights):
         pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
         logits = model.classify(pooled, train=train, rngs=rngs, place=place)
     return logits, split(model)[2]
 
 
-def precision_of(structure: Any, weights: Tree) -> AbstractContextManager[Any]:
+def precision_of(graphdef: Any, weights: Tree) -> AbstractContextManager[Any]:
     """Inside, JAX multiplies as the model asks; gradients have to be taken inside too.
 
     Of `jax.custom_vjp` the backward pass is traced only then.
     """
-    model: Any = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
+    model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
     return jax.default_matmul_precision(asked) if asked else nullcontext()
 
@@ -130,9 +130,9 @@ def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array)
     return {"params": params, "batch_stats": batch_stats}
 
 
-def frozen_parts(structure: Any, weights: Tree) -> tuple[str, ...]:
+def frozen_parts(graphdef: Any, weights: Tree) -> tuple[str, ...]:
     """Where the weights are that are not trained, see `models.network.Network.frozen`."""
-    model: Any = nnx.merge(structure, weights["params"], weights["batch_stats"], copy=True)
+    model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     return model.frozen()
 
 
@@ -141,7 +141,7 @@ def is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
     return name.startswith(tuple(f"{part}." for part in frozen))
 
 
-def trainable(tree: Tree, frozen: tuple[str, ...]) -> Tree:
+def partition(tree: Tree, frozen: tuple[str, ...]) -> Tree:
     """Params or batch statistics with None in place of the frozen leaves."""
 
     def keep(path: Any, leaf: Any) -> Any:
@@ -153,11 +153,11 @@ def trainable(tree: Tree, frozen: tuple[str, ...]) -> Tree:
 
 def keep_frozen(tree: Tree, before: Tree, frozen: tuple[str, ...]) -> Tree:
     """The tree with the frozen leaves as they were before: averaging has rounded them."""
-    return completed(trainable(tree, frozen), before)
+    return combine(partition(tree, frozen), before)
 
 
-def completed(tree: Tree, whole: Tree) -> Tree:
-    """The tree, its None replaced by the leaves of another one; the inverse of `trainable`."""
+def combine(tree: Tree, whole: Tree) -> Tree:
+    """The tree, its None replaced by the leaves of another one; the inverse of `partition`."""
     return jax.tree.map(
         lambda leaf, other: other if leaf is None else leaf,
         tree, whole, is_leaf=lambda leaf: leaf is None,
@@ -171,9 +171,9 @@ def create(
     key: jax.Array,
 ) -> TrainState:
     """The state at step 0; to be traced, see `shapes_of` and `initialize`."""
-    structure, *made = split(make_model(nnx.Rngs(params=key)))
+    graphdef, *made = split(make_model(nnx.Rngs(params=key)))
     weights: Tree = dict(zip(("params", "batch_stats"), made, strict=True))
-    trained = trainable(weights["params"], frozen_parts(structure, weights))
+    trained = partition(weights["params"], frozen_parts(graphdef, weights))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         opt_state=optimizer.init(trained),
@@ -211,7 +211,7 @@ def parameter_table(name: str, params: Tree, frozen: tuple[str, ...] = ()) -> Ta
 
     Where parts are frozen (see `frozen_parts`), also how many are trained.
     """
-    parts, trained = parameter_counts(params), parameter_counts(trainable(params, frozen))
+    parts, trained = parameter_counts(params), parameter_counts(partition(params, frozen))
     total, left = sum(parts.values()), sum(trained.values())
     rows = [
         (

@@ -19,11 +19,11 @@ from xception_jax.training.state import (
     TrainState,
     Tree,
     apply,
-    completed,
+    combine,
     frozen_parts,
     keep_frozen,
+    partition,
     precision_of,
-    trainable,
 )
 
 Batch = dict[str, jax.Array]
@@ -31,11 +31,11 @@ Scalars = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StepConfig:
     """What a training step is made of besides its state and its batch.
 
     Attributes:
-      structure: the model's, see `state.structure_of`.
+      structure: the model's, see `state.graphdef_of`.
       optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
       seed: of augmentation and dropout.
       augmentation: see `augment.pipeline`.
@@ -47,7 +47,7 @@ class Recipe:
       layout: of the state; None: one device. Filled in by `jit_train_step`.
     """
 
-    structure: Any
+    graphdef: Any
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     seed: int = 0
@@ -68,16 +68,16 @@ class Recipe:
     def from_config(
         cls,
         config: ConfigDict,
-        structure: Any,
+        graphdef: Any,
         optimizer: optax.GradientTransformation,
         schedule: optax.Schedule,
         devices: int,
         classes: int | None = None,
         multilabel: bool = False,
-    ) -> "Recipe":
+    ) -> "StepConfig":
         """What a config says of the step, on so many devices, for so many classes of that kind."""
         return cls(
-            structure=structure,
+            graphdef=graphdef,
             optimizer=optimizer,
             schedule=schedule,
             seed=config.seed,
@@ -94,7 +94,7 @@ class Recipe:
         )
 
 
-def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
     """One optimizer step.
 
     Args:
@@ -108,92 +108,92 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
       loss is that of the mixed targets, and the metrics ask for the labels of the image that the
       row held before.
     """
-    dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    batch = _augmented(recipe, state.step, batch)
+    dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    batch = _augmented(config, state.step, batch)
     weights = {"params": state.params, "batch_stats": state.batch_stats}
-    frozen = frozen_parts(recipe.structure, weights)
-    with precision_of(recipe.structure, weights):
-        gradients, batch_stats, sums = _gradients(recipe, state, frozen, batch, dropout_key)
-    gradients = _to_update(recipe, gradients)
-    trained = _to_update(recipe, trainable(state.params, frozen))
-    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, trained)
-    params = completed(_to_update(recipe, optax.apply_updates(trained, updates)), state.params)
+    frozen = frozen_parts(config.graphdef, weights)
+    with precision_of(config.graphdef, weights):
+        gradients, batch_stats, sums = _gradients(config, state, frozen, batch, dropout_key)
+    gradients = _to_update(config, gradients)
+    trained = _to_update(config, partition(state.params, frozen))
+    updates, opt_state = config.optimizer.update(gradients, state.opt_state, trained)
+    params = combine(_to_update(config, optax.apply_updates(trained, updates)), state.params)
     batch_stats = keep_frozen(batch_stats, state.batch_stats, frozen)
     new = TrainState(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=_averaged(recipe, state, {"params": params, "batch_stats": batch_stats}, frozen),
+        ema=_averaged(config, state, {"params": params, "batch_stats": batch_stats}, frozen),
     )
     grad_norm = optax.tree.norm(gradients)
     return new, {
         **metrics.means(sums),
         "grad_norm": grad_norm,
-        "learning_rate": jnp.asarray(recipe.schedule(state.step), jnp.float32),
+        "learning_rate": jnp.asarray(config.schedule(state.step), jnp.float32),
     }
 
 
-def _to_update(recipe: Recipe, tree: Tree) -> Tree:
+def _to_update(config: StepConfig, tree: Tree) -> Tree:
     """Gradients or parameters, each device its part where the optimizer's state is cut."""
-    return recipe.layout.to_update(tree) if recipe.layout else tree
+    return config.layout.to_update(tree) if config.layout else tree
 
 
-def _augmented(recipe: Recipe, step: jax.Array, batch: Batch) -> Batch:
+def _augmented(config: StepConfig, step: jax.Array, batch: Batch) -> Batch:
     """The batch with other images, and if they are mixed float32 `targets` `[batch, classes]`."""
-    settings = recipe.augmentation
-    keys = pipeline.example_keys(recipe.seed, step, batch["image"].shape[0])
+    settings = config.augmentation
+    keys = pipeline.example_keys(config.seed, step, batch["image"].shape[0])
     images = pipeline.augment(settings, keys, batch["image"])
     if not settings.mixes:
         return {**batch, "image": images}
-    if recipe.classes is None:
+    if config.classes is None:
         raise ValueError("mixing needs the number of classes")
     if "labels" in batch:
         targets = batch["labels"].astype(jnp.float32)
     else:
-        targets = jax.nn.one_hot(batch["label"], recipe.classes)
+        targets = jax.nn.one_hot(batch["label"], config.classes)
     images, targets = pipeline.mix(settings, keys, images, targets)
     return {**batch, "image": images, "targets": targets}
 
 
 def _gradients(
-    recipe: Recipe, state: TrainState, frozen: tuple[str, ...], batch: Batch, key: jax.Array
+    config: StepConfig, state: TrainState, frozen: tuple[str, ...], batch: Batch, key: jax.Array
 ) -> tuple[Tree, Tree, Scalars]:
     """Gradients of the mean loss, the moved batch statistics, and the sums of the metrics.
 
     The gradients have None for what is frozen.
     """
     examples = batch["mask"].sum()
-    weights = recipe.layout.to_compute(state.params) if recipe.layout else state.params
-    trained = trainable(weights, frozen)
+    weights = config.layout.to_compute(state.params) if config.layout else state.params
+    trained = partition(weights, frozen)
 
     def loss_of(params: Tree, part: Batch, key: jax.Array):
-        whole = completed(params, weights)
+        whole = combine(params, weights)
         all_weights = {"params": whole, "batch_stats": state.batch_stats}
         images = pipeline.normalize(part["image"])
         logits, batch_stats = apply(
-            recipe.structure, all_weights, images, train=True, key=key, mesh=recipe.mesh
+            config.graphdef, all_weights, images, train=True, key=key, mesh=config.mesh
         )
-        losses = recipe.loss(logits, part.get("targets", metrics.labels_of(part)))
+        losses = config.loss(logits, part.get("targets", metrics.labels_of(part)))
         loss = jnp.sum(losses * part["mask"])
         return loss / examples, (
             batch_stats,
-            {"loss": loss, **metrics.sums(logits, part, recipe.mesh)},
+            {"loss": loss, **metrics.sums(logits, part, config.mesh)},
         )
 
     gradient_of = jax.grad(loss_of, has_aux=True)
-    if recipe.accumulate == 1:
+    if config.accumulate == 1:
         gradients, (batch_stats, sums) = gradient_of(trained, batch, key)
         return gradients, batch_stats, sums
 
     def add(total, part_and_key):
         gradients, (batch_stats, sums) = gradient_of(trained, *part_and_key)
         # The running statistics move linearly: the mean over the parts is the whole batch's.
-        batch_stats = jax.tree.map(lambda leaf: leaf / recipe.accumulate, batch_stats)
+        batch_stats = jax.tree.map(lambda leaf: leaf / config.accumulate, batch_stats)
         return jax.tree.map(jnp.add, total, (gradients, batch_stats)), sums
 
-    parts = microbatches(batch, recipe.accumulate, recipe.virtual_batch)
-    keys = jax.random.split(key, recipe.accumulate)
+    parts = microbatches(batch, config.accumulate, config.virtual_batch)
+    keys = jax.random.split(key, config.accumulate)
     nothing = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (trained, state.batch_stats)
     )
@@ -219,21 +219,21 @@ def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
 
 
 def _averaged(
-    recipe: Recipe, state: TrainState, weights: Tree, frozen: tuple[str, ...]
+    config: StepConfig, state: TrainState, weights: Tree, frozen: tuple[str, ...]
 ) -> Tree | None:
     """The averaged weights after the step; early on they follow faster, as in TensorFlow's."""
     if state.ema is None:
         return None
-    decay = jnp.minimum(recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     averaged = optax.incremental_update(weights, state.ema, 1 - decay)
     return {name: keep_frozen(averaged[name], state.ema[name], frozen) for name in averaged}
 
 
 def evaluate_batch(
-    structure: Any, loss: metrics.Loss, mesh: Mesh, weights: Tree, batch: Batch
+    graphdef: Any, loss: metrics.Loss, mesh: Mesh, weights: Tree, batch: Batch
 ) -> Scalars:
     """Sums over the unmasked examples of a batch: `loss` and those of `metrics.sums`."""
-    logits, _ = apply(structure, weights, pipeline.normalize(batch["image"]), mesh=mesh)
+    logits, _ = apply(graphdef, weights, pipeline.normalize(batch["image"]), mesh=mesh)
     losses = loss(logits, metrics.labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
@@ -241,11 +241,11 @@ def evaluate_batch(
     }
 
 
-def jit_train_step(recipe: Recipe, layout: Layout) -> Callable[[TrainState, Batch], Any]:
+def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, Batch], Any]:
     """`train_step` on the layout's devices: the state as it says and donated, the batch cut."""
     whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
-        partial(train_step, replace(recipe, layout=layout)),
+        partial(train_step, replace(config, layout=layout)),
         in_shardings=(layout.state, cut),
         out_shardings=(layout.state, whole),
         donate_argnums=0,
@@ -253,12 +253,12 @@ def jit_train_step(recipe: Recipe, layout: Layout) -> Callable[[TrainState, Batc
 
 
 def jit_evaluate_batch(
-    structure: Any, loss: metrics.Loss, layout: Layout
+    graphdef: Any, loss: metrics.Loss, layout: Layout
 ) -> Callable[[Tree, Batch], Scalars]:
     """`evaluate_batch` on the layout's devices, of weights as the model takes them."""
     whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
-        partial(evaluate_batch, structure, loss, layout.mesh),
+        partial(evaluate_batch, graphdef, loss, layout.mesh),
         in_shardings=(layout.weights, cut),
         out_shardings=whole,
     )

@@ -84,14 +84,14 @@ def files_of(given: ConfigDict, split: str, workdir: Path | None) -> list[str]:
       UsageError: the data is no folder.
     """
     config_lib.check_fields(given)
-    begun = begun_config(workdir) if workdir else None
+    begun = existing_config(workdir) if workdir else None
     source = splits.open_split(config_lib.settled(given, begun), split)
     if (names := folder.names_of(source)) is None:
         raise UsageError(f"--list_split: {source.name} is no folder, so its examples are no files")
     return names
 
 
-def begun_config(workdir: Path) -> ConfigDict | None:
+def existing_config(workdir: Path) -> ConfigDict | None:
     """The config of the run in `workdir`, if one has saved anything there; see `read_config`."""
     return _config(workdir, cluster.on_first(lambda: _begun_fields(workdir)))
 
@@ -162,7 +162,9 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> Iterator[None]:
+def lock_workdir(
+    workdir: Path, config: ConfigDict, *, allow_changes: bool = False
+) -> Iterator[None]:
     """Makes the folder this run's own while inside, and settles the run's config.
 
     Args:
@@ -182,7 +184,7 @@ def claim(workdir: Path, config: ConfigDict, *, allow_changes: bool = False) -> 
 def _claim(
     stack: contextlib.ExitStack, workdir: Path, config: dict[str, Any], allow_changes: bool
 ) -> None:
-    """Does what `claim` says; the folder is free again when the stack closes."""
+    """Does what `lock_workdir` says; the folder is free again when the stack closes."""
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder")
     try:

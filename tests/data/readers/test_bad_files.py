@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests import pictures, tiny_datasets
 from tests.processes import digests, finish, result
 from xception_jax.data import readers, skips
-from xception_jax.data.batches import Host, Images, Reader, Share
+from xception_jax.data.batches import Host, HostShard, Images, Reader
 from xception_jax.data.order import Sampling
 from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, RunError
@@ -113,7 +113,7 @@ def test_hosts_threads_and_resuming_change_nothing_with_bad_records(tmp_path, ho
         shares = [
             batches(
                 source, 5 - first, **options, first_step=first, host=Host(threads),
-                share=Share(host, hosts), skips=taken(tmp_path)[0],
+                share=HostShard(host, hosts), skips=taken(tmp_path)[0],
             )
             for host in range(hosts)
         ]  # fmt: skip

@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from tests import pictures as odd_pictures
 from xception_jax import config as config_lib
+from xception_jax.data.batches import Reader
 from xception_jax.data.render import decode, presets
 from xception_jax.data.source import Source
-from xception_jax.training import evaluation
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -138,7 +138,7 @@ def test_the_reader_of_a_preset_sees_what_its_library_sees(orientation, kind):
     plain = Source("one", ("a", "b"), [{"image": turned(1), "label": 0}], "image", "label")
 
     def image_of(source):
-        reader = evaluation.reader_of(config_lib.resolve(config), source)
+        reader = Reader.from_config(config_lib.resolve(config), source)
         if kind == "train":
             return next(reader.training_batches(batch_size=1, seed=0))["image"]
         return next(reader.evaluation_batches(batch_size=1))["image"]
@@ -170,7 +170,7 @@ def test_exif_of_the_presets_is_as_in_keras_and_timm(orientation, tmp_path):
     def ours(preset):
         config = config_lib.default()
         config.data.image_size, config.data.eval_preset, config.data.eval_crop = 24, preset, 1.0
-        reader = evaluation.reader_of(config_lib.resolve(config), source)
+        reader = Reader.from_config(config_lib.resolve(config), source)
         return next(reader.evaluation_batches(batch_size=1))["image"][0]
 
     theirs = keras.utils.load_img(path, target_size=(24, 24), interpolation="nearest")

@@ -18,10 +18,10 @@ def main(request):
     dtype = jnp.dtype(request["dtype"])
     channels = 256
     layer = nnx.eval_shape(lambda: SeparableConv(channels, channels, rngs=nnx.Rngs(0), dtype=dtype))
-    structure, weights = nnx.split(layer)
+    graphdef, weights = nnx.split(layer)
 
     def loss(weights, x):
-        return jnp.sum(jnp.square(nnx.merge(structure, weights)(x).astype(jnp.float32)))
+        return jnp.sum(jnp.square(nnx.merge(graphdef, weights)(x).astype(jnp.float32)))
 
     cut, whole = sharding.by_example(mesh), sharding.replicated(mesh)
     weights = jax.tree.map(

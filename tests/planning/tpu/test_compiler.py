@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from xception_jax.planning import estimate, planner, steps
+from xception_jax.planning import estimate, planner
 from xception_jax.planning.estimate import Memory
 from xception_jax.planning.tpu import chips, compiler
 from xception_jax.planning.tpu.hlo import Program
+from xception_jax.training.build import DataSpec
 
 pytest.importorskip("libtpu")
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ def test_the_memory_figure_agrees_with_the_verdict_on_both_sides(small_config):
     small_config.model.bn_virtual_batch, small_config.mesh.data = 256, -1
     small_config.model.stem_stride, small_config.data.image_size = 2, 128
     topology = chips.parse("v5e:1x1")
-    data = steps.Data(10, False, 100_000, 1000)
+    data = DataSpec(10, False, 100_000, 1000)
     fit = planner.fit(small_config, topology, data, remat=False, say=print)
     assert 0 < fit.batch < fit.refused == fit.batch + 256
     assert fit.bytes < fit.device_bytes < fit.refused_bytes
@@ -88,7 +89,7 @@ def test_the_memory_figure_agrees_with_the_verdict_on_both_sides(small_config):
 def test_from_four_chips_to_a_pod_a_chip_does_the_same(small_config):
     small_config.model.dtype, small_config.mesh.data = "bfloat16", -1
     small_config.model.bn_virtual_batch = 32
-    data = steps.Data(10, False, 100_000, 1000)
+    data = DataSpec(10, False, 100_000, 1000)
     plans = []
     for name in ("v5e:2x2", "v5e:16x16"):
         topology = chips.parse(name)

@@ -19,7 +19,7 @@ from tests.training.checkpoint.test_damage import WITHOUT_EFFECT, files, flip, p
 from xception_jax.training import sharding
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.checkpoint.frozen_part import DamagedFrozenPartError
-from xception_jax.training.state import TrainState, trainable
+from xception_jax.training.state import TrainState, partition
 
 FROZEN = ("stem", "flow.0")
 HEAD = dataclasses.replace(META, frozen=FROZEN)
@@ -37,7 +37,7 @@ def make_state(step: int, *, devices: int = 1, seed: float = 0.0) -> TrainState:
         }
         stats = {"stem": {"mean": jnp.full(5, 0.5)}, "flow": {0: {"mean": jnp.full(3, 0.25)}}}
         averaged = jax.tree.map(lambda leaf: leaf / 2, {"params": params, "batch_stats": stats})
-        optimizer = optax.adam(1e-3).init(trainable(params, FROZEN))
+        optimizer = optax.adam(1e-3).init(partition(params, FROZEN))
         return TrainState(jnp.asarray(step, jnp.int32), params, stats, optimizer, averaged)
 
     return jax.jit(make, out_shardings=sharding.replicated(sharding.make_mesh(devices)))()
@@ -76,9 +76,9 @@ def test_what_is_frozen_is_stored_once_and_the_rest_each_time(tmp_path):
         assert {"params", "opt_state", "ema"} < names
         assert "batch_stats" not in names, "all of it is frozen"
         assert {*digests(tmp_path, step)} == {"params", "batch_stats", "opt_state", "ema"}
-    structure = (tmp_path / "checkpoints" / "2" / "params" / "_METADATA").read_text()
-    assert "stem_2" in structure
-    assert "'10', 'scale'" in structure, "no part of flow.1"
+    graphdef = (tmp_path / "checkpoints" / "2" / "params" / "_METADATA").read_text()
+    assert "stem_2" in graphdef
+    assert "'10', 'scale'" in graphdef, "no part of flow.1"
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from xception_jax.errors import RunError
 from xception_jax.runtime import cluster
 from xception_jax.training.checkpoint.manifest import Meta
-from xception_jax.training.state import Tree, completed, is_frozen
+from xception_jax.training.state import Tree, combine, is_frozen
 
 # The folder of a frozen part, and what Orbax makes of its name while it writes.
 _OURS = re.compile(r"[0-9a-f]{16}(\.orbax-checkpoint-tmp.*)?")
@@ -78,7 +78,7 @@ def split(
 def join(trained: dict[str, Tree], held: dict[str, Tree]) -> dict[str, Tree]:
     """The inverse of `split`."""
     both = trained.keys() & held.keys()
-    return {**trained, **held, **{item: completed(trained[item], held[item]) for item in both}}
+    return {**trained, **held, **{item: combine(trained[item], held[item]) for item in both}}
 
 
 def place(checkpoints: Path, meta: Meta) -> Path:

@@ -1,0 +1,126 @@
+"""The functions of a run from its config: built here for training, evaluation, export and plans.
+
+Nothing is compiled and no weight is made. The devices need not be there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from xception_jax import config as config_lib
+from xception_jax.data.source import Source
+from xception_jax.training import metrics, optimizer, sharding
+from xception_jax.training import state as state_lib
+from xception_jax.training import step as step_lib
+from xception_jax.training.sharding import Layout
+from xception_jax.training.state import TrainState
+
+MakeModel = Callable[[nnx.Rngs], nnx.Module]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What the functions of a run depend on of its data.
+
+    Attributes:
+      classes: their number.
+      multilabel: whether an example has any number of labels.
+      examples, eval_examples: of the training and the evaluation split; None: not known.
+    """
+
+    classes: int
+    multilabel: bool = False
+    examples: int | None = None
+    eval_examples: int | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> "DataSpec":
+        """That of a training split."""
+        return cls(len(source.class_names), source.multilabel, len(source))
+
+
+@dataclass(frozen=True)
+class Functions:
+    """What a run computes.
+
+    Attributes:
+      config: resolved, see `config.resolve`.
+      layout: of the state on the mesh.
+      init: makes the state of a key.
+      shapes: the `TrainState` as `jax.ShapeDtypeStruct`s.
+      frozen: parts of the model that are not trained.
+      train_step, evaluate_batch: jitted; see `step.jit_train_step`, `step.jit_evaluate_batch`.
+    """
+
+    config: ConfigDict
+    layout: Layout
+    init: Callable[[jax.Array], TrainState]
+    shapes: TrainState
+    frozen: tuple[str, ...]
+    train_step: Any
+    evaluate_batch: Any
+
+
+def build(
+    config: ConfigDict,
+    data: DataSpec,
+    mesh: Mesh | AbstractMesh | None = None,
+    make_model: MakeModel | None = None,
+) -> Functions:
+    """The functions of a run.
+
+    Args:
+      config: resolved, see `config.resolve`.
+      data: of the run. Where the number of examples is not known, the schedule has other constants.
+      mesh: of devices that need not be there; None: what the config asks for, of those that are.
+      make_model: in place of the config's.
+
+    Raises:
+      UsageError: the model, the images or the mesh do not go together.
+    """
+    make_model = make_model or state_lib.model_maker(config, data.classes)
+    graphdef = state_lib.graphdef_of(make_model, config.data.image_size)
+    examples = data.examples or 1000 * config.data.batch_size
+    transformation, schedule = optimizer.from_config(config, examples)
+    init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
+    shapes = state_lib.shapes_of(init)
+    asked = config.mesh
+    if mesh is None:
+        mesh = sharding.make_mesh(asked.data, asked.model, asked.shard)
+    layout = Layout.of(shapes, mesh, asked.shard)
+    step_config = step_lib.StepConfig.from_config(
+        config, graphdef, transformation, schedule, mesh.size,
+        classes=data.classes, multilabel=data.multilabel,
+    )  # fmt: skip
+    return Functions(
+        config=config,
+        layout=layout,
+        init=init,
+        shapes=shapes,
+        frozen=state_lib.frozen_parts(graphdef, vars(shapes)),
+        train_step=step_lib.jit_train_step(step_config, layout),
+        evaluate_batch=_evaluation(config, graphdef, layout, data.multilabel),
+    )
+
+
+def build_evaluation(config: ConfigDict, data: DataSpec, layout: Layout) -> Any:
+    """`evaluate_batch` alone, jitted, for weights that lie by a layout of their own."""
+    graphdef = build_graphdef(config, data.classes)
+    return _evaluation(config, graphdef, layout, data.multilabel)
+
+
+def build_graphdef(config: ConfigDict, classes: int) -> Any:
+    """The graph definition of the config's model, see `state.graphdef_of`."""
+    return state_lib.graphdef_of(state_lib.model_maker(config, classes), config.data.image_size)
+
+
+def _evaluation(config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool) -> Any:
+    # Plain, so that runs which smooth or weigh otherwise can be compared.
+    loss = metrics.Loss(config_lib.loss_name(config, multilabel))
+    return step_lib.jit_evaluate_batch(graphdef, loss, layout)
