@@ -1,5 +1,7 @@
 """The documents: short sentences, lines that fit, links that lead somewhere, the house's words."""
 
+import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,25 +16,24 @@ DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.m
 COLUMNS, SENTENCE_WORDS, README_LINES = 120, 35, 150
 GENERATED = re.compile(r"<!-- table: .*?<!-- end -->", re.DOTALL)
 
-# Words that a reader has to look up here, and the field's words for them.
+# Words that a reader has to look up, and usual ones for them.
 HOUSE_WORDS = {
     r"guess(es|ed)?": "prediction",
     r"mend(s|ed)?": "fix",
     r"lies": "is stored",
     r"anew": "again",
     r"whoever": "each",
-    r"whosever": "whose",
     r"besides": "also",
     r"likewise": "the same",
 }
 
 
-def blocks(path: Path) -> Iterator[Token]:
+@functools.cache
+def blocks(path: Path) -> list[Token]:
     """Each paragraph, item, heading and cell of a document by itself; no code, no made tables."""
     text = GENERATED.sub("", path.read_text(encoding="utf-8"))
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
-        if token.type == "inline":
-            yield token
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    return [token for token in tokens if token.type == "inline"]
 
 
 def prose(block: Token) -> str:
@@ -59,12 +60,13 @@ def words(text: str) -> list[str]:
     return [word for word in text.split() if re.search(r"\w", word)]
 
 
+@functools.cache
 def anchors(path: Path) -> set[str]:
     """The anchors of a document's headings, as GitHub makes them."""
     text = path.read_text(encoding="utf-8")
     tokens = MarkdownIt("commonmark").parse(text)
     made: list[str] = []
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in itertools.pairwise(tokens):
         if before.type == "heading_open":
             title = "".join(child.content for child in token.children or [])
             made.append(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-"))
@@ -168,7 +170,8 @@ def test_no_placeholder_is_left(path):
 def test_sentences_and_words_of_markdown(tmp_path):
     path = tmp_path / "a.md"
     path.write_text(
-        "# One *title*\n\nA [link with text](b.md#c) is `one piece of code`. Then\nanother line.\n\n"
+        "# One *title*\n\n"
+        "A [link with text](b.md#c) is `one piece of code`. Then\nanother line.\n\n"
         "| a cell | two. Three |\n|---|---|\n| x | y |\n\n- item\n\n```sh\nno prose\n```\n"
         "<!-- table: t -->\nno prose\n<!-- end -->\n",
         encoding="utf-8",
