@@ -147,13 +147,3 @@ def test_every_text_file_has_an_encoding(folder):
 
 def test_train_is_one_page():
     assert len((PACKAGE / "train.py").read_text().splitlines()) < 255
-
-
-def test_no_placeholder_is_left_in_the_docs():
-    root = PACKAGE.parent
-    lines = [
-        (path.name, line)
-        for path in [root / "README.md", *(root / "docs").glob("*.md")]
-        for line in path.read_text().splitlines()
-    ]
-    assert not [told for told in lines if re.fullmatch(r"[@_A-Z]+", told[1])]
