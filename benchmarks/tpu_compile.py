@@ -22,7 +22,7 @@ from benchmarks.arguments import assignment
 from xception_jax.errors import RunError, UsageError
 from xception_jax.planning.tpu import chips, compiler
 from xception_jax.planning.tpu.chips import CHIPS, Chip
-from xception_jax.planning.tpu.hlo import Cost, Program, exposed_cycles
+from xception_jax.planning.tpu.costs import Cost, Program, exposed_cycles
 
 # A copy of fewer bytes is an index, a scalar, or a row of channels.
 _REAL_COPY = 2_000_000

@@ -22,6 +22,7 @@ from flax import nnx
 from benchmarks import arguments
 from benchmarks.arguments import assignment, count
 from xception_jax import models
+from xception_jax.planning.tpu.costs import stage
 from xception_jax.training import optimizer, preflight, sharding, step
 from xception_jax.training import state as state_lib
 
@@ -67,11 +68,9 @@ def operations(folder: Path) -> Counter[str]:
     return spent
 
 
-def stage(op_name: str) -> str:
-    """The module of the network, and whether forward or backward, that an operation is of."""
-    block = re.search(r"block\d+|middle_flow", op_name)
-    direction = "backward" if "transpose(" in op_name else "forward"
-    return f"{block[0] if block else 'head and update'} {direction}"
+def directed(op_name: str) -> str:
+    """The stage that an operation is of, and whether forward or backward."""
+    return f"{stage(op_name)} {'backward' if 'transpose(' in op_name else 'forward'}"
 
 
 def kind(instruction: str, op_name: str) -> str:
@@ -120,7 +119,7 @@ def main() -> None:
         spent = operations(folder)
     images = options.steps * options.batch
     total = sum(spent.values())
-    for title, key in (("stage", lambda i: stage(names.get(i, ""))),
+    for title, key in (("stage", lambda i: directed(names.get(i, ""))),
                        ("kind", lambda i: kind(i, names.get(i, "")))):  # fmt: skip
         groups: Counter[str] = Counter()
         for instruction, nanoseconds in spent.items():

@@ -13,7 +13,7 @@ NAMES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in MODULES
 }
-LAUNCHERS = sorted((PACKAGE.parent / "launch").glob("*.py"))
+LAUNCHERS = sorted((PACKAGE.parent / "launch").rglob("*.py"))
 
 # Who may import whom: a module imports from its own level or from levels further down.
 LEVELS = [

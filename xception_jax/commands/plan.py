@@ -15,22 +15,12 @@ import datetime
 import json
 import sys
 from importlib import metadata, util
-from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from xception_jax import config as config_lib
 from xception_jax.commands import cli
 from xception_jax.errors import RunError, UsageError
 from xception_jax.utils.text import shell_join
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from xception_jax.planning import planner
-    from xception_jax.planning.tpu.chips import Topology
-    from xception_jax.training.build import DataSpec
 
 _CONFIG = cli.define_config()
 flags.declare_key_flag("config")
@@ -58,83 +48,6 @@ _JSON = flags.DEFINE_bool(
 )
 
 
-def config_for(config: ConfigDict, topology: "Topology", per_chip: int | None) -> ConfigDict:
-    """The config as a run on a slice would resolve it, but for what weights settle; checked.
-
-    Args:
-      config: as it was given.
-      topology: the slice.
-      per_chip: images a chip, in place of its batch.
-
-    Raises:
-      UsageError: it is not valid, or not for so many devices.
-    """
-    from xception_jax.training import preflight
-
-    config_lib.check_fields(config)
-    config = ConfigDict(config).copy_and_resolve_references()
-    if per_chip:
-        config.data.batch_size = per_chip * topology.chips
-    if config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"  # as `config.compute_dtype` settles it on TPU
-    if config.mesh.data not in (-1, topology.devices // config.mesh.model):
-        raise UsageError(
-            f"config.mesh.data is {config.mesh.data} and {topology.name} has {topology.devices} "
-            f"devices; a plan takes them all: leave it at -1"
-        )
-    preflight.check_without_data(config, topology.devices)
-    return config
-
-
-def _resolved(configs: list[ConfigDict], console: "Console") -> list[ConfigDict]:
-    """The configs as a run resolves them; where the weights of `init_from` are not here, without.
-
-    Raises:
-      UsageError: the weights are here, and are not those of the config's model.
-    """
-    from xception_jax.utils import paths
-    from xception_jax.weights import initial
-
-    asked = configs[0]
-    if not asked.init_from or paths.local("config.init_from", asked.init_from).exists():
-        return [initial.resolve(config) for config in configs]
-    found = [config_lib.resolve(config) for config in configs]
-    console.print(
-        f"NOTE: config.init_from, {asked.init_from}, is not here: the plan is for images of "
-        f"{found[0].data.image_size} pixels and the model's own defaults where the config leaves "
-        f"them open"
-    )
-    return found
-
-
-def sweep(
-    configs: list[ConfigDict], topologies: "list[Topology]", data: "DataSpec", console: "Console"
-) -> list[dict[str, object]]:
-    """A plan for each slice, as rows. The file that --csv names has each as soon as it is made."""
-    from xception_jax.planning import planner, report
-
-    rows: list[dict[str, object]] = []
-    for topology, config in zip(topologies, configs, strict=True):
-        try:
-            plan = planner.for_topology(config, topology, data, console.print)
-            rows.append(report.row(plan))
-        except planner.DoesNotFitError as error:
-            rows.append({"topology": topology.name, "note": str(error)})
-        _write_csv(rows)
-    console.print(report.of_sweep(rows))
-    for line in report.of_evaluations(rows):
-        console.print(line)
-    for found in rows:
-        if found["note"]:
-            console.print(str(found["note"]))
-    if _PLOT.value:
-        drawn = [found for found in rows if not found["note"]]
-        if not drawn:
-            raise RunError(f"--plot={_PLOT.value}: no slice holds the run")
-        report.plot(drawn, _PLOT.value)
-    return rows
-
-
 def _write_csv(rows: list[dict[str, object]]) -> None:
     from xception_jax.planning import report
     from xception_jax.utils.files import write_atomically
@@ -150,41 +63,14 @@ def _write_csv(rows: list[dict[str, object]]) -> None:
         write_atomically(_CSV.value, report.to_csv(rows, notes))
 
 
-def _fit(
-    config: ConfigDict, topology: "Topology", data: "DataSpec", console: "Console"
-) -> list[dict]:
-    import dataclasses
+def _draw(rows: list[dict[str, object]]) -> None:
+    from xception_jax.planning import report
 
-    from xception_jax.planning import planner, report
-
-    fits = [
-        planner.fit(config, topology, data, remat=remat, say=console.print)
-        for remat in (False, True)
-    ]
-    console.print(report.of_fits(fits, topology.name))
-    return [{"topology": topology.name, **dataclasses.asdict(fit)} for fit in fits]
-
-
-def _single(
-    config: ConfigDict, topology: "Topology | None", data: "DataSpec", console: "Console"
-) -> "planner.Plan":
-    from xception_jax.planning import planner, report, steps
-
-    if topology is None:
-        plan = planner.for_devices(config, data, console.print)
-    else:
-        plan = planner.for_topology(config, topology, data, console.print)
-    console.print(report.of_plan(plan))
-    if plan.devices > 1:
-        console.print(steps.layout_table(config, data, plan.devices))
-    for line in report.summary(plan, config):
-        console.print(line)
-    if plan.train.seconds is not None:
-        console.print("what this does not know:")
-        for limit in report.LIMITS:
-            console.print(f"- {limit}")
-    _write_csv([report.row(plan)])
-    return plan
+    if _PLOT.value:
+        drawn = [row for row in rows if not row["note"]]
+        if not drawn:
+            raise RunError(f"--plot={_PLOT.value}: no slice holds the run")
+        report.plot(drawn, _PLOT.value)
 
 
 def _check_flags() -> None:
@@ -218,17 +104,17 @@ def main() -> None:
     import jax
 
     from xception_jax.planning import data as data_lib
-    from xception_jax.planning import report
+    from xception_jax.planning import plans, report
     from xception_jax.training import preflight
     from xception_jax.utils.console import make_console
 
     if topologies:
-        configs = [config_for(_CONFIG.value, each, _PER_CHIP.value) for each in topologies]
+        configs = [plans.config_for(_CONFIG.value, each, _PER_CHIP.value) for each in topologies]
     else:
         preflight.check_without_data(_CONFIG.value, jax.device_count())
         configs = [_CONFIG.value]
     console = make_console(stderr=_JSON.value)
-    configs = _resolved(configs, console)
+    configs = plans.resolved(configs, console)
     if _PLOT.value:
         report.check_plot(_PLOT.value)
     data = data_lib.find(
@@ -241,11 +127,13 @@ def main() -> None:
     result: dict[str, list] = {"plans": [], "fits": []}
     with console.status("compiling; Ctrl-C ends it"):  # seen on terminals only
         if _SWEEP.value:
-            result["plans"] = sweep(configs, topologies, data, console)
+            result["plans"] = plans.sweep(configs, topologies, data, console, _write_csv)
+            _draw(result["plans"])
         elif _FIT.value:
-            result["fits"] = _fit(configs[0], topologies[0], data, console)
+            result["fits"] = plans.fits(configs[0], topologies[0], data, console)
         else:
-            plan = _single(configs[0], topologies[0] if topologies else None, data, console)
-            result["plans"] = [report.row(plan)]
+            one = topologies[0] if topologies else None
+            result["plans"] = [report.row(plans.single(configs[0], one, data, console))]
+            _write_csv(result["plans"])
     if _JSON.value:
         print(json.dumps(result))

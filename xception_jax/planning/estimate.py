@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xception_jax.planning.tpu.chips import Chip, Topology
-from xception_jax.planning.tpu.hlo import COLLECTIVES, Cost, Program, exposed_cycles
+from xception_jax.planning.tpu.costs import COLLECTIVES, Cost, Program, exposed_cycles
 
 SCHEDULE = "schedule: for each operation the larger of the compiler's schedule and bytes/bandwidth"
 ROOFLINE = "roofline: the larger of flops/peak and bytes/bandwidth of the whole step; a lower bound"

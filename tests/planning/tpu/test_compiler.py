@@ -7,7 +7,7 @@ import pytest
 from xception_jax.planning import estimate, planner
 from xception_jax.planning.estimate import Memory
 from xception_jax.planning.tpu import chips, compiler
-from xception_jax.planning.tpu.hlo import Program
+from xception_jax.planning.tpu.costs import Program
 from xception_jax.training.build import DataSpec
 
 pytest.importorskip("libtpu")

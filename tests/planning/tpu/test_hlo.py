@@ -2,7 +2,8 @@
 
 import pytest
 
-from xception_jax.planning.tpu.hlo import Program, arrays, exposed_cycles, stage
+from xception_jax.planning.tpu.costs import Program, exposed_cycles, stage
+from xception_jax.planning.tpu.hlo import arrays
 
 HLO = """\
 HloModule jit_train_step, is_scheduled=true
@@ -96,6 +97,10 @@ def test_asynchronous_copies_cost_what_does_not_fit_beside_computing(negate, exp
     [
         ("jit(train_step)/jvp(block1)/relu", "block1"),
         ("jit(train_step)/transpose(jvp(block14))/mul", "block14"),
+        ("jit(train_step)/jvp(stem)/conv_general_dilated", "stem"),
+        ("jit(train_step)/transpose(jvp(blocks.3))/mul", "blocks.3"),
+        ("jit(train_step)/jvp(mixed10)/concatenate", "mixed10"),
+        ("jit(train_step)/jvp(middle_flow)/while/body/mul", "middle_flow"),
         ("jit(train_step)/jvp()/dot_general", "head"),
         ("jit(train_step)/add", "update"),
     ],

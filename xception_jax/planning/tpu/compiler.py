@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xception_jax.errors import RunError, UsageError
-from xception_jax.planning.tpu.bundles import schedules
+from xception_jax.planning.tpu.schedules import schedules
 from xception_jax.runtime import cache
 
 _DUMP = (

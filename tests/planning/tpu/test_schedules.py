@@ -1,6 +1,6 @@
 """The compiler's bundles, recorded and cut down; libtpu is not needed."""
 
-from xception_jax.planning.tpu.bundles import schedule_cycles
+from xception_jax.planning.tpu.schedules import schedule_cycles
 
 # A pipelined loop of 29 rounds; its body, bundles 0x8 to 0xa, runs in rounds 5 to 23 only.
 BUNDLES = """\

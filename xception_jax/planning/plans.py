@@ -1,0 +1,117 @@
+"""Plans as the command asks for them: one, a sweep over slices, the largest batch."""
+
+import dataclasses
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from xception_jax import config as config_lib
+from xception_jax.errors import UsageError
+from xception_jax.planning import planner, report, steps
+from xception_jax.planning.tpu.chips import Topology
+from xception_jax.training import preflight
+from xception_jax.training.build import DataSpec
+from xception_jax.utils import paths
+from xception_jax.weights import initial
+
+
+def config_for(config: ConfigDict, topology: Topology, per_chip: int | None) -> ConfigDict:
+    """The config as a run on a slice would resolve it, but for what weights settle; checked.
+
+    Args:
+      config: as it was given.
+      topology: the slice.
+      per_chip: images a chip, in place of its batch.
+
+    Raises:
+      UsageError: it is not valid, or not for so many devices.
+    """
+    config_lib.check_fields(config)
+    config = ConfigDict(config).copy_and_resolve_references()
+    if per_chip:
+        config.data.batch_size = per_chip * topology.chips
+    if config.model.dtype == "auto":
+        config.model.dtype = "bfloat16"  # as `config.compute_dtype` settles it on TPU
+    if config.mesh.data not in (-1, topology.devices // config.mesh.model):
+        raise UsageError(
+            f"config.mesh.data is {config.mesh.data} and {topology.name} has {topology.devices} "
+            f"devices; a plan takes them all: leave it at -1"
+        )
+    preflight.check_without_data(config, topology.devices)
+    return config
+
+
+def resolved(configs: list[ConfigDict], console: Console) -> list[ConfigDict]:
+    """The configs as a run resolves them; where the weights of `init_from` are not here, without.
+
+    Raises:
+      UsageError: the weights are here, and are not those of the config's model.
+    """
+    asked = configs[0]
+    if not asked.init_from or paths.local("config.init_from", asked.init_from).exists():
+        return [initial.resolve(config) for config in configs]
+    found = [config_lib.resolve(config) for config in configs]
+    console.print(
+        f"NOTE: config.init_from, {asked.init_from}, is not here: the plan is for images of "
+        f"{found[0].data.image_size} pixels and the model's own defaults where the config leaves "
+        f"them open"
+    )
+    return found
+
+
+def sweep(
+    configs: list[ConfigDict],
+    topologies: list[Topology],
+    data: DataSpec,
+    console: Console,
+    keep: Callable[[list[dict[str, object]]], None],
+) -> list[dict[str, object]]:
+    """A plan for each slice, as rows; `keep` takes those that there are after each of them."""
+    rows: list[dict[str, object]] = []
+    for topology, config in zip(topologies, configs, strict=True):
+        try:
+            plan = planner.for_topology(config, topology, data, console.print)
+            rows.append(report.row(plan))
+        except planner.DoesNotFitError as error:
+            rows.append({"topology": topology.name, "note": str(error)})
+        keep(rows)
+    console.print(report.of_sweep(rows))
+    for line in report.of_evaluations(rows):
+        console.print(line)
+    for found in rows:
+        if found["note"]:
+            console.print(str(found["note"]))
+    return rows
+
+
+def fits(
+    config: ConfigDict, topology: Topology, data: DataSpec, console: Console
+) -> list[dict[str, object]]:
+    """The largest batch that a chip takes at once, without and with `model.remat`, as rows."""
+    fits = [
+        planner.fit(config, topology, data, remat=remat, say=console.print)
+        for remat in (False, True)
+    ]
+    console.print(report.of_fits(fits, topology.name))
+    return [{"topology": topology.name, **dataclasses.asdict(fit)} for fit in fits]
+
+
+def single(
+    config: ConfigDict, topology: Topology | None, data: DataSpec, console: Console
+) -> planner.Plan:
+    """The plan for a slice, or for the devices that are there; tells of it."""
+    if topology is None:
+        plan = planner.for_devices(config, data, console.print)
+    else:
+        plan = planner.for_topology(config, topology, data, console.print)
+    console.print(report.of_plan(plan))
+    if plan.devices > 1:
+        console.print(steps.layout_table(config, data, plan.devices))
+    for line in report.summary(plan, config):
+        console.print(line)
+    if plan.train.seconds is not None:
+        console.print("what this does not know:")
+        for limit in report.LIMITS:
+            console.print(f"- {limit}")
+    return plan
