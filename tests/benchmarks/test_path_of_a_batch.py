@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import path_of_a_batch
 from tests.benchmarks.test_step import run
-from xception_jax.data import turbojpeg
+from xception_jax.data.render import turbojpeg
 
 # The most functions and changes of file. The target of issue 15: host 30 and 10, step 80 and 25.
 LIMITS = {"host": (66, 40), "step": (129, 43)}

@@ -16,7 +16,7 @@ from absl import flags
 from hypothesis import strategies as st
 
 from xception_jax.data import memory, transfer
-from xception_jax.data.batches import Host, HostShard, Images, Reader
+from xception_jax.data.batches import Host, HostShard, Images, Reader, _draws
 from xception_jax.data.order import Sampling
 from xception_jax.data.readers import joined
 from xception_jax.data.render import decode, presets
@@ -312,7 +312,7 @@ def test_the_order_is_the_one_that_runs_have_begun_with():
 
 
 def test_the_crops_are_drawn_as_runs_have_begun_with():
-    draws = [next(batches._draws(seed, range(p, p + 1)))[0] for seed in (0, 1) for p in (0, 7)]
+    draws = [next(_draws(seed, range(p, p + 1)))[0] for seed in (0, 1) for p in (0, 7)]
     np.testing.assert_allclose(
         draws, [0.011546754, 0.189764556, 0.303568034, 0.811984264], rtol=1e-6
     )
@@ -320,8 +320,8 @@ def test_the_crops_are_drawn_as_runs_have_begun_with():
 
 @pytest.mark.parametrize("first", [0, 1000, 2**62])
 def test_every_example_draws_its_own_numbers_whichever_are_drawn_before(first):
-    together = list(batches._draws(5, range(first, first + 20)))
-    alone = [next(batches._draws(5, range(p, p + 1))) for p in range(first, first + 20)]
+    together = list(_draws(5, range(first, first + 20)))
+    alone = [next(_draws(5, range(p, p + 1))) for p in range(first, first + 20)]
     assert together == alone
     assert len(np.unique(together)) == 20 * decode.DRAWS
 

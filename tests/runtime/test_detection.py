@@ -136,7 +136,7 @@ import json, os, sys
 import jax
 for name in sys.argv[1:]:
     os.environ.pop(name, None)
-from xception_jax import detection
+from xception_jax.runtime import detection
 place = detection.find()
 print(json.dumps([place.source, place.processes, place.process, place.devices]))
 print(place.coordinator(5))

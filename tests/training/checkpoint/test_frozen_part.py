@@ -169,7 +169,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.training.checkpoint.test_frozen_part import save
-from xception_jax.training import frozen_part
+from xception_jax.training.checkpoint import frozen_part
 
 moment = sys.argv[2]
 def kill(*arguments, **options):
