@@ -127,7 +127,7 @@ def connect(commands: Commands, fleet: Fleet, poll: float, patience: float) -> N
 
 
 def install(
-    commands: Commands, fleet: Fleet, args: argparse.Namespace, code: source.Source
+    commands: Commands, fleet: Fleet, args: argparse.Namespace, code: source.Checkout
 ) -> None:
     """Mounts the bucket and installs the code on every machine."""
     say(str(code))
@@ -145,7 +145,7 @@ def start(
     commands: Commands,
     fleet: Fleet,
     args: argparse.Namespace,
-    code: source.Source,
+    code: source.Checkout,
     arguments: list[str],
 ) -> None:
     """Starts training on every machine; where it runs already, that is left alone."""

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class Source:
+class Checkout:
     """The code that is to run.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source:
         return f"code {self.digest}: commit {self.commit}{changes}"
 
 
-def pack(root: Path = ROOT) -> Source:
+def pack(root: Path = ROOT) -> Checkout:
     """Packs a checkout; writes nothing.
 
     Raises:
@@ -67,7 +67,7 @@ def pack(root: Path = ROOT) -> Source:
                 info.size, info.mode = len(data), 0o755 if os.access(path, os.X_OK) else 0o644
                 tar.addfile(info, io.BytesIO(data))
     digest = hashlib.sha256(packed.getvalue()).hexdigest()[:12]
-    return Source(
+    return Checkout(
         archive=cache.folder() / "launch" / f"xception_jax-{digest}.tar.gz",
         digest=digest,
         commit=_git(root, "rev-parse", "--short", "HEAD").strip(),

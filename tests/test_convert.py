@@ -10,7 +10,7 @@ import pytest
 from tests.processes import digests, finish, records, result, signal_at
 from tests.weights import builders
 from xception_jax import config as config_lib
-from xception_jax.weights import sources
+from xception_jax.weights.pretrained import open_pretrained
 from xception_jax.weights.tensors import abstract
 
 
@@ -39,14 +39,14 @@ def tuned_flags(flags, workdir, init_from, **more):
 
 
 def tensors(path, **options):
-    source = sources.open_source(path, **options)
+    source = open_pretrained(path, **options)
     built = {k: v for k, v in source.overrides("xception").items() if v is not None}
     return source.tensors(abstract("xception", source.num_classes, built), "xception")
 
 
 def check_frozen(workdir, pretrained, kind):
     """Holds the weights of a run against the file that it began with."""
-    before = sources.open_source(pretrained)
+    before = open_pretrained(pretrained)
     small = {"width": 0.1, "middle_blocks": 0, "stem_stride": 1}
     before = before.tensors(abstract("xception", 3, small), "xception")
     frozen = ("stem.", "entry_flow.0.", "entry_flow.1.")
@@ -113,11 +113,11 @@ def test_a_killed_run_that_began_from_a_checkpoint(undisturbed, flags, tmp_path,
     assert ("starts from" in process.stderr) == (first == 1)
     assert digests(killed, 6) == digests(whole, 6)
     assert records(killed) == records(whole)
-    before = sources.open_source(undisturbed, step="6", weights="ema").read()
+    before = open_pretrained(undisturbed, step="6", weights="ema").read()
     held = [name for name in before if name.partition(".")[2].startswith(("stem.", "entry_flow."))]
     assert held
     for kind in ("ema", "raw"):
-        now = sources.open_source(killed, step="6", weights=kind).read()
+        now = open_pretrained(killed, step="6", weights=kind).read()
         for name in held:
             np.testing.assert_array_equal(now[name], before[name], err_msg=f"{kind} {name}")
 
@@ -130,7 +130,7 @@ def test_a_run_to_keras_timm_and_our_own_and_on(tuned, tmp_path):
         assert said["num_classes"] == 10
         assert any("width=0.1" in note for note in said["notes"]) == (to == "timm")
     ours = tmp_path / "ours.safetensors"
-    about = sources.open_source(ours).about("xception")
+    about = open_pretrained(ours).about("xception")
     assert about.class_names == tuple("0123456789")
     assert about.overrides["pool_padding"] == "symmetric"
     assert about.source["of"] == {"format": "xception_jax", "step": 6, "weights": "ema"}

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from xception_jax.errors import UsageError
-from xception_jax.weights import converted, sources
+from xception_jax.weights import converted, pretrained
 from xception_jax.weights.keras import files as keras_files
 from xception_jax.weights.keras import names as keras_names
 from xception_jax.weights.tensors import abstract, to_theirs
@@ -45,17 +45,17 @@ def convert(
         written.
     """
     _check_output(output, target_format)
-    source = sources.open_source(path, format=source_format, step=step, weights=weights)
+    source = pretrained.open_pretrained(path, format=source_format, step=step, weights=weights)
     source.check_whole()
     name = model or source.model
     if name is None:
         raise UsageError(f"--model is needed: {path} does not say which of them it is")
-    overrides = sources.effective(name, source.overrides(name))
+    overrides = pretrained.effective(name, source.overrides(name))
     built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)
     ours = source.tensors(shapes, name)
     about = source.about(name)
-    library = sources.effective(name, sources.library_overrides(target_format, name))
+    library = pretrained.effective(name, pretrained.library_overrides(target_format, name))
     notes = source.notes()
     if target_format != "xception_jax":
         notes += [

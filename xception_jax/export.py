@@ -18,7 +18,7 @@ from xception_jax.data.batches import Images
 from xception_jax.errors import UsageError, nearest
 from xception_jax.training import build, sharding, state
 from xception_jax.training.trained import Trained
-from xception_jax.weights import sources
+from xception_jax.weights import pretrained
 from xception_jax.weights.tensors import abstract, variables
 
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
@@ -86,12 +86,12 @@ def export_file(
         can tell the activation; there is no such platform, or the output is in use.
     """
     _check_target(platforms, output)
-    file = sources.open_source(path)
+    file = pretrained.open_pretrained(path)
     file.check_whole()
     name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
     if name is None:
         raise UsageError(f"--model is needed: {path} does not say which of "
-                         f"{', '.join(sources.names(file.format))} it is")  # fmt: skip
+                         f"{', '.join(pretrained.names(file.format))} it is")  # fmt: skip
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():

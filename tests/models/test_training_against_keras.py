@@ -12,7 +12,7 @@ from xception_jax import models, weights
 from xception_jax.training import optimizer, sharding
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
-from xception_jax.weights.sources import open_source
+from xception_jax.weights.pretrained import open_pretrained
 from xception_jax.weights.tensors import flatten
 
 pytestmark = [
@@ -84,7 +84,7 @@ def test_ten_steps_are_keras_own(tmp_path):
     assert off <= 1e-3
 
     theirs.save_weights(tmp_path / "end.weights.h5")
-    end = open_source(tmp_path / "end.weights.h5").tensors(model, "xception")
+    end = open_pretrained(tmp_path / "end.weights.h5").tensors(model, "xception")
     trained = flatten({"params": state.params})
     apart, moved = (
         np.sqrt(sum(np.sum(np.square(np.asarray(end[n]) - other[n])) for n in trained))

@@ -28,7 +28,7 @@ from xception_jax.training import sharding, state
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.workdir import read_config
 from xception_jax.utils import seal
-from xception_jax.weights import converted, sources
+from xception_jax.weights import converted, pretrained
 
 BATCHES = (1, 3, 8)
 FILES = ["model.json", "model.bin", "README.md", "classify.py"]
@@ -130,7 +130,7 @@ def narrow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("narrow")
     built = {"width": 0.05, "middle_blocks": 0, "bn_epsilon": 1e-5, "pool_padding": "symmetric"}
     model = builders.create("xception", 5, stem_stride=2, **built)
-    source = sources.open_source(builders.write_timm(model, folder / "timm.safetensors"))
+    source = pretrained.open_pretrained(builders.write_timm(model, folder / "timm.safetensors"))
     about = source.about("xception")
     # The command takes timm's own sizes only.
     about = replace(about, overrides=about.overrides | built)

@@ -62,14 +62,14 @@ def _run(path, folder, said, flags):
 
 def main() -> None:
     from xception_jax.models import xception  # noqa: F401
-    from xception_jax.weights import sources
+    from xception_jax.weights import pretrained
 
     baseline = measure(Path("nothing.pth"), "--from=timm", "--model=legacy_xception")["megabytes"]
     for path in map(Path, sys.argv[1:]):
         found = {"from": "timm"}
         if path.suffix == ".safetensors" and path.parent.name.startswith("ours"):
             found["from"] = "xception_jax"
-        if path.suffix in sources.keras_files.SUFFIXES:
+        if path.suffix in pretrained.keras_files.SUFFIXES:
             found["from"] = "keras"
         model = "xception" if found["from"] == "keras" else "legacy_xception"
         flags = [f"--from={found['from']}"]

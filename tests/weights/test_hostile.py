@@ -13,7 +13,7 @@ from tests.weights import hostile, pickled
 from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 from xception_jax.utils import text
-from xception_jax.weights import converted, initial, sources
+from xception_jax.weights import converted, initial, pretrained
 
 
 def run(names, folder):
@@ -88,7 +88,7 @@ WHOLE = {
 
 def _read(path):
     try:
-        source = sources.open_source(path)
+        source = pretrained.open_pretrained(path)
         found = {key: np.asarray(array) for key, array in source.read().items()}
         source.about("legacy_xception" if source.format == "timm" else "xception")
     except UsageError as error:

@@ -11,7 +11,7 @@ from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.training.workdir import read_config
-from xception_jax.weights import converted, initial, sources
+from xception_jax.weights import converted, initial, pretrained
 
 BUILT = {"width": 0.1, "middle_blocks": 0, "stem_stride": 1}
 MADE_FOR = {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.75, "exif": True}
@@ -91,10 +91,10 @@ def test_a_converted_file_of_timm_without_a_crop_has_that_of_timms_model(tmp_pat
     path = write(tmp_path / "a.safetensors", made_for)
     assert resolved(path) == (8, "timm", 0.8975, "off")
     assert resolved(path, eval_preset="area") == (8, "area", 1.0, "on")
-    again = sources.open_source(path).about("xception")  # converted once more
+    again = pretrained.open_pretrained(path).about("xception")  # converted once more
     assert "eval_crop" not in again.preprocessing
     path = tmp_path / "b.safetensors"
-    converted.write(path, again, sources.open_source(tmp_path / "a.safetensors").read())
+    converted.write(path, again, pretrained.open_pretrained(tmp_path / "a.safetensors").read())
     assert resolved(path) == (8, "timm", 0.8975, "off")
 
 
@@ -102,7 +102,7 @@ def test_a_converted_file_of_timm_without_a_crop_has_that_of_timms_model(tmp_pat
     ("learnt", "kept"), [((NFD, "cat", "dog"), True), (("cat", NFD, "dog"), False)]
 )
 def test_classes_are_the_same_in_any_form_of_unicode(learnt, kept):
-    source = sources.Source(Path("a"), "xception_jax", 3, dict, {}, class_names=learnt)
+    source = pretrained.Pretrained(Path("a"), "xception_jax", 3, dict, {}, class_names=learnt)
     names = (unicodedata.normalize("NFC", NFD), "cat", "dog")
     assert (initial._other_classes(source, names) is None) == kept
 
@@ -158,7 +158,7 @@ def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, pat
     assert again["top1"] == found["top1"]
     assert again["loss"] == pytest.approx(found["loss"], abs=1e-6)
     # And those who start from this run take it on.
-    made_for = sources.open_source(tmp_path / "run").preprocessing
+    made_for = pretrained.open_pretrained(tmp_path / "run").preprocessing
     assert made_for == {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.5, "exif": True}
     path.unlink()
     small_config.duration = "3 steps"

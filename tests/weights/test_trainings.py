@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tests.weights import builders, pickled
 from tests.weights.pickled import Call, Global
 from xception_jax.errors import UsageError
-from xception_jax.weights import sources
+from xception_jax.weights import pretrained
 from xception_jax.weights.timm import pickles
 
 NUMPY_SCALAR = Call(
@@ -53,7 +53,7 @@ def held(model, tmp_path_factory):
 
 
 def load(path, model, name="legacy_xception"):
-    source = sources.open_source(path)
+    source = pretrained.open_pretrained(path)
     return source.tensors(model, name), source
 
 
@@ -130,11 +130,11 @@ def test_a_file_without_known_weights_lists_its_keys(held, tmp_path):
     path = pickled.zipped(tmp_path / "a.pth", whole, storages)
     listed = r"its keys are 'epoch', '\\x1b\[2J', 'generator', 'a', 'b', \.\.\.; expected is a"
     with pytest.raises(UsageError, match=listed + ".* model_state_dict"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
     for empty, keys in (({}, "its keys are none"), ([], "it is a list")):
         pickled.zipped(path, empty)
         with pytest.raises(UsageError, match=f"holds no state_dict.*: {keys}"):
-            sources.open_source(path)
+            pretrained.open_pretrained(path)
 
 
 def _pickle(value, protocol=2):
@@ -259,7 +259,7 @@ def test_an_archive_that_is_refused_is_closed(fault, held, tmp_path):
     whole = pickled.Raw(b"\xff") if fault == "pickle" else state
     path = pickled.zipped(tmp_path / "a.pth", whole, storages, more=more)
     with pytest.raises(UsageError, match="cannot be read") as refused:
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
     opened = [file.resolve() for file in Path("/proc/self/fd").iterdir()]
     assert path not in opened, refused  # whose traceback holds on to what was open
 

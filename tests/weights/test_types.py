@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.weights import builders, pickled
 from xception_jax.errors import UsageError
-from xception_jax.weights import converted, sources
+from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import abstract
 
 NOTES = {
@@ -46,7 +46,7 @@ def write_legacy(held, folder):
 
 
 def found(path, shapes):
-    source = sources.open_source(path)
+    source = pretrained.open_pretrained(path)
     return source.tensors(shapes, "xception41"), source.notes()
 
 

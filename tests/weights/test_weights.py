@@ -17,7 +17,7 @@ from tests.weights import builders
 from tests.weights.keras import builders as keras_builders
 from xception_jax import weights
 from xception_jax.errors import UsageError
-from xception_jax.weights import converted, sources
+from xception_jax.weights import converted, pretrained
 from xception_jax.weights.keras import files as keras_files
 from xception_jax.weights.keras import names as keras_names
 from xception_jax.weights.tensors import abstract
@@ -126,7 +126,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"fc.bias": torch.zeros(3), "evil": Evil()}, "evil.pth")
     with pytest.raises(UsageError, match="nothing of it was run"):
-        sources.open_source(tmp_path / "evil.pth")
+        pretrained.open_pretrained(tmp_path / "evil.pth")
     assert not (tmp_path / "executed").exists()
 
 
@@ -193,7 +193,7 @@ def test_a_config_beside_the_file_that_asks_for_other_colours_is_refused(tmp_pat
     _, path, _ = _timm(tmp_path)
     (tmp_path / "config.json").write_text('{"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}')
     with pytest.raises(UsageError, match=r"take images of mean \[0.485"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
 
 
 def test_a_converted_file_says_what_it_holds_and_a_flipped_bit_shows(tmp_path):
@@ -208,7 +208,7 @@ def test_a_converted_file_says_what_it_holds_and_a_flipped_bit_shows(tmp_path):
     for place in (-5, whole.index(b"0.0001"), whole.index(b"class_names") + 20):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place:][1:])
         with pytest.raises(UsageError, match="damaged"):
-            sources.open_source(path).read()
+            pretrained.open_pretrained(path).read()
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,6 @@ def test_what_is_no_file_of_weights_is_said(tmp_path):
         elif name == "b.txt":
             (tmp_path / name).touch()
         with pytest.raises(UsageError, match=said):
-            sources.open_source(tmp_path / name)
+            pretrained.open_pretrained(tmp_path / name)
     with pytest.raises(UsageError, match=r"is no file of keras, .*; try timm"):
-        sources.open_source(_timm(tmp_path)[1], format="keras")
+        pretrained.open_pretrained(_timm(tmp_path)[1], format="keras")

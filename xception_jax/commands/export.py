@@ -92,11 +92,11 @@ def main() -> None:
 
 
 def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[str, Any]:
-    """Exports what a path means; see `sources.open_source`."""
+    """Exports what a path means; see `pretrained.open_pretrained`."""
     from xception_jax import export
-    from xception_jax.weights import sources
+    from xception_jax.weights import pretrained
 
-    run = (path, _STEP.value) if _WORKDIR.value else sources.run_of(path, _STEP.value)
+    run = (path, _STEP.value) if _WORKDIR.value else pretrained.run_of(path, _STEP.value)
     if run is None:
         if path.exists() and (_STEP.value != "latest" or _WEIGHTS.value):
             raise UsageError(f"--step and --weights are of a run, and --input={path} is a file")

@@ -3,6 +3,6 @@
 `weights.load(model, path)` fills a model from any of them.
 """
 
-from xception_jax.weights.sources import load
+from xception_jax.weights.pretrained import load
 
 __all__ = ["load"]

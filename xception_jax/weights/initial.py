@@ -14,7 +14,7 @@ from xception_jax.models import published
 from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.utils import paths
-from xception_jax.weights import converted, sources
+from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
 # Of `config.data`, what weights may say of the images that they were made for.
@@ -41,7 +41,7 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
         resolved = config_lib.resolve(config, begun)
         return _with(resolved, {name: begun.model.get(name) for name in converted.ARCHITECTURE})
     source, name = _open(config), config.model.name
-    own = sources.effective(name, {})
+    own = pretrained.effective(name, {})
     asked = source.overrides(name).items()
     resolved = config_lib.resolve(_with_images(config, source))
     resolved = _with(resolved, {key: value for key, value in asked if value != own[key]})
@@ -49,7 +49,7 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     return resolved
 
 
-def _open(config: ConfigDict) -> sources.Source:
+def _open(config: ConfigDict) -> pretrained.Pretrained:
     """The weights of `init_from`; where there are none, the error says which have been published.
 
     Raises:
@@ -63,10 +63,10 @@ def _open(config: ConfigDict) -> sources.Source:
             f"that python -m xception_jax.convert wrote, or a run's folder. Published weights of "
             f"{name}: {', '.join(known)}; docs/weights.md says how to get them as a file"
         )
-    return sources.open_source(path)
+    return pretrained.open_pretrained(path)
 
 
-def _with_images(config: ConfigDict, source: sources.Source) -> ConfigDict:
+def _with_images(config: ConfigDict, source: pretrained.Pretrained) -> ConfigDict:
     """A copy with the images that the weights were made for where the config leaves them open."""
     config = ConfigDict(config).copy_and_resolve_references()
     data, made_for = config.data, _made_for(source)
@@ -84,7 +84,7 @@ def _with_images(config: ConfigDict, source: sources.Source) -> ConfigDict:
     return config
 
 
-def _made_for(source: sources.Source) -> dict[str, Any]:
+def _made_for(source: pretrained.Pretrained) -> dict[str, Any]:
     """What the weights say of their images, in the words of `config.data`.
 
     Raises:
@@ -112,7 +112,7 @@ def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def _tensors(source: sources.Source, config: ConfigDict) -> dict[str, np.ndarray]:
+def _tensors(source: pretrained.Pretrained, config: ConfigDict) -> dict[str, np.ndarray]:
     """The weights of the config's model, with the classes that they have."""
     name, built = config.model.name, config_lib.model_overrides(config)
     return source.tensors(abstract(name, source.num_classes, built), name)
@@ -139,7 +139,7 @@ def fill(
     source, name = _open(config), config.model.name
     built = config_lib.model_overrides(config)
     notes = [*notes, f"starts from {config.init_from}", *source.notes()]
-    asked, known = source.overrides(name), sources.effective(name, built)
+    asked, known = source.overrides(name), pretrained.effective(name, built)
     for override, value in asked.items():
         if value != known[override]:
             notes.append(f"NOTE: config.model.{override} is {known[override]!r}, and the weights "
@@ -155,7 +155,7 @@ def fill(
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors)), notes
 
 
-def _image_notes(config: ConfigDict, source: sources.Source) -> list[str]:
+def _image_notes(config: ConfigDict, source: pretrained.Pretrained) -> list[str]:
     """Which images are as the weights say, in one line; and each thing that is not."""
     made_for, data = _made_for(source), config.data
     same = [name for name, value in made_for.items() if data[name] == value]
@@ -176,7 +176,7 @@ def _image_notes(config: ConfigDict, source: sources.Source) -> list[str]:
     ]
 
 
-def _other_classes(source: sources.Source, class_names: tuple[str, ...]) -> str | None:
+def _other_classes(source: pretrained.Pretrained, class_names: tuple[str, ...]) -> str | None:
     """Why the weights' classifier will not do, or None."""
     if source.num_classes is None:
         return "the weights have none"

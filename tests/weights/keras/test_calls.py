@@ -14,7 +14,7 @@ from tests.weights.keras import builders as keras_builders
 from tests.weights.keras.builders import HEAD, config, drawn, write_keras
 from xception_jax import weights
 from xception_jax.errors import UsageError
-from xception_jax.weights import sources
+from xception_jax.weights import pretrained
 from xception_jax.weights.keras import files as keras_files
 
 CHANNELS = 104  # of the narrow model's features
@@ -57,35 +57,35 @@ def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_p
         changed = called(config(*DROPPED, nested=nested), name, *args, **kwargs)
         path = write_keras(tmp_path / "a.keras", changed, held)
         with pytest.raises(UsageError, match=f"{name}.* is called with {re.escape(said)}"):
-            sources.open_source(path)
+            pretrained.open_pretrained(path)
     path = write_keras(
         tmp_path / "a.keras", called(config(*DROPPED), "drop", *args, **kwargs), held
     )
     with pytest.raises(
         UsageError, match=f"'drop' in its head, which is called with {re.escape(said)}"
     ):
-        sources.open_source(path).check_whole()
+        pretrained.open_pretrained(path).check_whole()
     before = config(*DROPPED, nested=True, before=[("GaussianNoise", "noise", {})])
     path = write_keras(tmp_path / "a.keras", called(before, "noise", *args, **kwargs), held)
     with pytest.raises(UsageError, match="'noise' before the backbone, which is called with"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
 
 
 def test_a_usual_call_is_read(held, tmp_path):
     changed = called(config(*DROPPED, nested=True), "base", training=False, mask=None)
     changed = called(changed, "drop", None, training=False)
-    sources.open_source(write_keras(tmp_path / "a.keras", changed, held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", changed, held)).check_whole()
 
 
 def test_the_default_of_augmentation_is_no_unusual_call(held, tmp_path):
     """Keras 3 writes `training=True` into each of its augmentation layers' calls."""
     changed = config(*DROPPED, nested=True, before=[("RandomFlip", "flip", {})])
     path = write_keras(tmp_path / "a.keras", called(changed, "flip", training=True), held)
-    sources.open_source(path).check_whole()
+    pretrained.open_pretrained(path).check_whole()
     [flip] = [each for each in layers(changed) if each["name"] == "flip"]
     flip["inbound_nodes"] = [[["outer", 0, 0, {"training": True}]]]
     with pytest.raises(UsageError, match="'flip' before the backbone, which is called with"):
-        sources.open_source(write_keras(tmp_path / "b.keras", changed, held))
+        pretrained.open_pretrained(write_keras(tmp_path / "b.keras", changed, held))
 
 
 def test_a_call_of_keras_2_is_refused_too(held, tmp_path):
@@ -94,9 +94,9 @@ def test_a_call_of_keras_2_is_refused_too(held, tmp_path):
     drop["inbound_nodes"] = [[["pool", 0, 0, {"training": True}]]]
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match="'drop' in its head, which is called with training=True"):
-        sources.open_source(path).check_whole()
+        pretrained.open_pretrained(path).check_whole()
     drop["inbound_nodes"] = [[["pool", 0, 0, {"training": False}]]]
-    sources.open_source(write_keras(tmp_path / "b.keras", changed, held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "b.keras", changed, held)).check_whole()
 
 
 @pytest.mark.parametrize("kind", ["Conv2D", "SeparableConv2D", "DepthwiseConv2D", "Dense"])
@@ -105,7 +105,7 @@ def test_weights_before_the_backbone_are_refused_by_name(kind, held, tmp_path):
     changed = config(nested=True, before=[(kind, "colours", own)])
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match=f"has the {kind} layer 'colours' before the backbone"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
 
 
 def relu(**own):
@@ -132,7 +132,7 @@ def test_an_activation_is_what_its_whole_config_says(kind, activation, said, hel
     wide = {"wide": drawn((CHANNELS, CHANNELS), (CHANNELS,))}
     path = write_keras(tmp_path / "a.keras", config(*head), held | wide)
     with pytest.raises(UsageError, match=re.escape(f"has the activation {said!r} in the {kind}")):
-        sources.open_source(path).check_whole()
+        pretrained.open_pretrained(path).check_whole()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,9 @@ def test_an_activation_is_what_its_whole_config_says(kind, activation, said, hel
 def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
     head = [HEAD[0], ("Dense", "wide", {"activation": activation}), HEAD[1]]
     wide = {"wide": drawn((CHANNELS, CHANNELS), (CHANNELS,))}
-    source = sources.open_source(write_keras(tmp_path / "a.keras", config(*head), held | wide))
+    source = pretrained.open_pretrained(
+        write_keras(tmp_path / "a.keras", config(*head), held | wide)
+    )
     source.check_whole()
     assert source.overrides("xception")["fc_units"] == (CHANNELS,)
 
@@ -162,13 +164,13 @@ def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
 def test_a_head_that_computes_otherwise_is_refused(head, said, held, tmp_path):
     path = write_keras(tmp_path / "a.keras", config(*head), held)
     with pytest.raises(UsageError, match=re.escape(said)):
-        sources.open_source(path).check_whole()
+        pretrained.open_pretrained(path).check_whole()
 
 
 def test_half_precision_is_read(held, tmp_path):
     policy = {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
     head = [HEAD[0], ("Dense", "predictions", {"dtype": policy, "activation": "softmax"})]
-    sources.open_source(write_keras(tmp_path / "a.keras", config(*head), held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", config(*head), held)).check_whole()
 
 
 def test_a_model_of_two_outputs_is_refused_by_name(held, tmp_path):
@@ -176,7 +178,7 @@ def test_a_model_of_two_outputs_is_refused_by_name(held, tmp_path):
     changed["config"]["output_layers"].append(["pool", 0, 0])
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match="has 2 outputs in the model 'model'; one is read"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
 
 
 def test_what_changes_the_images_is_refused_without_a_head_too(held, tmp_path):
@@ -220,7 +222,7 @@ def test_numbers_that_are_no_channels_are_refused(kind, shape, held, tmp_path):
         early["inbound_nodes"] = [[["outer", 0, 0, {"y": numbers, "name": None}]]]
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match=f"has the {kind} layer 'early'"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
 
 
 def test_channels_are_read_from_any_array_with_one_axis(held, tmp_path):
@@ -255,5 +257,5 @@ def test_weights_alone_with_another_head_give_the_backbone(held, tmp_path):
     with h5py.File(path, "w") as file:
         keras_builders.write_weights(file, changed, held | {"late": drawn(*[(CHANNELS,)] * 4)})
     with pytest.raises(UsageError, match="'late', of which a file of weights alone says"):
-        sources.open_source(path).check_whole()
+        pretrained.open_pretrained(path).check_whole()
     weights.load(headless, path)

@@ -17,7 +17,7 @@ from tests.weights.keras import builders as keras_builders
 from tests.weights.keras.builders import HEAD, config, drawn, write_keras
 from xception_jax import weights
 from xception_jax.errors import UsageError
-from xception_jax.weights import converted, sources
+from xception_jax.weights import converted, pretrained
 from xception_jax.weights.keras import files as keras_files
 
 CHANNELS = 104  # of the narrow model's features
@@ -40,7 +40,7 @@ def pictures():
 
 def read(path):
     """A model of ours with the weights of a file."""
-    source = sources.open_source(path)
+    source = pretrained.open_pretrained(path)
     source.check_whole()
     built = builders.SMALL | {"stem_stride": 2} | source.overrides("xception")
     other = builders.create("xception", source.num_classes, seed=1, **built)
@@ -53,7 +53,7 @@ def test_a_config_leads_to_the_weights(name, nested, tmp_path):
     model = builders.create(name)
     path = write_keras(tmp_path / "a.keras", config(name=name, nested=nested),
                        keras_builders.tensors(model))  # fmt: skip
-    source = sources.open_source(path)
+    source = pretrained.open_pretrained(path)
     found = source.tensors(model, name)
     for key, array in builders.arrays(model).items():
         np.testing.assert_array_equal(array, found[key], err_msg=key)
@@ -72,8 +72,8 @@ REFUSED = [
 def test_a_head_of_another_kind_is_refused_and_its_backbone_taken(change, said, held, tmp_path):
     path = write_keras(tmp_path / "a.keras", config(change, *HEAD), held)
     with pytest.raises(UsageError, match=re.escape(f"{path} {said}")):
-        sources.open_source(path).check_whole()
-    source = sources.open_source(path)
+        pretrained.open_pretrained(path).check_whole()
+    source = pretrained.open_pretrained(path)
     assert source.num_classes is None
     assert [note for note in source.notes() if said in note and "its head is left out" in note]
     headless = builders.create("xception", None, seed=1, stem_stride=2)
@@ -97,7 +97,7 @@ def test_a_backbone_that_was_changed_is_refused_by_the_layer(name, trait, value,
     layer["config"][trait] = value
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match=rf"{layer['name']}' has {trait} .*, not"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
 
 
 def test_maximum_pooling_is_the_models_own(model, held, tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_what_does_more_than_scale_images_is_named(kind, held, tmp_path):
     changed = config(nested=True, before=[(kind, "early", {})])
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match=f"has the {kind} layer 'early' before the backbone"):
-        sources.open_source(path).check_whole()
+        pretrained.open_pretrained(path).check_whole()
 
 
 @pytest.mark.parametrize("kind", ["TrueDivide", "Divide"])
@@ -189,26 +189,26 @@ def test_one_sigmoid_unit_keeps_its_activation(model, held, tmp_path):
     head = [HEAD[0], ("Dense", "last", {"activation": "sigmoid"})]
     one = {"last": drawn((CHANNELS, 1), (1,))}
     path = write_keras(tmp_path / "a.keras", config(*head), held | one)
-    assert sources.open_source(path).about("xception").activation == "sigmoid"
+    assert pretrained.open_pretrained(path).about("xception").activation == "sigmoid"
     about = converted.About("xception", {}, 1, activation="sigmoid")
     converted.write(tmp_path / "b.safetensors", about, builders.arrays(model))
-    assert sources.open_source(tmp_path / "b.safetensors").activation == "sigmoid"
+    assert pretrained.open_pretrained(tmp_path / "b.safetensors").activation == "sigmoid"
 
 
 def test_weights_alone_say_what_was_assumed(model, held, tmp_path):
     path = builders.write_keras(model, tmp_path / "a.weights.h5")
-    [note] = sources.open_source(path).notes()
+    [note] = pretrained.open_pretrained(path).notes()
     assert note.endswith("assumed: images scaled to [-1, 1], average pooling, softmax")
     with h5py.File(tmp_path / "b.weights.h5", "w") as file:
         own = config(HEAD[0], ("Dense", "mine", {}), nested=True)
         keras_builders.write_weights(file, own, held | {"mine": held["predictions"]})
-    source = sources.open_source(tmp_path / "b.weights.h5")
+    source = pretrained.open_pretrained(tmp_path / "b.weights.h5")
     assert (source.num_classes, source.activation) == (3, None)
     weights.load(builders.create("xception", seed=1, stem_stride=2), tmp_path / "b.weights.h5")
     with h5py.File(tmp_path / "c.weights.h5", "w") as file:
         keras_builders.write_weights(file, own, held | {"mine": held["predictions"]})
         file.create_group("layers/global_max_pooling2d/vars")
-    source = sources.open_source(tmp_path / "c.weights.h5")
+    source = pretrained.open_pretrained(tmp_path / "c.weights.h5")
     with pytest.raises(UsageError, match="'global_max_pooling2d', of which a file of weights"):
         source.check_whole()
 
@@ -230,7 +230,7 @@ def test_a_model_that_takes_two_images_is_refused(held, tmp_path):
     changed["config"]["input_layers"].append(["other", 0, 0])
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match="has several inputs in the model 'model'"):
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
 
 
 def test_layers_of_a_whole_model_of_keras_2(model, held, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xception_jax.errors import UsageError
-from xception_jax.weights import files, sources
+from xception_jax.weights import files, pretrained
 from xception_jax.weights.keras import hdf5
 
 
@@ -75,7 +75,7 @@ def test_a_file_that_points_at_another_one_is_refused(make, tmp_path):
     with h5py.File(path, "w") as file:
         make(file, other)
     with pytest.raises(UsageError) as raised:
-        sources.open_source(path)
+        pretrained.open_pretrained(path)
     assert str(raised.value) == f"{path} {OUTWARD[make]}; only data inside the file is read"
 
 
@@ -159,4 +159,4 @@ def test_a_group_that_holds_itself_is_walked_once(tmp_path):
 def test_a_pipe_is_no_file_of_weights(tmp_path):
     os.mkfifo(tmp_path / "a.h5")
     with pytest.raises(UsageError, match=r"a\.h5 is a named pipe"):
-        sources.open_source(tmp_path / "a.h5")
+        pretrained.open_pretrained(tmp_path / "a.h5")

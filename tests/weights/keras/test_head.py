@@ -12,7 +12,7 @@ from flax import nnx
 
 from xception_jax import models
 from xception_jax.errors import UsageError
-from xception_jax.weights import sources
+from xception_jax.weights import pretrained
 from xception_jax.weights.tensors import abstract
 
 pytestmark = [
@@ -374,7 +374,7 @@ def without_softmax(keras, model):
 
 def convert(path, name):
     """What the command makes of a file: the header, the tensors, and what is to be said."""
-    source = sources.open_source(path, format="keras")
+    source = pretrained.open_pretrained(path, format="keras")
     source.check_whole()
     about = source.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
@@ -385,7 +385,7 @@ def ours(about, held):
     """A model of a converted file."""
     built = {name: value for name, value in about.overrides.items() if value is not None}
     model = models.create(about.model, num_classes=about.num_classes, rngs=nnx.Rngs(0), **built)
-    for key, variable in sources.variables(model).items():
+    for key, variable in pretrained.variables(model).items():
         variable.set_value(jnp.asarray(held[key]))
     return model
 

@@ -12,7 +12,7 @@ from tests.weights import pickled
 from tests.weights.test_against_libraries import import_timm
 from xception_jax import weights
 from xception_jax.errors import UsageError
-from xception_jax.weights import sources
+from xception_jax.weights import pretrained
 from xception_jax.weights.tensors import abstract
 from xception_jax.weights.timm import files as timm_files
 from xception_jax.weights.timm import torch_files
@@ -130,13 +130,13 @@ def test_features_only(name, tmp_path):
     timm = import_timm()
     theirs = timm.create_model(name, features_only=True).eval()
     torch.save(theirs.state_dict(), tmp_path / "a.pth")
-    source = sources.open_source(tmp_path / "a.pth")
+    source = pretrained.open_pretrained(tmp_path / "a.pth")
     assert source.num_classes is None
     shapes = abstract(name, None, source.overrides(name))
     assert len(source.tensors(shapes, name)) > 100
     shorter = timm.create_model(name, features_only=True, out_indices=(0, 1))
     torch.save(shorter.state_dict(), tmp_path / "b.pth")
-    source = sources.open_source(tmp_path / "b.pth")
+    source = pretrained.open_pretrained(tmp_path / "b.pth")
     if len(shorter.state_dict()) < len(theirs.state_dict()):
         with pytest.raises(UsageError, match=f"no {name} of timm: it lacks "):
             source.tensors(shapes, name)
@@ -156,7 +156,7 @@ def test_averaged_weights_of_torch(tmp_path):
     np.testing.assert_array_equal(held["head.fc.bias"], averaged.module.head.fc.bias.detach())
     assert notes == ["the averaged weights of the checkpoint are taken (ema_state_dict), not those "
                      "of model_state_dict"]  # fmt: skip
-    assert sources.open_source(tmp_path / "a.pt").num_classes == 7
+    assert pretrained.open_pretrained(tmp_path / "a.pt").num_classes == 7
 
 
 def test_a_checkpoint_that_timm_saves(tmp_path):
@@ -177,4 +177,4 @@ def test_a_checkpoint_that_timm_saves(tmp_path):
     held, notes = timm_files.read(path)
     np.testing.assert_array_equal(held["head.fc.bias"], averaged.module.head.fc.bias.detach())
     assert "averaged weights" in notes[0]
-    assert sources.open_source(path).num_classes == 7
+    assert pretrained.open_pretrained(path).num_classes == 7

@@ -53,7 +53,7 @@ _RANGE = {"range": [-1, 1], "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @dataclass(frozen=True)
-class Source:
+class Pretrained:
     """Weights that can be read.
 
     Attributes:
@@ -183,9 +183,9 @@ def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     return {key: built[key] for key in converted.ARCHITECTURE if key in built}
 
 
-def open_source(
+def open_pretrained(
     path: Path, *, format: str | None = None, step: str = "latest", weights: str | None = None
-) -> Source:
+) -> Pretrained:
     """Opens weights.
 
     Args:
@@ -257,7 +257,7 @@ def _types(found: Tensors) -> frozenset[str]:
     return frozenset(array.dtype.name for array in found.values())
 
 
-def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
+def _from_keras(path: Path, origin: dict[str, Any]) -> Pretrained:
     held = keras_files.read(path)
     overrides: dict[str, Any] = {} if held.epsilon is None else {"bn_epsilon": held.epsilon}
     if held.pooling != "average":
@@ -273,17 +273,17 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Source:
             f"NOTE: it is made for images of {height} x {width} pixels, and models here take "
             f"square ones"
         )
-    return Source(
+    return Pretrained(
         path, "keras", held.dense[-1] if held.dense else None, lambda: held.tensors, origin,
         held_overrides=overrides, keras=held, said=tuple(held.notes), preprocessing=made_for,
         activation=held.activation, types=_types(held.tensors),
     )  # fmt: skip
 
 
-def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
+def _from_timm(path: Path, origin: dict[str, Any]) -> Pretrained:
     found, notes = timm_files.read(path)
     biases = [found[name].shape for name in timm_names.CLASSIFIERS if name in found]
-    return Source(
+    return Pretrained(
         path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
         said=tuple(notes),
         preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
@@ -291,26 +291,26 @@ def _from_timm(path: Path, origin: dict[str, Any]) -> Source:
     )  # fmt: skip
 
 
-def _from_converted(path: Path, origin: dict[str, Any]) -> Source:
+def _from_converted(path: Path, origin: dict[str, Any]) -> Pretrained:
     about = converted.read_about(path)
     assert about is not None, "that is how it was recognized"
     origin["of"] = about.source
     stored, _ = safetensors_files.read(path)
-    return Source(
+    return Pretrained(
         path, "xception_jax", about.num_classes, lambda: converted.read(path), origin,
         class_names=about.class_names, model=about.model, held_overrides=about.overrides,
         preprocessing=about.preprocessing, activation=about.activation, types=_types(stored),
     )  # fmt: skip
 
 
-def _from_run(path: Path, step: str, weights: str | None) -> Source:
+def _from_run(path: Path, step: str, weights: str | None) -> Pretrained:
     trained = Trained.find(path, step, weights)
     config, data = trained.config, trained.config.data
 
     def read() -> Tensors:
         return flatten(trained.weights(sharding.replicated(sharding.make_mesh())))
 
-    return Source(
+    return Pretrained(
         path, "xception_jax", len(trained.meta.class_names), read,
         {"format": "xception_jax", "step": trained.step, "weights": trained.kind},
         class_names=trained.meta.class_names, model=config.model.name,
@@ -328,13 +328,13 @@ def load(model: nnx.Module, path: str | Path) -> None:
 
     Args:
       model: from `models.create`.
-      path: see `open_source`.
+      path: see `open_pretrained`.
 
     Raises:
       UsageError: the weights are not those of such a model: a tensor is missing, surplus or of
         another shape, or they are for another epsilon or padding than the model has.
     """
-    source, own = open_source(Path(path)), variables(model)
+    source, own = open_pretrained(Path(path)), variables(model)
     name = source.model or _name_of(model)
     asked = source.overrides(name)
     for trait, value in _traits(model).items():
