@@ -61,7 +61,7 @@ class ComputeEngine:
 
     @property
     def _region(self) -> str:
-        return self._args.zone.rpartition("-")[0]
+        return str(self._args.zone.rpartition("-")[0])
 
     def _gcloud(self, *words: str, where: str = "zone") -> list[str]:
         args = self._args

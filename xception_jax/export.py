@@ -183,7 +183,7 @@ def _activation_of_file(file: Any) -> str:
       UsageError: neither the file nor the library that its weights are of tells.
     """
     if file.activation is not None:
-        return file.activation
+        return str(file.activation)
     origin = file.origin
     while "of" in origin:
         origin = origin["of"]

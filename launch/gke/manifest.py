@@ -188,4 +188,4 @@ def render(args: argparse.Namespace, arguments: list[str]) -> str:
         import yaml
     except ImportError:
         raise UsageError("launch.gke writes YAML; pip install pyyaml") from None
-    return yaml.safe_dump_all(manifest(args, arguments), sort_keys=False, width=100)
+    return str(yaml.safe_dump_all(manifest(args, arguments), sort_keys=False, width=100))

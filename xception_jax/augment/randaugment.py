@@ -33,7 +33,9 @@ NAMES = tuple(RANGES)
 _FILL = 128
 
 
-def randaugment(key: jax.Array, image: jax.Array, *, operations: int, magnitude: float):
+def randaugment(
+    key: jax.Array, image: jax.Array, *, operations: int, magnitude: float
+) -> jax.Array:
     """Draws `operations` of `NAMES`, each as likely as any other, and applies one after the other.
 
     Args:

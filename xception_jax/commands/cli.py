@@ -25,7 +25,7 @@ from xception_jax.utils import paths
 from xception_jax.utils.text import printable, shell_join
 
 
-class _PathParser(flags.ArgumentParser):
+class _PathParser(flags.ArgumentParser[Any]):
     """Of a flag that names a path; URLs of some kinds may be allowed, and stay text."""
 
     def __init__(self, allowed: tuple[str, ...] = ()):
@@ -79,19 +79,20 @@ HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
 _CHANGES: dict[str, Any] = {}
 
 
-def define_config() -> flags.FlagHolder:
+def define_config() -> flags.FlagHolder[Any]:
     """The flag `--config`; a command that has it declares it as its own.
 
     Its fields are changed by `--config.FIELD=VALUE`, which `_parse` reads: ml_collections, which is
     given an empty command line, could not unset one.
     """
-    return config_flags.DEFINE_config_file(
+    flag: flags.FlagHolder[Any] = config_flags.DEFINE_config_file(
         "config",
         None,
         f"the config file, or a recipe by name ({', '.join(recipes.names())}); change its fields "
         f"with --config.FIELD=VALUE",
         sys_argv=[],
     )
+    return flag
 
 
 # Of the commands that train or evaluate, which declare them as their own.

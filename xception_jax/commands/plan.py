@@ -124,7 +124,7 @@ def main() -> None:
     for config in configs:
         if data.examples:
             preflight.check_lengths(config, data.examples)
-    result: dict[str, list] = {"plans": [], "fits": []}
+    result: dict[str, list[dict[str, object]]] = {"plans": [], "fits": []}
     with console.status("compiling; Ctrl-C ends it"):  # seen on terminals only
         if _SWEEP.value:
             result["plans"] = plans.sweep(configs, topologies, data, console, _write_csv)

@@ -17,7 +17,7 @@ from xception_jax.errors import UsageError, nearest
 
 _FLAG = re.compile(r"--?(no)?config\.([^=]+)(=?)(.*)", re.DOTALL)
 _NAMED = re.compile(r"config\.([a-z_]+(?:\.[a-z_]+)?)")
-_PARSERS: dict[type, flags.ArgumentParser] = {
+_PARSERS: dict[type, flags.ArgumentParser[Any]] = {
     bool: flags.BooleanParser(),
     int: flags.IntegerParser(),
     float: flags.FloatParser(),

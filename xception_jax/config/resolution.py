@@ -49,7 +49,7 @@ def microbatches(config: ConfigDict, devices: int) -> int:
 def loss_name(config: ConfigDict, multilabel: bool) -> str:
     """The loss that `loss.name` stands for; `auto` is what the data needs."""
     if config.loss.name != "auto":
-        return config.loss.name
+        return str(config.loss.name)
     return "sigmoid" if multilabel else "softmax"
 
 
@@ -134,7 +134,7 @@ def own_crop(preset: str) -> float:
 def applies_exif(config: ConfigDict) -> bool:
     """Whether images are turned by their EXIF orientation, see `data.exif`."""
     if config.data.exif != "auto":
-        return config.data.exif == "on"
+        return bool(config.data.exif == "on")
     return config.data.eval_preset not in ("inception", "keras", "timm")
 
 

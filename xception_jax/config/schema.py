@@ -29,7 +29,7 @@ def _flag(default: bool | None, help: str, **more: Any) -> Field:
     return Field(default, help, bool, **more)
 
 
-def _tuple(default: tuple | None, help: str, **more: Any) -> Field:
+def _tuple(default: tuple[Any, ...] | None, help: str, **more: Any) -> Field:
     return Field(default, help, tuple, **more)
 
 
@@ -388,7 +388,7 @@ def may_change(name: str, config: dict[str, Any]) -> bool:
       config: flat. The duration may change where the learning rate does not depend on it.
     """
     if name == "duration":
-        return config["optimizer.schedule"] != "cosine"
+        return bool(config["optimizer.schedule"] != "cosine")
     return name in SCHEMA and SCHEMA[name].harmless
 
 

@@ -49,7 +49,8 @@ def _kept(source: Source) -> np.ndarray:
     """The labels that the cache folder has; -1 for all where it has none."""
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or not whole
         if source.directory:
-            return np.load(_path(source), allow_pickle=False)
+            kept: np.ndarray = np.load(_path(source), allow_pickle=False)
+            return kept
     return np.full(len(source), -1, np.int32)
 
 

@@ -20,7 +20,8 @@ def forward_program(model: nnx.Module, image_size: int) -> Jaxpr:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     graphdef, weights = nnx.split(model)
     program = jax.make_jaxpr(lambda weights, x: nnx.merge(graphdef, weights)(x))
-    return program(weights, images).jaxpr
+    traced: Jaxpr = program(weights, images).jaxpr
+    return traced
 
 
 def multiply_adds(program: Jaxpr) -> int:
@@ -47,7 +48,7 @@ def _multiply_adds(equation: JaxprEqn) -> int:
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         left: Any = equation.invars[0].aval
-        return output.size * math.prod(left.shape[axis] for axis in contracted)
+        return int(output.size) * math.prod(left.shape[axis] for axis in contracted)
     kernel: Any = equation.invars[1].aval
     out_axis = equation.params["dimension_numbers"].rhs_spec[0]
     return output.size * kernel.size // kernel.shape[out_axis]

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def of_plan(plan: Plan) -> Table:
 def _memory(plan: Plan) -> list[tuple[str, ...]]:
     both = (plan.train.memory, plan.evaluate.memory)
 
-    def line(name: str, count) -> tuple[str, ...]:
+    def line(name: str, count: Callable[[Any], float]) -> tuple[str, ...]:
         return (name, *(f"{count(memory) / 2**30:.3f}" for memory in both))
 
     has = f" of {plan.device_bytes / 2**30:.2f}" if plan.device_bytes else ""
@@ -87,7 +87,7 @@ def _times(plan: Plan) -> list[tuple[str, ...]]:
     both, sizes = (plan.train, plan.evaluate), (plan.batch, plan.eval_batch)
     chips = plan.chips or plan.devices
 
-    def cells(value) -> list[str]:
+    def cells(value: Callable[[Any, int], str]) -> list[str]:
         return [value(step, size) for step, size in zip(both, sizes, strict=True)]
 
     return [

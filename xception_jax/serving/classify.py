@@ -43,9 +43,11 @@ def _shares(side: int, size: int) -> np.ndarray:
     if side > size:
         first = np.maximum(place * side, pixel * size)
         last = np.minimum((place + 1) * side, (pixel + 1) * size)
-        return np.maximum(last - first, 0) / side
+        shares: np.ndarray = np.maximum(last - first, 0) / side
+        return shares
     centre = np.clip((place + 0.5) * (side / size) - 0.5, 0, side - 1)
-    return np.maximum(1 - np.abs(pixel - centre), 0)
+    shares = np.maximum(1 - np.abs(pixel - centre), 0)
+    return shares
 
 
 def inception(picture: np.ndarray, size: int, crop: float) -> np.ndarray:

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from xception_jax.errors import UsageError
 from xception_jax.training import sharding, state
-from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
+from xception_jax.training.checkpoint.checkpoints import Checkpoints
+from xception_jax.training.checkpoint.manifest import Meta
 from xception_jax.training.state import Tree
 from xception_jax.training.workdir import read_config
 

@@ -101,7 +101,7 @@ def file_of(error: BaseException) -> str | None:
             name = part.filename
             return os.fsdecode(name) if isinstance(name, bytes) else str(name)
         for quoted, bare in re.findall(r'"(/[^"]*[^"/])"|open file (/.+?): ', str(part)):
-            return quoted or bare
+            return str(quoted or bare)
     return None
 
 

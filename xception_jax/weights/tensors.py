@@ -60,10 +60,10 @@ def abstract(name: str, num_classes: int | None, overrides: Mapping[str, Any]) -
     )
 
 
-def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+def variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     """A model's parameters and batch statistics, `{"params.stem.conv1.kernel": variable}`."""
     kinds = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
-    found: dict[str, nnx.Variable] = {}
+    found: dict[str, nnx.Variable[Any]] = {}
     for path, variable in nnx.iter_graph(model):
         if isinstance(variable, nnx.Param | nnx.BatchStat):
             found[".".join(map(str, (kinds[type(variable)], *path)))] = variable

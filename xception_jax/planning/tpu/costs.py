@@ -297,7 +297,7 @@ def stage(op_name: str) -> str:
 
     The names of the blocks are the named scopes that `network.Network` opens.
     """
-    blocks = _BLOCK.findall(op_name)
+    blocks: list[str] = _BLOCK.findall(op_name)
     if blocks:
         return blocks[-1]
     return "head" if "jvp" in op_name else "update"

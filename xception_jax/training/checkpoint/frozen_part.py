@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -62,7 +63,7 @@ def split(
         return items, {}
 
     def part(held: bool) -> dict[str, Tree]:
-        def keep(item: str, path: jax.tree_util.KeyPath, leaf: Tree) -> Tree:
+        def keep(item: str, path: Any, leaf: Tree) -> Tree:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             return leaf if is_held(item, name, frozen) == held else None
 

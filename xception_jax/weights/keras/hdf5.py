@@ -105,7 +105,7 @@ def _check_dataset(dataset: Any, place: str, library: Any) -> None:
 
 
 def _bytes(dataset: Any) -> int:
-    return math.prod(dataset.shape or ()) * dataset.get_type().get_size()
+    return math.prod(dataset.shape or ()) * int(dataset.get_type().get_size())
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,13 @@ class Dataset:
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
-def _dtype(dataset: Any) -> np.dtype:
-    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2:
+def _dtype(dataset: Any) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = dataset.dtype
+    if dtype.kind == "V" and dtype.itemsize == 2:
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return dataset.dtype
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def _check_chunks(dataset: Any) -> None:

@@ -264,13 +264,14 @@ def _tensor(part: Any, archive: _Archive) -> Stored | None:
 _DENSE = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 4, "_rebuild_tensor_v3": 7}
 
 
-def _dtype(named: Any) -> np.dtype:
+def _dtype(named: Any) -> np.dtype[Any]:
     name = named.name.rpartition(".")[2] if isinstance(named, Global) else ""
     known: Any = getattr(ml_dtypes, name, None) if name.startswith(("bfloat", "float8")) else name
     try:
-        return np.dtype(known)
+        dtype: np.dtype[Any] = np.dtype(known)
     except TypeError:
         raise PickleError(f"has the unknown type {printable(name, 40)!r}") from None
+    return dtype
 
 
 def _view(args: tuple[Any, ...], dtype: np.dtype | None, archive: _Archive) -> Stored:
