@@ -40,13 +40,14 @@ def area(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
 def _shares(side: int, size: int) -> np.ndarray:
     """How much of each of `side` pixels is in each of `size`."""
     place, pixel = np.arange(size)[:, None], np.arange(side)[None]
+    shares: np.ndarray
     if side > size:
         first = np.maximum(place * side, pixel * size)
         last = np.minimum((place + 1) * side, (pixel + 1) * size)
-        shares: np.ndarray = np.maximum(last - first, 0) / side
-        return shares
-    centre = np.clip((place + 0.5) * (side / size) - 0.5, 0, side - 1)
-    shares = np.maximum(1 - np.abs(pixel - centre), 0)
+        shares = np.maximum(last - first, 0) / side
+    else:
+        centre = np.clip((place + 0.5) * (side / size) - 0.5, 0, side - 1)
+        shares = np.maximum(1 - np.abs(pixel - centre), 0)
     return shares
 
 
