@@ -12,7 +12,8 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+POLICIES = [ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CODE_OF_CONDUCT", "SECURITY")]
+DOCUMENTS = [README, *POLICIES, *sorted((ROOT / "docs").glob("*.md"))]
 COLUMNS, SENTENCE_WORDS, README_LINES = 120, 35, 150
 GENERATED = re.compile(r"<!-- table: .*?<!-- end -->", re.DOTALL)
 
