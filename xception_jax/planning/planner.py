@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax.config.fields import Duration
+from xception_jax.config.registry import outside_files
 from xception_jax.errors import RunError
 from xception_jax.planning import estimate, program, steps
 from xception_jax.planning.estimate import Memory, Step
@@ -185,6 +186,7 @@ def ask(
         "schedules": schedules,
         "step": name,
         "config": config_lib.flatten(config),
+        "imports": outside_files(),
         "data": asdict(data),
     }
     answer = compiler.ask(request, known=compiler.folder_of_answers())

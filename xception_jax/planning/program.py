@@ -21,6 +21,7 @@ from xception_jax import config as config_lib
 from xception_jax.planning import steps
 from xception_jax.training import sharding
 from xception_jax.training.build import DataSpec
+from xception_jax.utils import imports
 
 # What the compiler says where a program takes more than a device's memory holds.
 _REFUSAL = re.compile(r"\(([\d.]+)([KMGTP])\) exceeds available HBM \(([\d.]+)([KMGTP])\)")
@@ -83,6 +84,7 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
 
 def main(request: dict[str, Any]) -> None:
     """Compiles the step that the request names."""
+    imports.load(request.get("imports", ()))
     config = config_lib.from_flat(request["config"])
     asked = config.mesh
     mesh = mesh_of(request["topology"], request["options"], asked.model, asked.shard)
