@@ -311,3 +311,9 @@ def test_the_data_of_an_extension_may_be_mixed_with_others(own_config, monkeypat
     joined = splits.open_training(own_config)
     assert isinstance(joined, Source)
     assert len(joined) == 64
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_contributing_shows_the_file(file):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"```python\n{(FOLDER / file).read_text(encoding='utf-8')}```" in text
