@@ -198,6 +198,24 @@ def test_a_run_that_does_not_use_them_needs_none_of_them(extended, small_config)
     assert not config_lib.differences(config_lib.complete(flat), config_lib.flatten(small_config))
 
 
+def test_the_process_that_compiles_a_plan_has_them_too(own_config, tmp_path):
+    request = {"imports": registry.outside_modules(), "path": sys.path,
+               "config": config_lib.flatten(own_config)}  # fmt: skip
+    assert set(request["imports"]) >= {Path(file).stem for file in FILES}
+    code = (
+        "import json, sys\n"
+        "from xception_jax.planning import program\n"
+        "config = program.config_of(json.loads(sys.argv[1]))\n"
+        "print(config.model.name, config.model.depth, config.optimizer.name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(request)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == "plain 3 lion\n", done.stderr
+
+
 def test_what_is_taken_is_refused(extended):
     def make(*_, depth=2):
         raise AssertionError

@@ -1,6 +1,5 @@
 """Registries: what this package and files of its users add by name, without a change elsewhere."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -72,7 +71,6 @@ def where_is(target: Any) -> str:
     return f"{target.__module__}:{target.__qualname__}"
 
 
-def outside_files() -> list[str]:
-    """The files of users that have registered something, for a process that needs them too."""
-    found = (getattr(sys.modules.get(name), "__file__", None) for name in _OUTSIDE)
-    return [file for file in found if file]
+def outside_modules() -> list[str]:
+    """The modules of users that have registered something, for a process that needs them too."""
+    return [name for name in _OUTSIDE if name != "__main__"]
