@@ -14,10 +14,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from tests.processes import ROOT, finish
 from xception_jax import config as config_lib
-from xception_jax import contact_sheet, models, train
+from xception_jax import contact_sheet, models, train, weights
 from xception_jax.augment import pipeline
 from xception_jax.config import Field, overrides, registry, schema
 from xception_jax.data import readers, splits
@@ -114,6 +115,14 @@ def test_a_model_brings_its_option(extended, small_config):
     with pytest.raises(UsageError, match=r"plain does not take .*, config\.model\.width; add"):
         preflight.check_without_data(small_config, 1)
     assert "  model.depth = None\n      convolutions; None: 2" in config_lib.describe()
+
+
+def test_weights_of_a_library_are_not_those_of_an_own_model(extended, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
+    model = models.create("plain", num_classes=2, rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match="neither Keras nor timm has weights of a Plain"):
+        weights.load(model, path)
 
 
 def test_a_model_without_written_facts_is_counted(extended):

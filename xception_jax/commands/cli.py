@@ -350,10 +350,13 @@ def _told_where(error: Exception) -> str:
 
 
 def _where(error: Exception) -> str:
-    """The line of the config file that raised, as `configs/mine.py:12: `."""
+    """The line of the config file, or of a file it imports, that raised: `configs/mine.py:12: `."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.name == "get_config"]
-    return lines[-1] if lines else ""
+    for name in ("get_config", "<module>"):
+        for frame in reversed(frames):
+            if frame.name == name:
+                return f"{frame.filename}:{frame.lineno}: "
+    return ""
 
 
 def fail(message: object, code: int) -> NoReturn:

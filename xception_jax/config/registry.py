@@ -55,7 +55,10 @@ class Registry(Generic[T]):
         """The entry of a name; `UsageError` where there is none."""
         if name not in self._entries:
             close = nearest(name, self._entries) or ";"
-            raise UsageError(f"no {self.kind} {name!r}{close} There are: {', '.join(self.names())}")
+            raise UsageError(
+                f"no {self.kind} {name!r}{close} There are: {', '.join(self.names())} "
+                f"(--imports=FILE adds those of your own)"
+            )
         return self._entries[name][1]
 
     def names(self) -> list[str]:
