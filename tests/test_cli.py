@@ -106,6 +106,8 @@ def test_all_fields_are_listed():
         ([DIGITS, "--workdir={folder}", "leftover"], "what is 'leftover'?"),
         (["--config=nowhere.py", "--workdir={folder}"], "nowhere.py"),
         (["--config={folder}/broken.py", "--workdir={folder}"], "broken.py:4: "),
+        (["--config={folder}/lacking.py", "--workdir={folder}"],
+         "lacking.py:1: No module named 'nowhere_at_all'"),
         (["--config={folder}/file", "--workdir={folder}"], "error: "),
         ([DIGITS, "--workdir={folder}", "--config.data.image_size=3"],
          "config.data.image_size is 3; the model takes at least 5"),
@@ -122,6 +124,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, flags, message):
         "    c.optimizer.learning_rte = 0.1\n"
         "    return c\n"
     )
+    (tmp_path / "lacking.py").write_text("import nowhere_at_all\n")
     before = sorted(tmp_path.iterdir())
     process = finish("main", *(flag.format(folder=tmp_path) for flag in flags))
     assert process.returncode == 2

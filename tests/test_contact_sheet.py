@@ -115,7 +115,7 @@ def test_rows_have_the_configs_strength_or_one_that_shows():
     assert alone["shift"] == pipeline.Augmentation(shift=8, **kept)
     for name, only in alone.items():
         assert only != pipeline.Augmentation(**kept), name
-    strengths = {"magnitude", "erase_area", "erase_aspect"}
+    strengths = {"magnitude", "erase_area", "erase_aspect", "registered"}
     assert alone.keys() | strengths == set(vars(settings)), "no augmentation is left out"
     assert len(contact_sheet.names()) == len(alone) + len(randaugment.NAMES)
 

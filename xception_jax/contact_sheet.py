@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from xception_jax import train
 from xception_jax.augment import pipeline, randaugment
 from xception_jax.augment.pipeline import Augmentation
+from xception_jax.config import SCHEMA
 from xception_jax.data.batches import Reader
 from xception_jax.data.skips import Skips, candidates, first_usable
 from xception_jax.errors import UsageError, nearest
@@ -50,7 +51,11 @@ _INK, _PAPER, _GAP = 40, 255, 4
 
 def names() -> list[str]:
     """The rows there are, besides the originals and the whole config."""
-    return [*_TELLING, *(f"randaugment.{name}" for name in randaugment.NAMES)]
+    return [
+        *_TELLING,
+        *pipeline.registered(),
+        *(f"randaugment.{name}" for name in randaugment.NAMES),
+    ]
 
 
 def draw(
@@ -133,7 +138,8 @@ def _rows(
     for name in only or on:
         if not name.startswith("randaugment."):
             strength, alone = _alone(settings, name, images.shape[1])
-            yield name if strength is True else f"{name} {strength:g}", augmented(alone, images)
+            shown = f"{strength:g}" if isinstance(strength, int | float) else str(strength)
+            yield name if strength is True else f"{name} {shown}", augmented(alone, images)
             continue
         operation = randaugment.NAMES.index(name.removeprefix("randaugment."))
         # Two columns to the one side, two to the other.
@@ -145,14 +151,28 @@ def _rows(
 
 def _on(settings: Augmentation) -> list[str]:
     """The rows of what is on; RandAugment's operations where that is."""
-    return [name for name in names() if getattr(settings, name.partition(".")[0])]
+    on = dict(settings.registered)
+    return [
+        name for name in names() if on.get(name) or getattr(settings, name.partition(".")[0], 0)
+    ]
 
 
-def _alone(settings: Augmentation, name: str, side: int) -> tuple[float, Augmentation]:
+def _alone(settings: Augmentation, name: str, side: int) -> tuple[Any, Augmentation]:
     """The strength of one augmentation, and settings in which it alone is on."""
-    off: dict[str, Any] = dict.fromkeys(_TELLING, 0)
+    off: dict[str, Any] = {**dict.fromkeys(_TELLING, 0), "registered": ()}
+    if name in pipeline.registered():
+        strength = dict(settings.registered).get(name) or _telling(name)
+        return strength, dataclasses.replace(settings, **{**off, "registered": ((name, strength),)})
     strength = getattr(settings, name) or _TELLING[name] or max(1, side // 8)
     return strength, dataclasses.replace(settings, **{**off, name: strength})
+
+
+def _telling(name: str) -> Any:
+    """The largest strength of a registered operation that is off in the config, else 1."""
+    field = SCHEMA[f"augment.{name}"]
+    if field.kind not in (bool, int, float):
+        raise UsageError(f"--only={name}: it is off; add --config.augment.{name}=VALUE")
+    return field.kind(1 if field.high is None else field.high)
 
 
 def _sheet(

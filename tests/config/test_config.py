@@ -15,7 +15,7 @@ from xception_jax.data import splits
 from xception_jax.errors import UsageError
 from xception_jax.training import preflight
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

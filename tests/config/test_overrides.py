@@ -135,3 +135,11 @@ def test_lines_of_a_config_that_another_one_starts_from():
         told,
     )
     assert overrides.told_where(message, "nowhere.py", []) == message
+
+
+def test_a_field_with_a_digit_is_told_where_it_is_set(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    c.optimizer.beta1 = 2.0\n")
+    message = "config.optimizer.beta1 is 2.0; it takes at least 0.0 and at most 1.0"
+    told = overrides.told_where(message, str(path), [])
+    assert told == f"{message} ({path}:2 sets optimizer.beta1)"

@@ -1,5 +1,6 @@
 """Every model by name: its size as its source counts it, its shapes, its step, its table."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -11,8 +12,9 @@ from flax import nnx
 
 from tests.processes import finish, result
 from xception_jax import models, train
+from xception_jax.config.registry import Registry, where_is
 from xception_jax.errors import UsageError
-from xception_jax.models import counts, published
+from xception_jax.models import counts, published, registry
 from xception_jax.models.layers import BatchNorm
 from xception_jax.training import optimizer, state, step
 
@@ -44,15 +46,29 @@ def outputs(method, model, side: int) -> tuple[int, ...]:
 
 
 def test_the_names_are_all_here_and_have_published_results():
-    assert set(models.names()) == set(SIZES) == set(published.RESULTS) == set(published.SIZES)
+    assert set(models.names()) == set(SIZES)
+    assert all(models.published_results(name) for name in SIZES)
+
+
+def test_what_is_read_of_the_decorators_is_what_they_register():
+    for name in SIZES:
+        models.overrides(name)  # imports its module
+        card = registry.MODELS.find(name)
+        assert card.target is not None
+        assert (card.where, card.size) == (where_is(card.target), models.size(name))
+    read = Registry[registry.Card]("model")
+    registry.add_own(read)
+    assert read.names() == models.names()
+    for name in SIZES:
+        assert read.find(name) == replace(registry.MODELS.find(name), target=None)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters(name):
     parameters, statistics, _ = SIZES[name]
     model = shapes_of(name)
-    assert counts.parameters(model) == published.SIZES[name].parameters == parameters
-    assert model.min_image_size == published.SIZES[name].min_image_size
+    assert counts.parameters(model) == models.size(name).parameters == parameters
+    assert model.min_image_size == models.size(name).min_image_size
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))) == statistics
 
 
@@ -69,7 +85,7 @@ def test_parameters(name):
 )
 def test_multiply_adds(name):
     found = counts.multiply_adds(counts.forward_program(shapes_of(name), published.IMAGE_SIZE))
-    assert found == published.SIZES[name].multiply_adds
+    assert found == models.size(name).multiply_adds
     assert found == pytest.approx(SIZES[name][2] * 1e9, rel=0.01)
 
 
@@ -80,8 +96,8 @@ def test_inception_v3_with_scales_is_timms():
 def test_multiply_adds_of_the_papers_network():
     found = counts.multiply_adds(counts.forward_program(shapes_of("xception"), 299))
     assert found == pytest.approx(8.357e9, rel=1e-3)
-    assert found == published.SIZES["xception"].multiply_adds
-    assert found == published.SIZES["legacy_xception"].multiply_adds, "the same but for padding"
+    assert found == models.size("xception").multiply_adds
+    assert found == models.size("legacy_xception").multiply_adds, "the same but for padding"
     assert found == pytest.approx(SIZES["xception"][2] * 1e9, rel=0.01)
 
 
@@ -152,7 +168,7 @@ def test_the_training_step_takes_every_kind(name, side, overrides):
     train_step, init, batch = training_step(name, side, **overrides)
     before = jax.eval_shape(init, jax.random.key(0))
     after, metrics = jax.eval_shape(train_step, before, batch)
-    assert jax.tree.graphdef(after) == jax.tree.graphdef(before)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
     assert metrics["loss"].shape == ()
 
 

@@ -5,7 +5,8 @@ neither the layout of the devices nor the number of microbatches changes what ha
 Images stay uint8 throughout; what is off is not in the compiled program.
 """
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,9 @@ from jax.typing import DTypeLike
 
 from xception_jax.augment import image_ops, mixing
 from xception_jax.augment.randaugment import randaugment
+from xception_jax.config.fields import Field
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.errors import UsageError
 
 # Sets the examples' keys apart from those of the steps, which count from 0 and are below 2**31.
 _EXAMPLES = 2**32 - 2
@@ -23,13 +27,51 @@ _EXAMPLES = 2**32 - 2
 _KINDS = 6
 _RANDAUGMENT, _JITTER, _RECTANGLE, _NOISE, _MIX, _MOVE = range(_KINDS)
 
+# Above all of these, for the keys of registered operations: a whole number of 31 bits is added.
+_REGISTERED = 2**31
+
 # Rectangles that are drawn, of which the first that fits is erased.
 _TRIES = 10
+
+# From an example's key, its image, uint8 `[height, width, 3]`, and the value of the field: an image
+# of the same shape and dtype.
+Operation = Callable[[jax.Array, jax.Array, Any], jax.Array]
+
+_OPERATIONS = Registry[Operation]("augmentation")
+
+
+def register(name: str, field: Field) -> Callable[[Operation], Operation]:
+    """Decorates an operation on images, which is done on the device after those of this package.
+
+    Args:
+      name: of the operation, and of its field of `config.augment`.
+      field: what it takes; its default, such as 0 or False, is off.
+
+    Raises:
+      UsageError: the name is taken, or the default is not off.
+    """
+
+    def decorate(operation: Operation) -> Operation:
+        if field.default is None or field.default:
+            raise UsageError(f"augmentation {name!r}: the default of its Field must be off, as 0")
+        _OPERATIONS.add(name, operation, where_is(operation), {f"augment.{name}": field})
+        return operation
+
+    return decorate
+
+
+def registered() -> list[str]:
+    """The names of the operations that are registered."""
+    return _OPERATIONS.names()
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to the images; the fields `augment.*` of a config, where each is described."""
+    """What is done to the images; the fields `augment.*` of a config, where each is described.
+
+    Attributes:
+      registered: names and values of the registered operations that are on, in order of the names.
+    """
 
     flip: bool = False
     shift: int = 0
@@ -43,11 +85,15 @@ class Augmentation:
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
     mixup: float = 0.0
     cutmix: float = 0.0
+    registered: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "Augmentation":
         """From the section `augment` of a config."""
-        return cls(**dict(section.items()))
+        added = set(registered())
+        on = ((name, section[name]) for name in sorted(added) if section.get(name))
+        own = {name: value for name, value in section.items() if name not in added}
+        return cls(**own, registered=tuple(on))
 
     @property
     def mixes(self) -> bool:
@@ -89,7 +135,7 @@ def _place(step: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def augment(settings: Augmentation, keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Flip, shift, RandAugment, colour jitter and random erasing, in this order.
+    """Flip, shift, RandAugment, colour jitter, random erasing, registered ones, in this order.
 
     Args:
       settings: static.
@@ -144,6 +190,10 @@ def _augmented(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.
         noise = jax.random.bits(own[_NOISE], image.shape[:2], jnp.uint32)
         noise = jax.lax.bitcast_convert_type(noise, jnp.uint8)[..., : image.shape[-1]]
         image = jnp.where(inside[..., None], noise, image)
+    for name, value in settings.registered:
+        # By the name, so that what it draws does not depend on what else is on.
+        own_key = jax.random.fold_in(key, _REGISTERED + zlib.crc32(name.encode()) // 2)
+        image = _OPERATIONS.find(name)(own_key, image, value)
     return image
 
 

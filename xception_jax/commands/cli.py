@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 bad usage, told in one line; 130 Ctrl-C; 1 anything else.
 """
 
 import io
+import itertools
 import os
 import platform
 import re
@@ -21,7 +22,7 @@ from xception_jax import recipes
 from xception_jax.config import overrides
 from xception_jax.errors import RunError, UsageError, of_system
 from xception_jax.runtime import allocator, cache, ending, interrupts
-from xception_jax.utils import paths
+from xception_jax.utils import imports, paths
 from xception_jax.utils.text import printable, shell_join
 
 
@@ -73,6 +74,13 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
+IMPORTS = flags.DEFINE_list(
+    "imports",
+    [],
+    "Python files or modules of your own to import first, with commas between: those that register "
+    "a model, a data source or the like, or builders with TFDS; they are run",
+)
+
 HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
 
 # The fields that the command line sets, see `overrides`.
@@ -96,7 +104,9 @@ def define_config() -> flags.FlagHolder[Any]:
 
 
 # Of the commands that train or evaluate, which declare them as their own.
-SHARED_FLAGS = ("keep_freed_memory", "coordinator", "num_processes", "process_id", "distributed")
+SHARED_FLAGS = (
+    IMPORTS.name, "keep_freed_memory", "coordinator", "num_processes", "process_id", "distributed",
+)  # fmt: skip
 
 
 def run(command: ModuleType) -> NoReturn:
@@ -269,9 +279,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """
     argv = [_with_underscores(arg) for arg in argv]
     try:
+        argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+        # First what may add fields to the schema: the files of --imports and those that the config
+        # file imports, which may lie beside it.
+        argv = _parse_first("imports", argv)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # builders of TFDS import TensorFlow
+        imports.load(IMPORTS.value)
         if "config" in flags.FLAGS:
-            argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-            argv = _with_recipes(argv)
+            argv = _parse_first("config", _with_recipes(argv))
             argv, changes = overrides.take(argv)
             _CHANGES.update(changes)
         rest = flags.FLAGS(list(argv))
@@ -297,13 +312,33 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def _parse_first(name: str, argv: Sequence[str]) -> list[str]:
+    """Parses one flag of the arguments; returns the others."""
+    own, rest = [], list(argv[:1])
+    others = iter(argv[1:])
+    for arg in others:
+        flag, equals, _ = arg.partition("=")
+        if arg == "--":
+            rest += [arg, *others]
+        elif flag not in (f"--{name}", f"-{name}"):
+            rest.append(arg)
+        else:
+            own += [arg] if equals else [arg, *itertools.islice(others, 1)]
+    if name == "config" and own:
+        value = own[-1].partition("=")[2] if own[-1].startswith("-") else own[-1]
+        imports.find_beside(Path(value.partition(":")[0]))
+    flags.FLAGS([*argv[:1], *own])
+    return rest
+
+
 def _config_arguments() -> list[str]:
     """The config of this command and its changes, as arguments of another one."""
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
         return ["--config=CONFIG"]
     flag: Any = flags.FLAGS["config"]
     changes = [f"--config.{name}={value}" for name, value in _CHANGES.items()]
-    return [f"--config={flag.config_filename}", *changes]
+    imported = [f"--imports={','.join(IMPORTS.value)}"] if IMPORTS.value else []
+    return [*imported, f"--config={flag.config_filename}", *changes]
 
 
 def _told_where(error: Exception) -> str:
@@ -316,10 +351,13 @@ def _told_where(error: Exception) -> str:
 
 
 def _where(error: Exception) -> str:
-    """The line of the config file that raised, as `configs/mine.py:12: `."""
+    """The line of the config file, or of a file it imports, that raised: `configs/mine.py:12: `."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.name == "get_config"]
-    return lines[-1] if lines else ""
+    for name in ("get_config", "<module>"):
+        for frame in reversed(frames):
+            if frame.name == name:
+                return f"{frame.filename}:{frame.lineno}: "
+    return ""
 
 
 def fail(message: object, code: int) -> NoReturn:

@@ -18,6 +18,7 @@ from xception_jax.errors import UsageError
 
 _CONFIG = cli.define_config()
 flags.declare_key_flag("config")
+flags.declare_key_flag(cli.IMPORTS.name)
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "the picture to write, .png or .jpg")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "columns", lower_bound=1)
 _ONLY = flags.DEFINE_list(

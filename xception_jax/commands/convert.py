@@ -36,6 +36,7 @@ _WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["ema", "raw"], "of a run; unless given, averaged if the run has them"
 )
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of text")
+flags.declare_key_flag(cli.IMPORTS.name)
 
 
 def main() -> None:

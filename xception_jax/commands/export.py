@@ -57,6 +57,7 @@ _RESIZE = flags.DEFINE_enum(
 )
 _CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and to run")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
+flags.declare_key_flag(cli.IMPORTS.name)
 
 
 def main() -> None:

@@ -11,18 +11,17 @@ import json
 from absl import flags
 
 from xception_jax import models
-from xception_jax.models import published
+from xception_jax.commands import cli
 
 _MODEL = flags.DEFINE_string("model", None, "only this one")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
+flags.declare_key_flag(cli.IMPORTS.name)
 
 
 def main() -> None:
     from xception_jax.utils import console
 
-    found = [
-        published.describe(name) for name in ([_MODEL.value] if _MODEL.value else models.names())
-    ]
+    found = [models.describe(name) for name in ([_MODEL.value] if _MODEL.value else models.names())]
     if _JSON.value:
         print(json.dumps({"models": found}))
         return

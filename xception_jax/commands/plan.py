@@ -24,6 +24,7 @@ from xception_jax.utils.text import shell_join
 
 _CONFIG = cli.define_config()
 flags.declare_key_flag("config")
+flags.declare_key_flag(cli.IMPORTS.name)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "a TPU slice, v5e:4x4 or v5litepod-16; unless given, the devices there are"
 )

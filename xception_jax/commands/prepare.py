@@ -8,9 +8,7 @@ Says first what it downloads, what it needs by hand and how much disk it takes, 
 what cannot succeed. Interrupted, the same command starts again cleanly.
 """
 
-import importlib
 import json
-import os
 import sys
 
 from absl import flags
@@ -27,7 +25,7 @@ _MANUAL_DIR = flags.DEFINE(
 _BEAM_OPTIONS = flags.DEFINE_list(
     "beam_options", [], "Apache Beam's pipeline options, NAME=VALUE, with commas between"
 )
-_IMPORTS = flags.DEFINE_list("imports", [], "modules that register builders of your own with TFDS")
+flags.declare_key_flag(cli.IMPORTS.name)
 _CHECK_DISK = flags.DEFINE_bool("check_disk", True, "do not begin where the disk looks too small")
 _CHECK_ARCHIVES = flags.DEFINE_bool(
     "check_archives", True, "do not begin with an archive of another size than TFDS knows"
@@ -40,12 +38,6 @@ _JSON = flags.DEFINE_bool(
 def main() -> None:
     if not _DATASET.value:
         raise UsageError("--dataset is needed; --help shows an example")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for module in _IMPORTS.value:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UsageError(f"--imports={module}: {error}") from None
     import tensorflow_datasets as tfds
 
     from xception_jax.prepare import prepare

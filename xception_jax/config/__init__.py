@@ -3,6 +3,7 @@
 Nothing here opens data or builds a model.
 """
 
+from xception_jax.config.fields import Field
 from xception_jax.config.resolution import (
     applies_exif,
     compute_dtype,
@@ -31,6 +32,7 @@ from xception_jax.config.schema import (
 
 __all__ = [
     "SCHEMA",
+    "Field",
     "applies_exif",
     "check_fields",
     "complete",

@@ -16,7 +16,7 @@ from xception_jax.config.fields import Field
 from xception_jax.errors import UsageError, nearest
 
 _FLAG = re.compile(r"--?(no)?config\.([^=]+)(=?)(.*)", re.DOTALL)
-_NAMED = re.compile(r"config\.([a-z_]+(?:\.[a-z_]+)?)")
+_NAMED = re.compile(r"config\.([a-z0-9_]+(?:\.[a-z0-9_]+)?)")
 _PARSERS: dict[type, flags.ArgumentParser[Any]] = {
     bool: flags.BooleanParser(),
     int: flags.IntegerParser(),

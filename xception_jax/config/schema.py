@@ -5,6 +5,7 @@ the command line changes fields further with `--config.field=value`. Nothing hea
 here, so that `--help` and a misspelt field answer at once.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -105,7 +106,8 @@ SCHEMA: dict[str, Field] = {
         None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
     "data.dataset": _text(
-        "optical_digits", "a TFDS data set of labelled images, or folder:PATH"
+        "optical_digits",
+        "a TFDS data set of labelled images, folder:PATH, or PREFIX:NAME of a registered reader",
     ),
     "data.label": _text(
         "", "its feature with the labels, a nested one as objects/label; empty: the only one"
@@ -298,11 +300,41 @@ SCHEMA: dict[str, Field] = {
         "weights; all: the weights too", choices=("none", "optimizer", "all"), harmless=True,
     ),
 }  # fmt: skip
+# The fields that a registry has added, each with what it was added by.
+_ADDED: dict[str, str] = {}
 # What a `config.json` means that was written before a field was there: what runs did then.
 _BEFORE: dict[str, Any] = {
     "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
     "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
 }  # fmt: skip
+
+
+def add_field(name: str, field: Field, owner: str) -> None:
+    """Adds a field of a registered model, optimizer or augmentation to the schema.
+
+    Args:
+      name: its full name, `model.depth`.
+      field: what it takes.
+      owner: what the field is of, for messages. It may change its own field.
+
+    Raises:
+      UsageError: there is another field of that name.
+    """
+    if name in SCHEMA and SCHEMA[name] != field and _ADDED.get(name) != owner:
+        raise UsageError(
+            f"{owner} cannot add config.{name}: there is such a field already, of "
+            f"{_ADDED.get(name, 'every config')}; take another name"
+        )
+    if name not in SCHEMA:
+        _ADDED[name] = owner
+    SCHEMA[name] = field
+
+
+def add_choice(name: str, choice: str) -> None:
+    """Adds a value to the choices of a field."""
+    field = SCHEMA[name]
+    if choice not in field.choices:
+        SCHEMA[name] = replace(field, choices=(*field.choices, choice))
 
 
 def default() -> ConfigDict:
@@ -346,11 +378,18 @@ def complete(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def portable(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with the fields of one machine at their defaults, as `config.json` holds them.
+    """A flat config as `config.json` holds it, for any machine and any program.
 
-    A `config.json` may be a stranger's, and what lies in the compilation cache is run.
+    The fields of one machine are at their defaults: a `config.json` may be a stranger's, and what
+    lies in the compilation cache is run. Added fields at their defaults are left out, so that who
+    has not added them can read the rest.
     """
-    return {**flat, "compilation_cache": SCHEMA["compilation_cache"].default}
+    used = {
+        name: value
+        for name, value in flat.items()
+        if name not in _ADDED or _plain(value) != _plain(SCHEMA[name].default)
+    }
+    return {**used, "compilation_cache": SCHEMA["compilation_cache"].default}
 
 
 def unknown(names: Any) -> None:

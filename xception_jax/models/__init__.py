@@ -1,77 +1,84 @@
 """The models, by name. They are pure NNX modules that know nothing of training."""
 
-import importlib
-import inspect
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xception_jax.errors import UsageError, nearest
+from xception_jax.models.published import IMAGE_SIZE, Result, Size
+from xception_jax.models.registry import MODELS, arguments, register
 
 if TYPE_CHECKING:
     from flax import nnx
     from jax.typing import DTypeLike
 
-
-@dataclass(frozen=True)
-class _Model:
-    """Where a model's class is, and which of its arguments have other defaults.
-
-    A name and not the class, so that to list the models needs no JAX.
-    """
-
-    module: str
-    name: str
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-    def load(self) -> type[Any]:
-        module = importlib.import_module(f"xception_jax.models.{self.module}")
-        return getattr(module, self.name)
-
-
-def _aligned(**defaults: Any) -> _Model:
-    return _Model("aligned_xception", "AlignedXception", defaults)
-
-
-_MODELS = {
-    "inception_v3": _Model("inception_v3", "InceptionV3"),
-    "xception": _Model("xception", "Xception"),
-    # timm's port of it differs in these (timm/models/xception.py).
-    "legacy_xception": _Model(
-        "xception", "Xception", {"bn_epsilon": 1e-5, "pool_padding": "symmetric"}
-    ),
-    "xception41": _aligned(),
-    "xception65": _aligned(middle_blocks=16),
-    "xception71": _aligned(
-        entry_blocks=((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)), middle_blocks=16
-    ),
-    "xception41p": _aligned(preactivation=True, bn_epsilon=1e-5),
-    "xception65p": _aligned(middle_blocks=16, preactivation=True),
-}
+__all__ = [
+    "check_name",
+    "create",
+    "describe",
+    "names",
+    "options",
+    "overrides",
+    "published_results",
+    "register",
+    "size",
+]
 
 
 def names() -> list[str]:
     """The names that `create` takes."""
-    return sorted(_MODELS)
+    return MODELS.names()
 
 
 def check_name(name: str) -> None:
     """Raises `UsageError` on the name of no model."""
-    if name not in _MODELS:
-        raise UsageError(
-            f"no model {name!r}{nearest(name, _MODELS) or ';'} There are: {', '.join(names())}"
-        )
+    MODELS.find(name)
 
 
 def overrides(name: str) -> dict[str, Any]:
     """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
-    check_name(name)
-    parameters = inspect.signature(_MODELS[name].load().__init__).parameters.values()
-    known = {
-        p.name: p.default
-        for p in parameters
-        if p.default is not inspect.Parameter.empty and p.name != "dtype"
+    card = MODELS.find(name)
+    return arguments(card.load()) | card.defaults
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The overrides whose fields a model has declared itself, see `register`."""
+    return MODELS.find(name).options
+
+
+def size(name: str) -> Size:
+    """How large a model is. Where it is not written down, it is counted, which takes seconds."""
+    if known := MODELS.find(name).size:
+        return known
+    from flax import nnx
+
+    from xception_jax.models import counts
+
+    model: Any = nnx.eval_shape(lambda: create(name, num_classes=1000, rngs=nnx.Rngs(0)))
+    program = counts.forward_program(model, IMAGE_SIZE)
+    return Size(counts.parameters(model), counts.multiply_adds(program), model.min_image_size)
+
+
+def published_results(name: str) -> tuple[Result, ...]:
+    """The accuracies that others report of a model."""
+    return MODELS.find(name).published
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What there is to say of a model.
+
+    Returns:
+      `name`, `parameters` at 1000 classes, `multiply_adds` of one image of `image_size` pixels a
+      side, `min_image_size`, and `published`, a list of `Result` as dicts.
+
+    Raises:
+      UsageError: there is no such model.
+    """
+    return {
+        "name": name,
+        **asdict(size(name)),
+        "image_size": IMAGE_SIZE,
+        "published": [asdict(result) for result in published_results(name)],
     }
-    return known | _MODELS[name].defaults
 
 
 def create(
@@ -103,9 +110,9 @@ def create(
                 f"{name} has no override {change!r}{nearest(change, known) or ';'} "
                 f"It takes: {', '.join(known)}"
             )
-    model = _MODELS[name]
-    arguments = model.defaults | changes
-    made = model.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **arguments)
+    card = MODELS.find(name)
+    settings = card.defaults | changes
+    made = card.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **settings)
     made.matmul_precision = matmul_precision
     made.frozen()  # raises where `freeze` names no block
     return made

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from xception_jax.models.layers import Conv, Layers
 from xception_jax.models.network import Head, Network, scaled
+from xception_jax.models.registry import register
 
 _PADDING = "SYMMETRIC"
 
@@ -166,6 +167,41 @@ class PreactivationBlock(nnx.Module):
         return y + (x if self.skip is None else self.skip(x))
 
 
+@register(
+    "xception41",
+    size=(26_969_560, 9_204_134_312, 1),
+    published=[("timm xception41.tf_in1k", 78.550, 94.282)],
+)
+@register(
+    "xception65",
+    size=(39_916_312, 13_852_682_216, 1),
+    published=[
+        ("timm xception65.tf_in1k", 79.558, 94.656),
+        ("timm xception65.ra3_in1k", 83.186, 96.596),
+    ],
+    middle_blocks=16,
+)
+@register(
+    "xception71",
+    size=(42_338_736, 17_946_553_928, 1),
+    published=[("timm xception71.tf_in1k", 79.920, 94.908)],
+    entry_blocks=((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)),
+    middle_blocks=16,
+)
+@register(
+    "xception41p",
+    size=(26_907_752, 9_204_134_312, 1),
+    published=[("timm xception41p.ra3_in1k", 81.978, 95.784)],
+    preactivation=True,
+    bn_epsilon=1e-5,
+)
+@register(
+    "xception65p",
+    size=(39_819_560, 13_852_682_216, 1),
+    published=[("timm xception65p.ra3_in1k", 83.160, 96.506)],
+    middle_blocks=16,
+    preactivation=True,
+)
 class AlignedXception(Network):
     """Aligned Xception; without overrides `xception41`: 26,969,560 parameters at 1000 classes.
 

@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from xception_jax.models.inception_modules import AveragePool, Branches, Chain, MaxPool
 from xception_jax.models.layers import ConvNorm, Layers
 from xception_jax.models.network import Head, Network, scaled
+from xception_jax.models.registry import register
 
 # Channels and window of a convolution, SAME; with a stride, VALID.
 Step = tuple[int, Any] | tuple[int, Any, int]
@@ -142,6 +143,18 @@ _MIXED: list[Callable[[_Builder, int], Sized]] = [
 ]
 
 
+@register(
+    "inception_v3",
+    size=(23_817_352, 5_713_216_096, 75),
+    published=[
+        ("arXiv:1610.02357, table 1", 78.2, 94.1),
+        ("keras InceptionV3", 77.9, 93.7),
+        ("timm inception_v3.tf_in1k", 77.866, 93.644),
+        ("timm inception_v3.tf_adv_in1k", 77.598, 93.726),
+        ("timm inception_v3.tv_in1k", 77.472, 93.468),
+        ("timm inception_v3.gluon_in1k", 78.806, 94.372),
+    ],
+)
 class InceptionV3(Network):
     """Inception V3; without overrides Keras' network: 23,817,352 parameters at 1000 classes.
 

@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
 from xception_jax.models.network import Head, Network, scaled
+from xception_jax.models.registry import register
 
 
 class Stem(nnx.Module):
@@ -143,6 +144,19 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{override} is {value!r}{hint} It takes: {', '.join(choices)}")
 
 
+# timm's port of it differs in these (timm/models/xception.py).
+@register(
+    "legacy_xception",
+    size=(22_855_952, 8_357_403_496, 7),
+    published=[("timm legacy_xception.tf_in1k", 79.058, 94.396)],
+    bn_epsilon=1e-5,
+    pool_padding="symmetric",
+)
+@register(
+    "xception",
+    size=(22_855_952, 8_357_403_496, 7),
+    published=[("arXiv:1610.02357, table 1", 79.0, 94.5), ("keras Xception", 79.0, 94.5)],
+)
 class Xception(Network):
     """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.
 

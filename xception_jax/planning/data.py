@@ -2,9 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from xception_jax.data import splits
+from xception_jax.data import readers, splits
 from xception_jax.data.readers import tfds as tfds_reader
-from xception_jax.data.source import FOLDER
 from xception_jax.errors import UsageError
 from xception_jax.training.build import DataSpec
 
@@ -52,7 +51,7 @@ def find(
 
 def _of_split(config: ConfigDict, dataset: str, split: str) -> tfds_reader.Metadata:
     data = config.data
-    if dataset.startswith(FOLDER) or dataset == tfds_reader.EMBEDDED:
+    if readers.prefix_of(dataset) or dataset == tfds_reader.EMBEDDED:
         source = splits.open_split(config, split, dataset=dataset)
         return tfds_reader.Metadata(len(source.class_names), source.multilabel, len(source))
     try:

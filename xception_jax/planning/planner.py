@@ -1,6 +1,7 @@
 """A run's plan: its two steps on one topology, and from them hours and chip-hours."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax.config.fields import Duration
+from xception_jax.config.registry import outside_modules
 from xception_jax.errors import RunError
 from xception_jax.planning import estimate, program, steps
 from xception_jax.planning.estimate import Memory, Step
@@ -185,6 +187,8 @@ def ask(
         "schedules": schedules,
         "step": name,
         "config": config_lib.flatten(config),
+        "imports": outside_modules(),
+        "path": sys.path,
         "data": asdict(data),
     }
     answer = compiler.ask(request, known=compiler.folder_of_answers())

@@ -16,11 +16,13 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax.planning import steps
 from xception_jax.training import sharding
 from xception_jax.training.build import DataSpec
+from xception_jax.utils import imports
 
 # What the compiler says where a program takes more than a device's memory holds.
 _REFUSAL = re.compile(r"\(([\d.]+)([KMGTP])\) exceeds available HBM \(([\d.]+)([KMGTP])\)")
@@ -81,9 +83,16 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
     (folder / "program.json").write_text(json.dumps(found), encoding="utf-8")
 
 
+def config_of(request: dict[str, Any]) -> ConfigDict:
+    """The config of a request, once the user's modules that it may need are imported."""
+    sys.path += [folder for folder in request.get("path", ()) if folder not in sys.path]
+    imports.load(request.get("imports", ()))
+    return config_lib.from_flat(request["config"])
+
+
 def main(request: dict[str, Any]) -> None:
     """Compiles the step that the request names."""
-    config = config_lib.from_flat(request["config"])
+    config = config_of(request)
     asked = config.mesh
     mesh = mesh_of(request["topology"], request["options"], asked.model, asked.shard)
     answer(steps.lower(request["step"], config, mesh, DataSpec(**request["data"])), request)

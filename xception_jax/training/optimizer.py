@@ -1,8 +1,10 @@
 """Learning-rate schedules and optimizers, put together from Optax' parts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,7 +13,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from xception_jax.config.fields import Duration
+from xception_jax.config.fields import Duration, Field
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.config.schema import add_choice
 
 
 def make_schedule(
@@ -83,6 +87,87 @@ def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None) -> optax.GradientTr
     return optax.GradientTransformation(whole.init, update)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """An optimizer between the gradient and the weights, in the order in which it acts.
+
+    Attributes:
+      direction: makes a direction of the gradient.
+      step: makes a step of the direction, by the learning rate; None: the rate times minus one.
+        Decoupled weight decay comes before.
+    """
+
+    direction: list[optax.GradientTransformation]
+    step: list[optax.GradientTransformation] | None = None
+
+
+# From the fields of `config.optimizer` and the schedule.
+MakeParts = Callable[[Any, optax.Schedule], "Parts | optax.GradientTransformation"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    make: MakeParts
+    decay_mode: str
+
+
+_OPTIMIZERS = Registry[_Entry]("optimizer")
+
+
+def register(
+    name: str, *, options: Mapping[str, Field] | None = None, decay_mode: str = "decoupled"
+) -> Callable[[MakeParts], MakeParts]:
+    """Decorates a function that makes an optimizer, which `config.optimizer.name` then takes.
+
+    The function gets the fields of `config.optimizer`, with weight decay's mode settled, and the
+    schedule. It returns what makes a direction of the gradient, as `optax.scale_by_adam`, or
+    `Parts`. Clipping, weight decay and the learning rate are added to it.
+
+    Args:
+      name: of the optimizer.
+      options: further fields of `config.optimizer`, by their names.
+      decay_mode: what `config.optimizer.decay_mode` means with `auto`: `l2` or `decoupled`.
+
+    Raises:
+      UsageError: the name or a field is taken.
+    """
+
+    def decorate(make: MakeParts) -> MakeParts:
+        fields = {f"optimizer.{key}": field for key, field in (options or {}).items()}
+        _OPTIMIZERS.add(name, _Entry(make, decay_mode), where_is(make), fields)
+        add_choice("optimizer.name", name)
+        return make
+
+    return decorate
+
+
+@register("sgd", decay_mode="l2")
+def _sgd(fields: Any, schedule: optax.Schedule) -> Parts:
+    return Parts([optax.trace(fields.momentum, fields.nesterov)])
+
+
+@register("rmsprop", decay_mode="l2")
+def _rmsprop(fields: Any, schedule: optax.Schedule) -> Parts:
+    """The momentum sums steps, as in TensorFlow; decoupled decay must not pass through it."""
+    by_rate, momentum = optax.scale_by_learning_rate(schedule), optax.trace(fields.momentum)
+    rms = optax.scale_by_rms(fields.beta2, fields.epsilon, fields.initial_squares, eps_in_sqrt=True)
+    if fields.decay_mode == "l2":
+        return Parts([rms], [by_rate, momentum])
+    return Parts([rms, momentum])
+
+
+@register("adamw")
+def _adamw(fields: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.scale_by_adam(fields.beta1, fields.beta2, fields.epsilon)
+
+
+@register("lamb")
+def _lamb(fields: Any, schedule: optax.Schedule) -> Parts:
+    trust = _scale_by_trust_ratio(None if fields.decay_all else decayed)
+    adam = optax.scale_by_adam(fields.beta1, fields.beta2, fields.epsilon)
+    return Parts([adam], [trust, optax.scale_by_learning_rate(schedule)])
+
+
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -97,8 +182,9 @@ def make_optimizer(
     decay_mode: str = "auto",
     decay_all: bool = False,
     clip_norm: float = 0.0,
+    **options: Any,
 ) -> optax.GradientTransformation:
-    """`sgd`, `rmsprop`, `adamw` or `lamb` of Optax' parts, with clipping and weight decay.
+    """A registered optimizer, with clipping and weight decay: `sgd`, `rmsprop`, `adamw`, `lamb`.
 
     LAMB (arXiv:1904.00962) scales the steps of kernels by its trust ratio, those of biases and
     batch norm not, as timm does. RMSprop's step is `rate * g / sqrt(squares + epsilon)`, and the
@@ -113,25 +199,33 @@ def make_optimizer(
         for sgd and rmsprop, `decoupled` for adamw and lamb.
       decay_all: decay batch-norm parameters and biases too, and give them LAMB's trust ratio.
       clip_norm: the loss' gradient is scaled down to this norm, before any decay; 0: not at all.
+      **options: those that a registered optimizer has declared.
+
+    Raises:
+      UsageError: there is no such optimizer.
     """
-    by_rate = optax.scale_by_learning_rate(schedule)
-    adam = optax.scale_by_adam(beta1, beta2, epsilon)
-    rms = optax.scale_by_rms(beta2, epsilon, initial_squares, eps_in_sqrt=True)
+    entry = _OPTIMIZERS.find(name)
+    mode = entry.decay_mode if decay_mode == "auto" else decay_mode
+    fields = SimpleNamespace(
+        momentum=momentum, nesterov=nesterov, beta1=beta1, beta2=beta2, epsilon=epsilon,
+        initial_squares=initial_squares, decay_mode=mode, decay_all=decay_all, **options,
+    )  # fmt: skip
+    made = entry.make(fields, schedule)
+    parts = made if isinstance(made, Parts) else Parts([made])
+    step = [optax.scale_by_learning_rate(schedule)] if parts.step is None else parts.step
     mask = None if decay_all else decayed
-    before, after = {
-        "sgd": ([optax.trace(momentum, nesterov)], [by_rate]),
-        "rmsprop": ([rms], [by_rate, optax.trace(momentum)]),
-        "adamw": ([adam], [by_rate]),
-        "lamb": ([adam], [_scale_by_trust_ratio(mask), by_rate]),
-    }[name]
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
-    coupled = decay_mode == "l2" or (decay_mode == "auto" and name in ("sgd", "rmsprop"))
-    if coupled:
-        return optax.chain(*clip, *decay, *before, *after)
-    if name == "rmsprop":  # the decay must not pass through the momentum
-        before, after = [*before, optax.trace(momentum)], [by_rate]
-    return optax.chain(*clip, *before, *decay, *after)
+    if mode == "l2":
+        return optax.chain(*clip, *decay, *parts.direction, *step)
+    return optax.chain(*clip, *parts.direction, *decay, *step)
+
+
+# Of `config.optimizer`, what no optimizer takes.
+_OF_THE_SCHEDULE = (
+    "name", "learning_rate", "reference_batch", "schedule", "warmup", "decay_rate", "decay_every",
+    "microbatch",
+)  # fmt: skip
 
 
 def from_config(
@@ -150,7 +244,5 @@ def from_config(
             Duration.parse(opt.decay_every).examples(**size), config.data.batch_size
         ),
     )
-    names = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "initial_squares")
-    decay = ("weight_decay", "decay_mode", "decay_all", "clip_norm")
-    fields = {name: opt[name] for name in (*names, *decay)}
+    fields = {name: value for name, value in opt.items() if name not in _OF_THE_SCHEDULE}
     return make_optimizer(opt.name, schedule, **fields), schedule

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax import models
 from xception_jax.data import splits
 from xception_jax.data.readers import folder
 from xception_jax.data.source import Source
@@ -105,6 +106,7 @@ def _config(workdir: Path, flat: dict[str, Any] | None) -> ConfigDict | None:
     path = workdir / "config.json"
     if flat is None:
         return None
+    _check_known(path, flat)
     try:
         config = config_lib.from_flat(config_lib.portable(flat))
     except UsageError:
@@ -114,6 +116,25 @@ def _config(workdir: Path, flat: dict[str, Any] | None) -> ConfigDict | None:
         raise UsageError(f"{path} is no config: {reason}") from None
     config_lib.check_fields(config)
     return config
+
+
+def _check_known(path: Path, flat: dict[str, Any]) -> None:
+    """Raises `UsageError` for what files of the user have to add, which no config can name.
+
+    A `config.json` may be a stranger's, so that it must not say what is imported.
+    """
+    unknown = [f"config.{name}" for name in flat if name not in config_lib.SCHEMA]
+    for name, known in {
+        "model.name": models.names(),
+        "optimizer.name": config_lib.SCHEMA["optimizer.name"].choices,
+    }.items():
+        if isinstance(flat.get(name), str) and flat[name] not in known:
+            unknown.append(f"{name.replace('.name', '')} {flat[name]!r}")
+    if unknown:
+        raise UsageError(
+            f"{path} has {', '.join(unknown)}, which are not of this package; a run that was "
+            f"trained with Python files of your own needs them here too: --imports=FILE"
+        )
 
 
 def _recorded_fields(workdir: Path) -> dict[str, Any] | None:
@@ -209,10 +230,11 @@ def _settle(path: Path, new: dict[str, Any], allow_changes: bool) -> None:
     begun = _config(path.parent, _begun_fields(path.parent))  # on process 0 alone
     if begun is not None:
         old = config_lib.flatten(begun)
-        changed = config_lib.differences(old, new)
+        changed = _differences(old, new)
         harmless = all(config_lib.may_change(name, new) for name in changed)
         if changed and not (allow_changes and harmless):
-            listed = ", ".join(f"{name} was {old[name]!r}, is {new[name]!r}" for name in changed)
+            now = config_lib.complete(new)
+            listed = ", ".join(f"{name} was {old[name]!r}, is {now[name]!r}" for name in changed)
             mend = (
                 "--allow_config_changes lets them change"
                 if harmless

@@ -23,6 +23,14 @@ ARCHITECTURE = (
     "residual", "pool_padding", "count_padding", "pooling", "fc_units", "bn_epsilon",
     "bn_scale",
 )  # fmt: skip
+
+
+def architecture(name: str) -> tuple[str, ...]:
+    """The overrides of a model that change what its weights compute or which there are."""
+    own = (key for key in models.options(name) if not SCHEMA[f"model.{key}"].harmless)
+    return (*ARCHITECTURE, *own)
+
+
 _LARGEST = 10_000_000  # of any number in a header
 
 
@@ -92,7 +100,8 @@ def _about(held: Any, tensors: int) -> About:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in held["overrides"].items()
     }
-    _check_keys(overrides, set(ARCHITECTURE) & set(models.overrides(held["model"])), "override")
+    known = set(architecture(held["model"])) & set(models.overrides(held["model"]))
+    _check_keys(overrides, known, "override")
     for name, value in overrides.items():
         _check(f"model.{name}", value)
         count = len(value) if isinstance(value, tuple) else value

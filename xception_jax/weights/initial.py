@@ -8,9 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax import models
 from xception_jax.data.readers.folder_files import composed
 from xception_jax.errors import UsageError
-from xception_jax.models import published
 from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.utils import paths
@@ -39,7 +39,8 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
         return config_lib.resolve(config, begun)
     if begun is not None:
         resolved = config_lib.resolve(config, begun)
-        return _with(resolved, {name: begun.model.get(name) for name in converted.ARCHITECTURE})
+        kept = converted.architecture(begun.model.name)
+        return _with(resolved, {name: begun.model.get(name) for name in kept})
     source, name = _open(config), config.model.name
     own = pretrained.effective(name, {})
     asked = source.overrides(name).items()
@@ -57,11 +58,12 @@ def _open(config: ConfigDict) -> pretrained.Pretrained:
     """
     path, name = paths.local("config.init_from", config.init_from), config.model.name
     if not path.exists() and not path.is_symlink():
-        known = [found.source for found in published.RESULTS[name] if found.weights]
+        known = [found.source for found in models.published_results(name) if found.weights]
+        told = f"Published weights of {name}: {', '.join(known)}; " if known else ""
         raise UsageError(
             f"config.init_from: there are no weights at {path}; it takes a Keras or timm file, one "
-            f"that python -m xception_jax.convert wrote, or a run's folder. Published weights of "
-            f"{name}: {', '.join(known)}; docs/weights.md says how to get them as a file"
+            f"that python -m xception_jax.convert wrote, or a run's folder. {told}docs/weights.md "
+            f"says how to get them as a file"
         )
     return pretrained.open_pretrained(path)
 

@@ -15,6 +15,7 @@ from xception_jax import models
 from xception_jax.errors import UsageError
 from xception_jax.models.aligned_xception import AlignedXception
 from xception_jax.models.inception_modules import AveragePool
+from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.layers import BatchNorm
 from xception_jax.models.network import Network
 from xception_jax.models.xception import Unit, Xception
@@ -180,7 +181,7 @@ def names(format: str) -> list[str]:
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """All of a model's overrides that count for its weights, as they are with these changes."""
     built = models.overrides(name) | changes
-    return {key: built[key] for key in converted.ARCHITECTURE if key in built}
+    return {key: built[key] for key in converted.architecture(name) if key in built}
 
 
 def open_pretrained(
@@ -351,9 +352,16 @@ def load(model: nnx.Module, path: str | Path) -> None:
 
 
 def _name_of(model: Any) -> str:
-    """The name of the model that is built like this one, whatever its width."""
+    """The name of the model that is built like this one, whatever its width.
+
+    Raises:
+      UsageError: there is none.
+    """
+    for kind, name in ((Xception, "xception"), (InceptionV3, "inception_v3")):
+        if isinstance(model, kind):
+            return name
     if not isinstance(model, AlignedXception):
-        return "xception" if isinstance(model, Xception) else "inception_v3"
+        raise UsageError(f"neither Keras nor timm has weights of a {type(model).__name__}")
     flows = len(model.entry_flow), len(model.middle_flow)
     depth = {(3, 16): 65, (5, 16): 71}.get(flows, 41)
     return f"xception{depth}{'p' if hasattr(model.entry_flow[0], 'bn') else ''}"

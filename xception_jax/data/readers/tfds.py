@@ -193,7 +193,8 @@ def _refuse_community(dataset: str) -> None:
     if namespace:
         raise UsageError(
             f"data set {dataset!r} is one of TFDS' community, whose code it would download and "
-            f"run; take one of its own, or prepare it with --imports=YOUR_MODULE"
+            f"run; take one of its own, or prepare it with --imports=YOUR_MODULE; a prefix that a "
+            f"file of yours registers needs --imports=FILE here"
         )
 
 

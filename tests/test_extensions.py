@@ -1,0 +1,346 @@
+"""Extensions: models, data sources and the like in files outside of the package."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from tests.processes import ROOT, finish
+from xception_jax import config as config_lib
+from xception_jax import contact_sheet, models, train, weights
+from xception_jax.augment import pipeline
+from xception_jax.config import Field, overrides, registry, schema
+from xception_jax.data import readers, splits
+from xception_jax.data.source import Source
+from xception_jax.errors import UsageError
+from xception_jax.models import registry as model_registry
+from xception_jax.training import build, optimizer, preflight, workdir
+from xception_jax.utils import imports
+from xception_jax.weights import converted
+
+FOLDER = Path(__file__).parent / "extensions"
+FILES = ("my_augmentation.py", "my_data.py", "my_model.py", "my_optimizer.py")
+TABLES = (
+    schema.SCHEMA, schema._ADDED, registry._OUTSIDE, model_registry.MODELS._entries,
+    readers._READERS._entries, optimizer._OPTIMIZERS._entries, pipeline._OPERATIONS._entries,
+)  # fmt: skip
+
+
+@pytest.fixture
+def clean(monkeypatch):
+    """Takes back what a test registers and imports."""
+    before = [copy.copy(table) for table in TABLES]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for table, held in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(held)
+    for file in FILES:
+        sys.modules.pop(Path(file).stem, None)
+
+
+@pytest.fixture
+def extended(clean):
+    """With everything that the files register."""
+    imports.load([str(FOLDER / file) for file in FILES])
+
+
+def write_shapes(path: Path) -> None:
+    """A data set of two classes, dark and bright, 32 images to train on and 16 to evaluate."""
+    rng, arrays = np.random.default_rng(0), {"classes": np.array(["dark", "bright"])}
+    for split, count in {"train": 32, "test": 16}.items():
+        labels = np.arange(count) % 2
+        noise = rng.integers(0, 100, (count, 8, 8, 3))
+        arrays[f"{split}_images"] = (noise + 150 * labels[:, None, None, None]).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels
+    np.savez(path, **arrays)
+
+
+@pytest.fixture
+def own_config(extended, monkeypatch, tmp_path):
+    """The config of the files, with its data."""
+    write_shapes(tmp_path / "shapes.npz")
+    monkeypatch.syspath_prepend(FOLDER)
+    from my_config import get_config
+
+    config = get_config()
+    config.data.data_dir, config.mesh.data = str(tmp_path), 1
+    yield config
+    del sys.modules["my_config"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_extension_is_short(file):
+    assert len((FOLDER / file).read_text().splitlines()) < 30
+
+
+def test_all_of_them_train_together(own_config, tmp_path):
+    done = train.train(own_config, tmp_path / "run")
+    assert done["step"] == 4
+    assert done["examples"] == 16
+    held = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (held["model.depth"], held["optimizer.lion_beta"]) == (3, 0.95)
+    assert held["augment.negative"] == 0.5
+
+
+def test_a_model_brings_its_option(extended, small_config):
+    _, changes = overrides.take(["--config.model.depth=5", "--config.model.name=plain"])
+    config = config_lib.default()
+    overrides.apply(config, changes)
+    assert config_lib.model_overrides(config) == {"depth": 5}
+    config.data.image_size = 8
+    assert build.build_graphdef(config, 3) is not None
+    made = nnx.eval_shape(lambda: models.create("plain", num_classes=3, rngs=nnx.Rngs(0), depth=5))
+    assert [name for name, _ in made.blocks()] == [f"conv{i}" for i in range(5)]
+    assert models.overrides("plain")["depth"] == 2
+    assert "depth" in converted.architecture("plain")
+    config.model.depth = 0
+    with pytest.raises(UsageError, match=r"model\.depth is 0; it takes at least 1"):
+        config_lib.check_fields(config)
+    small_config.model.depth = 2
+    with pytest.raises(UsageError, match=r"xception does not take config\.model\.depth; add "):
+        preflight.check_without_data(small_config, 1)
+    small_config.model.update(name="plain", depth=None)
+    with pytest.raises(UsageError, match=r"plain does not take .*, config\.model\.width; add"):
+        preflight.check_without_data(small_config, 1)
+    assert "  model.depth = None\n      convolutions; None: 2" in config_lib.describe()
+
+
+def test_weights_of_a_library_are_not_those_of_an_own_model(extended, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
+    model = models.create("plain", num_classes=2, rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match="neither Keras nor timm has weights of a Plain"):
+        weights.load(model, path)
+
+
+def test_a_model_without_written_facts_is_counted(extended):
+    facts = models.describe("plain")
+    assert facts["parameters"] == (27 + 9 * 16) * 16 + 4 * 16 + 16 * 1000 + 1000
+    assert facts["multiply_adds"] == 299**2 * (27 + 9 * 16) * 16 + 16 * 1000
+    assert (facts["min_image_size"], facts["published"]) == (1, [])
+    assert "plain" in models.names()
+
+
+def test_a_data_source_is_read_by_its_prefix(extended, tmp_path):
+    write_shapes(tmp_path / "shapes.npz")
+    source = readers.open_split("npz:shapes.npz", "test", str(tmp_path))
+    assert (source.class_names, len(source)) == (("dark", "bright"), 16)
+    assert source[3].label == 1
+    assert readers.prefix_of("npz:shapes.npz") == "npz:"
+    assert readers.prefix_of("optical_digits:1.0.0") == ""
+    assert readers.prefixes() == ["folder:", "npz:"]
+
+
+def test_an_optimizer_is_optax_own_with_decay_and_rate(extended):
+    ours = optimizer.make_optimizer(
+        "lion", optax.constant_schedule(0.1), weight_decay=0.2, lion_beta=0.8, decay_all=True
+    )
+    theirs = optax.lion(0.1, b1=0.9, b2=0.8, weight_decay=0.2)
+    params = {"kernel": jnp.array([0.3, -2.0, 1.0])}
+    gradients = {"kernel": jnp.array([1.0, -0.5, -3.0])}
+    found = [one.update(gradients, one.init(params), params)[0] for one in (ours, theirs)]
+    np.testing.assert_allclose(found[0]["kernel"], found[1]["kernel"], rtol=1e-6)
+    assert "lion" in schema.SCHEMA["optimizer.name"].choices
+
+
+def test_the_optimizers_are_those_that_the_schema_names():
+    assert sorted(schema.SCHEMA["optimizer.name"].choices) == optimizer._OPTIMIZERS.names()
+
+
+def test_an_augmentation_acts_on_its_share_of_the_images(extended):
+    images = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
+    config = config_lib.default()
+    assert pipeline.Augmentation.from_config(config.augment) == pipeline.Augmentation()
+    config.augment.negative = 0.5
+    settings = pipeline.Augmentation.from_config(config.augment)
+    config.augment.flip = True
+    both = pipeline.Augmentation.from_config(config.augment)
+
+    @jax.jit
+    def augmented(images):
+        keys = pipeline.example_keys(0, jnp.asarray(0), 64)
+        return [pipeline.augment(each, keys, images) for each in (settings, both)]
+
+    made, flipped = map(np.asarray, augmented(images))
+    negative = (made == 255 - images).all((1, 2, 3))
+    assert ((made == images).all((1, 2, 3)) != negative).all()
+    assert 16 < negative.sum() < 48
+    sums = (flipped.sum((1, 2, 3)), made.sum((1, 2, 3)))
+    np.testing.assert_array_equal(*sums, "what one draws does not depend on what else is on")
+    assert contact_sheet._on(settings) == ["negative"]
+    assert contact_sheet._alone(pipeline.Augmentation(flip=True), "negative", 8) == (
+        1.0,
+        pipeline.Augmentation(registered=(("negative", 1.0),)),
+    )
+
+
+def test_a_config_of_a_run_that_needs_them_says_so(own_config, tmp_path):
+    flat = config_lib.portable(config_lib.flatten(own_config))
+    for table in (schema.SCHEMA, schema._ADDED):
+        for name in ("model.depth", "optimizer.lion_beta", "augment.negative"):
+            table.pop(name)
+    model_registry.MODELS._entries.pop("plain")
+    with pytest.raises(UsageError) as caught:
+        workdir._config(tmp_path, flat)
+    assert str(caught.value) == (
+        f"{tmp_path}/config.json has config.augment.negative, config.model.depth, "
+        f"config.optimizer.lion_beta, model 'plain', which are not of this package; a run that was "
+        f"trained with Python files of your own needs them here too: --imports=FILE"
+    )
+
+
+def test_a_run_that_does_not_use_them_needs_none_of_them(extended, small_config):
+    flat = config_lib.portable(config_lib.flatten(small_config))
+    assert not {"model.depth", "optimizer.lion_beta", "augment.negative"} & flat.keys()
+    assert not config_lib.differences(config_lib.complete(flat), config_lib.flatten(small_config))
+
+
+def test_the_process_that_compiles_a_plan_has_them_too(own_config, tmp_path):
+    request = {"imports": registry.outside_modules(), "path": sys.path,
+               "config": config_lib.flatten(own_config)}  # fmt: skip
+    assert set(request["imports"]) >= {Path(file).stem for file in FILES}
+    code = (
+        "import json, sys\n"
+        "from xception_jax.planning import program\n"
+        "config = program.config_of(json.loads(sys.argv[1]))\n"
+        "print(config.model.name, config.model.depth, config.optimizer.name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(request)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == "plain 3 lion\n", done.stderr
+
+
+def test_what_is_taken_is_refused(extended):
+    def make(*_, depth=2):
+        raise AssertionError
+
+    with pytest.raises(UsageError, match=r"model 'xception' of .*make is registered already, by "):
+        models.register("xception")(make)
+    with pytest.raises(UsageError, match="the option 'width' must be an argument of "):
+        models.register("mine", options={"width": Field(None, "of mine", int)})(Narrow)
+    with pytest.raises(UsageError, match=r"model mine cannot add config\.model\.depth: .*plain"):
+        models.register("mine", options={"depth": Field(None, "metres", float)})(Narrow)
+    with pytest.raises(UsageError, match=r"cannot add config.optimizer.momentum: .*every config"):
+        optimizer.register("mine", options={"momentum": Field(3, "mine", int)})(make)
+    with pytest.raises(UsageError, match="a prefix is a word and a colon"):
+        readers.register("npz")(make)
+    with pytest.raises(UsageError, match="the default of its Field must be off"):
+        pipeline.register("mine", Field(1.0, "mine", float))(make)
+    models.register("mine", options={"depth": schema.SCHEMA["model.depth"]})(Narrow)
+    models.register("mine", options={"depth": schema.SCHEMA["model.depth"]})(Narrow)  # again
+
+
+class Narrow(nnx.Module):
+    def __init__(self, num_classes, *, rngs, dtype=None, depth=1):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no such file"),
+        ("import nowhere_at_all", "No module named 'nowhere_at_all'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("(", "SyntaxError: "),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_told_in_one_line(clean, tmp_path, text, message):
+    path = tmp_path / "faulty_extension.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        imports.load([str(path)])
+    assert str(caught.value).startswith(f"--imports={path}: {message}")
+
+
+def test_a_file_of_the_name_of_another_module_is_refused(clean, tmp_path):
+    (tmp_path / "json.py").write_text("")
+    with pytest.raises(UsageError, match=r"json/__init__.py is a module of the same name"):
+        imports.load([str(tmp_path / "json.py")])
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder that is not the repository's."""
+    return subprocess.run(
+        [sys.executable, "-m", "xception_jax", *arguments],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_commands_take_files_beside_a_users_config(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "mine")
+    write_shapes(tmp_path / "shapes.npz")
+    here = tmp_path / "empty"
+    here.mkdir()
+    done = run(
+        here, "train", "--config.model.depth=4", "--config=../mine/my_config.py", "--workdir=run",
+        "--config.data.data_dir=..", "--config.data.workers=1", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 4
+    assert json.loads((here / "run" / "config.json").read_text())["model.depth"] == 4
+    refused = run(here, "evaluate", "--workdir=run")
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("error: run/config.json has config.")
+    assert line.endswith("--imports=FILE")
+    files = "--imports=" + ",".join(f"../mine/{file}" for file in FILES)
+    evaluated = run(here, "evaluate", "--workdir=run", files, "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["examples"] == 16
+    exported = run(here, "export", "--workdir=run", "--output=out", "--platforms=cpu", files)
+    assert exported.returncode == 0, exported.stderr
+    convert = ("convert", "--from=xception_jax", "--input=run", files)
+    assert run(here, *convert, "--output=plain.safetensors").returncode == 0
+    other = run(here, *convert, "--to=timm", "--output=timm.safetensors")
+    assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
+    assert "timm has no plain; it has: " in other.stderr
+    again = run(
+        here, "train", files, "--config=../mine/my_config.py", "--config.model.depth=None",
+        "--config.data.data_dir=..", "--config.init_from=plain.safetensors", "--workdir=again",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads((here / "again" / "config.json").read_text())["model.depth"] == 4
+
+
+def test_the_fields_of_an_extension_are_listed():
+    process = finish("main", "--list_fields", f"--imports={FOLDER / 'my_model.py'}")
+    assert process.returncode == 0, process.stderr
+    assert "  model.depth = None\n" in process.stdout
+
+
+def test_the_model_of_an_extension_is_in_the_table():
+    process = finish("models", "--model=plain", "--json", f"--imports={FOLDER / 'my_model.py'}")
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["models"][0]["min_image_size"] == 1
+
+
+def test_the_data_of_an_extension_may_be_mixed_with_others(own_config, monkeypatch, tmp_path):
+    shutil.copy(tmp_path / "shapes.npz", tmp_path / "more.npz")
+    own_config.data.mix = ("npz:more.npz",)
+    joined = splits.open_training(own_config)
+    assert isinstance(joined, Source)
+    assert len(joined) == 64
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_contributing_shows_the_file(file):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"```python\n{(FOLDER / file).read_text(encoding='utf-8')}```" in text

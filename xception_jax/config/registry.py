@@ -1,0 +1,79 @@
+"""Registries: what this package and files of its users add by name, without a change elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from xception_jax.config import schema
+from xception_jax.config.fields import Field
+from xception_jax.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+_OURS = __name__.partition(".")[0]
+# The modules outside this package that have registered something, in order.
+_OUTSIDE: dict[str, None] = {}
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name.
+
+    Args:
+      kind: of the entries, for messages: `model`.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, tuple[str, T]] = {}
+
+    def add(
+        self, name: str, entry: T, where: str, fields: Mapping[str, Field] | None = None
+    ) -> None:
+        """Adds an entry, and the fields of a config that it brings.
+
+        The same class or function may be added again, as a notebook does that runs a cell twice.
+
+        Args:
+          name: of the entry.
+          entry: what `find` returns.
+          where: the class or function that it stands for, see `where_is`.
+          fields: by their full names, as `model.depth`.
+
+        Raises:
+          UsageError: something else has the name of the entry or of a field.
+        """
+        known, _ = self._entries.get(name, (where, None))
+        if known != where:
+            raise UsageError(f"{self.kind} {name!r} of {where} is registered already, by {known}")
+        for field_name, field in (fields or {}).items():
+            schema.add_field(field_name, field, f"{self.kind} {name}")
+        self._entries[name] = where, entry
+        module = where.partition(":")[0]
+        if module.partition(".")[0] != _OURS:
+            _OUTSIDE[module] = None
+
+    def find(self, name: str) -> T:
+        """The entry of a name; `UsageError` where there is none."""
+        if name not in self._entries:
+            close = nearest(name, self._entries) or ";"
+            raise UsageError(
+                f"no {self.kind} {name!r}{close} There are: {', '.join(self.names())} "
+                f"(--imports=FILE adds those of your own)"
+            )
+        return self._entries[name][1]
+
+    def names(self) -> list[str]:
+        """Those that there are."""
+        return sorted(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+
+def where_is(target: Any) -> str:
+    """A class or function as `module:name`."""
+    return f"{target.__module__}:{target.__qualname__}"
+
+
+def outside_modules() -> list[str]:
+    """The modules of users that have registered something, for a process that needs them too."""
+    return [name for name in _OUTSIDE if name != "__main__"]

@@ -1,0 +1,149 @@
+"""The models by name: which class builds each, and what is known of it.
+
+A model is a class with a decorator, in a file of this package or of a user:
+
+    @register("xception65", size=(39_916_312, 13_852_682_216, 1), middle_blocks=16)
+    class AlignedXception(Network):
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xception_jax.config.fields import Field
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.errors import UsageError
+from xception_jax.models.published import Result, Size
+
+C = TypeVar("C", bound=type[Any])
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a model without its class, which needs JAX.
+
+    Attributes:
+      name: of the model.
+      where: its class, as `module:name`.
+      defaults: the arguments of the class that have other defaults for this model.
+      options: those that are fields of `config.model` because this model declares them.
+      size, published: see `register`.
+      target: the class, where it has been imported.
+    """
+
+    name: str
+    where: str
+    defaults: dict[str, Any]
+    options: tuple[str, ...]
+    size: Size | None
+    published: tuple[Result, ...]
+    target: type[Any] | None = None
+
+    def load(self) -> type[Any]:
+        """The class; imports its module."""
+        if self.target is not None:
+            return self.target
+        module, _, name = self.where.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+MODELS = Registry[Card]("model")
+
+
+def register(
+    name: str,
+    *,
+    size: tuple[int, int, int] | None = None,
+    published: Sequence[tuple[str, float, float]] = (),
+    options: Mapping[str, Field] | None = None,
+    **defaults: Any,
+) -> Callable[[C], C]:
+    """Decorates the class of a model: a `network.Network`, or an NNX module with its methods.
+
+    Its constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
+    any overrides, each with a default. An override is set by the field of `config.model` of its
+    name, which exists already (`width`, `dropout`) or is declared in `options`.
+
+    Args:
+      name: of the model. One class may have several, by several decorators.
+      size: parameters that training changes and multiply-adds of one image of 299 pixels, at 1000
+        classes; and the least side of an image. None: they are counted when someone asks.
+      published: where a result was published, top-1 and top-5 in percent; see `published.Result`.
+      options: further fields of `config.model`. Their default is None, for the class' own.
+      **defaults: arguments of the class that have other defaults for this model.
+
+    Raises:
+      UsageError: the name is taken, or an option is no argument or has a default.
+    """
+
+    def decorate(target: C) -> C:
+        card = _card(name, where_is(target), size, published, options or {}, defaults)
+        fields = {f"model.{key}": field for key, field in (options or {}).items()}
+        known = arguments(target)
+        for key, field in (options or {}).items():
+            if key not in known or field.default is not None:
+                raise UsageError(
+                    f"model {name!r}: the option {key!r} must be an argument of {card.where} with "
+                    f"a default, and None the default of its Field"
+                )
+        MODELS.add(name, replace(card, target=target), card.where, fields)
+        return target
+
+    return decorate
+
+
+def arguments(target: type[Any]) -> dict[str, Any]:
+    """The overrides that a class takes, with their defaults."""
+    parameters = inspect.signature(target.__init__).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.default is not inspect.Parameter.empty and p.name != "dtype"
+    }
+
+
+def _card(
+    name: str,
+    where: str,
+    size: tuple[int, int, int] | None,
+    published: Sequence[tuple[str, float, float]],
+    options: Mapping[str, Field],
+    defaults: dict[str, Any],
+) -> Card:
+    results = tuple(
+        Result(top1, top5, source, weights=not source.startswith("arXiv:"))
+        for source, top1, top5 in published
+    )
+    return Card(name, where, defaults, tuple(options), Size(*size) if size else None, results)
+
+
+def add_own(registry: Registry[Card]) -> None:
+    """Adds the models of this package, from the text of their decorators.
+
+    Their modules import JAX, which takes seconds: to list the models must not.
+    """
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "\n@register(" in text:
+            for name, where, settings in _decorators(ast.parse(text), path.stem):
+                size, published = settings.pop("size", None), settings.pop("published", ())
+                registry.add(name, _card(name, where, size, published, {}, settings), where)
+
+
+def _decorators(tree: ast.Module, module: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, class and further arguments of each `register` in a file; all are literals."""
+    package = __name__.rpartition(".")[0]
+    for node in tree.body:
+        for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
+                assert isinstance(node, ast.ClassDef)
+                settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+                name = ast.literal_eval(call.args[0])
+                yield name, f"{package}.{module}:{node.name}", settings
+
+
+add_own(MODELS)
