@@ -5,6 +5,7 @@ import pytest
 from tests import tiny_datasets
 from xception_jax.data import readers
 from xception_jax.data.render import decode
+from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 
 
@@ -64,7 +65,7 @@ def test_the_pair_for_supervised_learning_is_taken_where_there_are_more(tmp_path
 
 def test_a_label_out_of_range_is_found_on_the_host(digits):
     source = digits["train"]
-    bad = source.Source(
+    bad = Source(
         source.name, source.class_names[:3], source.records, source.image_key, source.label_key
     )
     index = next(i for i in range(len(source)) if source[i].label == 7)
