@@ -23,7 +23,8 @@ from benchmarks.arguments import count
 from benchmarks.input import PICTURES
 from benchmarks.turns import digits
 from xception_jax.data import readers
-from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.batches import Host, Reader
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 
 SMALL, SMALL_SIDE, SMALL_BATCH = 60_000, 28, 256

@@ -7,6 +7,7 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import unicodedata
@@ -26,8 +27,9 @@ from xception_jax.augment import pipeline, randaugment
 from xception_jax.augment.pipeline import Augmentation
 from xception_jax.config import SCHEMA
 from xception_jax.data.batches import Reader
-from xception_jax.data.skips import Skips, candidates, first_usable
-from xception_jax.errors import UsageError, nearest
+from xception_jax.data.order import candidates
+from xception_jax.data.skips import Skips
+from xception_jax.errors import ExampleError, UsageError, nearest
 from xception_jax.training import preflight
 from xception_jax.utils.text import printable
 from xception_jax.weights import initial
@@ -88,7 +90,7 @@ def draw(
     run = train.prepare(initial.resolve(config))
     batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
     images = jnp.asarray(np.asarray(batch["image"])[:needed])
-    reader = Reader.from_config(run.config, run.train_source)
+    reader = run.batches.reader
     whole = _originals(reader, config, examples)
     rows = [("original", whole)]
     if reader.images.crops or any(one.shape[0] != one.shape[1] for one in whole):
@@ -103,12 +105,12 @@ def _originals(reader: Reader, config: ConfigDict, examples: int) -> list[np.nda
     """The whole images of the first examples; where one cannot be used, of the one in its place."""
     order = reader.order(config.seed, config.data.batch_size)
 
-    def make(record: int) -> np.ndarray:
-        return reader.decoded(reader.source[record])
+    def usable(place: int) -> Iterator[np.ndarray]:
+        for record in candidates(order, place, len(reader.source)):
+            with contextlib.suppress(ExampleError):
+                yield reader.decoded(reader.source[record])
 
-    places = (candidates(order[place], len(reader.source)) for place in range(examples))
-    made = (first_usable(make, records)[0] for records in places)
-    return [image for image in made if image is not None]
+    return [image for place in range(examples) for image in itertools.islice(usable(place), 1)]
 
 
 def _class_of(label: np.ndarray, names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax import serving
 from xception_jax.data import splits
-from xception_jax.data.batches import Images
+from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError, nearest
 from xception_jax.training import build, sharding, state
 from xception_jax.training.trained import Trained

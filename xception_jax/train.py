@@ -16,10 +16,11 @@ from rich.console import Console
 
 from xception_jax import config as config_lib
 from xception_jax.config.fields import Duration
-from xception_jax.data import splits, transfer
+from xception_jax.data import splits
 from xception_jax.data.batches import HostShard, Reader
 from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
+from xception_jax.data.transfer import TrainingBatches
 from xception_jax.runtime import cluster
 from xception_jax.training import build, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
@@ -107,6 +108,7 @@ class Run(build.Functions):
 
     train_source: Source
     total_steps: int
+    batches: TrainingBatches
     evaluate: Evaluator
 
     @property
@@ -114,20 +116,6 @@ class Run(build.Functions):
         """What its checkpoints say of the run, at step 0."""
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config, frozen=self.frozen)
-
-    def batches(self, first_step: int, skips: Skips | None = None) -> transfer.Placed:
-        """The training batches on the devices, from `first_step` on; see `training_batches`."""
-        data = self.config.data
-        batches = Reader.from_config(
-            self.config, self.train_source, workers=data.workers
-        ).training_batches(
-            batch_size=data.batch_size,
-            seed=self.config.seed,
-            first_step=first_step,
-            share=HostShard.of_this_process(),
-            skips=skips,
-        )
-        return transfer.to_devices(batches, sharding.by_example(self.layout.mesh))
 
     def every(self, name: str) -> Callable[[int], bool]:
         """Says of a step whether it is the first to reach another multiple of a field's period."""
@@ -141,11 +129,19 @@ def prepare(config: ConfigDict) -> Run:
     train_source = splits.open_training(config)
     eval_source = splits.open_split(config, config.data.eval_split)
     functions = build.build(config, build.DataSpec.of(train_source))
+    batches = TrainingBatches(
+        Reader.from_config(config, train_source, workers=config.data.workers),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        shard=HostShard.of_this_process(),
+        sharding=sharding.by_example(functions.layout.mesh),
+    )
     size = {"batch_size": config.data.batch_size, "epoch": len(train_source)}
     return Run(
         **vars(functions),
         train_source=train_source,
         total_steps=Duration.parse(config.duration).steps(**size),
+        batches=batches,
         evaluate=Evaluator.create(config, functions.evaluate_batch, eval_source, functions.layout),
     )
 
@@ -174,9 +170,7 @@ def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: 
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
     summaries = run.train_source.summary, *workdir.name_files(folder, run.evaluate.reader.source)
-    for note in filter(
-        None, (*summaries, Reader.from_config(run.config, run.train_source).note, *notes)
-    ):
+    for note in filter(None, (*summaries, run.batches.reader.note, *notes)):
         log.say(note)
 
 

@@ -16,8 +16,9 @@ from absl import flags
 from worker import Work
 
 from xception_jax.data import readers, transfer
-from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.batches import Host, Reader
 from xception_jax.data.render import decode, turbojpeg
+from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError
 from xception_jax.training import sharding
 

@@ -8,8 +8,8 @@ from benchmarks import path_of_a_batch
 from tests.benchmarks.test_step import run
 from xception_jax.data.render import turbojpeg
 
-# The most functions and changes of file. The target of issue 15: host 30 and 10, step 80 and 25.
-LIMITS = {"host": (66, 41), "step": (129, 43)}
+# The most functions and changes of file.
+LIMITS = {"host": (30, 10), "step": (129, 43)}
 
 
 @pytest.mark.skipif(turbojpeg.library() is None, reason="needs libturbojpeg 3")

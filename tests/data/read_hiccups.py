@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from xception_jax.data import labels, readers
-from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.batches import Host, Reader
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 from xception_jax.errors import ReadError
 

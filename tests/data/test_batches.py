@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import grain
 import hypothesis
 import jax
 import numpy as np
@@ -16,10 +17,11 @@ from absl import flags
 from hypothesis import strategies as st
 
 from xception_jax.data import memory, transfer
-from xception_jax.data.batches import Host, HostShard, Images, Reader, _draws
+from xception_jax.data.batches import Host, HostShard, Reader, _draws
 from xception_jax.data.order import Sampling
 from xception_jax.data.readers import joined
 from xception_jax.data.render import decode, presets
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 from xception_jax.training import sharding
 
@@ -158,12 +160,14 @@ def test_a_stream_that_is_left_reads_no_further():
 @pytest.mark.parametrize(("threads", "each"), [(1, 64), (2, 8), (16, 64), (64, 1), (96, 30)])
 def test_every_thread_has_a_slice_to_fill(threads, each, monkeypatch):
     """Also while the last of a batch are filled; and no batches are held that none asks for."""
-    asked = []
+    asked, options = [], grain.ReadOptions
     monkeypatch.setattr(
-        Reader, "_batches", lambda *args, ahead, **kwargs: asked.append(ahead) or iter(())
+        grain, "ReadOptions", lambda ahead, **how: asked.append(ahead) or options(ahead, **how)
     )
     reader = Reader(numbered(3), CROPPED, Host(threads))
-    list(reader.training_batches(batch_size=each, seed=0))
+    made = reader.training_batches(batch_size=each, seed=0)
+    next(made)
+    made.close()
     [ahead] = asked
     slices = -(-each // 8)
     assert (ahead - 1) * slices >= threads > (ahead - 2) * slices
@@ -363,6 +367,8 @@ def test_evaluation_covers_the_split_exactly_once(count, hosts, each):
     real = whole["mask"] == 1
     np.testing.assert_array_equal(whole["label"][real], np.arange(count))
     assert not real[count:].any()
+    assert not whole["label"][~real].any()
+    assert not whole["image"][~real].any()
     assert len(real) - count < hosts * each
 
 

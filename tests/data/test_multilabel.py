@@ -5,9 +5,10 @@ import pytest
 
 from tests import tiny_datasets
 from xception_jax.data import readers
-from xception_jax.data.batches import Images, Reader
+from xception_jax.data.batches import Reader
 from xception_jax.data.order import Sampling
 from xception_jax.data.readers import joined
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 
@@ -86,7 +87,6 @@ def test_a_nested_label_that_is_no_sequence_is_one_label():
     records = [{"image": b"", "class": {"fine": 2}}]
     source = Source("nested", ("a", "b", "c"), records, "image", "class/fine")
     assert source[0].label == 2
-    assert source.no_label == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from xception_jax.data import order
+from xception_jax.data.batches import Reader
 from xception_jax.data.readers import joined
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 
 seeds = st.integers(0, 2**32 - 1)
@@ -120,17 +122,21 @@ def test_sampling_chooses_the_order_that_its_fields_ask_for():
     both = joined.join([source, dataclasses.replace(source, records=records[:6])])
 
     def drawn(sampled: Source, **fields: object) -> list[int]:
-        return take(order.Sampling(**fields).order(sampled, 3, batch_size=6), 24)
+        reader = Reader(sampled, Images(8), sampling=order.Sampling(**fields))
+        return take(reader.order(3, batch_size=6), 24)
 
-    plain = take(order.Shuffled(12, 3), 24)
+    seed = int(np.random.SeedSequence(3).generate_state(2)[0])
+    plain = take(order.Shuffled(12, seed), 24)
     assert drawn(source) == plain
     assert drawn(source, repeats=1) == plain
-    assert drawn(source, repeats=2) == take(order.Repeated(order.Shuffled(12, 3), 2, apart=3), 24)
+    assert drawn(source, repeats=2) == take(
+        order.Repeated(order.Shuffled(12, seed), 2, apart=3), 24
+    )
     assert drawn(source, weights=(1.0,)) == plain, "of one set there is nothing to weigh"
     labels = np.arange(12) % 2
-    assert drawn(source, balanced=True) == take(order.Balanced(labels, 3), 24)
-    assert drawn(both, weights=(1, 2)) == take(order.Mixed([12, 6], (1, 2), 3), 24)
-    assert drawn(both) == take(order.Shuffled(18, 3), 24)
+    assert drawn(source, balanced=True) == take(order.Balanced(labels, seed), 24)
+    assert drawn(both, weights=(1, 2)) == take(order.Mixed([12, 6], (1, 2), seed), 24)
+    assert drawn(both) == take(order.Shuffled(18, seed), 24)
 
 
 @hypothesis.given(

@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from absl import flags as absl_flags
 from tests import tiny_datasets
 from tests.processes import ROOT, digests, finish, result
 from xception_jax.data import readers
-from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.batches import Host, Reader
 from xception_jax.data.readers import folder
+from xception_jax.data.render import presets
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, ReadError
 
@@ -111,18 +114,19 @@ def test_a_file_that_is_gone_or_denied_or_a_folder_is_skipped(tmp_path):
 def test_a_lack_of_memory_is_no_fault_of_a_file(data):
     """The decoder cannot have its memory, at first."""
     source = readers.open_split("folder:photos", "train", str(data))
-    reader = Reader(source, Images(size=8))
+    images = Images(size=8)
+    reader = Reader(source, images)
     failures = iter([MemoryError(), MemoryError()])
-    paint = reader._squared
+    render = partial(presets.render_center, images)
 
     def short_of_memory(example, into):
         for failure in failures:
             raise failure
-        paint(example, into)
+        render(example, into)
 
     batch, whole = reader._room(1), reader._room(1)
     reader._fill_row(batch, 0, [3], short_of_memory)
-    reader._fill_row(whole, 0, [3], paint)
+    reader._fill_row(whole, 0, [3], render)
     assert not batch["skipped"][0]
     for name in batch:
         np.testing.assert_array_equal(batch[name], whole[name])

@@ -16,8 +16,8 @@ from sklearn.datasets import load_sample_images
 from tests.weights import builders
 from xception_jax import serving
 from xception_jax.augment import pipeline
-from xception_jax.data.batches import Images
 from xception_jax.data.render import decode, presets
+from xception_jax.data.render.decode import Images
 from xception_jax.serving import classify
 from xception_jax.training import state
 

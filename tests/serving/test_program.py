@@ -20,8 +20,8 @@ from tests.processes import finish, result
 from tests.weights import builders
 from xception_jax import serving
 from xception_jax.augment import pipeline
-from xception_jax.data.batches import Images
 from xception_jax.data.render import presets
+from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import classify, program
 from xception_jax.training import sharding, state

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.batches import Host, Reader
 from xception_jax.data.order import Sampling
+from xception_jax.data.render.decode import Images
 from xception_jax.training import sharding
 from xception_jax.training.evaluation import Evaluator
 

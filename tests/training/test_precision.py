@@ -8,7 +8,7 @@ import pytest
 
 from xception_jax import config as config_lib
 from xception_jax import serving, train
-from xception_jax.data.batches import Images
+from xception_jax.data.render.decode import Images
 from xception_jax.planning import data as data_lib
 from xception_jax.planning import steps
 from xception_jax.training import sharding, state

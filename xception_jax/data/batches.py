@@ -8,10 +8,13 @@ resuming costs the same at any step, and another number of processes or threads 
 
 import itertools
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,54 +24,36 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax.data import order as orders
 from xception_jax.data import workers as worker_processes
-from xception_jax.data.memory import ImageCache, aligned
-from xception_jax.data.order import Order, Sampling
+from xception_jax.data.labels import labels_of
+from xception_jax.data.memory import ImageCache
+from xception_jax.data.order import Order, Sampling, candidates
+from xception_jax.data.readers import joined
 from xception_jax.data.render import decode, presets, turbojpeg
-from xception_jax.data.skips import Skips, candidates, first_usable
+from xception_jax.data.render.decode import Images
+from xception_jax.data.skips import Skips
 from xception_jax.data.source import Example, Source
 from xception_jax.data.threads import Threads
 from xception_jax.errors import ExampleError
 from xception_jax.utils import retry
 
 Batch = dict[str, Any]  # of numpy arrays
-Paint = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size, size, 3]`
-Fill = Callable[[Batch, int, range], None]  # writes rows from one on, of these positions
+Render = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size, size, 3]`
 
 # Rows that a thread fills at a time.
 _SLICE = 8
-
-
-@dataclass(frozen=True)
-class Images:
-    """How the host makes an image of an example.
-
-    Attributes:
-      size: side of the square it ends as, pixels.
-      crop_area, crop_aspect: ranges of the random training crop, see `decode.random_box`; (1, 1)
-        for both: the largest centred square.
-      eval_preset, eval_crop: see `render.presets`; the latter is the share of the shorter side that
-        evaluation keeps of the centre.
-      exif, white: see `decode.decode`.
-    """
-
-    size: int
-    crop_area: tuple[float, float] = (1.0, 1.0)
-    crop_aspect: tuple[float, float] = (1.0, 1.0)
-    eval_preset: str = "area"
-    eval_crop: float = 1.0
-    exif: bool = True
-    white: int = 0
-
-    @property
-    def crops(self) -> bool:
-        """Whether training images are drawn at random."""
-        return tuple(self.crop_area) != (1, 1) or tuple(self.crop_aspect) != (1, 1)
+# Bytes to which XLA wants arrays aligned that it takes without a copy, on the CPU.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class HostShard:
-    """Which part of every batch this process reads: part `index` of `count`."""
+    """Which part of every batch this process reads: part `index` of `count`.
+
+    Parts are contiguous, so that the rows of the global batch are in stream order whatever the
+    number of processes, and virtual batches of batch normalization hold the same examples.
+    """
 
     index: int = 0
     count: int = 1
@@ -76,14 +61,6 @@ class HostShard:
     @classmethod
     def of_this_process(cls) -> "HostShard":
         return cls(jax.process_index(), jax.process_count())
-
-    def parts(self, batches: int, first: int = 0) -> range:
-        """The numbers of this part of the batches from `first` on, among the parts of all.
-
-        Parts are contiguous, so that the rows of the global batch are in stream order whatever the
-        number of processes, and virtual batches of batch normalization hold the same examples.
-        """
-        return range(first * self.count + self.index, batches * self.count, self.count)
 
 
 @dataclass(frozen=True)
@@ -113,7 +90,7 @@ class Host:
         return max(1, cores // max(1, self.workers))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reader:
     """Makes batches of one split.
 
@@ -128,6 +105,14 @@ class Reader:
     images: Images
     host: Host = Host()
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        self._examples = len(self.source)
+        self._crops = self.images.crops
+        # Training without random crops takes the largest centred square.
+        self._square = replace(self.images, eval_preset="area", eval_crop=1.0)
+        self._threads = self.host.at_once
+        self._label = "labels" if self.source.multilabel else "label"
 
     @classmethod
     def from_config(cls, config: ConfigDict, source: Source, *, workers: int = 0) -> "Reader":
@@ -174,30 +159,42 @@ class Reader:
         Raises:
           RunError: more cannot be used than `skips` allows.
         """
-        order, crop_seed = self.order(seed, batch_size), _seeds(seed)[1]
-        each = batch_size // share.count
-        parts = share.parts(sys.maxsize // batch_size, first_step)
-        if not self.images.crops and self._fits:
-            kept = self._kept_for_training
+        order = self.order(seed, batch_size)
+        crop_seed = int(np.random.SeedSequence(seed).generate_state(2)[1])
+        cache = self._training_cache if not self._crops and self._fits else None
 
-            def make(part: int) -> Batch:
-                return kept.batch([order[part * each + row] for row in range(each)])
+        def fill(batch: Batch, rows: range, positions: range) -> None:
+            draws: Iterable[list[float] | None] = itertools.repeat(None)
+            if self._crops:
+                draws = _draws(crop_seed, positions)
+            for row, position, drawn in zip(rows, positions, draws, strict=False):
+                render = partial(presets.render_center, self._square)
+                if drawn:
+                    whole = not self.host.decode_parts
+                    render = partial(decode.render_crop, self.images, drawn, whole=whole)
+                self._fill_row(batch, row, candidates(order, position, self._examples), render)
 
-            return self._batches(make, parts, skips, ahead=self.host.at_once)
-
-        def fill(batch: Batch, first: int, positions: range) -> None:
-            paints: Iterable[Paint] = itertools.repeat(self._squared)
-            if self.images.crops:
-                paints = (partial(self._cropped, drawn) for drawn in _draws(crop_seed, positions))
-            for row, position, paint in zip(itertools.count(first), positions, paints):
-                records = candidates(order[position], len(self.source))
-                self._fill_row(batch, row, records, paint)
-
-        return self._filled(fill, each, parts, skips, self.host.workers)
+        steps = range(first_step, sys.maxsize // batch_size)
+        workers = 0 if cache else self.host.workers
+        yield from self._batches(steps, batch_size, share, skips, order, fill, cache, workers)
 
     def order(self, seed: int, batch_size: int) -> Order:
-        """Which record stands at each position of the training stream; see `training_batches`."""
-        return self.sampling.order(self.source, _seeds(seed)[0], batch_size)
+        """Which record stands at each position of the training stream; see `training_batches`.
+
+        `batch_size` is a multiple of `sampling.repeats`.
+        """
+        seed = int(np.random.SeedSequence(seed).generate_state(2)[0])
+        sampling, records = self.sampling, self.source.records
+        order: Order
+        if sampling.balanced:
+            order = orders.Balanced(labels_of(self.source), seed)
+        elif sampling.weights is not None and isinstance(records, joined.Records):
+            order = orders.Mixed([len(part) for part in records.parts], sampling.weights, seed)
+        else:
+            order = orders.Shuffled(self._examples, seed)
+        if sampling.repeats > 1:
+            order = orders.Repeated(order, sampling.repeats, apart=batch_size // sampling.repeats)
+        return order
 
     def evaluation_batches(
         self, *, batch_size: int, share: HostShard = HostShard(), skips: Skips | None = None
@@ -207,26 +204,20 @@ class Reader:
         The last batch is filled up with black images whose `mask` is 0; one also stands in for each
         example that cannot be used. See `training_batches`.
         """
-        count, each = len(self.source), batch_size // share.count
-        parts = share.parts(-(-count // batch_size))
-        if self._fits:
-            kept = self._kept_for_evaluation  # its record `count` is a blank
+        order = orders.InTurn(self._examples)
+        cache = self._evaluation_cache if self._fits else None
 
-            def make(part: int) -> Batch:
-                return kept.batch([min(part * each + row, count) for row in range(each)])
+        def fill(batch: Batch, rows: range, positions: range) -> None:
+            for row, position in zip(rows, positions, strict=True):
+                self._fill_evaluated(batch, row, order[position])
 
-            return self._batches(make, parts, skips, ahead=self.host.at_once)
-
-        def fill(batch: Batch, first: int, positions: range) -> None:
-            for row, record in enumerate(positions, first):
-                self._fill_centred(batch, row, record)
-
-        return self._filled(fill, each, parts, skips)
+        steps = range(-(-self._examples // batch_size))
+        return self._batches(steps, batch_size, share, skips, order, fill, cache)
 
     @property
     def note(self) -> str:
         """What is to be said at the start of a run of how images are decoded; may be empty."""
-        if not self.images.crops or not self.host.decode_parts or not self._begins_with_a_jpeg:
+        if not self._crops or not self.host.decode_parts or not self._begins_with_a_jpeg:
             return ""
         if turbojpeg.library():
             return "of JPEGs only the random crop is decoded, by libturbojpeg"
@@ -242,150 +233,137 @@ class Reader:
         except ExampleError:
             return False
 
-    def _cropped(self, drawn: Sequence[float], example: Example, into: np.ndarray) -> None:
-        """Paints a random crop for training."""
-        area, aspect = self.images.crop_area, self.images.crop_aspect
-
-        def choose(height: int, width: int) -> decode.Box:
-            return decode.random_box(drawn, height, width, area, aspect)
-
-        whole = not self.host.decode_parts
-        images = self.images
-        part = decode.decode_part(
-            example.encoded, choose, example.name,
-            whole=whole, exif=images.exif, white=images.white,
-        )  # fmt: skip
-        decode.resize(part, into)
-
     def decoded(self, example: Example) -> np.ndarray:
         """The whole image, uint8 `[height, width, 3]`, RGB; raises `ExampleError`."""
         exif, white = self.images.exif, self.images.white
         return decode.decode(example.encoded, example.name, exif=exif, white=white)
 
-    def _squared(self, example: Example, into: np.ndarray) -> None:
-        """Paints the largest centred square, for training without random crops."""
-        image = self.decoded(example)
-        into[:] = presets.area(image, self.images.size, 1.0)
-
-    def _centred(self, example: Example, into: np.ndarray) -> None:
-        """Paints what evaluation sees."""
-        image = self.decoded(example)
-        preset = presets.PRESETS[self.images.eval_preset]
-        into[:] = preset(image, self.images.size, self.images.eval_crop)
-
-    def _fill_centred(self, batch: Batch, row: int, record: int) -> None:
-        """Of a record, as evaluation sees it; a blank where it cannot be used or is none."""
-        self._fill_row(batch, row, [record] if record < len(self.source) else [], self._centred)
-
-    def _fill_squared(self, batch: Batch, row: int, record: int) -> None:
-        """Of a record or the next that can be used, for training without random crops."""
-        self._fill_row(batch, row, candidates(record, len(self.source)), self._squared)
-
-    def _fill_row(self, batch: Batch, row: int, records: Iterable[int], paint: Paint) -> None:
-        """Makes a row of the first of some records that can be used; a blank if there is none."""
-
-        def make(record: int) -> Example:
-            example = self.source[record]
-            # A lack of memory may pass; it is no fault of the example.
-            painting = partial(paint, example, batch["image"][row])
-            retry.reading(painting, example.name, seconds=self.source.patience)
-            return example
-
-        made, batch["skipped"][row] = first_usable(make, records)
-        if made is None:
-            batch["image"][row] = 0
-        label = self.source.no_label if made is None else made.label
-        batch["labels" if self.source.multilabel else "label"][row] = label
-        batch["mask"][row] = made is not None
-
-    def _room(self, rows: int) -> Batch:
-        """Room for so many rows."""
-        label = "labels" if self.source.multilabel else "label"
-        labels = np.asarray(self.source.no_label)
-        return {
-            "image": aligned((rows, self.images.size, self.images.size, 3), np.uint8),
-            label: aligned((rows, *labels.shape), np.uint8 if labels.ndim else np.int32),
-            "mask": aligned((rows,), np.float32),
-            "skipped": np.full(rows, "", object),
-        }
-
-    def _filled(
+    def _batches(
         self,
-        fill: Fill,
-        each: int,
-        parts: range,
+        steps: range,
+        batch_size: int,
+        share: HostShard,
         skips: Skips | None,
+        order: Order,
+        fill: Callable[[Batch, range, range], None],
+        cache: ImageCache | None,
         workers: int = 0,
     ) -> Iterator[Batch]:
-        """See `_batches`; of parts of `each` rows, which threads fill by slices."""
-        threads = Threads(self.host.at_once)
+        """The share of these steps' batches, made ahead; tells `skips` what their rows report.
+
+        Args:
+          steps, batch_size, share, skips: see `training_batches`.
+          order: the record at each position.
+          fill: makes some rows of a batch, of the examples at some positions.
+          cache: of the rows of all records; None: threads fill each batch by slices.
+          workers: processes that make the batches; 0: this one.
+        """
+        each = batch_size // share.count
+        parts = range(
+            steps.start * share.count + share.index, steps.stop * share.count, share.count
+        )
+        threads = Threads(self._threads, "batches")
 
         def make(part: int) -> Batch:
-            batch = self._room(each)
-            starts = range(0, each, _SLICE)
-            ends = (min(start + _SLICE, each) for start in starts)
-            first = part * each
-            threads.run(
-                partial(fill, batch, start, range(first + start, first + end))
-                for start, end in zip(starts, ends, strict=True)
-            )
+            positions = range(part * each, (part + 1) * each)
+            if cache:
+                return cache.batch([order[position] for position in positions])
+            batch, tasks = self._room(each), []
+            for first in range(0, each, _SLICE):
+                rows = range(each)[first : first + _SLICE]
+                tasks.append(threads.submit(fill, batch, rows, positions[first : first + _SLICE]))
+            for task in tasks:
+                task.result()
             return batch
 
         # So many parts at once that each thread has a slice to fill, also while others fill the
         # last slices of a part.
         slices = -(-each // _SLICE)
-        ahead = 1 + -(-self.host.at_once // slices)
-        with threads:
-            yield from self._batches(make, parts, skips, ahead=ahead, workers=workers)
+        ahead = self._threads if cache else 1 + -(-self._threads // slices)
+        options = grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
+        numbers = grain.MapDataset.range(parts.start, parts.stop, parts.step)
+        made = numbers.map(make).to_iter_dataset(options)
+        # Not by `finally` alone: a generator that is closed while Python ends comes too late.
+        end = weakref.finalize(made, threads.shutdown, wait=False, cancel_futures=True)
+        try:
+            # Elements are whole parts, which the workers give in turn: the order stays.
+            with worker_processes.iterator(made, workers) if workers else closing(iter(made)) as it:
+                for batch in it:
+                    for text in filter(None, batch.pop("skipped")):
+                        skipped = json.loads(str(text))
+                        if skips is None:
+                            _, name, reason = skipped[0]
+                            raise ExampleError(name, reason)
+                        skips.add(self.source, skipped)
+                    yield batch
+        finally:
+            end()
+
+    def _room(self, rows: int) -> Batch:
+        """Room for so many rows."""
+        size, classes = self.images.size, len(self.source.class_names)
+        several = self.source.multilabel
+        return {
+            "image": _aligned((rows, size, size, 3), np.uint8),
+            self._label: (
+                _aligned((rows, classes), np.uint8) if several else _aligned((rows,), np.int32)
+            ),
+            "mask": _aligned((rows,), np.float32),
+            "skipped": np.full(rows, "", object),
+        }
+
+    def _fill_row(self, batch: Batch, row: int, records: Iterable[int], render: Render) -> None:
+        """Makes a row of the first of some records that can be used; a blank if there is none.
+
+        Those before it, which cannot be used, are in `skipped` as JSON; see `skips`.
+        """
+        image, skipped = batch["image"][row], []
+        for record in records:
+            try:
+                example = self.source[record]
+                # A lack of memory may pass; it is no fault of the example.
+                rendering = partial(render, example, image)
+                retry.reading(rendering, example.name, seconds=self.source.patience)
+            except ExampleError as error:
+                skipped.append((record, error.name, error.reason))
+            else:
+                batch[self._label][row], batch["mask"][row] = example.label, 1
+                break
+        else:
+            image[:], batch[self._label][row], batch["mask"][row] = 0, 0, 0
+        batch["skipped"][row] = json.dumps(skipped) if skipped else ""
+
+    def _fill_square(self, batch: Batch, row: int, record: int) -> None:
+        """Of a record or the next that can be used, for training without random crops."""
+        records = candidates(range(self._examples), record, self._examples)
+        self._fill_row(batch, row, records, partial(presets.render_center, self._square))
+
+    def _fill_evaluated(self, batch: Batch, row: int, record: int) -> None:
+        """Of a record, as evaluation sees it; a blank where it cannot be used or is none."""
+        records = [record] if record < self._examples else []
+        self._fill_row(batch, row, records, partial(presets.render_center, self.images))
 
     @property
     def _fits(self) -> bool:
         row = sum(column.nbytes for name, column in self._room(1).items() if name != "skipped")
-        return len(self.source) * row <= self.host.memory
+        return self._examples * row <= self.host.memory
 
     @cached_property
-    def _kept_for_training(self) -> ImageCache:
-        return ImageCache(self._room(len(self.source)), self._fill_squared)
+    def _training_cache(self) -> ImageCache:
+        return ImageCache(self._room(self._examples), self._fill_square)
 
     @cached_property
-    def _kept_for_evaluation(self) -> ImageCache:
-        return ImageCache(self._room(len(self.source) + 1), self._fill_centred)
-
-    def _batches(
-        self,
-        make: Callable[[int], Batch],
-        parts: range,
-        skips: Skips | None,
-        *,
-        ahead: int,
-        workers: int = 0,
-    ) -> Iterator[Batch]:
-        """These parts of the batches, made ahead; tells `skips` what their rows report.
-
-        Args:
-          make: gives a part by its number.
-          parts: their numbers, see `HostShard.parts`.
-          ahead: parts made at once.
-        """
-        numbers = grain.MapDataset.range(parts.start, parts.stop, parts.step)
-        options = grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
-        made = numbers.map(make).to_iter_dataset(options)
-        # Elements are whole parts, which the workers give in turn: the order stays.
-        with worker_processes.iterator(made, workers) as made_in_turn:
-            for batch in made_in_turn:
-                for text in filter(None, batch.pop("skipped")):
-                    skipped = json.loads(str(text))
-                    if skips is None:
-                        _, name, reason = skipped[0]
-                        raise ExampleError(name, reason)
-                    skips.add(self.source, skipped)
-                yield batch
+    def _evaluation_cache(self) -> ImageCache:
+        # The last row is that of a blank.
+        return ImageCache(self._room(self._examples + 1), self._fill_evaluated)
 
 
-def _seeds(seed: int) -> tuple[int, int]:
-    """The seeds of the order and of the crops."""
-    order, crops = np.random.SeedSequence(seed).generate_state(2)
-    return int(order), int(crops)
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Room for an array that a CPU device can share."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _draws(seed: int, positions: range) -> Iterator[list[float]]:

@@ -1,27 +1,15 @@
-"""Memory for images: that of a batch, and that of a split which is kept as a whole.
+"""Images that are kept in memory, those of a whole split.
 
 Where nothing about a record is drawn at random, what is made of it is the same each time. Small
 images then cost less to copy than to index.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 Columns = dict[str, Any]  # arrays with a row for each record
-
-# Bytes to which XLA wants arrays aligned that it takes without a copy, on the CPU.
-_ALIGNMENT = 64
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Room for an array that a CPU device can share."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
 
 
 class ImageCache:

@@ -8,17 +8,15 @@ hosts, workers or threads ask for it makes no difference.
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from xception_jax.data.labels import labels_of
-from xception_jax.data.readers import joined
-from xception_jax.data.source import Source
+from xception_jax.data.skips import IN_A_ROW
 
 # Up to so many records the permutation of an epoch is made at once: 0.1 s and 4 MB at the most, and
 # then 0.3 microseconds a record, where Grain's shuffle of one index takes 6 to 33.
@@ -42,7 +40,7 @@ class Sampling:
 
     Attributes:
       balanced: every class as often as any other, see `Balanced`.
-      weights: of the data sets that are mixed, see `mixed`; None: as one set.
+      weights: of the data sets that are mixed, see `Mixed`; None: as one set.
       repeats: crops of a record in one batch, see `Repeated`.
     """
 
@@ -50,64 +48,52 @@ class Sampling:
     weights: tuple[float, ...] | None = None
     repeats: int = 1
 
-    def order(self, source: Source, seed: int, batch_size: int) -> Order:
-        """The order of a split's records.
 
-        Args:
-          source: the split; of several data sets where there are weights.
-          seed: below 2^32.
-          batch_size: over all processes; a multiple of `repeats`.
-        """
-        order: Order
-        if self.balanced:
-            order = Balanced(labels_of(source), seed)
-        elif self.weights is not None and isinstance(source.records, joined.Records):
-            sizes = [len(part) for part in source.records.parts]
-            order = Mixed(sizes, self.weights, seed)
-        else:
-            order = Shuffled(len(source), seed)
-        if self.repeats > 1:
-            order = Repeated(order, self.repeats, apart=batch_size // self.repeats)
-        return order
-
-
+@dataclass(eq=False)
 class Shuffled(Order):
     """Every record once an epoch, each epoch in an order of its own.
 
-    Args:
+    Attributes:
       records: their number.
       seed: below 2^32.
     """
 
-    def __init__(self, records: int, seed: int):
-        self._records = records
-        self._seed = seed
-        # By epoch: the one made last and the one before, for threads are in two at its end.
-        self._made: dict[int, np.ndarray] = {}
-        self._making = threading.Lock()
+    records: int
+    seed: int
+    # By epoch: the one made last and the one before, for threads are in two at its end.
+    _made: dict[int, np.ndarray] = field(default_factory=dict, init=False)
+    _making: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shuffled, (self._records, self._seed)
+        return Shuffled, (self.records, self.seed)
 
     def __getitem__(self, position: int) -> int:
-        epoch, index = divmod(position, self._records)
-        if self._records > _AT_ONCE:
-            return index_shuffle(index, self._records - 1, (self._seed + epoch) % 2**32, 4)
+        epoch, index = divmod(position, self.records)
+        if self.records > _AT_ONCE:
+            return index_shuffle(index, self.records - 1, (self.seed + epoch) % 2**32, 4)
         made = self._made.get(epoch)
-        return int((self._make(epoch) if made is None else made)[index])
-
-    def _make(self, epoch: int) -> np.ndarray:
-        """An epoch's permutation, which the first thread that asks makes for all."""
-        with self._making:
-            if epoch not in self._made:
-                last = list(self._made.items())[-1:]
-                self._made = dict([*last, (epoch, self._permutation(epoch))])
-            return self._made[epoch]
+        if made is None:
+            with self._making:  # the first thread that asks makes it for all
+                if epoch not in self._made:
+                    last = list(self._made.items())[-1:]
+                    self._made = dict([*last, (epoch, self._permutation(epoch))])
+                made = self._made[epoch]
+        return int(made[index])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # Not `Generator.permutation`: of NumPy only the raw numbers are promised to stay the same.
-        bits = np.random.Philox(np.random.SeedSequence((self._seed, epoch)))
-        return np.argsort(bits.random_raw(self._records), kind="stable").astype(np.uint32)
+        bits = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
+        return np.argsort(bits.random_raw(self.records), kind="stable").astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class InTurn(Order):
+    """Every record once, in its own order; then always `records`, which is none."""
+
+    records: int
+
+    def __getitem__(self, position: int) -> int:
+        return min(position, self.records)
 
 
 class Balanced(Order):
@@ -179,6 +165,13 @@ class Repeated(Order):
     def __getitem__(self, position: int) -> int:
         batch, row = divmod(position, self._times * self._apart)
         return self._order[batch * self._apart + row % self._apart]
+
+
+def candidates(order: Sequence[int] | Order, position: int, count: int) -> Iterator[int]:
+    """The record at a position, and those that may replace it, of a split of `count`."""
+    record = order[position]
+    for n in range(min(IN_A_ROW, count)):
+        yield (record + n) % count
 
 
 def _filled(labels: np.ndarray) -> np.ndarray:

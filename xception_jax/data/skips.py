@@ -7,48 +7,20 @@ alone. A batch carries the reasons along, as text in its row: they survive worke
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
 from xception_jax.data.source import Source
-from xception_jax.errors import ExampleError, RunError
+from xception_jax.errors import RunError
 from xception_jax.utils.text import printable
 
-Made = TypeVar("Made")
 Skip = tuple[int, str, str]  # record, its name, the reason
 
 # So many records one after the other are no accident: the folder is gone, or the disk.
 IN_A_ROW = 100
-
-
-def candidates(record: int, count: int) -> Iterator[int]:
-    """The record and those that may replace it, of a split of `count`."""
-    return ((record + n) % count for n in range(min(IN_A_ROW, count)))
-
-
-def first_usable(make: Callable[[int], Made], records: Iterable[int]) -> tuple[Made | None, str]:
-    """Makes an example of the first record that can be used.
-
-    Args:
-      make: raises `ExampleError` for a record that cannot be used.
-      records: in the order in which they are tried.
-
-    Returns:
-      What is made, None where no record can be used; and the records that were skipped, as JSON;
-      empty where none was.
-    """
-    skipped: list[Skip] = []
-    made = None
-    for record in records:
-        try:
-            made = make(record)
-            break
-        except ExampleError as error:
-            skipped.append((record, error.name, error.reason))
-    return made, json.dumps(skipped) if skipped else ""
 
 
 class Skips:

@@ -65,8 +65,9 @@ class Source:
           ReadError: it could not be read for `patience` seconds; see `retry`.
         """
         name = self.name_of(index)
+        reading = partial(self.records.__getitem__, index)
         try:
-            record = retry.reading(partial(self._read, index), name, seconds=self.patience)
+            record = retry.reading(reading, name, seconds=self.patience, reopen=self._reopen)
         except (ExampleError, ReadError):  # the first: of one of several sets that are joined
             raise
         # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash. The last
@@ -74,54 +75,43 @@ class Source:
         except (OSError, RuntimeError, ValueError, DecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise ExampleError(name, f"cannot be read: {reason}") from None
-        encoded, marked = record[self.image_key], _value(record, self.label_key)
+        entries, key = record, self.label_key
+        if key not in record:
+            group, _, key = key.rpartition("/")
+            entries = record[group]
+        encoded, marked = record[self.image_key], entries[key]
         if encoded is None or marked is None:
             raise ExampleError(name, f"has no {'image' if encoded is None else 'label'}")
-        labels = np.ravel(marked).tolist()
-        classes = len(self.class_names)
-        outside = [label for label in labels if not 0 <= label < classes]
-        if outside:
+        labels, classes = np.ravel(marked).tolist(), len(self.class_names)
+        if labels and not 0 <= min(labels) <= max(labels) < classes:
             # On the device it would train the wrong class, or give NaN with finite gradients.
-            raise ExampleError(name, f"has label {outside[0]}, outside 0...{classes - 1}")
-        label = self._multi_hot(record, labels) if self.multilabel else int(labels[0])
+            outside = next(label for label in labels if not 0 <= label < classes)
+            raise ExampleError(name, f"has label {outside}, outside 0...{classes - 1}")
+        label = self._multi_hot(entries, labels) if self.multilabel else int(labels[0])
         return Example(encoded, label, name)
 
-    def _read(self, index: int) -> Any:
-        try:
-            return self.records[index]
-        except Exception as error:
-            files = getattr(self.records, "data_source", None)
-            if files is not None and retry.transient(error):
-                # An array_record reader that failed once fails for ever. Pickle's own methods
-                # forget the readers; other threads keep those they hold.
-                files.__setstate__(files.__getstate__())
-            raise
+    def _reopen(self) -> None:
+        """An array_record reader that failed once fails for ever: takes new ones.
+
+        Pickle's own methods forget the readers; other threads keep those they hold.
+        """
+        files = getattr(self.records, "data_source", None)
+        if files is not None:
+            files.__setstate__(files.__getstate__())
 
     def name_of(self, index: int) -> str:
         """What a complaint calls an example."""
         return self.describe(index) if self.describe else f"example {index} of {self.name}"
 
-    def _multi_hot(self, record: Any, marked: list[int]) -> np.ndarray:
+    def _multi_hot(self, entries: Any, marked: list[int]) -> np.ndarray:
         labels = np.asarray(marked, np.int64)
         found = np.zeros(len(self.class_names), np.uint8)
         found[labels] = 1
         if self.confidence_key:
             # People verify what a machine was sure of: an entry with 0 overrules the others.
-            found[labels[np.asarray(_value(record, self.confidence_key)) <= 0]] = 0
+            sure = np.asarray(entries[self.confidence_key.rpartition("/")[2]])
+            found[labels[sure <= 0]] = 0
         return found
-
-    @property
-    def no_label(self) -> int | np.ndarray:
-        """The label of a row that only fills up a batch."""
-        return np.zeros(len(self.class_names), np.uint8) if self.multilabel else 0
 
     def __repr__(self) -> str:
         return f"Source({self.name!r}, {len(self)} examples)"
-
-
-def _value(nested: Any, key: str) -> Any:
-    """What `key` names: an entry, or one of an entry's own, as `objects/label`."""
-    if key in nested:
-        return nested[key]
-    group, _, name = key.rpartition("/")
-    return nested[group][name]

@@ -1,14 +1,45 @@
 """The way of the batches from the host to the devices."""
 
 import collections
-import itertools
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 
-from xception_jax.data.batches import Batch
+from xception_jax.data.batches import Batch, HostShard, Reader
+from xception_jax.data.skips import Skips
 
 Placed = Generator[dict[str, jax.Array], None, None]  # batches on the devices
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """The training batches of a run, on its devices.
+
+    Attributes:
+      reader: of the split.
+      batch_size, seed: see `Reader.training_batches`.
+      shard: this process' part of a batch.
+      sharding: of a batch.
+    """
+
+    reader: Reader
+    batch_size: int
+    seed: int
+    shard: HostShard
+    sharding: jax.sharding.Sharding
+
+    def __call__(self, first_step: int, skips: Skips | None = None) -> Placed:
+        """Those from `first_step` on; see `Reader.training_batches`."""
+        batches = self.reader.training_batches(
+            batch_size=self.batch_size,
+            seed=self.seed,
+            first_step=first_step,
+            share=self.shard,
+            skips=skips,
+        )
+        return to_devices(batches, self.sharding)
 
 
 def to_devices(batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2) -> Placed:
@@ -16,21 +47,14 @@ def to_devices(batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead:
 
     Closing it closes the batches, where they are a generator.
     """
-
-    def placed() -> Placed:
-        for batch in batches:
-            yield {
-                name: jax.make_array_from_process_local_data(sharding, array)
-                for name, array in batch.items()
-            }
-
-    arrays = placed()
+    place = partial(jax.make_array_from_process_local_data, sharding)
+    queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     try:
-        queue = collections.deque(itertools.islice(arrays, ahead))
-        while queue:
-            yield queue.popleft()
-            queue.extend(itertools.islice(arrays, 1))
+        for batch in batches:
+            queue.append(jax.tree.map(place, batch))
+            if len(queue) == ahead:
+                yield queue.popleft()
+        yield from queue
     finally:
-        arrays.close()
         if isinstance(batches, Generator):
             batches.close()

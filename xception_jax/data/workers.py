@@ -25,14 +25,12 @@ _ours = set[Any]()
 
 @contextmanager
 def iterator(dataset: Any, count: int) -> Iterator[Iterator[Any]]:
-    """Of a Grain dataset whose elements so many processes make; 0: this one. Ended on leaving."""
-    if count:
-        options = grain.MultiprocessingOptions(count, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_begin)
-        _start_quiet_tracker()
-    made = iter(dataset)
+    """Of a Grain dataset whose elements so many processes make. Ended on leaving."""
+    options = grain.MultiprocessingOptions(count, per_worker_buffer_size=2)
+    _start_quiet_tracker()
+    made = iter(dataset.mp_prefetch(options, worker_init_fn=_begin))
     try:
-        yield _from_workers(made) if count else made
+        yield _from_workers(made)
     finally:
         made.close()
 

@@ -19,8 +19,8 @@ import numpy as np
 from jax import export as jax_export
 
 from xception_jax.augment import pipeline, resize
-from xception_jax.data.batches import Images
 from xception_jax.data.render import presets
+from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.training.state import Tree, apply
 from xception_jax.utils import seal

@@ -11,7 +11,8 @@ from packaging.requirements import Requirement
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.config.fields import Duration
-from xception_jax.data import skips, splits
+from xception_jax.data import splits
+from xception_jax.data.order import candidates
 from xception_jax.data.readers import joined
 from xception_jax.data.render import decode
 from xception_jax.data.source import FOLDER, Source
@@ -242,7 +243,8 @@ def _check_sampling(config: ConfigDict) -> None:
 def _check_readable(source: Source, record: int, most: int) -> None:
     """Looks for an example that can be used, from a record on, past as many as may be skipped."""
     first: Exception | None = None
-    for candidate in itertools.islice(skips.candidates(record, len(source)), most + 1):
+    records = range(len(source))
+    for candidate in itertools.islice(candidates(records, record, len(source)), most + 1):
         try:
             decode.decode(source[candidate].encoded, source[candidate].name)
             return

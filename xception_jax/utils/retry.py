@@ -120,6 +120,7 @@ def reading(
     say: Callable[[str], None] | None = None,
     seconds: float = SECONDS,
     first_pause: float | None = None,
+    reopen: Callable[[], None] | None = None,
 ) -> Result:
     """Returns `action()`; tries again, with growing pauses, while it fails for a passing reason.
 
@@ -130,6 +131,7 @@ def reading(
       seconds: no attempt begins later than this after the first.
       first_pause: seconds before the second attempt; None: half a second of two minutes. Each
         later pause is twice as long, up to a sixth of `seconds`.
+      reopen: called when an attempt failed for a passing reason.
 
     Raises:
       ReadError: the time is over, and the last attempt failed for a passing reason too.
@@ -144,6 +146,8 @@ def reading(
             why = fault(error)
             if why is None or not transient(error):
                 raise
+            if reopen:
+                reopen()
             path = file_of(error)
             if path and path not in name:
                 why += f" ({path})"

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tests import pictures, tiny_datasets
 from tests.processes import digests, finish, result
 from xception_jax.data import readers, skips
-from xception_jax.data.batches import Host, HostShard, Images, Reader
+from xception_jax.data.batches import Host, HostShard, Reader
 from xception_jax.data.order import Sampling
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, RunError
 from xception_jax.utils.text import as_utf8, printable

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from tests import tiny_datasets
 from tests.processes import as_nobody
 from xception_jax.data import readers
-from xception_jax.data.batches import Images, Reader
+from xception_jax.data.batches import Reader
 from xception_jax.data.readers import tfrecord
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import strategies as st
 
 from tests import pictures
-from xception_jax.data.batches import Host, Images, Reader
+from xception_jax.data.batches import Host, Reader
 from xception_jax.data.render import decode, turbojpeg
+from xception_jax.data.render.decode import Images
 from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError
 

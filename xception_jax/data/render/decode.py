@@ -3,6 +3,8 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -10,10 +12,12 @@ import numpy as np
 from xception_jax.data.render import containers, levels, turbojpeg
 from xception_jax.data.render.containers import Claim, kind_of
 from xception_jax.data.render.turbojpeg import Box
+from xception_jax.data.source import Example
 from xception_jax.errors import ExampleError
 from xception_jax.utils.console import make_console
 
-__all__ = ["Box", "Claim", "decode", "decode_part", "examine", "kind_of", "random_box", "resize"]
+__all__ = ["Box", "Claim", "decode", "decode_part", "examine", "kind_of", "random_box",
+           "render_crop", "resize"]  # fmt: skip
 
 # The pipeline's own threads each handle an image; OpenCV's would only compete with them.
 cv2.setNumThreads(0)
@@ -39,6 +43,33 @@ _DARK = 64
 _told_of_dark: set[int] = set()
 
 
+@dataclass(frozen=True)
+class Images:
+    """How the host makes an image of an example.
+
+    Attributes:
+      size: side of the square it ends as, pixels.
+      crop_area, crop_aspect: ranges of the random training crop, see `random_box`; (1, 1) for both:
+        the largest centred square.
+      eval_preset, eval_crop: see `render.presets`; the latter is the share of the shorter side that
+        evaluation keeps of the centre.
+      exif, white: see `decode`.
+    """
+
+    size: int
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    eval_preset: str = "area"
+    eval_crop: float = 1.0
+    exif: bool = True
+    white: int = 0
+
+    @property
+    def crops(self) -> bool:
+        """Whether training images are drawn at random."""
+        return tuple(self.crop_area) != (1, 1) or tuple(self.crop_aspect) != (1, 1)
+
+
 def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 0) -> np.ndarray:
     """Decodes an image of a format that `containers` knows to uint8 `[height, width, 3]`, RGB.
 
@@ -58,7 +89,11 @@ def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 
         than the environment variable `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
       MemoryError: there is no room for the image at present.
     """
-    claim = examine(encoded, name)
+    return _decode_claimed(examine(encoded, name), name, exif, white)
+
+
+def _decode_claimed(claim: Claim, name: str, exif: bool, white: int) -> np.ndarray:
+    """See `decode`; of an image that was examined."""
     white = (white or claim.white) if claim.deep else claim.white
     orientation = 0 if exif else cv2.IMREAD_IGNORE_ORIENTATION
     if 0 < white < 2**16 - 1 or (claim.hint and not white):
@@ -94,7 +129,7 @@ def examine(encoded: bytes, name: str = "it") -> Claim:
     limit = _LIMIT
     if limit is None:
         return claim
-    if claim.pixels > limit:
+    if claim.height * claim.width > limit:
         raise ExampleError(
             name,
             f"cannot be decoded: it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels",
@@ -134,6 +169,28 @@ def _damaged(encoded: bytes, kind: str | None) -> str:
     return f"cannot be decoded: {fault}"
 
 
+def render_crop(
+    images: Images, drawn: Sequence[float], example: Example, into: np.ndarray, *, whole: bool
+) -> None:
+    """Makes a random crop for training.
+
+    Args:
+      images: how.
+      drawn: see `random_box`.
+      example: a stored image.
+      into: takes the crop, uint8 `[size, size, 3]`.
+      whole: decode all of the image, see `decode_part`.
+
+    Raises:
+      ExampleError, MemoryError: see `decode`.
+    """
+    choose = partial(random_box, drawn, area=images.crop_area, aspect=images.crop_aspect)
+    part = decode_part(
+        example.encoded, choose, example.name, whole=whole, exif=images.exif, white=images.white
+    )
+    resize(part, into)
+
+
 def decode_part(
     encoded: bytes,
     choose: Callable[[int, int], Box],
@@ -151,12 +208,12 @@ def decode_part(
     Raises:
       ExampleError, MemoryError: see `decode`.
     """
-    if not whole and encoded.startswith(b"\xff\xd8") and turbojpeg.library():
-        examine(encoded, name)
+    claim = examine(encoded, name)
+    if claim.kind == "JPEG" and not whole:
         part = turbojpeg.part(encoded, choose)
         if part is not None:
             return part
-    image = decode(encoded, name, exif=exif, white=white)
+    image = _decode_claimed(claim, name, exif, white)
     top, left, height, width = choose(*image.shape[:2])
     return image[top : top + height, left : left + width]
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from xception_jax.data.render import decode
+from xception_jax.data.source import Example
 
 # Pixels of a resized picture, of which more than the centre is not made: 50 MB.
 _LARGE = 2**24
@@ -86,3 +87,18 @@ PRESETS: dict[str, Callable[[np.ndarray, int, float], np.ndarray]] = {
     "keras": keras,
     "timm": timm,
 }
+
+
+def render_center(images: decode.Images, example: Example, into: np.ndarray) -> None:
+    """Makes what evaluation sees of an example, as its preset does.
+
+    Args:
+      images: how.
+      example: a stored image.
+      into: takes the result, uint8 `[size, size, 3]`.
+
+    Raises:
+      ExampleError, MemoryError: see `decode.decode`.
+    """
+    image = decode.decode(example.encoded, example.name, exif=images.exif, white=images.white)
+    into[:] = PRESETS[images.eval_preset](image, images.size, images.eval_crop)

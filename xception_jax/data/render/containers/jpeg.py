@@ -87,39 +87,44 @@ def _headers(encoded: bytes) -> tuple[_Frame, int]:
         if kind == _END:
             break
         length = encoded[at + 2] << 8 | encoded[at + 3]
-        # No `need` here: a message for each segment would cost more than the walk.
         if not 2 <= length <= end - at - 2:
             raise DamagedError(f"a segment claims {length:,} bytes, and {end - at - 2:,} are left")
         if kind in _FRAMES:
-            need(frame is None, "it has two frame headers")
+            if frame is not None:
+                raise DamagedError("it has two frame headers")
             frame = _frame(kind, encoded[at + 4 : at + 2 + length])
         elif kind == _SCAN:
-            need(frame is not None, "its scan comes before its frame header")
-            assert frame is not None
+            if frame is None:
+                raise DamagedError("its scan comes before its frame header")
             return frame, at + 2
         at += 2 + length
     raise DamagedError("it has no scan")
 
 
 def _frame(coding: int, header: bytes) -> _Frame:
-    need(len(header) >= 6 and len(header) >= 6 + 3 * header[5], "its frame header is cut short")
-    height, width = int.from_bytes(header[1:3]), int.from_bytes(header[3:5])
+    if len(header) < 6 or len(header) < 6 + 3 * header[5]:
+        raise DamagedError("its frame header is cut short")
+    height, width, components = int.from_bytes(header[1:3]), int.from_bytes(header[3:5]), header[5]
     if not (height and width):
         raise DamagedError(f"it has {width:,} x {height:,} pixels")
-    need(header[5] > 0, "its frame header names no component")
-    factors = header[7 : 6 + 3 * header[5] : 3]
-    most_h, most_v = max(f >> 4 for f in factors), max(f & 15 for f in factors)
-    need(
-        most_h <= 4 and most_v <= 4 and all(f >> 4 and f & 15 for f in factors),
-        "a sampling factor is not 1 to 4",
-    )
+    if not components:
+        raise DamagedError("its frame header names no component")
+    names, factors = header[6 : 6 + 3 * components : 3], header[7 : 6 + 3 * components : 3]
+    most_h = most_v = 0
+    for factor in factors:
+        h, v = factor >> 4, factor & 15
+        if not (1 <= h <= 4 and 1 <= v <= 4):
+            raise DamagedError("a sampling factor is not 1 to 4")
+        most_h, most_v = max(most_h, h), max(most_v, v)
     side = 1 if coding in _LOSSLESS else 8
     across, down = most_h * side, most_v * side
-    names = header[6 : 6 + 3 * header[5] : 3]
-    counts = [-(-width * (f >> 4) // across) * -(-height * (f & 15) // down) for f in factors]
-    # By rising number, so that the largest stays.
-    blocks = {name: count for count, name in sorted(zip(counts, names, strict=True))}
-    return _Frame(coding, height, width, len(counts), blocks, sum(counts))
+    blocks: dict[int, int] = {}
+    total = 0
+    for name, factor in zip(names, factors, strict=True):
+        count = -(-width * (factor >> 4) // across) * -(-height * (factor & 15) // down)
+        blocks[name] = max(count, blocks.get(name, 0))
+        total += count
+    return _Frame(coding, height, width, components, blocks, total)
 
 
 def _check_scans(encoded: bytes, frame: _Frame, at: int) -> None:
