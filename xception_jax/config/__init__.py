@@ -3,9 +3,11 @@
 Nothing here opens data or builds a model.
 """
 
+from xception_jax.config.evaluation import Best, EvalSet, eval_metrics, eval_sets
 from xception_jax.config.resolution import (
     applies_exif,
     compute_dtype,
+    log_writers,
     loss_name,
     matmul_precision,
     microbatches,
@@ -31,6 +33,8 @@ from xception_jax.config.schema import (
 
 __all__ = [
     "SCHEMA",
+    "Best",
+    "EvalSet",
     "applies_exif",
     "check_fields",
     "complete",
@@ -38,8 +42,11 @@ __all__ = [
     "default",
     "describe",
     "differences",
+    "eval_metrics",
+    "eval_sets",
     "flatten",
     "from_flat",
+    "log_writers",
     "loss_name",
     "matmul_precision",
     "may_change",
