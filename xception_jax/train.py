@@ -67,25 +67,20 @@ def train(
             run = prepare(config)
         with (
             workdir.lock_workdir(folder, config, allow_changes=allow_config_changes),
-            Checkpoints(
-                folder, keep=config.checkpoint.keep, best=config_lib.Best.parse(config.eval.best)
-            ) as checkpoints,
+            Checkpoints.from_config(config, folder) as checkpoints,
         ):
             with goodput.spending("start"):
                 state, notes = restore_or_initialize(run, checkpoints)
             first = int(state.step)
-            with Telemetry(
+            with Telemetry.from_config(
+                config,
                 folder,
                 console or make_console(),
                 goodput,
                 start=first,
                 total=run.total_steps,
-                batch_size=config.data.batch_size,
                 epoch=len(run.train_source),
                 due=run.every("log.every"),
-                writers=config_lib.log_writers(config),
-                config=run.meta.config,
-                silent=not cluster.is_first(),
                 carried=checkpoints.log(first),
             ) as log:
                 introduce(run, folder, state, notes, log)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from xception_jax.config import Best
@@ -86,6 +87,11 @@ class Checkpoints:
         self._found = self._survey()
         # Frozen parts that have been read or written, and have the right bits.
         self._whole: set[Path] = set()
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, workdir: Path) -> "Checkpoints":
+        """Those of a run with this config."""
+        return cls(workdir, keep=config.checkpoint.keep, best=Best.parse(config.eval.best))
 
     def _survey(self) -> dict[int, Meta | str]:
         def survey() -> list[tuple[int, Any]]:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from xception_jax import config as config_lib
 from xception_jax.errors import RunError
+from xception_jax.runtime import cluster
 from xception_jax.training import evaluation
 from xception_jax.training.hooks import Hook
 from xception_jax.training.metrics import MAP_GUESSES
@@ -90,6 +93,22 @@ class Telemetry(Hook):
         self._timed = 0  # steps since the mark
         self._mark = time.perf_counter()
         self._bar = _Bar(console, start, total) if console.is_terminal and not silent else None
+
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, workdir: Path, console: Console, goodput: Goodput, **more: Any
+    ) -> "Telemetry":
+        """That of a run with this config, resolved; `more` is what does not follow from it."""
+        return cls(
+            workdir,
+            console,
+            goodput,
+            batch_size=config.data.batch_size,
+            writers=config_lib.log_writers(config),
+            config=config_lib.portable(config_lib.flatten(config)),
+            silent=not cluster.is_first(),
+            **more,
+        )
 
     def __enter__(self) -> "Telemetry":
         return self

@@ -1,0 +1,152 @@
+"""A run with everything that hangs on its loop, added from outside of the package."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from xception_jax import evaluate, train
+from xception_jax.errors import UsageError
+from xception_jax.training import metrics, preflight
+from xception_jax.training.checkpoint.checkpoints import Checkpoints
+from xception_jax.training.hooks import Hook
+from xception_jax.training.telemetry import records
+from xception_jax.training.telemetry.writers import LogWriter, register_writer
+
+
+class Calls(Hook):
+    """Writes down how it is called."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_step(self, step):
+        self.seen.append(("before", step))
+
+    def after_step(self, step, state, metrics):
+        assert int(state.step) == step
+        self.seen.append(("after", step, float(metrics["loss"])))
+
+    def on_evaluation(self, step, results):
+        self.seen.append(("evaluation", step, results))
+
+    def at_end(self, step):
+        self.seen.append(("end", step))
+
+
+@metrics.register_metric("wrong")
+def wrong(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    return jnp.argmax(logits, axis=-1) != batch["label"]
+
+
+@register_writer("list")
+class Listed(LogWriter):
+    seen: list = []  # noqa: RUF012
+
+    def __init__(self, info):
+        self.seen.append(info.config["data.batch_size"])
+        self.place = "a list"
+
+    def write(self, kind, step, metrics):
+        self.seen.append((kind, step, metrics))
+
+    def close(self, failed):
+        self.seen.append(failed)
+
+
+@register_writer("broken")
+class Broken(LogWriter):
+    def write(self, kind, step, metrics):
+        raise OSError("the server is gone")
+
+
+def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(small_config, tmp_path, capsys):
+    config, calls, workdir = small_config, Calls(), tmp_path / "run"
+    config.duration, config.eval.every, config.checkpoint.every = "6 steps", "3 steps", "2 steps"
+    config.checkpoint.keep = 1
+    config.eval.also = ("part=train[:100]",)
+    config.eval.metrics, config.eval.best = ("part/wrong",), "part/loss:max"
+    config.log.writers = ("list", "broken")
+    result = train.train(config, workdir, hooks=[calls], console=Console(width=200))
+
+    steps = [call[:2] for call in calls.seen]
+    expected = [(when, step) for step in range(1, 7) for when in ("before", "after")]
+    expected.insert(6, ("evaluation", 3))
+    assert steps == [*expected, ("evaluation", 6), ("end", 6)]
+
+    found = calls.seen[-2][2]
+    assert result == {"step": 6, **found}
+    own = {"loss", "top1", "examples", "skipped"}
+    assert found.keys() == own | {f"part/{name}" for name in (*own, "wrong")}
+    assert (found["examples"], found["part/examples"]) == (360, 100)
+    assert found["part/wrong"] == pytest.approx(1 - found["part/top1"])
+    again = evaluate.evaluate(workdir)
+    assert {name: again[name] for name in found} == pytest.approx(found)
+    alone = evaluate.evaluate(workdir, split="train[:100]")
+    assert alone["loss"] == pytest.approx(found["part/loss"])
+    assert "part/loss" not in alone
+
+    figures = [record for record in records.read(workdir) if record["kind"] == "eval"]
+    assert [record["part/top1"] for record in figures] == [
+        results["part/top1"] for _, _, results in (calls.seen[6], calls.seen[-2])
+    ]
+    events = EventAccumulator(str(workdir)).Reload()
+    assert [event.step for event in events.Scalars("eval/part/wrong")] == [3, 6]
+    first, *listed, failed = Listed.seen
+    assert (first, failed) == (64, False)
+    assert [(kind, step) for kind, step, _ in listed] == [
+        *(("train", step) for step in (1, 2, 3)), ("eval", 3),
+        *(("train", step) for step in (4, 5, 6)), ("eval", 6), ("time", 6),
+    ]  # fmt: skip
+
+    said = capsys.readouterr().out
+    assert "evaluation on part at step 6  top-1" in said
+    assert f"wrong {found['part/wrong']:.4f}" in said
+    assert said.count("the log writer broken failed: the server is gone; the run goes on") == 1
+    assert said.count("log: list writes to a list") == 1
+    higher = max((calls.seen[6], calls.seen[-2]), key=lambda call: call[2]["part/loss"])[1]
+    with Checkpoints.from_config(config, workdir) as checkpoints:
+        assert checkpoints.find("best") == higher
+        assert checkpoints.steps() == sorted({higher, 6})
+    assert f"the best by part/loss{'' if higher == 6 else ' is 3'}" in said
+
+
+def test_sets_are_evaluated_until_a_signal_comes(small_config):
+    small_config.eval.also = ("part=train[:100]",)
+    run = train.prepare(small_config)
+    asked = []
+
+    def stop_requested():
+        asked.append(None)
+        return len(asked) == 7  # 360 images are six batches of 64, of one device
+
+    state = run.init(jax.random.key(0))
+    assert run.evaluate(state.weights(), None, stop_requested) is None
+    assert len(asked) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eval.best": "top-1"}, "'top-1', which is no metric of this run; did you mean 'top1'"),
+        ({"eval.best": "part/top1"}, "There are: loss, top1"),
+        ({"eval.best": "top5"}, "did you mean"),
+        ({"eval.also": ("part=trian",)}, "trian"),
+        ({"eval.metrics": ("wron",)}, "'wron'; did you mean 'wrong'"),
+        ({"log.writers": ("wandbb",)}, "'wandbb'; did you mean 'wandb'"),
+        ({"log.writers": ("gone",)}, "'gone', which needs: pip install 'xception_jax.gone.'"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_the_run(small_config, changes, said):
+    register_writer("gone", needs="no_such_package", install="xception_jax[gone]")(Listed)
+    small_config.update_from_flattened_dict(changes)
+    with pytest.raises(UsageError, match=said) as caught:
+        preflight.validate(small_config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["top1", "examples", "a/b"])
+def test_a_metric_takes_no_name_that_means_something_else(name):
+    with pytest.raises(ValueError, match="is the name of a metric that there is"):
+        metrics.register_metric(name)
