@@ -31,8 +31,12 @@ class WandbWriter(LogWriter):
             dir=info.workdir,
             config=dict(info.config),
             allow_val_change=True,
-            # The console stays the run's own.
-            settings=wandb.Settings(console="off", silent=True, finish_timeout=50),
+            settings=wandb.Settings(
+                console="off",  # it stays the run's own
+                silent=True,
+                finish_timeout=50,
+                x_transaction_log_flush_interval=1.0,  # seconds that a kill takes along offline
+            ),
         )
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
