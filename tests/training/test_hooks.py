@@ -1,7 +1,12 @@
 """A run with everything that hangs on its loop, added from outside of the package."""
 
+import csv
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,6 +40,31 @@ class Calls(Hook):
         self.seen.append(("end", step))
 
 
+PYTHON = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(), re.DOTALL
+)
+
+
+@pytest.fixture(scope="module")
+def contributed():
+    """The metric and the log writer of CONTRIBUTING.md, as a file of a user adds them."""
+    found: dict = {}
+    for code in PYTHON:
+        if "register_metric" in code or "register_writer" in code:
+            assert len(code.splitlines()) < 30
+            exec(code, found)
+    return found
+
+
+def test_the_metric_of_contributing(contributed):
+    logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    labels = np.array([0, 2, 1, 1, 0])
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = [sum((p - (k == label)) ** 2 for k, p in enumerate(row))
+                for row, label in zip(shares, labels, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(contributed["brier"](logits, {"label": labels}), expected, rtol=1e-5)
+
+
 @metrics.register_metric("wrong")
 def wrong(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     return jnp.argmax(logits, axis=-1) != batch["label"]
@@ -61,13 +91,15 @@ class Broken(LogWriter):
         raise OSError("the server is gone")
 
 
-def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(small_config, tmp_path, capsys):
+def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(
+    contributed, small_config, tmp_path, capsys
+):
     config, calls, workdir = small_config, Calls(), tmp_path / "run"
     config.duration, config.eval.every, config.checkpoint.every = "6 steps", "3 steps", "2 steps"
     config.checkpoint.keep = 1
     config.eval.also = ("part=train[:100]",)
-    config.eval.metrics, config.eval.best = ("part/wrong",), "part/loss:max"
-    config.log.writers = ("list", "broken")
+    config.eval.metrics, config.eval.best = ("part/wrong", "brier"), "part/loss:max"
+    config.log.writers = ("list", "broken", "csv")
     result = train.train(config, workdir, hooks=[calls], console=Console(width=200))
 
     steps = [call[:2] for call in calls.seen]
@@ -77,7 +109,7 @@ def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(small_config, tmp_
 
     found = calls.seen[-2][2]
     assert result == {"step": 6, **found}
-    own = {"loss", "top1", "examples", "skipped"}
+    own = {"loss", "top1", "brier", "examples", "skipped"}
     assert found.keys() == own | {f"part/{name}" for name in (*own, "wrong")}
     assert (found["examples"], found["part/examples"]) == (360, 100)
     assert found["part/wrong"] == pytest.approx(1 - found["part/top1"])
@@ -99,6 +131,11 @@ def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(small_config, tmp_
         *(("train", step) for step in (1, 2, 3)), ("eval", 3),
         *(("train", step) for step in (4, 5, 6)), ("eval", 6), ("time", 6),
     ]  # fmt: skip
+
+    with (workdir / "log.csv").open(newline="") as file:
+        rows = [(kind, int(step), float(value)) for kind, step, key, value in csv.reader(file)
+                if key == "part/brier"]  # fmt: skip
+    assert rows == [("eval", r["step"], r["part/brier"]) for r in figures]
 
     said = capsys.readouterr().out
     assert "evaluation on part at step 6  top-1" in said
