@@ -1,7 +1,7 @@
 """A run with everything that hangs on its loop, added from outside of the package."""
 
 import csv
-import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -16,8 +16,8 @@ from xception_jax.errors import UsageError
 from xception_jax.training import metrics, preflight
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.hooks import Hook
-from xception_jax.training.telemetry import records
-from xception_jax.training.telemetry.writers import LogWriter, register_writer
+from xception_jax.training.telemetry import records, writers
+from xception_jax.training.telemetry.writers import LogWriter
 
 
 class Calls(Hook):
@@ -40,19 +40,18 @@ class Calls(Hook):
         self.seen.append(("end", step))
 
 
-PYTHON = re.findall(
-    r"```python\n(.*?)```", (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(), re.DOTALL
-)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def contributed():
-    """The metric and the log writer of CONTRIBUTING.md, as a file of a user adds them."""
+    """What the files of a user add, as CONTRIBUTING.md shows them."""
     found: dict = {}
-    for code in PYTHON:
-        if "register_metric" in code or "register_writer" in code:
-            assert len(code.splitlines()) < 30
-            exec(code, found)
+    for name in ("my_metric.py", "my_writer.py"):
+        code = (ROOT / "tests" / "extensions" / name).read_text()
+        assert len(code.splitlines()) < 30
+        assert f"```python\n{code}```" in (ROOT / "CONTRIBUTING.md").read_text()
+        found |= runpy.run_path(str(ROOT / "tests" / "extensions" / name))
     return found
 
 
@@ -65,12 +64,12 @@ def test_the_metric_of_contributing(contributed):
     np.testing.assert_allclose(contributed["brier"](logits, {"label": labels}), expected, rtol=1e-5)
 
 
-@metrics.register_metric("wrong")
+@metrics.register("wrong")
 def wrong(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     return jnp.argmax(logits, axis=-1) != batch["label"]
 
 
-@register_writer("list")
+@writers.register("list")
 class Listed(LogWriter):
     seen: list = []  # noqa: RUF012
 
@@ -85,7 +84,7 @@ class Listed(LogWriter):
         self.seen.append(failed)
 
 
-@register_writer("broken")
+@writers.register("broken")
 class Broken(LogWriter):
     def write(self, kind, step, metrics):
         raise OSError("the server is gone")
@@ -170,13 +169,16 @@ def test_sets_are_evaluated_until_a_signal_comes(small_config):
         ({"eval.best": "part/top1"}, "There are: loss, top1"),
         ({"eval.best": "top5"}, "did you mean"),
         ({"eval.also": ("part=trian",)}, "trian"),
-        ({"eval.metrics": ("wron",)}, "'wron'; did you mean 'wrong'"),
+        (
+            {"eval.metrics": ("wron",)},
+            "'wron', which no imported file registers; did you mean 'wrong'",
+        ),
         ({"log.writers": ("wandbb",)}, "'wandbb'; did you mean 'wandb'"),
         ({"log.writers": ("gone",)}, "'gone', which needs: pip install 'xception_jax.gone.'"),
     ],
 )
 def test_what_is_not_there_is_refused_before_the_run(small_config, changes, said):
-    register_writer("gone", needs="no_such_package", install="xception_jax[gone]")(Listed)
+    writers.register("gone", needs="no_such_package", install="xception_jax[gone]")(Listed)
     small_config.update_from_flattened_dict(changes)
     with pytest.raises(UsageError, match=said) as caught:
         preflight.validate(small_config)
@@ -186,4 +188,4 @@ def test_what_is_not_there_is_refused_before_the_run(small_config, changes, said
 @pytest.mark.parametrize("name", ["top1", "examples", "a/b"])
 def test_a_metric_takes_no_name_that_means_something_else(name):
     with pytest.raises(ValueError, match="is the name of a metric that there is"):
-        metrics.register_metric(name)
+        metrics.register(name)

@@ -280,7 +280,7 @@ SCHEMA: dict[str, Field] = {
         "have the name as prefix: real/top1", texts=True, harmless=True,
     ),
     "eval.metrics": _tuple(
-        (), "further metrics, added by metrics.register_metric: NAME, or SET/NAME for one set of "
+        (), "further metrics, added by metrics.register: NAME, or SET/NAME for one set of "
         "eval.also alone", texts=True, harmless=True,
     ),
     "eval.best": _text(
@@ -293,7 +293,7 @@ SCHEMA: dict[str, Field] = {
     "log.every": _every("50 steps", "between lines of the log"),
     "log.tensorboard": _flag(True, "write TensorBoard events", harmless=True),
     "log.writers": _tuple(
-        (), "further writers of the log: wandb, mlflow, or one added by writers.register_writer",
+        (), "further writers of the log: wandb, mlflow, or one added by writers.register",
         texts=True, harmless=True,
     ),
     "profile.steps": _tuple(

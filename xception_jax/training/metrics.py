@@ -141,7 +141,7 @@ Registered = tuple[tuple[str, PerExample], ...]
 _REGISTERED: dict[str, PerExample] = {}
 
 
-def register_metric(name: str) -> Callable[[PerExample], PerExample]:
+def register(name: str) -> Callable[[PerExample], PerExample]:
     """Adds a metric that `eval.metrics` can name; a later one of the same name takes its place.
 
     Its function takes the logits, float32 `[batch, classes]`, and the batch, and gives a number for
@@ -151,21 +151,20 @@ def register_metric(name: str) -> Callable[[PerExample], PerExample]:
     if name in (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, "skipped") or "/" in name:
         raise ValueError(f"{name!r} is the name of a metric that there is, or has a slash in it")
 
-    def register(function: PerExample) -> PerExample:
+    def add(function: PerExample) -> PerExample:
         _REGISTERED[name] = function
         return function
 
-    return register
+    return add
 
 
 def registered(asked: tuple[str, ...]) -> Registered:
     """The metrics of these names; raises `UsageError` for one that is not there."""
     for name in asked:
         if name not in _REGISTERED:
-            there = ", ".join(sorted(_REGISTERED)) or "none"
             raise UsageError(
-                f"config.eval.metrics names {name!r}{nearest(name, _REGISTERED) or ';'} "
-                f"register_metric has added: {there}"
+                f"config.eval.metrics names {name!r}, which no imported file registers"
+                f"{nearest(name, _REGISTERED)}"
             )
     return tuple((name, _REGISTERED[name]) for name in asked)
 

@@ -8,12 +8,12 @@ import pytest
 from xception_jax.errors import UsageError
 from xception_jax.training.telemetry import writers
 from xception_jax.training.telemetry.records import Records, read
-from xception_jax.training.telemetry.writers import LogWriter, RunInfo, register_writer
+from xception_jax.training.telemetry.writers import LogWriter, RunInfo
 
 GO = threading.Event()
 
 
-@register_writer("slow")
+@writers.register("slow")
 class Slow(LogWriter):
     """Waits for its server."""
 
@@ -21,7 +21,7 @@ class Slow(LogWriter):
         GO.wait(60)
 
 
-@register_writer("no entry")
+@writers.register("no entry")
 class NoEntry(LogWriter):
     def __init__(self, info):
         raise PermissionError("nobody is logged in\nand more")
@@ -62,10 +62,12 @@ def test_an_id_is_made_once(tmp_path):
     assert json.loads((tmp_path / "log_ids.json").read_text()) == {"a": "1", "b": "2"}
 
 
-def test_names_and_packages_are_checked():
+def test_names_and_packages_are_checked(tmp_path, monkeypatch):
     writers.check(("slow",))
     with pytest.raises(UsageError, match="'slo'; did you mean 'slow'"):
         writers.check(("slo",))
-    register_writer("far", needs="no_such_package")(Slow)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_such_package").mkdir()
+    writers.register("far", needs="no_such_package")(Slow)
     with pytest.raises(UsageError, match="which needs: pip install 'no_such_package'"):
         writers.check(("far",))

@@ -23,7 +23,7 @@ from xception_jax.training.telemetry import (
     trackers,  # noqa: F401 (registers its writers)
     writers,
 )
-from xception_jax.training.telemetry.writers import LogWriter, RunInfo, register_writer
+from xception_jax.training.telemetry.writers import LogWriter, RunInfo
 from xception_jax.utils.files import write_atomically
 
 TENSORBOARD = "tensorboard"
@@ -126,7 +126,7 @@ class Records:
             writer.close(failed)
 
 
-@register_writer(TENSORBOARD, local=True)
+@writers.register(TENSORBOARD, local=True)
 class _Events(LogWriter):
     """TensorBoard's events. Like `metrics.jsonl`, they are written where they are made."""
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from xception_jax.training.telemetry.writers import LogWriter, RunInfo, register_writer
+from xception_jax.training.telemetry.writers import LogWriter, RunInfo, register
 
 _PROJECT = "xception_jax"
 
 
-@register_writer("wandb", needs="wandb", install="xception_jax[wandb]")
+@register("wandb", needs="wandb", install="xception_jax[wandb]")
 class WandbWriter(LogWriter):
     """Weights & Biases, set up by its own environment variables: WANDB_MODE=offline, WANDB_PROJECT.
 
@@ -49,7 +49,7 @@ class WandbWriter(LogWriter):
         self._run.finish(exit_code=int(failed))
 
 
-@register_writer("mlflow", needs="mlflow", install="xception_jax[mlflow]")
+@register("mlflow", needs="mlflow", install="xception_jax[mlflow]")
 class MlflowWriter(LogWriter):
     """MLflow: the server of MLFLOW_TRACKING_URI, else files in `workdir/mlruns`."""
 

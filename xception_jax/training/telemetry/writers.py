@@ -1,6 +1,6 @@
 """Where the figures of a run go besides `metrics.jsonl`: writers, by name.
 
-A writer is a class with `register_writer("name")`, that `log.writers` names. A file beside the
+A writer is a class with `register("name")`, that `log.writers` names. A file beside the
 user's config can add one. Process 0 alone has writers.
 """
 
@@ -87,7 +87,7 @@ class _Kind:
 _KINDS: dict[str, _Kind] = {}
 
 
-def register_writer(
+def register(
     name: str, *, needs: str = "", install: str = "", local: bool = False
 ) -> Callable[[MakeWriter], MakeWriter]:
     """Adds a writer that `log.writers` can name; a later one of the same name takes its place.
@@ -99,11 +99,11 @@ def register_writer(
       local: it writes files, and is called without a thread of its own; its errors end the run.
     """
 
-    def register(make: MakeWriter) -> MakeWriter:
+    def add(make: MakeWriter) -> MakeWriter:
         _KINDS[name] = _Kind(make, needs, install or needs, local)
         return make
 
-    return register
+    return add
 
 
 def check(names: Sequence[str]) -> None:
@@ -115,10 +115,16 @@ def check(names: Sequence[str]) -> None:
                 f"There are: {', '.join(sorted(_KINDS))}"
             )
         kind = _KINDS[name]
-        if kind.needs and importlib.util.find_spec(kind.needs) is None:
+        if kind.needs and not _is_installed(kind.needs):
             raise UsageError(
                 f"config.log.writers names {name!r}, which needs: pip install '{kind.install}'"
             )
+
+
+def _is_installed(package: str) -> bool:
+    """A mere folder of that name, as W&B leaves where it runs, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def create(name: str, info: RunInfo, say: Callable[[str], None]) -> LogWriter:
