@@ -239,7 +239,7 @@ def evaluate(
 
 def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: Telemetry) -> None:
     """Says where the run stands and what to do next."""
-    if last < run.total_steps:
+    if last < run.total_steps or not checkpoints.metrics(last):  # or its evaluation was left out
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
     by = config_lib.Best.parse(run.config.eval.best).metric

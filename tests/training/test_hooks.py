@@ -1,7 +1,9 @@
 """A run with everything that hangs on its loop, added from outside of the package."""
 
 import csv
+import os
 import runpy
+import signal
 from pathlib import Path
 
 import jax
@@ -146,6 +148,30 @@ def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(
         assert checkpoints.find("best") == higher
         assert checkpoints.steps() == sorted({higher, 6})
     assert f"the best by part/loss{'' if higher == 6 else ' is 3'}" in said
+
+
+class Signal(Hook):
+    """Has the process asked to stop after a step."""
+
+    def after_step(self, step, state, metrics):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_evaluation_that_a_signal_left_out_is_made_up_for(small_config, tmp_path):
+    small_config.duration, small_config.eval.also = "2 steps", ("part=train[:100]",)
+    small_config.eval.best = "part/top1"
+    console = Console(quiet=True)
+    stopped = train.train(small_config, tmp_path, hooks=[Signal()], console=console)
+    assert stopped == {"step": 2}
+    calls = Calls()
+    again = train.train(small_config, tmp_path, hooks=[calls], console=console)
+    assert calls.seen == [("evaluation", 2, {k: v for k, v in again.items() if k != "step"}),
+                          ("end", 2)]  # fmt: skip
+    assert again["part/examples"] == 100
+    with Checkpoints.from_config(small_config, tmp_path) as checkpoints:
+        assert checkpoints.find("best") == 2
+        assert checkpoints.metrics(2)["part/top1"] == again["part/top1"]
 
 
 def test_sets_are_evaluated_until_a_signal_comes(small_config):
