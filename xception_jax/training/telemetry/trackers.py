@@ -21,7 +21,7 @@ class WandbWriter(LogWriter):
     def __init__(self, info: RunInfo):
         import wandb
 
-        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError("nobody is logged in; run `wandb login`, or set WANDB_MODE=offline")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
