@@ -38,7 +38,7 @@ from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.data.skips import Skips
 from xception_jax.errors import UsageError
-from xception_jax.training import preflight, sharding
+from xception_jax.training import optimizer, preflight, sharding
 from xception_jax.training import state as state_lib
 from xception_jax.training.checkpoint import checkpoints as checkpoint
 from xception_jax.training.hooks import Hooks
@@ -135,7 +135,7 @@ def python_overhead(with_ema: bool, calls: int = 300) -> tuple[int, float]:
     """Arrays in the paper's model's whole state, and seconds to call a jitted function of it."""
     config = config_lib.default()
     make_model = state_lib.model_maker(config, 1000)
-    run_optimizer = train.optimizer.from_config(config, 100)[0]
+    run_optimizer = optimizer.from_config(config, 100)[0]
     mesh = sharding.make_mesh(1)
     whole = sharding.replicated(mesh)
     shapes = state_lib.shapes_of(partial(state_lib.create, make_model, run_optimizer, with_ema))
