@@ -38,9 +38,10 @@ from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.data.skips import Skips
 from xception_jax.errors import UsageError
-from xception_jax.training import preflight, sharding
+from xception_jax.training import optimizer, preflight, sharding
 from xception_jax.training import state as state_lib
 from xception_jax.training.checkpoint import checkpoints as checkpoint
+from xception_jax.training.hooks import Hooks
 from xception_jax.training.telemetry import log as telemetry
 from xception_jax.training.telemetry.goodput import Goodput
 from xception_jax.training.telemetry.profiling import Profile
@@ -114,18 +115,19 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
         telemetry.Telemetry(
             Path(folder), Console(file=nowhere, force_terminal=True), Goodput(),
             start=0, total=steps,
-            batch_size=run.config.data.batch_size, epoch=len(run.train_source), tensorboard=True,
+            batch_size=run.config.data.batch_size, epoch=len(run.train_source),
+            due=run.every("log.every"),
         ) as log,
     ):  # fmt: skip
         begin = time.perf_counter()
-        around = train.Around(
+        services = train.RunServices(
             checkpoints,
             log,
             Skips(Path(folder), 0.0, log.say),
-            Profile(Path(folder), (), log.say),
+            Hooks(Profile(Path(folder), (), log.say), log),
             lambda: False,
         )
-        train.loop(observed, state, 0, around)
+        train.loop(observed, state, 0, services)
         return (time.perf_counter() - begin - sum(spent)) / steps
 
 
@@ -133,7 +135,7 @@ def python_overhead(with_ema: bool, calls: int = 300) -> tuple[int, float]:
     """Arrays in the paper's model's whole state, and seconds to call a jitted function of it."""
     config = config_lib.default()
     make_model = state_lib.model_maker(config, 1000)
-    run_optimizer = train.optimizer.from_config(config, 100)[0]
+    run_optimizer = optimizer.from_config(config, 100)[0]
     mesh = sharding.make_mesh(1)
     whole = sharding.replicated(mesh)
     shapes = state_lib.shapes_of(partial(state_lib.create, make_model, run_optimizer, with_ema))

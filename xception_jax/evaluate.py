@@ -1,4 +1,4 @@
-"""Evaluation of a run's checkpoint: exact metrics over a whole split.
+"""Evaluation of a run's checkpoint: exact metrics over whole splits.
 
 Reads only the weights it needs, and checks every one of them against its digest.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from xception_jax.data import splits
 from xception_jax.data.skips import Skips
 from xception_jax.training import build, sharding
-from xception_jax.training.evaluation import Evaluator
+from xception_jax.training.evaluation import Evaluators
 from xception_jax.training.trained import Trained
 
 
@@ -32,9 +32,9 @@ def evaluate(
     """Evaluates a checkpoint; the arguments are the command's flags, and `say` takes its notes.
 
     Returns:
-      `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluator` finds: `top1`
+      `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluators` find: `top1`
       and (from 20 classes on) `top5`, of multi-label data `map`, `precision` and `recall`; `loss`,
-      `examples`, `skipped`.
+      `examples`, `skipped`. Without `split`, the sets of the run's `eval.also` too: `real/top1`.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
@@ -42,17 +42,21 @@ def evaluate(
     """
     trained = Trained.find(workdir, step, weights)
     config = trained.config
-    split = split or config.data.eval_split
     most = config.data.max_skipped if max_skipped is None else max_skipped
     config.data.max_skipped = most
-    source = splits.open_split(config, split, data_dir)
-    trained.meta.check_classes(source.name, source.class_names)
-    if source.summary:
-        say(source.summary)
+    if split is None:
+        sources = splits.open_evaluation(config, data_dir)
+    else:
+        sources = {"": splits.open_split(config, split, data_dir)}
+    for source in sources.values():
+        trained.meta.check_classes(source.name, source.class_names)
+        if source.summary:
+            say(source.summary)
     layout = sharding.Layout.whole(sharding.make_mesh())
-    evaluate_batch = build.build_evaluation(config, build.DataSpec.of(source), layout)
-    evaluator = Evaluator.create(config, evaluate_batch, source, layout, batch_size)
+    evaluate_batch = build.build_evaluation(config, build.DataSpec.of(sources[""]), layout)
+    evaluators = Evaluators.create(config, evaluate_batch, sources, layout, batch_size)
     skips = Skips(workdir, most, say, flag="--max_skipped")
-    metrics = evaluator(trained.weights(layout.weights), skips)
+    metrics = evaluators(trained.weights(layout.weights), skips)
     assert metrics is not None, "nobody asks it to stop"
+    split = split or config.data.eval_split
     return {"step": trained.step, "weights": trained.kind, "split": split, **metrics}

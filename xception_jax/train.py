@@ -5,7 +5,7 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 
     commands.run("train")
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from xception_jax.runtime import cluster
 from xception_jax.training import build, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
-from xception_jax.training.evaluation import Evaluator
+from xception_jax.training.evaluation import Evaluators
+from xception_jax.training.hooks import Hook, Hooks
 from xception_jax.training.state import TrainState
 from xception_jax.training.telemetry import outlook, verdict
 from xception_jax.training.telemetry.goodput import Goodput
@@ -41,6 +42,7 @@ def train(
     *,
     console: Console | None = None,
     allow_config_changes: bool = False,
+    hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
     """Trains in `folder`, from its newest checkpoint on if it has one.
 
@@ -49,9 +51,10 @@ def train(
       folder: holds everything that the run writes; made if it is not there.
       console: where progress goes; standard output unless given.
       allow_config_changes: continue a run though harmless fields of its config have changed.
+      hooks: called from step to step, after the run's own; see `training.hooks`.
 
     Returns:
-      `step`, the last one done, and where it was evaluated what `Evaluator` finds.
+      `step`, the last one done, and where it was evaluated what `Evaluators` find.
 
     Raises:
       UsageError: the config, the data or the folder will not do; nothing has been compiled.
@@ -65,40 +68,40 @@ def train(
             run = prepare(config)
         with (
             workdir.lock_workdir(folder, config, allow_changes=allow_config_changes),
-            Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints,
+            Checkpoints.from_config(config, folder) as checkpoints,
         ):
             with goodput.spending("start"):
                 state, notes = restore_or_initialize(run, checkpoints)
             first = int(state.step)
-            with Telemetry(
+            with Telemetry.from_config(
+                config,
                 folder,
                 console or make_console(),
                 goodput,
                 start=first,
                 total=run.total_steps,
-                batch_size=config.data.batch_size,
                 epoch=len(run.train_source),
-                tensorboard=config.log.tensorboard,
-                silent=not cluster.is_first(),
+                due=run.every("log.every"),
                 carried=checkpoints.log(first),
             ) as log:
                 introduce(run, folder, state, notes, log)
                 skips = Skips(folder, config.data.max_skipped, log.say)
                 with Profile(folder, config.profile.steps, log.say) as profile:
-                    around = Around(checkpoints, log, skips, profile, stop_requested)
-                    last = loop(run, state, first, around)
+                    calls = Hooks(profile, log, *hooks)
+                    services = RunServices(checkpoints, log, skips, calls, stop_requested)
+                    last = loop(run, state, first, services)
                 conclude(run, checkpoints, folder, last, log)
                 return {"step": last, **(checkpoints.metrics(last) or {})}
 
 
 @dataclass(frozen=True)
-class Around:
-    """What a run writes to, and listens to, from step to step."""
+class RunServices:
+    """What a run writes to, calls and listens to, from step to step."""
 
     checkpoints: Checkpoints
     log: Telemetry
     skips: Skips
-    profile: Profile
+    hooks: Hooks
     stop_requested: Callable[[], bool]
 
 
@@ -109,7 +112,7 @@ class Run(build.Functions):
     train_source: Source
     total_steps: int
     batches: TrainingBatches
-    evaluate: Evaluator
+    evaluate: Evaluators
 
     @property
     def meta(self) -> Meta:
@@ -127,7 +130,7 @@ class Run(build.Functions):
 def prepare(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     train_source = splits.open_training(config)
-    eval_source = splits.open_split(config, config.data.eval_split)
+    eval_sources = splits.open_evaluation(config)
     functions = build.build(config, build.DataSpec.of(train_source))
     batches = TrainingBatches(
         Reader.from_config(config, train_source, workers=config.data.workers),
@@ -142,7 +145,9 @@ def prepare(config: ConfigDict) -> Run:
         train_source=train_source,
         total_steps=Duration.parse(config.duration).steps(**size),
         batches=batches,
-        evaluate=Evaluator.create(config, functions.evaluate_batch, eval_source, functions.layout),
+        evaluate=Evaluators.create(
+            config, functions.evaluate_batch_of, eval_sources, functions.layout
+        ),
     )
 
 
@@ -169,23 +174,23 @@ def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: 
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
-    summaries = run.train_source.summary, *workdir.name_files(folder, run.evaluate.reader.source)
+    own = run.evaluate.own.reader.source
+    summaries = run.train_source.summary, *workdir.name_files(folder, own)
     for note in filter(None, (*summaries, run.batches.reader.note, *notes)):
         log.say(note)
 
 
-def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
+def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
     """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
-    log, checkpoints = around.log, around.checkpoints
+    log, checkpoints, hooks = services.log, services.checkpoints, services.hooks
     done, total = first, run.total_steps
-    log_due, save_due = run.every("log.every"), run.every("checkpoint.every")
-    evaluation_due = run.every("eval.every")
+    save_due, evaluation_due = run.every("checkpoint.every"), run.every("eval.every")
     # A signal may have come during the evaluation of the last step.
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
-        if (result := evaluate(run, state, first, around)) is None:
+        if (result := evaluate(run, state, first, services)) is None:
             return first
         checkpoints.add_metrics(first, result)
-    with closing(run.batches(first, around.skips)) as batches:
+    with closing(run.batches(first, services.skips)) as batches:
         for done in range(first + 1, total + 1):
             with log.goodput.spending("input"):
                 batch = next(batches)
@@ -194,15 +199,14 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
                     outlook.tell(log.say, run.train_step, state, batch, total - first)
                     cluster.compile_together(run.train_step, state, batch)
                     checkpoints.warm_up(state)
-            with around.profile.begin(done):
-                state, metrics = run.train_step(state, batch)
-            around.profile.end(done, metrics)
-            log.step_dispatched(done, metrics, log=log_due(done) or done == total)
-            stop = around.stop_requested()
+            hooks.before_step(done)
+            state, metrics = run.train_step(state, batch)
+            hooks.after_step(done, state, metrics)
+            stop = services.stop_requested()
             evaluation = evaluation_due(done) or done == total
             if evaluation or stop or save_due(done):
                 log.catch_up()
-                result = evaluate(run, state, done, around) if evaluation and not stop else None
+                result = evaluate(run, state, done, services) if evaluation and not stop else None
                 stop |= evaluation and result is None
                 with log.pause("checkpoint"):
                     checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
@@ -210,23 +214,25 @@ def loop(run: Run, state: TrainState, first: int, around: Around) -> int:
                 break
     with log.goodput.spending("checkpoint"):
         checkpoints.wait()
-    if done > first:
-        log.tell_goodput(done)
+    hooks.at_end(done)
     return done
 
 
-def evaluate(run: Run, state: TrainState, step: int, around: Around) -> dict[str, Any] | None:
+def evaluate(
+    run: Run, state: TrainState, step: int, services: RunServices
+) -> dict[str, Any] | None:
     """Evaluates the weights of a step and tells of it; None where a signal came in between."""
-    with around.log.pause("evaluation"):
-        result = run.evaluate(state.weights(), around.skips, around.stop_requested)
+    with services.log.pause("evaluation"):
+        result = run.evaluate(state.weights(), services.skips, services.stop_requested)
     if result:
-        around.log.evaluated(step, result)
+        services.hooks.on_evaluation(step, result)
     return result
 
 
 def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: Telemetry) -> None:
     """Says where the run stands and what to do next."""
-    if last < run.total_steps:
+    if last < run.total_steps or not checkpoints.metrics(last):  # or its evaluation was left out
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
-    log.say("\n".join(verdict.lines(folder, last, checkpoints.find("best"))))
+    by = config_lib.Best.parse(run.config.eval.best).metric
+    log.say("\n".join(verdict.lines(folder, last, checkpoints.find("best"), by)))

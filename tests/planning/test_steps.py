@@ -20,10 +20,9 @@ def test_the_steps_are_those_of_a_run(small_config):
     planned = steps.lower("train", small_config, run.layout.mesh, data)
     assert planned.as_text() == run.train_step.lower(state, batch).as_text()
 
-    evaluate = run.evaluate
-    batch = steps.batch_of(evaluate.batch_size, small_config, run.layout.mesh, data)
+    batch = steps.batch_of(run.evaluate.own.batch_size, small_config, run.layout.mesh, data)
     planned = steps.lower("evaluate", small_config, run.layout.mesh, data)
-    expected = evaluate.evaluate_batch.lower(
+    expected = run.evaluate_batch.lower(
         sharding.place(run.shapes.weights(), run.layout.weights), batch
     )
     assert planned.as_text() == expected.as_text()

@@ -48,8 +48,8 @@ def test_training_and_evaluation_multiply_as_asked(asked):
     assert expected == {"HIGHEST"} or asked.model.matmul_precision != "auto"
     assert precisions(traced.lower(lowering_platforms=("tpu",)).as_text()) == expected
     weights = sharding.place(run.shapes.weights(), run.layout.weights)
-    batch = steps.batch_of(run.evaluate.batch_size, config, run.layout.mesh, data)
-    traced = run.evaluate.evaluate_batch.trace(weights, batch)
+    batch = steps.batch_of(run.evaluate.own.batch_size, config, run.layout.mesh, data)
+    traced = run.evaluate_batch.trace(weights, batch)
     assert precisions(traced.lower(lowering_platforms=("tpu",)).as_text()) == expected
 
 

@@ -160,12 +160,12 @@ def test_masked_examples_do_not_count(without_dropout):
     run, first, batches = start(without_dropout)
     batch = dict(batches[0])
     weights = first.weights()
-    whole = jax.device_get(run.evaluate.evaluate_batch(weights, batch))
+    whole = jax.device_get(run.evaluate_batch(weights, batch))
     assert whole["examples"] == 64
     halves = []
     for mask in (np.arange(64) < 32, np.arange(64) >= 32):
         part = {**batch, "mask": mask.astype(np.float32)}
-        halves.append(jax.device_get(run.evaluate.evaluate_batch(weights, part)))
+        halves.append(jax.device_get(run.evaluate_batch(weights, part)))
     for name, value in whole.items():
         assert halves[0][name] + halves[1][name] == pytest.approx(value, rel=1e-6)
 

@@ -18,7 +18,9 @@ _STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a num
 _WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
 )
-_SPLIT = flags.DEFINE_string("split", None, "TFDS split; unless given, the run's data.eval_split")
+_SPLIT = flags.DEFINE_string(
+    "split", None, "TFDS split; unless given, the run's data.eval_split and eval.also"
+)
 _DATA_DIR = flags.DEFINE(
     cli.DATA_PATH, "data_dir", None, "where TFDS keeps its data, if elsewhere now"
 )
@@ -42,6 +44,7 @@ def main() -> None:
         raise UsageError("--workdir is needed; --help shows an example")
     from xception_jax.evaluate import evaluate
     from xception_jax.runtime import cluster
+    from xception_jax.training.telemetry.log import SHARES
     from xception_jax.utils import console
 
     # A training in the same job has the same environment, so only what is asked for is joined.
@@ -64,7 +67,7 @@ def main() -> None:
         print(json.dumps(result))
         return
     shown = {
-        name: f"{value:.6f}" if name == "loss" else f"{value:.2%}"
+        name: f"{value:.2%}" if name.rpartition("/")[2] in SHARES else f"{value:.6f}"
         for name, value in result.items()
         if isinstance(value, float)
     }

@@ -3,10 +3,12 @@
 Nothing here opens data or builds a model.
 """
 
+from xception_jax.config.evaluation import Best, EvalSet, eval_metrics, eval_sets
 from xception_jax.config.fields import Field
 from xception_jax.config.resolution import (
     applies_exif,
     compute_dtype,
+    log_writers,
     loss_name,
     matmul_precision,
     microbatches,
@@ -32,6 +34,8 @@ from xception_jax.config.schema import (
 
 __all__ = [
     "SCHEMA",
+    "Best",
+    "EvalSet",
     "Field",
     "applies_exif",
     "check_fields",
@@ -40,8 +44,11 @@ __all__ = [
     "default",
     "describe",
     "differences",
+    "eval_metrics",
+    "eval_sets",
     "flatten",
     "from_flat",
+    "log_writers",
     "loss_name",
     "matmul_precision",
     "may_change",

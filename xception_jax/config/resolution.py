@@ -22,6 +22,11 @@ _OPEN: dict[str, Any] = {
 _CROPS = {"inception": 0.875, "timm": 0.875}
 
 
+def log_writers(config: ConfigDict) -> tuple[str, ...]:
+    """The log's writers besides `metrics.jsonl`, by name."""
+    return (*(("tensorboard",) if config.log.tensorboard else ()), *config.log.writers)
+
+
 def microbatches(config: ConfigDict, devices: int) -> int:
     """Into how many parts a step's batch is cut, for no device to take more than its limit."""
     batch, limit = config.data.batch_size, config.optimizer.microbatch

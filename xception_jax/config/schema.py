@@ -277,10 +277,27 @@ SCHEMA: dict[str, Field] = {
         "that they hold 100 steps, or a tenth of the run if that is less"
     ),
     "eval.batch_size": _int(0, "0: as in training, in view of microbatch", harmless=True),
+    "eval.also": _tuple(
+        (), "further sets to evaluate on: SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT; their metrics "
+        "have the name as prefix: real/top1", texts=True, harmless=True,
+    ),
+    "eval.metrics": _tuple(
+        (), "further metrics, added by metrics.register: NAME, or SET/NAME for one set of "
+        "eval.also alone", texts=True, harmless=True,
+    ),
+    "eval.best": _text(
+        "auto", "the metric that decides which checkpoint is best: METRIC, METRIC:max or "
+        "METRIC:min, as real/top1 or loss:min; auto: the highest top1, of several labels map",
+        harmless=True,
+    ),
     "checkpoint.every": _every("auto", "between checkpoints; auto: as of eval.every"),
     "checkpoint.keep": _int(3, "newest checkpoints kept, besides the best", low=1, harmless=True),
     "log.every": _every("50 steps", "between lines of the log"),
     "log.tensorboard": _flag(True, "write TensorBoard events", harmless=True),
+    "log.writers": _tuple(
+        (), "further writers of the log: wandb, mlflow, or one added by writers.register",
+        texts=True, harmless=True,
+    ),
     "profile.steps": _tuple(
         (), "first and last step to trace into workdir/profile, as (100, 105); (): none", low=1,
         fractions=False, harmless=True,

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import readers
 from xception_jax.data.readers import folder_layout, joined
 from xception_jax.data.source import Source
@@ -31,6 +32,18 @@ def open_split(
         hold_out=folder_layout.held_out(config.data.eval_split) if evaluated else "",
         folder_rules=config.data.folder_rules,
     )
+
+
+def open_evaluation(config: ConfigDict, data_dir: str | None = None) -> dict[str, Source]:
+    """Opens what the config evaluates on, by name.
+
+    `data.eval_split` has the empty name and is the first; then come the sets of `eval.also`.
+    """
+    own = {"": open_split(config, config.data.eval_split, data_dir)}
+    return own | {
+        one.name: open_split(config, one.split, data_dir, one.dataset)
+        for one in config_lib.eval_sets(config)
+    }
 
 
 def open_training(config: ConfigDict) -> Source:

@@ -5,7 +5,7 @@ Nothing is compiled and no weight is made. The devices need not be there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -55,7 +55,8 @@ class Functions:
       init: makes the state of a key.
       shapes: the `TrainState` as `jax.ShapeDtypeStruct`s.
       frozen: parts of the model that are not trained.
-      train_step, evaluate_batch: jitted; see `step.jit_train_step`, `step.jit_evaluate_batch`.
+      train_step: jitted; see `step.jit_train_step`.
+      evaluate_batch_of: gives the jitted step of a set by its name, see `build_evaluation`.
     """
 
     config: ConfigDict
@@ -64,7 +65,12 @@ class Functions:
     shapes: TrainState
     frozen: tuple[str, ...]
     train_step: Any
-    evaluate_batch: Any
+    evaluate_batch_of: Callable[[str], Any]
+
+    @property
+    def evaluate_batch(self) -> Any:
+        """The step of evaluation on `data.eval_split`."""
+        return self.evaluate_batch_of("")
 
 
 def build(
@@ -105,12 +111,17 @@ def build(
         shapes=shapes,
         frozen=state_lib.frozen_parts(graphdef, vars(shapes)),
         train_step=step_lib.jit_train_step(step_config, layout),
-        evaluate_batch=_evaluation(config, graphdef, layout, data.multilabel),
+        evaluate_batch_of=_evaluation(config, graphdef, layout, data.multilabel),
     )
 
 
-def build_evaluation(config: ConfigDict, data: DataSpec, layout: Layout) -> Any:
-    """`evaluate_batch` alone, jitted, for weights that lie by a layout of their own."""
+def build_evaluation(config: ConfigDict, data: DataSpec, layout: Layout) -> Callable[[str], Any]:
+    """The steps of evaluation alone, for weights that lie by a layout of their own.
+
+    Returns:
+      A function from the name of a set, empty for `data.eval_split`, to the jitted
+      `step.evaluate_batch` with the set's metrics; sets with the same ones share one.
+    """
     graphdef = build_graphdef(config, data.classes)
     return _evaluation(config, graphdef, layout, data.multilabel)
 
@@ -120,7 +131,14 @@ def build_graphdef(config: ConfigDict, classes: int) -> Any:
     return state_lib.graphdef_of(state_lib.model_maker(config, classes), config.data.image_size)
 
 
-def _evaluation(config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool) -> Any:
+def _evaluation(
+    config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool
+) -> Callable[[str], Any]:
     # Plain, so that runs which smooth or weigh otherwise can be compared.
     loss = metrics.Loss(config_lib.loss_name(config, multilabel))
-    return step_lib.jit_evaluate_batch(graphdef, loss, layout)
+
+    @cache
+    def jitted(names: tuple[str, ...]) -> Any:
+        return step_lib.jit_evaluate_batch(graphdef, loss, layout, metrics.registered(names))
+
+    return lambda name: jitted(config_lib.eval_metrics(config, name))

@@ -1,7 +1,7 @@
 """Exact metrics over a whole split, in a run and after it."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Evaluator:
         batches = self.reader.evaluation_batches(
             batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
         )
-        weights = _gathered(weights, self.layout.weights)
+        weights = gathered(weights, self.layout.weights)
         totals: collections.Counter = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
         for batch in transfer.to_devices(batches, sharding.by_example(self.layout.mesh)):
@@ -105,7 +105,69 @@ class Evaluator:
         }
 
 
-def _gathered(weights: Tree, shardings: Any) -> Tree:
+@dataclass(frozen=True)
+class Evaluators:
+    """Evaluates weights on several sets, one after the other.
+
+    Attributes:
+      sets: by name; the run's own, of `data.eval_split`, has the empty name and is the first.
+    """
+
+    sets: Mapping[str, Evaluator]
+
+    @classmethod
+    def create(
+        cls,
+        config: ConfigDict,
+        evaluate_batch: Callable[[str], Any],
+        sources: Mapping[str, Source],
+        layout: Layout,
+        batch_size: int = 0,
+    ) -> "Evaluators":
+        """See `Evaluator.create`; `evaluate_batch` gives the jitted step of a set."""
+        return cls(
+            {
+                name: Evaluator.create(config, evaluate_batch(name), source, layout, batch_size)
+                for name, source in sources.items()
+            }
+        )
+
+    @property
+    def own(self) -> Evaluator:
+        """That of `data.eval_split`."""
+        return self.sets[""]
+
+    def __call__(
+        self,
+        weights: Tree,
+        skips: Skips | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
+        """What each `Evaluator` finds, with the set's name before: `top1`, `real/top1`.
+
+        None where `stop_requested` says so, in whichever set.
+        """
+        results: dict[str, Any] = {}
+        for name, evaluator in self.sets.items():
+            # The first gathers them, the others take them as they are then.
+            weights = gathered(weights, evaluator.layout.weights)
+            found = evaluator(weights, skips, stop_requested)
+            if found is None:
+                return None
+            results |= {f"{name}/{key}" if name else key: found[key] for key in found}
+        return results
+
+
+def by_set(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The results of `Evaluators` by the name of their set."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in results.items():
+        name, _, metric = key.rpartition("/")
+        found.setdefault(name, {})[metric] = value
+    return found
+
+
+def gathered(weights: Tree, shardings: Any) -> Tree:
     """The weights where they are taken: once, not for each batch. None is copied that is there."""
     wanted = jax.tree.leaves(sharding.place(weights, shardings))
     there = jax.tree.leaves(weights)

@@ -5,6 +5,7 @@ The labels of a batch are its entry `label`, int32 `[batch]`, or, where an image
 are: `top1` and, from 20 classes on, `top5`; or `map`, `precision` and `recall`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from xception_jax.errors import UsageError, nearest
 from xception_jax.training import sharding
 
 # Of the mean average precision, as in the paper's JFT experiments (arXiv:1610.02357v3, section
@@ -124,6 +126,55 @@ def means(sums: dict[str, Any]) -> dict[str, Any]:
         return sums[name] / (sums[divisor] + (sums[divisor] == 0))
 
     return {name: mean(name) for name in sums if name not in _COUNTS}
+
+
+def names(classes: int, multilabel: bool) -> list[str]:
+    """The metrics of `sums` and the loss, for data of so many classes."""
+    if multilabel:
+        return ["loss", *_DIVISORS]
+    return ["loss", "top1", *(["top5"] if classes >= TOP5_CLASSES else [])]
+
+
+# Of each example: from logits, float32 `[batch, classes]`, and the batch to float32 `[batch]`.
+PerExample = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+Registered = tuple[tuple[str, PerExample], ...]
+_REGISTERED: dict[str, PerExample] = {}
+
+
+def register(name: str) -> Callable[[PerExample], PerExample]:
+    """Adds a metric that `eval.metrics` can name; a later one of the same name takes its place.
+
+    Its function takes the logits, float32 `[batch, classes]`, and the batch, and gives a number for
+    each example, `[batch]`. It is compiled, so it is written with `jax.numpy`. The metric is the
+    mean over the set's examples.
+    """
+    if name in (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, "skipped") or "/" in name:
+        raise ValueError(f"{name!r} is the name of a metric that there is, or has a slash in it")
+
+    def add(function: PerExample) -> PerExample:
+        _REGISTERED[name] = function
+        return function
+
+    return add
+
+
+def registered(asked: tuple[str, ...]) -> Registered:
+    """The metrics of these names; raises `UsageError` for one that is not there."""
+    for name in asked:
+        if name not in _REGISTERED:
+            raise UsageError(
+                f"config.eval.metrics names {name!r}, which no imported file registers"
+                f"{nearest(name, _REGISTERED)}"
+            )
+    return tuple((name, _REGISTERED[name]) for name in asked)
+
+
+def further_sums(
+    further: Registered, logits: jax.Array, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The sums of registered metrics over a batch; rows whose `mask` is 0 count nowhere."""
+    real = batch["mask"] > 0
+    return {name: jnp.sum(jnp.where(real, one(logits, batch), 0)) for name, one in further}
 
 
 def topk_correct(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ from xception_jax.data.readers import joined
 from xception_jax.data.render import decode
 from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import ReadError, UsageError
+from xception_jax.training import metrics
+from xception_jax.training.telemetry import records
 from xception_jax.utils import paths
 
 
@@ -33,6 +35,7 @@ def validate(config: ConfigDict, begun: ConfigDict | None = None) -> None:
     """
     config = config_lib.settled(config, begun)
     check_without_data(config, jax.device_count())
+    records.check_writers(config_lib.log_writers(config))
     _check_processes(config, jax.device_count(), jax.process_count())
     if config.profile.steps:
         check_profiler()
@@ -69,6 +72,9 @@ def check_without_data(config: ConfigDict, devices: int) -> None:
     _check_sampling(config)
     _check_batch(config, devices)
     _check_model(config)
+    config_lib.Best.parse(config.eval.best)
+    for name in ("", *(one.name for one in config_lib.eval_sets(config))):
+        metrics.registered(config_lib.eval_metrics(config, name))
 
 
 def _check_paths(config: ConfigDict) -> None:
@@ -197,21 +203,40 @@ def _check_model(config: ConfigDict) -> None:
 
 def _check_data(config: ConfigDict, begun: ConfigDict | None) -> None:
     train = splits.open_training(config)
-    test = splits.open_split(config, config.data.eval_split)
+    evaluated = splits.open_evaluation(config)
     if begun is None:  # older versions let a run begin that would be refused today
         check_lengths(config, len(train))
     if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
-    joined.same_classes(train, test)
+    for name, test in evaluated.items():
+        _check_set(train, name, test)
+    known = metrics.names(len(train.class_names), train.multilabel)
+    config_lib.Best.parse(config.eval.best).check(
+        [
+            f"{name}/{metric}" if name else metric
+            for name in evaluated
+            for metric in (*known, *config_lib.eval_metrics(config, name))
+        ]
+    )
     if config.data.balanced and train.multilabel:
         raise UsageError(
             f"config.data.balanced takes one label an image, and {train.name} has several"
         )
     _check_loss(config, train.name, len(train.class_names), train.multilabel)
-    for source in (train, test):
+    for source in (train, *evaluated.values()):
         most = int(config.data.max_skipped * len(source))
         for record in (0, len(source) - 1):
             _check_readable(source, record, most)
+
+
+def _check_set(train: Source, name: str, test: Source) -> None:
+    joined.same_classes(train, test)
+    if name and test.multilabel != train.multilabel:
+        several, one = (test, train) if test.multilabel else (train, test)
+        raise UsageError(
+            f"config.eval.also: {several.name} has several labels an image, and {one.name} one; it "
+            f"takes sets of the run's kind"
+        )
 
 
 def _check_sampling(config: ConfigDict) -> None:

@@ -230,13 +230,19 @@ def _averaged(
 
 
 def evaluate_batch(
-    graphdef: Any, loss: metrics.Loss, mesh: Mesh, weights: Tree, batch: Batch
+    graphdef: Any,
+    loss: metrics.Loss,
+    mesh: Mesh,
+    further: metrics.Registered,
+    weights: Tree,
+    batch: Batch,
 ) -> Scalars:
-    """Sums over the unmasked examples of a batch: `loss` and those of `metrics.sums`."""
+    """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`."""
     logits, _ = apply(graphdef, weights, pipeline.normalize(batch["image"]), mesh=mesh)
     losses = loss(logits, metrics.labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
+        **metrics.further_sums(further, logits, batch),
         **metrics.sums(logits, batch, mesh),
     }
 
@@ -253,12 +259,12 @@ def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, 
 
 
 def jit_evaluate_batch(
-    graphdef: Any, loss: metrics.Loss, layout: Layout
+    graphdef: Any, loss: metrics.Loss, layout: Layout, further: metrics.Registered = ()
 ) -> Callable[[Tree, Batch], Scalars]:
     """`evaluate_batch` on the layout's devices, of weights as the model takes them."""
     whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
-        partial(evaluate_batch, graphdef, loss, layout.mesh),
+        partial(evaluate_batch, graphdef, loss, layout.mesh, further),
         in_shardings=(layout.weights, cut),
         out_shardings=whole,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.errors import UsageError
 from xception_jax.training import sharding, state
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
@@ -52,7 +53,8 @@ class Trained:
         kind = kind or ("ema" if config.ema.decay else "raw")
         if kind == "ema" and not config.ema.decay:
             raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
-        with Checkpoints(workdir, read_only=True) as checkpoints:
+        best = config_lib.Best.parse(config.eval.best)
+        with Checkpoints(workdir, best=best, read_only=True) as checkpoints:
             found = checkpoints.find(step)
             meta = checkpoints.meta(found)
             return cls(workdir, config, found, kind, meta, meta.metrics)

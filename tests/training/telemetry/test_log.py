@@ -47,7 +47,7 @@ def test_a_line_is_the_mean_over_its_steps(tmp_path):
         for step, loss in enumerate((4.0, 2.0, 3.0, 1.0), start=1):
             log.step_dispatched(step, metrics(loss), log=step % 2 == 0)
         log.catch_up()
-        log.evaluated(4, {"top1": 0.25, "top5": 1.0, "loss": 2.5, "examples": 36})
+        log.on_evaluation(4, {"top1": 0.25, "top5": 1.0, "loss": 2.5, "examples": 36})
     train = [r for r in records(tmp_path) if r["kind"] == "train"]
     assert [(r["step"], r["loss"], r["top1"]) for r in train] == [(2, 3.0, 0.5), (4, 2.0, 0.5)]
     assert train[0]["images_per_second"] == pytest.approx(10 / train[0]["seconds_per_step"])
@@ -110,7 +110,7 @@ def test_tensorboard_reads_the_events(tmp_path):
         for step in (1, 2, 3, 4):
             log.step_dispatched(step, metrics(float(step)), log=step % 2 == 0)
         log.catch_up()
-        log.evaluated(4, {"top1": 0.25, "top5": 1.0, "loss": 2.5, "examples": 36})
+        log.on_evaluation(4, {"top1": 0.25, "top5": 1.0, "loss": 2.5, "examples": 36})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 1.5), (4, 3.5)]
     assert [(e.step, e.value) for e in events.Scalars("eval/top1")] == [(4, 0.25)]
@@ -152,7 +152,7 @@ def test_what_is_not_finite_stops_the_run_and_names_the_step(tmp_path, bad):
 def test_an_evaluation_that_is_not_finite_is_not_logged(tmp_path):
     log, _ = log_into(tmp_path)
     with log, pytest.raises(RunError, match="evaluation at step 4 is nan"):
-        log.evaluated(4, {"top1": 0.25, "top5": 1.0, "loss": math.nan, "examples": 36})
+        log.on_evaluation(4, {"top1": 0.25, "top5": 1.0, "loss": math.nan, "examples": 36})
     assert records(tmp_path) == []
 
 
@@ -179,7 +179,7 @@ def test_the_host_is_never_more_than_two_steps_ahead(tmp_path):
 def test_a_terminal_gets_a_bar(tmp_path):
     console = telemetry.Console(file=io.StringIO(), force_terminal=True, width=120)
     with telemetry.Telemetry(
-        tmp_path, console, Goodput(), start=0, total=3, batch_size=1, epoch=3, tensorboard=False
+        tmp_path, console, Goodput(), start=0, total=3, batch_size=1, epoch=3, writers=()
     ) as log:
         for step in (1, 2, 3):
             log.step_dispatched(step, metrics(1.0), log=False)

@@ -16,9 +16,9 @@ def test_the_steps_are_traced(tmp_path, steps, traced):
     double = jax.jit(lambda x: 2 * x)
     with Profile(tmp_path, steps, said.append) as profile:
         for step in (1, 2, 3, 4):  # the run may end before the last step to trace
-            with profile.begin(step):
-                result = double(jnp.ones(4))
-            profile.end(step, result)
+            profile.before_step(step)
+            result = double(jnp.ones(4))
+            profile.after_step(step, None, {"result": result})
     files = list(tmp_path.rglob("*.trace.json.gz"))
     assert len(files) == len(said) == bool(steps)
     if steps:

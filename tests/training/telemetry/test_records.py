@@ -59,7 +59,7 @@ def test_a_machine_that_vanishes_takes_a_minute_of_figures_along_at_most(tmp_pat
             written[step] = now[0]
             bucket.sync()
         if step % 15 == 0:  # an evaluation of five minutes
-            records.close()
+            records.flush()
             bucket.sync()
             now[0] += 300
             assert set(bucket.steps()) >= {s for s, at in written.items() if at < now[0] - 60}

@@ -19,8 +19,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from xception_jax.config import Best
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.runtime import cluster
 from xception_jax.training.checkpoint import frozen_part, manifest, storage
@@ -59,6 +61,7 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       keep: newest checkpoints that are kept, besides the best one.
+      best: what that is; None: as `eval.best` says where it is `auto`.
       read_only: open what is there and change nothing.
       say: takes a line where a file has to be read again; standard error unless given.
 
@@ -71,18 +74,24 @@ class Checkpoints:
         workdir: Path,
         *,
         keep: int = 1,
+        best: Best | None = None,
         read_only: bool = False,
         say: storage.Say = None,
     ):
         self.workdir = workdir
         self._folder = workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._say = keep, read_only, say
-        self._writing = False
+        self._writing, self._criterion = False, best or Best()
         self._tracebacks = Tracebacks(workdir)
         # By step: its manifest, or the complaint where that is damaged. As process 0 sees them.
         self._found = self._survey()
         # Frozen parts that have been read or written, and have the right bits.
         self._whole: set[Path] = set()
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, workdir: Path) -> "Checkpoints":
+        """Those of a run with this config."""
+        return cls(workdir, keep=config.checkpoint.keep, best=Best.parse(config.eval.best))
 
     def _survey(self) -> dict[int, Meta | str]:
         def survey() -> list[tuple[int, Any]]:
@@ -191,7 +200,7 @@ class Checkpoints:
         evaluated = {step: found for step in sorted(steps) if (found := self.metrics(step))}
         if not evaluated:
             return None
-        return max(evaluated, key=lambda step: (manifest.quality(evaluated[step]), step))
+        return max(evaluated, key=lambda step: (self._criterion.quality(evaluated[step]), step))
 
     def warm_up(self, state: TrainState) -> None:
         """Computes the digests of a state once, so that a save in a hurry compiles nothing."""

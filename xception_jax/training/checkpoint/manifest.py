@@ -90,11 +90,6 @@ class Meta:
             )
 
 
-def quality(metrics: dict[str, float]) -> tuple[float, float]:
-    """What `best` means: the highest top-1, of multi-label data MAP; of equals the lowest loss."""
-    return metrics["map" if "map" in metrics else "top1"], -metrics["loss"]
-
-
 def is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 

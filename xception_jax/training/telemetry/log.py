@@ -3,35 +3,42 @@
 import collections
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from xception_jax import config as config_lib
 from xception_jax.errors import RunError
+from xception_jax.runtime import cluster
+from xception_jax.training import evaluation
+from xception_jax.training.hooks import Hook
 from xception_jax.training.metrics import MAP_GUESSES
+from xception_jax.training.state import TrainState
 from xception_jax.training.telemetry.goodput import Goodput
-from xception_jax.training.telemetry.records import Records
+from xception_jax.training.telemetry.records import TENSORBOARD, Records
 
 # Steps that the host may be ahead of the device: enough to keep it busy, few enough to bound the
 # memory of waiting batches.
 _STEPS_AHEAD = 2
 
 # The metrics that are shares, and what a line calls them; which there are depends on the data.
-_SHARES = {
+SHARES = {
     "top1": "top-1",
     "top5": "top-5",
     "map": f"MAP@{MAP_GUESSES}",
     "precision": "precision",
     "recall": "recall",
 }
+_KNOWN = (*SHARES, "loss", "examples", "skipped")
 
 
-class Telemetry:
+class Telemetry(Hook):
     """Collects the metrics of every step without stalling the device, and writes them out.
 
     A step's metrics are fetched when the host is two steps ahead, so the device always has work.
@@ -45,7 +52,9 @@ class Telemetry:
       total: steps of the whole run.
       batch_size: examples a step.
       epoch: examples an epoch.
-      tensorboard: write events.
+      due: whether there is a line after a step; there is one after the last.
+      writers: names of the log's writers, see `writers`.
+      config: of the run, flat, for the writers.
       silent: check the metrics and tell nobody; of processes other than the first.
       carried: what `to_carry` gave when the checkpoint of step `start` was saved.
     """
@@ -60,15 +69,20 @@ class Telemetry:
         total: int,
         batch_size: int,
         epoch: int,
-        tensorboard: bool = True,
+        due: Callable[[int], bool] = lambda step: True,
+        writers: Sequence[str] = (TENSORBOARD,),
+        config: Mapping[str, Any] | None = None,
         silent: bool = False,
         carried: dict[str, Any] | None = None,
     ):
         self.goodput = goodput
         self._console, self._total = Console(quiet=True) if silent else console, total
+        self._start, self._due = start, due
         self._batch_size, self._epoch = batch_size, epoch
-        self._records = Records(None if silent else workdir, start, tensorboard=tensorboard)
-        self._waiting: collections.deque[tuple[int, dict[str, jax.Array], bool]] = (
+        self._records = Records(
+            None if silent else workdir, start, names=writers, config=config, say=self.say
+        )
+        self._waiting: collections.deque[tuple[int, Mapping[str, jax.Array], bool]] = (
             collections.deque()
         )
         # The number of steps since the last line, and the sum of each metric over them. The order
@@ -80,19 +94,39 @@ class Telemetry:
         self._mark = time.perf_counter()
         self._bar = _Bar(console, start, total) if console.is_terminal and not silent else None
 
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, workdir: Path, console: Console, goodput: Goodput, **more: Any
+    ) -> "Telemetry":
+        """That of a run with this config, resolved; `more` is what does not follow from it."""
+        return cls(
+            workdir,
+            console,
+            goodput,
+            batch_size=config.data.batch_size,
+            writers=config_lib.log_writers(config),
+            config=config_lib.portable(config_lib.flatten(config)),
+            silent=not cluster.is_first(),
+            **more,
+        )
+
     def __enter__(self) -> "Telemetry":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._bar:
             self._bar.stop()
-        self._records.close()
+        self._records.close(failed=kind is not None)
 
     def say(self, text: Any) -> None:
         """Shows a line, or anything that rich can draw."""
         self._console.print(text)
 
-    def step_dispatched(self, step: int, metrics: dict[str, jax.Array], *, log: bool) -> None:
+    def after_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
+        """See `step_dispatched`."""
+        self.step_dispatched(step, metrics, log=self._due(step) or step == self._total)
+
+    def step_dispatched(self, step: int, metrics: Mapping[str, jax.Array], *, log: bool) -> None:
         """Takes the metrics, still being computed, of a step; `log` asks for a line after it.
 
         Raises:
@@ -173,28 +207,39 @@ class Telemetry:
         )
         self._timed, self._mark = 0, now
 
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Logs the result of an evaluation. Raises `RunError` where its loss is not finite."""
-        if not math.isfinite(metrics["loss"]):
-            raise RunError(
-                f"the loss of the evaluation at step {step} is {metrics['loss']}; the run stops "
-                f"here, and its checkpoints are from before"
+    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+        """Logs the result of an evaluation. Raises `RunError` where a metric is not finite."""
+        for name, value in results.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"the {name} of the evaluation at step {step} is {value}; the run stops "
+                    f"here, and its checkpoints are from before"
+                )
+        self._records.write("eval", step, dict(results))
+        for name, metrics in evaluation.by_set(results).items():
+            others = "".join(
+                f"  {other} {metrics[other]:.4f}" for other in metrics if other not in _KNOWN
             )
-        self._records.write("eval", step, metrics)
-        skipped = f", {metrics['skipped']} skipped" if metrics.get("skipped") else ""
-        self.say(
-            f"evaluation at step {step}  {_shares(metrics, 2)}  "
-            f"loss {metrics['loss']:.4f}  {metrics['examples']} examples{skipped}"
-        )
+            skipped = f", {metrics['skipped']} skipped" if metrics.get("skipped") else ""
+            self.say(
+                f"evaluation{f' on {name}' if name else ''} at step {step}  "
+                f"{_shares(metrics, 2)}  loss {metrics['loss']:.4f}{others}  "
+                f"{metrics['examples']} examples{skipped}"
+            )
 
     @contextmanager
     def pause(self, cause: str) -> Iterator[None]:
         """Inside, time is lost to the cause and no part of the speed of steps."""
         since = time.perf_counter()
-        self._records.close()
+        self._records.flush()
         with self.goodput.spending(cause):
             yield
         self._mark += time.perf_counter() - since
+
+    def at_end(self, step: int) -> None:
+        """See `tell_goodput`; where no step was done, there is nothing to tell."""
+        if step > self._start:
+            self.tell_goodput(step)
 
     def tell_goodput(self, step: int) -> None:
         """Writes what the time went to, and says it."""
@@ -230,7 +275,7 @@ class _Bar:
 def _shares(metrics: dict[str, float], digits: int) -> str:
     """The metrics that are shares, for a line."""
     return "  ".join(
-        f"{name} {metrics[key]:.{digits}%}" for key, name in _SHARES.items() if key in metrics
+        f"{name} {metrics[key]:.{digits}%}" for key, name in SHARES.items() if key in metrics
     )
 
 

@@ -1,13 +1,15 @@
 """A trace of some steps of a run, for XProf and TensorBoard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from xception_jax.training.hooks import Hook
+from xception_jax.training.state import TrainState
 
-class Profile:
+
+class Profile(Hook):
     """Traces the steps `first` to `last` into `workdir/profile`; a context manager.
 
     Every process traces its own devices.
@@ -22,26 +24,35 @@ class Profile:
         self._folder, self._say = workdir / "profile", say
         self._first, self._last = steps or (0, 0)
         self._running = False
+        self._annotation: jax.profiler.StepTraceAnnotation | None = None
 
     def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._leave_step()
         if self._running:
             self._stop()
 
-    def begin(self, step: int) -> jax.profiler.StepTraceAnnotation:
-        """To be entered around a step, which it names in the trace."""
+    def before_step(self, step: int) -> None:
+        """Names the step in the trace."""
         if self._first and step == self._first:
             jax.profiler.start_trace(self._folder)
             self._running = True
-        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._annotation.__enter__()
 
-    def end(self, step: int, result: Any) -> None:
-        """After a step was dispatched, with what it computes."""
+    def after_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
+        """After the last step to trace, waits for it."""
+        self._leave_step()
         if self._running and step >= self._last:
-            jax.block_until_ready(result)
+            jax.block_until_ready(metrics)
             self._stop()
+
+    def _leave_step(self) -> None:
+        if self._annotation:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""The figures of a run in files: `metrics.jsonl`, and TensorBoard's events.
+"""The figures of a run: `metrics.jsonl`, TensorBoard's events, and the other log writers.
 
 A bucket that is mounted as a folder (gcsfuse) gets the data of a file when it is closed. Until then
 they are lost with the machine. So files are closed soon after something was written, and opened
@@ -12,17 +12,24 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
+from xception_jax.training.telemetry import (
+    trackers,  # noqa: F401 (registers its writers)
+    writers,
+)
+from xception_jax.training.telemetry.writers import LogWriter, RunInfo
 from xception_jax.utils.files import write_atomically
 
+TENSORBOARD = "tensorboard"
+
 # A close is an upload of the file, which takes a mounted bucket up to a second or so.
-_CLOSE_AFTER_S = 30.0
+_FLUSH_AFTER_S = 30.0
 _MASK = 0xA282EAD8
 
 _numbers = itertools.count()
@@ -49,13 +56,19 @@ def _messages() -> tuple[Any, Any]:
 _EVENT, _SUMMARY = _messages()
 
 
+# Here, where those of this package have been registered.
+check_writers = writers.check
+
+
 class Records:
-    """Appends records to the files of a run; to be closed at its end.
+    """Appends records to the files of a run, and gives them to its writers; to be closed.
 
     Args:
       workdir: the run's folder; None: writes nowhere.
       start: steps done before; what was written of later ones, by a run that was killed, goes.
-      tensorboard: write events too.
+      names: of the writers, see `writers`.
+      config: of the run, flat, for the writers.
+      say: takes a line on a writer.
       clock: seconds.
     """
 
@@ -64,58 +77,84 @@ class Records:
         workdir: Path | None,
         start: int,
         *,
-        tensorboard: bool = True,
+        names: Sequence[str] = (TENSORBOARD,),
+        config: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._clock, self._closed = clock, clock()
+        self._clock, self._flushed = clock, clock()
         self._lines: _File | None = None
-        self._events: _File | None = None
+        self._writers: list[LogWriter] = []
+        self._unflushed = True
         if workdir is None:
             return
         path = workdir / "metrics.jsonl"
         _forget_after(path, start)
         self._lines = _File(path)
-        if tensorboard:
-            now = time.time()
-            # Files of one second are read in the order of their names.
-            name = f"events.out.tfevents.{int(now):010}.{socket.gethostname()}"
-            self._events = _File(workdir / f"{name}.{start:012}.{next(_numbers)}")
-            self._write_event(_EVENT.Event(wall_time=now, file_version="brain.Event:2"))
-            begun = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
-            self._write_event(_EVENT.Event(wall_time=now, step=start + 1, session_log=begun))
+        info = RunInfo(workdir, start, config or {})
+        self._writers = [writers.create(name, info, say) for name in dict.fromkeys(names)]
 
     def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Appends the metrics of a step; `kind` is `train`, `eval` or `time`."""
-        now = time.time()
         if self._lines:
-            record = {"kind": kind, "step": step, "time": now, **metrics}
+            record = {"kind": kind, "step": step, "time": time.time(), **metrics}
             self._lines.append(f"{json.dumps(record)}\n".encode())
-        if self._events:
-            values = [
-                _SUMMARY.Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))
-                for name, value in metrics.items()
-            ]
-            summary = _SUMMARY.Summary(value=values)
-            self._write_event(_EVENT.Event(wall_time=now, step=step, summary=summary))
+        for writer in self._writers:
+            writer.write(kind, step, metrics)
+        self._unflushed = True
         self.tick()
 
     def tick(self) -> None:
-        """Closes the files if that is due; to be called about every half a minute."""
-        if self._clock() - self._closed >= _CLOSE_AFTER_S:
-            self.close()
+        """Flushes if that is due; to be called about every half a minute."""
+        if self._clock() - self._flushed >= _FLUSH_AFTER_S:
+            self.flush()
 
-    def close(self) -> None:
-        """What was written reaches the bucket; to be called before a long wait, and at the end."""
-        for file in (self._lines, self._events):
-            if file and file.close():
-                self._closed = self._clock()
+    def flush(self) -> None:
+        """What was written reaches the bucket; to be called before a long wait."""
+        if not self._unflushed:
+            return
+        self._unflushed, self._flushed = False, self._clock()
+        if self._lines:
+            self._lines.close()
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self, failed: bool = False) -> None:
+        """To be called at the end; `failed`: by an error."""
+        self.flush()
+        for writer in self._writers:
+            writer.close(failed)
+
+
+@writers.register(TENSORBOARD, local=True)
+class _Events(LogWriter):
+    """TensorBoard's events. Like `metrics.jsonl`, they are written where they are made."""
+
+    def __init__(self, info: RunInfo):
+        now = time.time()
+        # Files of one second are read in the order of their names.
+        name = f"events.out.tfevents.{int(now):010}.{socket.gethostname()}"
+        self._file = _File(info.workdir / f"{name}.{info.start:012}.{next(_numbers)}")
+        self._write_event(_EVENT.Event(wall_time=now, file_version="brain.Event:2"))
+        begun = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
+        self._write_event(_EVENT.Event(wall_time=now, step=info.start + 1, session_log=begun))
+
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        values = [
+            _SUMMARY.Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))
+            for name, value in metrics.items()
+        ]
+        summary = _SUMMARY.Summary(value=values)
+        self._write_event(_EVENT.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        self._file.close()
 
     def _write_event(self, event: Any) -> None:
         """As a record of a tfrecord file: its length and it, each with its checksum."""
-        assert self._events
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
-        self._events.append(length + _checksum(length) + data + _checksum(data))
+        self._file.append(length + _checksum(length) + data + _checksum(data))
 
 
 class _File:
@@ -132,13 +171,11 @@ class _File:
         self._file.write(data)
         self._file.flush()
 
-    def close(self) -> bool:
-        """Whether there was anything to close."""
-        if not self._file:
-            return False
-        file, self._file = self._file, None
-        file.close()
-        return True
+    def close(self) -> None:
+        """It is opened again when there is more."""
+        if self._file:
+            file, self._file = self._file, None
+            file.close()
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:

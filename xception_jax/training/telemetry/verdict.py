@@ -46,19 +46,21 @@ def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
-def lines(folder: Path, last: int, best: int) -> list[str]:
+def lines(folder: Path, last: int, best: int, by: str = "") -> list[str]:
     """The last lines of a run that is done.
 
     Args:
       folder: of the run.
       last, best: steps of its checkpoints.
+      by: the metric that decides what is best; empty: the usual one.
     """
-    return [*of(records.read(folder)), _done(folder, last, best)]
+    return [*of(records.read(folder)), _done(folder, last, best, by)]
 
 
-def _done(folder: Path, last: int, best: int) -> str:
+def _done(folder: Path, last: int, best: int, by: str) -> str:
     there = folder / "checkpoints"
     command = f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
+    by = f" by {by}" if by else ""
     if last == best:
-        return f"done: {there / str(last)}, the best\n{command}"
-    return f"done: {there / str(last)}; the best is {best}, --step=best\n{command} --step=best"
+        return f"done: {there / str(last)}, the best{by}\n{command}"
+    return f"done: {there / str(last)}; the best{by} is {best}, --step=best\n{command} --step=best"
