@@ -9,7 +9,7 @@ from tests.benchmarks.test_step import run
 from xception_jax.data import turbojpeg
 
 # The most functions and changes of file. The target of issue 15: host 30 and 10, step 80 and 25.
-LIMITS = {"host": (66, 40), "step": (129, 43)}
+LIMITS = {"host": (66, 40), "step": (108, 28)}
 
 
 @pytest.mark.skipif(turbojpeg.library() is None, reason="needs libturbojpeg 3")

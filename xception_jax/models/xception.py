@@ -64,17 +64,6 @@ class Unit(nnx.Module):
         return self.bn.max_pooled(x, train=train, padding=self.pool)
 
 
-class Skip(nnx.Module):
-    """The projection around a block that halves the image: 1x1, stride 2, batch normalization."""
-
-    def __init__(self, channels_in: int, channels: int, layers: Layers):
-        self.conv = layers.projection(channels_in, channels)
-        self.bn = layers.norm(channels)
-
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        return self.bn(self.conv(x), train=train)
-
-
 class Block(nnx.Module):
     """Separable convolutions with a residual connection around them.
 
@@ -109,8 +98,11 @@ class Block(nnx.Module):
             )
             for i, (before, after) in enumerate(pairwise([channels_in, *channels]))
         )
-        projected = downsample and residual
-        self.skip = Skip(channels_in, channels[-1], layers) if projected else None
+        self.skip = (
+            layers.conv_norm(channels_in, channels[-1], 1, stride=2, relu=False)
+            if downsample and residual
+            else None
+        )
         self.residual = residual
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

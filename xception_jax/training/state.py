@@ -17,6 +17,7 @@ from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
 from xception_jax.training import sharding
+from xception_jax.training.rules import MODEL
 from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays
@@ -88,6 +89,11 @@ def graphdef_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -
     return split(model)[0]
 
 
+def normalize(images: jax.Array) -> jax.Array:
+    """uint8 pixels to float32 in [-1, 1], as the paper's and Keras' Xception take them."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
 def apply(
     graphdef: Any,
     weights: Tree,
@@ -100,27 +106,28 @@ def apply(
     """Runs the model: logits, and the batch statistics as they are afterwards.
 
     Args:
-      structure: from `graphdef_of`.
+      graphdef: from `graphdef_of`.
       weights: `{"params", "batch_stats"}`.
-      images: normalized, `[batch, height, width, 3]`.
+      images: from `normalize`, `[batch, height, width, 3]`.
       key: of the dropout, in training.
       mesh: the devices; needed where they share the head, see `sharding.for_head`.
     """
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    with precision_of(graphdef, weights):
-        pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
+    with precision(model.matmul_precision):
+        pooled, place = model.pooled(images, train=train), None
+        if mesh is not None and MODEL in mesh.axis_names:
+            pooled, place = sharding.for_head(pooled, mesh)
         logits = model.classify(pooled, train=train, rngs=rngs, place=place)
-    return logits, split(model)[2]
+    return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
-def precision_of(graphdef: Any, weights: Tree) -> AbstractContextManager[Any]:
-    """Inside, JAX multiplies as the model asks; gradients have to be taken inside too.
+def precision(asked: str | None) -> AbstractContextManager[Any]:
+    """Inside, JAX multiplies as a model's `matmul_precision` asks; None: as outside.
 
-    Of `jax.custom_vjp` the backward pass is traced only then.
+    Gradients have to be taken inside too: the backward pass of a `jax.custom_vjp` is traced only
+    then.
     """
-    model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
-    asked = model.matmul_precision
     return jax.default_matmul_precision(asked) if asked else nullcontext()
 
 
