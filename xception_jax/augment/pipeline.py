@@ -105,12 +105,12 @@ def _place(step: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     By halves of 16 bits, since JAX computes with 32 unless all of it is told otherwise.
     """
     step_high, step_low = step >> 16, step & 0xFFFF
-    size_high, size_low = (jnp.uint32(half) for half in divmod(batch_size, 2**16))
+    size_high, size_low = map(jnp.uint32, divmod(batch_size, 2**16))
     bottom, top = step_low * size_low, step_high * size_high
-    cross = step_low * size_high, step_high * size_low
-    middle = (bottom >> 16) + sum(part & 0xFFFF for part in cross)
+    cross, other = step_low * size_high, step_high * size_low
+    middle = (bottom >> 16) + ((cross & 0xFFFF) + (other & 0xFFFF))
     low = (middle << 16) | (bottom & 0xFFFF)
-    high = top + sum(part >> 16 for part in cross) + (middle >> 16)
+    high = top + ((cross >> 16) + (other >> 16)) + (middle >> 16)
     lows = low + jnp.arange(batch_size, dtype=jnp.uint32)
     return high + (lows < low), lows
 

@@ -247,4 +247,5 @@ class AlignedXception(Network):
         """The modules in timm's order, as `("stem", module), ("blocks.0", module), ...`."""
         yield "stem", self.stem
         flow = [*self.entry_flow, *self.middle_flow, *self.exit_flow]
-        yield from ((f"blocks.{i}", block) for i, block in enumerate(flow))
+        for i, block in enumerate(flow):
+            yield f"blocks.{i}", block

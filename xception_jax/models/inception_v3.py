@@ -202,4 +202,5 @@ class InceptionV3(Network):
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """Keras' modules in order: `("stem", module), ("mixed0", module), ...`."""
         yield "stem", self.stem
-        yield from ((f"mixed{i}", module) for i, module in enumerate(self.mixed))
+        for i, module in enumerate(self.mixed):
+            yield f"mixed{i}", module

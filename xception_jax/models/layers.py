@@ -265,13 +265,13 @@ class BatchNorm(nnx.Module):
           train: by the statistics of each run, else by the running ones.
           sign: -1 or 1, for all or `[channels]`.
         """
-        mean, var = sign * self.mean[...][None], self.var[...][None]
+        scale, mean, var = self._scale(), sign * self.mean[...][None], self.var[...][None]
         if train:
             # The running mean is a good guess of the mean.
             mean, var = ops.moments(runs, jax.lax.stop_gradient(mean[0]))
             for running, seen in ((self.mean, sign * mean), (self.var, var)):
                 running[...] = self.momentum * running[...] + (1 - self.momentum) * seen.mean(0)
-        factor = sign * self._scale() * jax.lax.rsqrt(var + self.epsilon)
+        factor = sign * scale * jax.lax.rsqrt(var + self.epsilon)
         return factor, self.bias[...] - mean * factor
 
     def _scale(self) -> jax.Array:

@@ -1,8 +1,9 @@
 """What the models have in common: blocks in turn, global average pooling, a head."""
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +51,11 @@ def scaled(channels: int, width: float) -> int:
     return max(8, round(channels * width / 8) * 8)
 
 
-def _apply(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    return block(x, train=train)
+_apply: Callable[..., jax.Array] = operator.call  # of a block, its image and `train`
 
 
 def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    return nnx.remat(lambda block, x: _apply(block, x, train=train))(block, x)
+    return nnx.remat(lambda block, x: block(x, train=train))(block, x)
 
 
 def _scan(apply: Callable, blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
@@ -149,21 +149,22 @@ class Network(nnx.Module):
                 f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
                 f"least side of {self.min_image_size}"
             )
-        x, blocks = images.astype(self.dtype), list(self.blocks())
+        x, blocks = images.astype(self.dtype), self.blocks()
         if self.freeze is not None:
-            held = self._frozen_blocks(self.freeze)
+            frozen = islice(blocks, self._frozen_blocks(self.freeze))
             # Without a gradient beyond it, XLA leaves the frozen blocks' backward pass out.
-            x = jax.lax.stop_gradient(self._run(blocks[:held], x, train=False))
-            blocks = blocks[held:]
+            x = jax.lax.stop_gradient(self._run(frozen, x, train=False))
         return self._run(blocks, x, train=train)
 
     def _run(
-        self, blocks: Sequence[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
+        self, blocks: Iterable[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
     ) -> jax.Array:
         """Applies some of the blocks in turn."""
         apply = partial(_remat if self.remat else _apply, train=train)
-        of_middle = {id(block) for block in self.middle_flow} if self.scan_middle else set()
-        middle = [block for _, block in blocks if id(block) in of_middle]
+        middle: list[nnx.Module] = []
+        if self.scan_middle:
+            blocks, all_middle = list(blocks), list(self.middle_flow)
+            middle = [block for _, block in blocks if block in all_middle]
         for name, block in blocks:
             # Traces and compiled programs name the source's modules.
             if middle and block is middle[0]:

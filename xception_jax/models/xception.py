@@ -243,4 +243,5 @@ class Xception(Network):
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The paper's modules in order, as `("block1", module), ("block2", module), ...`."""
         flow = [self.stem, *self.entry_flow, *self.middle_flow, *self.exit_flow]
-        yield from ((f"block{i}", block) for i, block in enumerate(flow, start=1))
+        for i, block in enumerate(flow, start=1):
+            yield f"block{i}", block

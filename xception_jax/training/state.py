@@ -1,7 +1,7 @@
 """The state of a run, and the model as pure functions of it."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,21 +114,13 @@ def apply(
     """
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    with precision(model.matmul_precision):
+    asked = model.matmul_precision
+    with jax.default_matmul_precision(asked) if asked else nullcontext():
         pooled, place = model.pooled(images, train=train), None
         if mesh is not None and MODEL in mesh.axis_names:
             pooled, place = sharding.for_head(pooled, mesh)
         logits = model.classify(pooled, train=train, rngs=rngs, place=place)
     return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-
-def precision(asked: str | None) -> AbstractContextManager[Any]:
-    """Inside, JAX multiplies as a model's `matmul_precision` asks; None: as outside.
-
-    Gradients have to be taken inside too: the backward pass of a `jax.custom_vjp` is traced only
-    then.
-    """
-    return jax.default_matmul_precision(asked) if asked else nullcontext()
 
 
 def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:

@@ -1,6 +1,7 @@
 """One step of training, and one batch of evaluation: pure functions, jitted once."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,7 +24,6 @@ from xception_jax.training.state import (
     keep_frozen,
     normalize,
     partition,
-    precision,
 )
 
 Batch = dict[str, jax.Array]
@@ -45,7 +45,7 @@ class StepConfig:
       virtual_batch: of batch normalization; needed where `accumulate` is above 1.
       ema_decay: of the averaged weights; 0 where the state has none.
       frozen: parts of the model that are not trained, see `state.frozen_parts`.
-      matmul_precision: the model's, see `state.precision`.
+      matmul_precision: the model's, see `models.network.Network`.
       mesh: the devices; None: one. Filled in by `jit_train_step`.
       layout: of a state whose arrays the optimizer cuts over the devices; None: it cuts none.
         Filled in by `jit_train_step`.
@@ -117,7 +117,9 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     batch = pipeline.augment_batch(
         config.augmentation, config.seed, state.step, batch, config.classes
     )
-    with precision(config.matmul_precision):
+    asked = config.matmul_precision
+    # Gradients inside too: the backward pass of a `jax.custom_vjp` is traced only then.
+    with jax.default_matmul_precision(asked) if asked else nullcontext():
         gradients, batch_stats, sums = _gradients(config, state, batch, dropout_key)
     trained = partition(state.params, config.frozen) if config.frozen else state.params
     if config.layout:
@@ -129,17 +131,16 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     if config.frozen:
         params = combine(params, state.params)
         batch_stats = keep_frozen(batch_stats, state.batch_stats, config.frozen)
-    new = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=_averaged(config, state, {"params": params, "batch_stats": batch_stats}),
-    )
-    grad_norm = optax.tree.norm(gradients)
-    return new, {
+    weights, ema = {"params": params, "batch_stats": batch_stats}, state.ema
+    if state.ema is not None:
+        # Early on the averages follow faster, as in TensorFlow's.
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(weights, state.ema, 1 - decay)
+        if config.frozen:
+            ema = {k: keep_frozen(ema[k], state.ema[k], config.frozen) for k in weights}
+    return TrainState(step=state.step + 1, opt_state=opt_state, ema=ema, **weights), {
         **metrics.means(sums),
-        "grad_norm": grad_norm,
+        "grad_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(config.schedule(state.step), jnp.float32),
     }
 
@@ -205,18 +206,6 @@ def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
         return runs.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
 
     return jax.tree.map(cut, batch)
-
-
-def _averaged(config: StepConfig, state: TrainState, weights: Tree) -> Tree | None:
-    """The averaged weights after the step; early on they follow faster, as in TensorFlow's."""
-    if state.ema is None:
-        return None
-    decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    averaged = optax.incremental_update(weights, state.ema, 1 - decay)
-    if config.frozen:
-        for name, before in state.ema.items():
-            averaged[name] = keep_frozen(averaged[name], before, config.frozen)
-    return averaged
 
 
 def evaluate_batch(
