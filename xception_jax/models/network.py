@@ -46,6 +46,19 @@ class Head(nnx.Module):
         return place("classifier", logits) if place else logits
 
 
+def make_head(
+    channels_in: int,
+    num_classes: int | None,
+    fc_units: Sequence[int],
+    dropout: float,
+    layers: Layers,
+) -> Head | None:
+    """The head of a model, or None where it is left out, without `num_classes`."""
+    if num_classes is None:
+        return None
+    return Head(channels_in, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
+
+
 def scaled(channels: int, width: float) -> int:
     """A number of channels times `width`, rounded to a multiple of 8; at least 8."""
     return max(8, round(channels * width / 8) * 8)

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
-from xception_jax.models.network import Head, Network, scaled
+from xception_jax.models.network import Network, make_head, scaled
 
 
 class Stem(nnx.Module):
@@ -201,11 +201,7 @@ class Xception(Network):
         )
         self._build(width, middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
         channels = scaled(2048, width)
-        self.head = (
-            Head(channels, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
-            if num_classes is not None
-            else None
-        )
+        self.head = make_head(channels, num_classes, fc_units, dropout, layers)
         # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
         self.min_image_size = 2 * stem_stride + 3
 
