@@ -152,7 +152,7 @@ def test_the_training_step_takes_every_kind(name, side, overrides):
     train_step, init, batch = training_step(name, side, **overrides)
     before = jax.eval_shape(init, jax.random.key(0))
     after, metrics = jax.eval_shape(train_step, before, batch)
-    assert jax.tree.graphdef(after) == jax.tree.graphdef(before)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
     assert metrics["loss"].shape == ()
 
 

@@ -57,7 +57,7 @@ def test_equals_optax_own(name, kwargs, reference):
 def lamb_by_hand(params, decay, rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-6):
     """arXiv:1904.00962, algorithm 2, with a trust ratio for kernels alone."""
     params = dict(jax.tree_util.tree_leaves_with_path(params))
-    tree = jax.tree.graphdef(PARAMS)
+    tree = jax.tree.structure(PARAMS)
     first = dict.fromkeys(params, 0.0)
     second = dict(first)
     for step, loss in enumerate(LOSSES, start=1):
@@ -120,7 +120,7 @@ def against_timm(make, params):
         [p for p, kernel in zip(theirs, kernels, strict=True) if kernel],
         [p for p, kernel in zip(theirs, kernels, strict=True) if not kernel],
     )
-    tree = jax.tree.graphdef(params)
+    tree = jax.tree.structure(params)
     for loss in LOSSES:
         here = jax.tree.unflatten(tree, [jnp.asarray(p.detach().numpy()) for p in theirs])
         for p, grad in zip(theirs, jax.tree.leaves(jax.grad(loss)(here)), strict=True):
@@ -171,7 +171,7 @@ def test_lambs_state_is_what_it_was():
     before = optax.chain(optax.scale_by_adam(), optax.scale_by_trust_ratio(),
                          optax.scale_by_learning_rate(RATE))  # fmt: skip
     now = make_optimizer("lamb", RATE)
-    assert jax.tree.graphdef(before.init(PARAMS)) == jax.tree.graphdef(now.init(PARAMS))
+    assert jax.tree.structure(before.init(PARAMS)) == jax.tree.structure(now.init(PARAMS))
 
 
 def test_l2_is_a_term_of_the_loss_on_kernels_alone():
