@@ -16,6 +16,7 @@ from configs import imagenet
 from xception_jax import config as config_lib
 from xception_jax.models import xception
 from xception_jax.models.layers import Layers
+from xception_jax.models.network import make_head
 from xception_jax.planning import program, steps
 from xception_jax.training import state as state_lib
 from xception_jax.training.build import DataSpec
@@ -53,9 +54,7 @@ def short_maker(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
             xception.Block(128, (128, 128, 128), downsample=False, layers=layers) for _ in range(2)
         )
         model.exit_flow = nnx.List([])
-        model.head = xception.Head(
-            128, NUM_CLASSES, fc_units=(), dropout=fields["dropout"], layers=layers
-        )
+        model.head = make_head(128, NUM_CLASSES, (), fields["dropout"], layers)
         return model
 
     return make

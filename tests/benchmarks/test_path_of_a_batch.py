@@ -9,7 +9,7 @@ from tests.benchmarks.test_step import run
 from xception_jax.data.render import turbojpeg
 
 # The most functions and changes of file.
-LIMITS = {"host": (30, 10), "step": (129, 43)}
+LIMITS = {"host": (30, 10), "step": (80, 25)}
 
 
 @pytest.mark.skipif(turbojpeg.library() is None, reason="needs libturbojpeg 3")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from xception_jax.models import ops
+from xception_jax.models.ops import convolutions, normalization
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -113,7 +114,10 @@ def test_pointwise_equals_a_1x1_convolution(image, channels, stride):
 def test_the_tpus_separable_convolution_equals_two(relu):
     x, *kernels = draw(0, (2, 7, 6, 5), (3, 3, 1, 5), (5, 8))
     assert_equal_with_gradients(
-        partial(ops._separable_dense, relu), partial(ops._separable_two, relu), x, *kernels
+        partial(convolutions._separable_dense, relu),
+        partial(convolutions._separable_two, relu),
+        x,
+        *kernels,
     )
 
 
@@ -147,7 +151,9 @@ def test_average_pool_equals_reduce_window(side, count_padding):
     assert_equal_with_gradients(partial(ops.average_pool, count_padding=count_padding), plain, x)
 
 
-@pytest.mark.parametrize("form", [ops._moments_one_pass, ops._moments_two_passes])
+@pytest.mark.parametrize(
+    "form", [normalization._moments_one_pass, normalization._moments_two_passes]
+)
 @given(
     runs=st.integers(1, 3), image=st.tuples(st.integers(1, 3), sides, sides, st.integers(1, 4)),
     mean=st.sampled_from((0.0, 3.0, -30.0)),

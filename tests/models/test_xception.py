@@ -65,7 +65,7 @@ def test_output_shape_of_every_module_at_299():
 def test_thirty_six_convolutions_each_followed_by_batch_norm():
     model = shapes_of(num_classes=1000)
     kinds = [type(module).__name__ for _, module in nnx.iter_modules(model)]
-    skips = kinds.count("Skip")
+    skips = kinds.count("ConvNorm")
     # The paper counts 36: 2 plain and 34 separable ones; the 4 projections come on top.
     assert kinds.count("Conv") + kinds.count("SeparableConv") == 36
     assert skips == 4

@@ -15,7 +15,6 @@ from sklearn.datasets import load_sample_images
 
 from tests.weights import builders
 from xception_jax import serving
-from xception_jax.augment import pipeline
 from xception_jax.data.render import decode, presets
 from xception_jax.data.render.decode import Images
 from xception_jax.serving import classify
@@ -86,7 +85,7 @@ def model(files):
 
 def logits_of(model, pixels: np.ndarray) -> np.ndarray:
     quick = {"xla_backend_optimization_level": 0}
-    logits = jax.jit(lambda x: model(pipeline.normalize(x)), compiler_options=quick)(pixels)
+    logits = jax.jit(lambda x: model(state.normalize(x)), compiler_options=quick)(pixels)
     return np.asarray(logits, np.float64)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from xception_jax.augment import image_ops, mixing
 from xception_jax.augment.randaugment import randaugment
@@ -101,9 +100,37 @@ class Augmentation:
         return bool(self.mixup or self.cutmix)
 
 
-def normalize(images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """uint8 pixels to [-1, 1], as the paper's and Keras' Xception take them."""
-    return (images.astype(jnp.float32) / 127.5 - 1).astype(dtype)
+def augment_batch(
+    settings: Augmentation,
+    seed: int,
+    step: jax.Array,
+    batch: dict[str, jax.Array],
+    classes: int | None = None,
+) -> dict[str, jax.Array]:
+    """The batch of a step with other images; if they are mixed, also with their targets.
+
+    Args:
+      settings, seed: static.
+      step: of the batch.
+      batch: see `data.batches`.
+      classes: of the data; needed where examples are mixed.
+
+    Returns:
+      The batch with new `image`, uint8 as before, and, where examples are mixed, with `targets`,
+      float32 `[batch, classes]`.
+    """
+    keys = example_keys(seed, step, batch["image"].shape[0])
+    images = augment(settings, keys, batch["image"])
+    if not settings.mixes:
+        return {**batch, "image": images}
+    if classes is None:
+        raise ValueError("mixing needs the number of classes")
+    if "labels" in batch:
+        targets = batch["labels"].astype(jnp.float32)
+    else:
+        targets = jax.nn.one_hot(batch["label"], classes)
+    images, targets = mix(settings, keys, images, targets)
+    return {**batch, "image": images, "targets": targets}
 
 
 def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
@@ -124,12 +151,12 @@ def _place(step: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     By halves of 16 bits, since JAX computes with 32 unless all of it is told otherwise.
     """
     step_high, step_low = step >> 16, step & 0xFFFF
-    size_high, size_low = (jnp.uint32(half) for half in divmod(batch_size, 2**16))
+    size_high, size_low = map(jnp.uint32, divmod(batch_size, 2**16))
     bottom, top = step_low * size_low, step_high * size_high
-    cross = step_low * size_high, step_high * size_low
-    middle = (bottom >> 16) + sum(part & 0xFFFF for part in cross)
+    cross, other = step_low * size_high, step_high * size_low
+    middle = (bottom >> 16) + ((cross & 0xFFFF) + (other & 0xFFFF))
     low = (middle << 16) | (bottom & 0xFFFF)
-    high = top + sum(part >> 16 for part in cross) + (middle >> 16)
+    high = top + ((cross >> 16) + (other >> 16)) + (middle >> 16)
     lows = low + jnp.arange(batch_size, dtype=jnp.uint32)
     return high + (lows < low), lows
 

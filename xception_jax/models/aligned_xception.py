@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from xception_jax.models.layers import Conv, Layers
-from xception_jax.models.network import Head, Network, scaled
+from xception_jax.models.network import Network, make_head, scaled
 from xception_jax.models.registry import register
 
 _PADDING = "SYMMETRIC"
@@ -272,15 +272,12 @@ class AlignedXception(Network):
                 block(c1024, (c1536, c1536, c2048), last=True, layers=layers),
             ]
         )
-        self.head = (
-            Head(c2048, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
-            if num_classes is not None
-            else None
-        )
+        self.head = make_head(c2048, num_classes, fc_units, dropout, layers)
         self.min_image_size = 1
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The modules in timm's order, as `("stem", module), ("blocks.0", module), ...`."""
         yield "stem", self.stem
         flow = [*self.entry_flow, *self.middle_flow, *self.exit_flow]
-        yield from ((f"blocks.{i}", block) for i, block in enumerate(flow))
+        for i, block in enumerate(flow):
+            yield f"blocks.{i}", block

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 
 from xception_jax.models.inception_modules import AveragePool, Branches, Chain, MaxPool
 from xception_jax.models.layers import ConvNorm, Layers
-from xception_jax.models.network import Head, Network, scaled
+from xception_jax.models.network import Network, make_head, scaled
 from xception_jax.models.registry import register
 
 # Channels and window of a convolution, SAME; with a stride, VALID.
@@ -204,15 +204,12 @@ class InceptionV3(Network):
             module, channels = make(build, channels)
             mixed.append(module)
         self.mixed = nnx.List(mixed)
-        self.head = (
-            Head(channels, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
-            if num_classes is not None
-            else None
-        )
+        self.head = make_head(channels, num_classes, fc_units, dropout, layers)
         # What leaves one pixel after four more halvings, none of which is padded.
         self.min_image_size = 36 * stem_stride + 3
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """Keras' modules in order: `("stem", module), ("mixed0", module), ...`."""
         yield "stem", self.stem
-        yield from ((f"mixed{i}", module) for i, module in enumerate(self.mixed))
+        for i, module in enumerate(self.mixed):
+            yield f"mixed{i}", module

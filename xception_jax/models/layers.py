@@ -265,20 +265,17 @@ class BatchNorm(nnx.Module):
           train: by the statistics of each run, else by the running ones.
           sign: -1 or 1, for all or `[channels]`.
         """
-        mean, var = sign * self.mean[...][None], self.var[...][None]
+        scale, mean, var = self._scale(), sign * self.mean[...][None], self.var[...][None]
         if train:
             # The running mean is a good guess of the mean.
             mean, var = ops.moments(runs, jax.lax.stop_gradient(mean[0]))
-            self.mean[...] = self._moved(self.mean[...], sign * mean)
-            self.var[...] = self._moved(self.var[...], var)
-        factor = sign * self._scale() * jax.lax.rsqrt(var + self.epsilon)
+            for running, seen in ((self.mean, sign * mean), (self.var, var)):
+                running[...] = self.momentum * running[...] + (1 - self.momentum) * seen.mean(0)
+        factor = sign * scale * jax.lax.rsqrt(var + self.epsilon)
         return factor, self.bias[...] - mean * factor
 
     def _scale(self) -> jax.Array:
         return jnp.ones_like(self.bias[...]) if self.scale is None else self.scale[...]
-
-    def _moved(self, running: jax.Array, runs: jax.Array) -> jax.Array:
-        return self.momentum * running + (1 - self.momentum) * runs.mean(0)
 
 
 class ConvNorm(nnx.Module):
@@ -335,10 +332,6 @@ class Layers:
         return SeparableConv(
             channels_in, channels, rngs=self.rngs, dtype=self.dtype, **self.separable_options
         )
-
-    def projection(self, channels_in: int, channels: int) -> Pointwise:
-        """A 1x1 convolution with stride 2."""
-        return self.pointwise(channels_in, channels, stride=2)
 
     def conv_norm(
         self,

@@ -1,8 +1,9 @@
 """What the models have in common: blocks in turn, global average pooling, a head."""
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,6 @@ from xception_jax.models.layers import Layers
 
 # Says of a layer of the head, by its name, and its output `[batch, units]` where that lies.
 Place = Callable[[str, jax.Array], jax.Array]
-
-
-def _anywhere(layer: str, output: jax.Array) -> jax.Array:
-    return output
 
 
 class Head(nnx.Module):
@@ -39,12 +36,27 @@ class Head(nnx.Module):
         self.classifier = nnx.Linear(widths[-1], num_classes, rngs=layers.rngs)
 
     def __call__(
-        self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None, place: Place
+        self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None, place: Place | None
     ) -> jax.Array:
         for i, layer in enumerate(self.fc):
-            x = place(f"fc.{i}", nnx.relu(layer(x)))
+            x = nnx.relu(layer(x))
+            x = place(f"fc.{i}", x) if place else x
         x = self.dropout(x.astype(jnp.float32), deterministic=not train, rngs=rngs)
-        return place("classifier", self.classifier(x))
+        logits = self.classifier(x)
+        return place("classifier", logits) if place else logits
+
+
+def make_head(
+    channels_in: int,
+    num_classes: int | None,
+    fc_units: Sequence[int],
+    dropout: float,
+    layers: Layers,
+) -> Head | None:
+    """The head of a model, or None where it is left out, without `num_classes`."""
+    if num_classes is None:
+        return None
+    return Head(channels_in, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -52,12 +64,11 @@ def scaled(channels: int, width: float) -> int:
     return max(8, round(channels * width / 8) * 8)
 
 
-def _apply(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    return block(x, train=train)
+_apply: Callable[..., jax.Array] = operator.call  # of a block, its image and `train`
 
 
 def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    return nnx.remat(lambda block, x: _apply(block, x, train=train))(block, x)
+    return nnx.remat(lambda block, x: block(x, train=train))(block, x)
 
 
 def _scan(apply: Callable, blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
@@ -124,25 +135,25 @@ class Network(nnx.Module):
         Raises:
           UsageError: `freeze` names no block.
         """
-        held = {id(block) for _, block in list(self.blocks())[: self._frozen_blocks()]}
+        if self.freeze is None:
+            return ()
+        held = {id(block) for _, block in list(self.blocks())[: self._frozen_blocks(self.freeze)]}
         paths = (path for path, module in nnx.iter_modules(self) if id(module) in held)
         return tuple(".".join(map(str, path)) for path in paths)
 
-    def _frozen_blocks(self) -> int:
-        """How many of the first blocks are frozen."""
-        if self.freeze is None:
-            return 0
+    def _frozen_blocks(self, freeze: str) -> int:
+        """How many of the first blocks are frozen, up to the block or flow of that name."""
         names, blocks = zip(*self.blocks(), strict=True)
         ends = {name: i for i, name in enumerate(names, start=1)}
         for flow in ("entry_flow", "middle_flow", "exit_flow"):
             if held := list(getattr(self, flow, ())):
                 ends[flow] = ends[names[[block is held[-1] for block in blocks].index(True)]]
-        if self.freeze not in ends:
+        if freeze not in ends:
             raise UsageError(
-                f"freeze is {self.freeze!r}{nearest(self.freeze, ends) or ';'} The blocks are: "
+                f"freeze is {freeze!r}{nearest(freeze, ends) or ';'} The blocks are: "
                 f"{', '.join(ends)}"
             )
-        return ends[self.freeze]
+        return ends[freeze]
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The last feature map, `[batch, height_out, width_out, channels]` in `dtype`."""
@@ -151,19 +162,22 @@ class Network(nnx.Module):
                 f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
                 f"least side of {self.min_image_size}"
             )
-        x, blocks, held = images.astype(self.dtype), list(self.blocks()), self._frozen_blocks()
-        if held:
+        x, blocks = images.astype(self.dtype), self.blocks()
+        if self.freeze is not None:
+            frozen = islice(blocks, self._frozen_blocks(self.freeze))
             # Without a gradient beyond it, XLA leaves the frozen blocks' backward pass out.
-            x = jax.lax.stop_gradient(self._run(blocks[:held], x, train=False))
-        return self._run(blocks[held:], x, train=train)
+            x = jax.lax.stop_gradient(self._run(frozen, x, train=False))
+        return self._run(blocks, x, train=train)
 
     def _run(
-        self, blocks: Sequence[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
+        self, blocks: Iterable[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
     ) -> jax.Array:
         """Applies some of the blocks in turn."""
         apply = partial(_remat if self.remat else _apply, train=train)
-        of_middle = {id(block) for block in self.middle_flow} if self.scan_middle else set()
-        middle = [block for _, block in blocks if id(block) in of_middle]
+        middle: list[nnx.Module] = []
+        if self.scan_middle:
+            blocks, all_middle = list(blocks), list(self.middle_flow)
+            middle = [block for _, block in blocks if block in all_middle]
         for name, block in blocks:
             # Traces and compiled programs name the source's modules.
             if middle and block is middle[0]:
@@ -199,7 +213,7 @@ class Network(nnx.Module):
         *,
         train: bool = False,
         rngs: nnx.Rngs | None = None,
-        place: Place = _anywhere,
+        place: Place | None = None,
     ) -> jax.Array:
         """The logits of `pooled`, which is returned itself where there is no head."""
         if self.head is None:

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
-from xception_jax.models.network import Head, Network, scaled
+from xception_jax.models.network import Network, make_head, scaled
 from xception_jax.models.registry import register
 
 
@@ -65,17 +65,6 @@ class Unit(nnx.Module):
         return self.bn.max_pooled(x, train=train, padding=self.pool)
 
 
-class Skip(nnx.Module):
-    """The projection around a block that halves the image: 1x1, stride 2, batch normalization."""
-
-    def __init__(self, channels_in: int, channels: int, layers: Layers):
-        self.conv = layers.projection(channels_in, channels)
-        self.bn = layers.norm(channels)
-
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        return self.bn(self.conv(x), train=train)
-
-
 class Block(nnx.Module):
     """Separable convolutions with a residual connection around them.
 
@@ -110,8 +99,11 @@ class Block(nnx.Module):
             )
             for i, (before, after) in enumerate(pairwise([channels_in, *channels]))
         )
-        projected = downsample and residual
-        self.skip = Skip(channels_in, channels[-1], layers) if projected else None
+        self.skip = (
+            layers.conv_norm(channels_in, channels[-1], 1, stride=2, relu=False)
+            if downsample and residual
+            else None
+        )
         self.residual = residual
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -223,11 +215,7 @@ class Xception(Network):
         )
         self._build(width, middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
         channels = scaled(2048, width)
-        self.head = (
-            Head(channels, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
-            if num_classes is not None
-            else None
-        )
+        self.head = make_head(channels, num_classes, fc_units, dropout, layers)
         # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
         self.min_image_size = 2 * stem_stride + 3
 
@@ -265,4 +253,5 @@ class Xception(Network):
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The paper's modules in order, as `("block1", module), ("block2", module), ...`."""
         flow = [self.stem, *self.entry_flow, *self.middle_flow, *self.exit_flow]
-        yield from ((f"block{i}", block) for i, block in enumerate(flow, start=1))
+        for i, block in enumerate(flow, start=1):
+            yield f"block{i}", block

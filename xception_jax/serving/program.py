@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from xception_jax.augment import pipeline, resize
+from xception_jax.augment import resize
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
-from xception_jax.training.state import Tree, apply
+from xception_jax.training.state import Tree, apply, normalize
 from xception_jax.utils import seal
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -88,7 +88,7 @@ def export(
     """Lowers a model with its weights, and all that is done to an image, for each platform.
 
     Args:
-      structure: of the model, see `state.graphdef_of`; wherever its weights come from.
+      graphdef: of the model, see `state.graphdef_of`; wherever its weights come from.
       weights: `{"params", "batch_stats"}`; they become constants of the program.
       images: the size that the model takes, and how evaluation crops.
       activation: of `ACTIVATIONS`.
@@ -111,7 +111,7 @@ def export(
     def predict(pixels: jax.Array) -> jax.Array:
         if resizes:
             pixels = resize.area(pixels, images.size, images.eval_crop)
-        logits, _ = apply(graphdef, weights, pipeline.normalize(pixels))
+        logits, _ = apply(graphdef, weights, normalize(pixels))
         return ACTIVATIONS[activation](logits)
 
     sides = "height, width" if resizes else f"{images.size}, {images.size}"

@@ -100,16 +100,17 @@ def build(
     if mesh is None:
         mesh = sharding.make_mesh(asked.data, asked.model, asked.shard)
     layout = Layout.of(shapes, mesh, asked.shard)
+    frozen = state_lib.frozen_parts(graphdef, vars(shapes))
     step_config = step_lib.StepConfig.from_config(
         config, graphdef, transformation, schedule, mesh.size,
-        classes=data.classes, multilabel=data.multilabel,
+        classes=data.classes, multilabel=data.multilabel, frozen=frozen,
     )  # fmt: skip
     return Functions(
         config=config,
         layout=layout,
         init=init,
         shapes=shapes,
-        frozen=state_lib.frozen_parts(graphdef, vars(shapes)),
+        frozen=frozen,
         train_step=step_lib.jit_train_step(step_config, layout),
         evaluate_batch_of=_evaluation(config, graphdef, layout, data.multilabel),
     )

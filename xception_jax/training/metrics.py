@@ -93,9 +93,11 @@ def sums(
     real = batch["mask"] > 0
     if "labels" not in batch:
         ranks = (1, 5) if logits.shape[-1] >= TOP5_CLASSES else (1,)
-        found = {f"top{k}": topk_correct(k, logits, batch["label"]) for k in ranks}
-        found["examples"] = jnp.ones_like(batch["mask"])
-        return {name: jnp.sum(jnp.where(real, value, 0)) for name, value in found.items()}
+        found = {}
+        for k in ranks:
+            correct = topk_correct(k, logits, batch["label"])
+            found[f"top{k}"] = jnp.sum(jnp.where(real, correct, 0))
+        return found | {"examples": jnp.sum(real, dtype=jnp.float32)}
     positive = (batch["labels"] > 0) & real[:, None]
     guessed = (logits > 0) & real[:, None]  # a probability above 0.5
     right = jnp.sum(positive & guessed, dtype=jnp.int32)
@@ -118,14 +120,14 @@ def means(sums: dict[str, Any]) -> dict[str, Any]:
     `precision`, `recall`: over all pairs of an image and a class (micro-averaged), those with a
     probability above 0.5 being the guesses. A metric of which there is nothing to count is 0.
     """
-
-    def mean(name: str) -> Any:
-        divisor = _DIVISORS.get(name)
-        if divisor is None:
-            return sums[name] / sums["examples"]
-        return sums[name] / (sums[divisor] + (sums[divisor] == 0))
-
-    return {name: mean(name) for name in sums if name not in _COUNTS}
+    found = {}
+    for name, total in sums.items():
+        if name in _DIVISORS:
+            count = sums[_DIVISORS[name]]
+            found[name] = total / (count + (count == 0))
+        elif name not in _COUNTS:
+            found[name] = total / sums["examples"]
+    return found
 
 
 def names(classes: int, multilabel: bool) -> list[str]:

@@ -82,15 +82,13 @@ def by_example(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(names[0] if len(names) == 1 else names))
 
 
-def for_head(features: jax.Array, mesh: Mesh | None) -> tuple[jax.Array, Any]:
+def for_head(features: jax.Array, mesh: Mesh) -> tuple[jax.Array, Any]:
     """Features `[batch, channels]` as the head takes them, and its `place` (see `network.Place`).
 
-    The devices of an axis `model` share the head's layers, so each takes all of their examples: the
-    features are cut over `data` alone, and a layer's output also as its bias is. Everything before
-    is cut by example over all devices.
+    The devices of the mesh's axis `model` share the head's layers, so each takes all of their
+    examples: the features are cut over `data` alone, and a layer's output also as its bias is.
+    Everything before is cut by example over all devices.
     """
-    if mesh is None or MODEL not in mesh.axis_names:
-        return features, lambda layer, output: output
 
     def put(array: jax.Array, *columns: Any) -> jax.Array:
         where = PartitionSpec(data_axes(mesh), *columns)
@@ -115,7 +113,7 @@ class Layout:
       state: shardings of the `TrainState` between steps.
       weights: of `{"params", "batch_stats"}` where the model computes: whole, but for `model`.
       update: of the gradients and the new parameters where the optimizer computes: as its own
-        arrays; None: as everywhere.
+        arrays; None: as everywhere. `to_compute` and `to_update` need it.
     """
 
     mesh: Any
@@ -158,14 +156,10 @@ class Layout:
 
     def to_compute(self, params: Tree) -> Tree:
         """Within a step: parameters as the model takes them, gathered where they are cut."""
-        if self.update is None:
-            return params
         return jax.lax.with_sharding_constraint(params, self.weights["params"])
 
     def to_update(self, params: Tree) -> Tree:
         """Within a step: gradients or parameters (None: frozen) as the optimizer takes them."""
-        if self.update is None:
-            return params
 
         def lay(leaf: jax.Array | None, *places: NamedSharding) -> jax.Array | None:
             for where in places if leaf is not None else ():

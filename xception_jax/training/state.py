@@ -1,7 +1,7 @@
 """The state of a run, and the model as pure functions of it."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
 from xception_jax.training import sharding
+from xception_jax.training.rules import MODEL
 from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays
@@ -88,6 +89,11 @@ def graphdef_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -
     return split(model)[0]
 
 
+def normalize(images: jax.Array) -> jax.Array:
+    """uint8 pixels to float32 in [-1, 1], as the paper's and Keras' Xception take them."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
 def apply(
     graphdef: Any,
     weights: Tree,
@@ -100,28 +106,21 @@ def apply(
     """Runs the model: logits, and the batch statistics as they are afterwards.
 
     Args:
-      structure: from `graphdef_of`.
+      graphdef: from `graphdef_of`.
       weights: `{"params", "batch_stats"}`.
-      images: normalized, `[batch, height, width, 3]`.
+      images: from `normalize`, `[batch, height, width, 3]`.
       key: of the dropout, in training.
       mesh: the devices; needed where they share the head, see `sharding.for_head`.
     """
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    with precision_of(graphdef, weights):
-        pooled, place = sharding.for_head(model.pooled(images, train=train), mesh)
-        logits = model.classify(pooled, train=train, rngs=rngs, place=place)
-    return logits, split(model)[2]
-
-
-def precision_of(graphdef: Any, weights: Tree) -> AbstractContextManager[Any]:
-    """Inside, JAX multiplies as the model asks; gradients have to be taken inside too.
-
-    Of `jax.custom_vjp` the backward pass is traced only then.
-    """
-    model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
-    return jax.default_matmul_precision(asked) if asked else nullcontext()
+    with jax.default_matmul_precision(asked) if asked else nullcontext():
+        pooled, place = model.pooled(images, train=train), None
+        if mesh is not None and MODEL in mesh.axis_names:
+            pooled, place = sharding.for_head(pooled, mesh)
+        logits = model.classify(pooled, train=train, rngs=rngs, place=place)
+    return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:

@@ -1,6 +1,7 @@
 """One step of training, and one batch of evaluation: pure functions, jitted once."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,10 +21,9 @@ from xception_jax.training.state import (
     Tree,
     apply,
     combine,
-    frozen_parts,
     keep_frozen,
+    normalize,
     partition,
-    precision_of,
 )
 
 Batch = dict[str, jax.Array]
@@ -35,7 +35,7 @@ class StepConfig:
     """What a training step is made of besides its state and its batch.
 
     Attributes:
-      structure: the model's, see `state.graphdef_of`.
+      graphdef: the model's, see `state.graphdef_of`.
       optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
       seed: of augmentation and dropout.
       augmentation: see `augment.pipeline`.
@@ -44,7 +44,11 @@ class StepConfig:
       accumulate: microbatches that a batch is cut into, one after the other through the model.
       virtual_batch: of batch normalization; needed where `accumulate` is above 1.
       ema_decay: of the averaged weights; 0 where the state has none.
-      layout: of the state; None: one device. Filled in by `jit_train_step`.
+      frozen: parts of the model that are not trained, see `state.frozen_parts`.
+      matmul_precision: the model's, see `models.network.Network`.
+      mesh: the devices; None: one. Filled in by `jit_train_step`.
+      layout: of a state whose arrays the optimizer cuts over the devices; None: it cuts none.
+        Filled in by `jit_train_step`.
     """
 
     graphdef: Any
@@ -57,12 +61,10 @@ class StepConfig:
     accumulate: int = 1
     virtual_batch: int | None = None
     ema_decay: float = 0.0
+    frozen: tuple[str, ...] = ()
+    matmul_precision: str | None = None
+    mesh: Mesh | None = None
     layout: Layout | None = None
-
-    @property
-    def mesh(self) -> Mesh | None:
-        """The devices."""
-        return self.layout.mesh if self.layout else None
 
     @classmethod
     def from_config(
@@ -74,6 +76,7 @@ class StepConfig:
         devices: int,
         classes: int | None = None,
         multilabel: bool = False,
+        frozen: tuple[str, ...] = (),
     ) -> "StepConfig":
         """What a config says of the step, on so many devices, for so many classes of that kind."""
         return cls(
@@ -91,6 +94,8 @@ class StepConfig:
             accumulate=config_lib.microbatches(config, devices),
             virtual_batch=config.model.bn_virtual_batch,
             ema_decay=config.ema.decay,
+            frozen=frozen,
+            matmul_precision=config_lib.matmul_precision(config),
         )
 
 
@@ -98,7 +103,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     """One optimizer step.
 
     Args:
-      recipe: static.
+      config: static.
       state: at step s.
       batch: of step s, see `data.batches`.
 
@@ -109,55 +114,39 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
       row held before.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    batch = _augmented(config, state.step, batch)
-    weights = {"params": state.params, "batch_stats": state.batch_stats}
-    frozen = frozen_parts(config.graphdef, weights)
-    with precision_of(config.graphdef, weights):
-        gradients, batch_stats, sums = _gradients(config, state, frozen, batch, dropout_key)
-    gradients = _to_update(config, gradients)
-    trained = _to_update(config, partition(state.params, frozen))
-    updates, opt_state = config.optimizer.update(gradients, state.opt_state, trained)
-    params = combine(_to_update(config, optax.apply_updates(trained, updates)), state.params)
-    batch_stats = keep_frozen(batch_stats, state.batch_stats, frozen)
-    new = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=_averaged(config, state, {"params": params, "batch_stats": batch_stats}, frozen),
+    batch = pipeline.augment_batch(
+        config.augmentation, config.seed, state.step, batch, config.classes
     )
-    grad_norm = optax.tree.norm(gradients)
-    return new, {
+    asked = config.matmul_precision
+    # Gradients inside too: the backward pass of a `jax.custom_vjp` is traced only then.
+    with jax.default_matmul_precision(asked) if asked else nullcontext():
+        gradients, batch_stats, sums = _gradients(config, state, batch, dropout_key)
+    trained = partition(state.params, config.frozen) if config.frozen else state.params
+    if config.layout:
+        gradients, trained = config.layout.to_update(gradients), config.layout.to_update(trained)
+    updates, opt_state = config.optimizer.update(gradients, state.opt_state, trained)
+    params = optax.apply_updates(trained, updates)
+    if config.layout:
+        params = config.layout.to_update(params)
+    if config.frozen:
+        params = combine(params, state.params)
+        batch_stats = keep_frozen(batch_stats, state.batch_stats, config.frozen)
+    weights, ema = {"params": params, "batch_stats": batch_stats}, state.ema
+    if state.ema is not None:
+        # Early on the averages follow faster, as in TensorFlow's.
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(weights, state.ema, 1 - decay)
+        if config.frozen:
+            ema = {k: keep_frozen(ema[k], state.ema[k], config.frozen) for k in weights}
+    return TrainState(step=state.step + 1, opt_state=opt_state, ema=ema, **weights), {
         **metrics.means(sums),
-        "grad_norm": grad_norm,
+        "grad_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(config.schedule(state.step), jnp.float32),
     }
 
 
-def _to_update(config: StepConfig, tree: Tree) -> Tree:
-    """Gradients or parameters, each device its part where the optimizer's state is cut."""
-    return config.layout.to_update(tree) if config.layout else tree
-
-
-def _augmented(config: StepConfig, step: jax.Array, batch: Batch) -> Batch:
-    """The batch with other images, and if they are mixed float32 `targets` `[batch, classes]`."""
-    settings = config.augmentation
-    keys = pipeline.example_keys(config.seed, step, batch["image"].shape[0])
-    images = pipeline.augment(settings, keys, batch["image"])
-    if not settings.mixes:
-        return {**batch, "image": images}
-    if config.classes is None:
-        raise ValueError("mixing needs the number of classes")
-    if "labels" in batch:
-        targets = batch["labels"].astype(jnp.float32)
-    else:
-        targets = jax.nn.one_hot(batch["label"], config.classes)
-    images, targets = pipeline.mix(settings, keys, images, targets)
-    return {**batch, "image": images, "targets": targets}
-
-
 def _gradients(
-    config: StepConfig, state: TrainState, frozen: tuple[str, ...], batch: Batch, key: jax.Array
+    config: StepConfig, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Tree, Scalars]:
     """Gradients of the mean loss, the moved batch statistics, and the sums of the metrics.
 
@@ -165,12 +154,13 @@ def _gradients(
     """
     examples = batch["mask"].sum()
     weights = config.layout.to_compute(state.params) if config.layout else state.params
-    trained = partition(weights, frozen)
+    trained = partition(weights, config.frozen) if config.frozen else weights
 
     def loss_of(params: Tree, part: Batch, key: jax.Array):
-        whole = combine(params, weights)
-        all_weights = {"params": whole, "batch_stats": state.batch_stats}
-        images = pipeline.normalize(part["image"])
+        if config.frozen:
+            params = combine(params, weights)
+        all_weights = {"params": params, "batch_stats": state.batch_stats}
+        images = normalize(part["image"])
         logits, batch_stats = apply(
             config.graphdef, all_weights, images, train=True, key=key, mesh=config.mesh
         )
@@ -218,17 +208,6 @@ def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def _averaged(
-    config: StepConfig, state: TrainState, weights: Tree, frozen: tuple[str, ...]
-) -> Tree | None:
-    """The averaged weights after the step; early on they follow faster, as in TensorFlow's."""
-    if state.ema is None:
-        return None
-    decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    averaged = optax.incremental_update(weights, state.ema, 1 - decay)
-    return {name: keep_frozen(averaged[name], state.ema[name], frozen) for name in averaged}
-
-
 def evaluate_batch(
     graphdef: Any,
     loss: metrics.Loss,
@@ -238,7 +217,7 @@ def evaluate_batch(
     batch: Batch,
 ) -> Scalars:
     """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`."""
-    logits, _ = apply(graphdef, weights, pipeline.normalize(batch["image"]), mesh=mesh)
+    logits, _ = apply(graphdef, weights, normalize(batch["image"]), mesh=mesh)
     losses = loss(logits, metrics.labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
@@ -250,8 +229,9 @@ def evaluate_batch(
 def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, Batch], Any]:
     """`train_step` on the layout's devices: the state as it says and donated, the batch cut."""
     whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
+    config = replace(config, mesh=layout.mesh, layout=layout if layout.update is not None else None)
     return jax.jit(
-        partial(train_step, replace(config, layout=layout)),
+        partial(train_step, config),
         in_shardings=(layout.state, cut),
         out_shardings=(layout.state, whole),
         donate_argnums=0,
