@@ -24,7 +24,8 @@ from xception_jax.data.transfer import TrainingBatches
 from xception_jax.runtime import cluster
 from xception_jax.training import build, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
-from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
+from xception_jax.training.checkpoint.checkpoints import Checkpoints
+from xception_jax.training.checkpoint.manifest import Meta
 from xception_jax.training.evaluation import Evaluators
 from xception_jax.training.hooks import Hook, Hooks
 from xception_jax.training.state import TrainState

@@ -346,7 +346,7 @@ class Reader:
     @property
     def _fits(self) -> bool:
         row = sum(column.nbytes for name, column in self._room(1).items() if name != "skipped")
-        return self._examples * row <= self.host.memory
+        return bool(self._examples * row <= self.host.memory)
 
     @cached_property
     def _training_cache(self) -> ImageCache:
@@ -361,9 +361,10 @@ class Reader:
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Room for an array that a CPU device can share."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.empty(size + _ALIGNMENT, np.uint8)
+    room: Any = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
+    array: np.ndarray = room[start : start + size].view(dtype).reshape(shape)
+    return array
 
 
 def _draws(seed: int, positions: range) -> Iterator[list[float]]:

@@ -70,7 +70,7 @@ class Shuffled(Order):
     def __getitem__(self, position: int) -> int:
         epoch, index = divmod(position, self.records)
         if self.records > _AT_ONCE:
-            return index_shuffle(index, self.records - 1, (self.seed + epoch) % 2**32, 4)
+            return int(index_shuffle(index, self.records - 1, (self.seed + epoch) % 2**32, 4))
         made = self._made.get(epoch)
         if made is None:
             with self._making:  # the first thread that asks makes it for all
@@ -142,7 +142,7 @@ class Mixed(Order):
         self._records = grain.MapDataset.mix(parts, list(weights))
 
     def __getitem__(self, position: int) -> int:
-        return self._records[position]
+        return int(self._records[position])
 
 
 class Repeated(Order):

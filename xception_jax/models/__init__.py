@@ -112,7 +112,8 @@ def create(
             )
     card = MODELS.find(name)
     settings = card.defaults | changes
-    made = card.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **settings)
+    made: Any = card.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **settings)
     made.matmul_precision = matmul_precision
     made.frozen()  # raises where `freeze` names no block
-    return made
+    model: nnx.Module = made
+    return model

@@ -48,10 +48,10 @@ def _multiply_adds(equation: JaxprEqn) -> int:
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         left: Any = equation.invars[0].aval
-        return int(output.size) * math.prod(left.shape[axis] for axis in contracted)
+        return int(output.size * math.prod(left.shape[axis] for axis in contracted))
     kernel: Any = equation.invars[1].aval
     out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-    return output.size * kernel.size // kernel.shape[out_axis]
+    return int(output.size * kernel.size // kernel.shape[out_axis])
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:

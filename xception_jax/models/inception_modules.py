@@ -38,7 +38,8 @@ class MaxPool(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if self.stride == 1:
-            return nnx.max_pool(x, (3, 3), (1, 1), "SAME")
+            pooled: jax.Array = nnx.max_pool(x, (3, 3), (1, 1), "SAME")
+            return pooled
         return ops.max_pool(x, padding="VALID")
 
 

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +69,16 @@ _apply: Callable[..., jax.Array] = operator.call  # of a block, its image and `t
 
 
 def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    return nnx.remat(lambda block, x: block(x, train=train))(block, x)
+    applied: jax.Array = nnx.remat(lambda block, x: block(x, train=train))(block, x)
+    return applied
 
 
-def _scan(apply: Callable, blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
+def _scan(apply: Callable[..., jax.Array], blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
     """Applies blocks of one structure in turn, by a loop over their stacked weights."""
     graphdef = nnx.graphdef(blocks[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
 
-    def body(x: jax.Array, weights: nnx.State):
+    def body(x: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
         block = nnx.merge(graphdef, weights)
         return apply(block, x), nnx.state(block, nnx.BatchStat)
 

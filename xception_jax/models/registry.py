@@ -48,7 +48,8 @@ class Card:
         if self.target is not None:
             return self.target
         module, _, name = self.where.partition(":")
-        return getattr(importlib.import_module(module), name)
+        found: type[Any] = getattr(importlib.import_module(module), name)
+        return found
 
 
 MODELS = Registry[Card]("model")

@@ -84,7 +84,7 @@ class Evaluator:
             batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
         )
         weights = gathered(weights, self.layout.weights)
-        totals: collections.Counter = collections.Counter()
+        totals: collections.Counter[str] = collections.Counter()
         waiting: collections.deque[Scalars] = collections.deque()
         for batch in transfer.to_devices(batches, sharding.by_example(self.layout.mesh)):
             waiting.append(self.evaluate_batch(weights, batch))

@@ -56,6 +56,7 @@ class Loss:
           targets: int32 `[batch]`, each below the number of classes (the data's side checks it),
             or multi-hot or soft, `[batch, classes]` of any dtype.
         """
+        losses: jax.Array
         weights = None
         if self.class_weights is not None:
             weights = jnp.asarray(self.class_weights, jnp.float32)
@@ -69,9 +70,11 @@ class Loss:
             targets = optax.smooth_labels(targets, self.smoothing)
         if self.name == "softmax":
             weighted = targets if weights is None else targets * weights
-            return optax.softmax_cross_entropy(logits, weighted)
-        losses = optax.sigmoid_binary_cross_entropy(logits, targets)
-        return jnp.sum(losses if weights is None else losses * weights, axis=-1)
+            losses = optax.softmax_cross_entropy(logits, weighted)
+        else:
+            losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+            losses = jnp.sum(losses if weights is None else losses * weights, axis=-1)
+        return losses
 
 
 SOFTMAX = Loss()

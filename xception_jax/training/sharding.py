@@ -92,7 +92,8 @@ def for_head(features: jax.Array, mesh: Mesh) -> tuple[jax.Array, Any]:
 
     def put(array: jax.Array, *columns: Any) -> jax.Array:
         where = PartitionSpec(data_axes(mesh), *columns)
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, where))
+        placed: jax.Array = jax.lax.with_sharding_constraint(array, NamedSharding(mesh, where))
+        return placed
 
     def place(layer: str, output: jax.Array) -> jax.Array:
         # Left to itself, XLA gathers the weights and goes on by example.

@@ -132,7 +132,7 @@ def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array)
 def frozen_parts(graphdef: Any, weights: Tree) -> tuple[str, ...]:
     """Where the weights are that are not trained, see `models.network.Network.frozen`."""
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
-    return model.frozen()
+    return tuple(model.frozen())
 
 
 def is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
@@ -192,7 +192,8 @@ def initialize(init: Callable[[jax.Array], TrainState], seed: int, shardings: An
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     jitted = jax.jit(init, out_shardings=shardings, compiler_options=options)
-    return jitted(jax.random.fold_in(jax.random.key(seed), _INITIAL))
+    state: TrainState = jitted(jax.random.fold_in(jax.random.key(seed), _INITIAL))
+    return state
 
 
 def parameter_counts(params: Tree) -> dict[str, int]:

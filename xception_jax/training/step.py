@@ -156,7 +156,7 @@ def _gradients(
     weights = config.layout.to_compute(state.params) if config.layout else state.params
     trained = partition(weights, config.frozen) if config.frozen else weights
 
-    def loss_of(params: Tree, part: Batch, key: jax.Array):
+    def loss_of(params: Tree, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         if config.frozen:
             params = combine(params, weights)
         all_weights = {"params": params, "batch_stats": state.batch_stats}
@@ -176,7 +176,7 @@ def _gradients(
         gradients, (batch_stats, sums) = gradient_of(trained, batch, key)
         return gradients, batch_stats, sums
 
-    def add(total, part_and_key):
+    def add(total: Tree, part_and_key: Any) -> tuple[Tree, Scalars]:
         gradients, (batch_stats, sums) = gradient_of(trained, *part_and_key)
         # The running statistics move linearly: the mean over the parts is the whole batch's.
         batch_stats = jax.tree.map(lambda leaf: leaf / config.accumulate, batch_stats)
@@ -205,7 +205,8 @@ def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
         runs = array.reshape(-1, parts, virtual_batch, *array.shape[1:])
         return runs.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
 
-    return jax.tree.map(cut, batch)
+    parted: Batch = jax.tree.map(cut, batch)
+    return parted
 
 
 def evaluate_batch(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xception_jax.config.registry import Registry, where_is
+from xception_jax.config.schema import FOLDER_RULES
 from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import UsageError
 
@@ -111,7 +112,7 @@ def _open_folder(path: str, split: str, options: Options) -> Source:
     return folder.open_split(
         path, split, options.data_dir, test_share=options.test_share,
         split_seed=options.split_seed, most_missing=options.most_missing,
-        hold_out=options.hold_out, rules=options.folder_rules or folder.RULES,
+        hold_out=options.hold_out, rules=options.folder_rules or FOLDER_RULES,
     )  # fmt: skip
 
 

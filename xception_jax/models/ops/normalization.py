@@ -1,5 +1,7 @@
 """The mean and the variance of a batch, and the affine function that normalizes by them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -39,15 +41,18 @@ def moments(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
       Two arrays `[runs, channels]`.
     """
-    return lax.platform_dependent(x, guess, cpu=_moments_two_passes, default=_moments_one_pass)
+    found: tuple[jax.Array, jax.Array] = lax.platform_dependent(
+        x, guess, cpu=_moments_two_passes, default=_moments_one_pass
+    )
+    return found
 
 
-def _moments_forward(x, guess):
+def _moments_forward(x: jax.Array, guess: jax.Array) -> tuple[Any, Any]:
     mean, var = moments(x, guess)
     return (mean, var), (x, mean)
 
 
-def _moments_backward(residuals, cotangents):
+def _moments_backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array]:
     x, mean = residuals
     of_mean, of_var = cotangents
     count = x.size // mean.size

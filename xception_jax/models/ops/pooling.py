@@ -1,6 +1,7 @@
 """Max pooling and average pooling over windows of 3x3, in the fastest form of each platform."""
 
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ _WINDOW, _STRIDE = (3, 3), 2
 
 def _pool_windows(padding: str, x: jax.Array) -> jax.Array:
     pads = [(0, 0), *pads_of(x.shape[1:3], _WINDOW, _STRIDE, padding), (0, 0)]
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *_WINDOW, 1), (1, _STRIDE, _STRIDE, 1), pads)
+    window, strides = (1, *_WINDOW, 1), (1, _STRIDE, _STRIDE, 1)
+    largest: jax.Array = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
+    return largest
 
 
 def _pool_taps(padding: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -66,8 +69,8 @@ def max_pool(x: jax.Array, padding: str = "SAME") -> jax.Array:
     return _max_pool_forward(x, padding)[0]
 
 
-def _max_pool_forward(x, padding):
-    def default(x):
+def _max_pool_forward(x: jax.Array, padding: str) -> tuple[jax.Array, Any]:
+    def default(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         largest = _pool_windows(padding, x)
         return largest, jnp.zeros(largest.shape, jnp.int8)  # not read, so not made
 
@@ -75,8 +78,8 @@ def _max_pool_forward(x, padding):
     return largest, (x, winner)
 
 
-def _max_pool_backward(padding, residuals, g):
-    def default(x, winner, g):
+def _max_pool_backward(padding: str, residuals: Any, g: jax.Array) -> Any:
+    def default(x: jax.Array, winner: jax.Array, g: jax.Array) -> Any:
         return jax.vjp(partial(_pool_windows, padding), x)[1](g)
 
     gradient = partial(_pool_gradient, padding)
@@ -91,7 +94,8 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 def _sum_windows(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
-    return lax.reduce_window(x, 0.0, lax.add, (1, *_WINDOW, 1), (1, 1, 1, 1), "SAME")
+    total: jax.Array = lax.reduce_window(x, 0.0, lax.add, (1, *_WINDOW, 1), (1, 1, 1, 1), "SAME")
+    return total
 
 
 def _sum_taps(x: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ _DELETED = "deleted"
 
 
 @dataclass
-class _Best(policies.PreservationPolicy):
+class _Best(policies.PreservationPolicy):  # type: ignore[misc]  # Orbax has no types
     """Has Orbax keep the step that a function finds among those that there are."""
 
     find: Callable[[Sequence[int]], int | None]

@@ -76,7 +76,7 @@ class MlflowWriter(LogWriter):
         params = [Param(key, str(value)) for key, value in info.config.items()]
         for first in range(0, len(params), 100):  # the most that it takes at once
             self._client.log_batch(run.run_id, params=params[first : first + 100])
-        return run.run_id
+        return str(run.run_id)
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

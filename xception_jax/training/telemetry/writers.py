@@ -41,7 +41,7 @@ class RunInfo:
         if name not in ids:
             ids[name] = make()
             write_atomically(path, json.dumps(ids) + "\n")
-        return ids[name]
+        return str(ids[name])
 
 
 class LogWriter:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 
-class OpticalDigits(tfds.core.GeneratorBasedBuilder):
+class OpticalDigits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS has no types
     """UCI optical recognition of handwritten digits: 1,437 / 360 images of 8x8, ten classes.
 
     It yields encoded PNG bytes, so that TFDS prepares it without TensorFlow. README.md beside this
