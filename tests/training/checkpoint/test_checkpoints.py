@@ -23,7 +23,7 @@ from tests.processes import ROOT, as_nobody
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.training import sharding
 from xception_jax.training.checkpoint import checkpoints as checkpoint
-from xception_jax.training.checkpoint import digest, manifest
+from xception_jax.training.checkpoint import digest, manifest, reading
 from xception_jax.training.checkpoint.checkpoints import Checkpoints, DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState
 from xception_jax.utils import retry, seal
@@ -400,7 +400,7 @@ def test_memory_that_a_device_lacks_is_no_damage(tmp_path):
         jax.block_until_ready(jax.jit(lambda: jnp.ones((1 << 24, 1 << 22), jnp.float32))())
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        checkpoint._damage(tmp_path, read)
+        reading.as_damage(tmp_path, read)
 
 
 def test_nothing_is_moved_if_nothing_can_be_restored(tmp_path):

@@ -7,7 +7,6 @@ finalized together. What a run does not train is stored once, see `frozen_part`.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +17,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from xception_jax.config import Best
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.runtime import cluster
-from xception_jax.training.checkpoint import frozen_part, manifest, storage
+from xception_jax.training.checkpoint import frozen_part, manifest, reading, storage
 from xception_jax.training.checkpoint.digest import digests
 from xception_jax.training.checkpoint.frozen_part import DamagedFrozenPartError
 from xception_jax.training.checkpoint.manifest import DamagedCheckpointError, Meta
@@ -312,7 +310,7 @@ class Checkpoints:
             _together(lambda: frozen.update(self._read_frozen(place, held)))
         state = frozen_part.join(found, frozen)
         # Sums over all devices: only once all have read.
-        _together(lambda: _compare(step, state, meta, self._folder))
+        _together(lambda: reading.compare(step, state, meta, self._folder))
         if held:
             self._whole.add(frozen_part.place(self._folder, meta))
         return state, meta
@@ -323,9 +321,11 @@ class Checkpoints:
         """The arrays of a folder's items. Raises what is found to be wrong as damage."""
 
         def action() -> dict[str, Tree]:
-            return {name: _read_arrays(folder / name, target) for name, target in targets.items()}
+            return {
+                name: reading.read_arrays(folder / name, target) for name, target in targets.items()
+            }
 
-        return _damage(folder, lambda: storage.read(folder, action, self._say), what)
+        return reading.as_damage(folder, lambda: storage.read(folder, action, self._say), what)
 
     def _read_frozen(self, folder: Path, targets: dict[str, Tree]) -> dict[str, Tree]:
         what = f"the frozen part {folder}"
@@ -375,7 +375,7 @@ class Checkpoints:
         """Moves checkpoints to `workdir/damaged`; returns the complaints with their new places."""
         notes: list[str] = []
         for step, complaint in sorted(complaints.items(), reverse=True):
-            place = cluster.on_first(partial(_move_aside, self._folder / str(step)))
+            place = cluster.on_first(partial(reading.move_aside, self._folder / str(step)))
             notes.append(f"{complaint}; moved to {place}")
             del self._found[step]
         return notes
@@ -391,63 +391,3 @@ def _items(state: TrainState) -> dict[str, Tree]:
     """The parts that a state has, by name."""
     parts = {name: getattr(state, name) for name in ITEMS}
     return {name: tree for name, tree in parts.items() if tree is not None}
-
-
-def _read_arrays(folder: Path, target: Tree) -> Tree:
-    """An item's arrays. Orbax' handler alone waits for no other process, unlike its manager."""
-    handler = ocp.StandardCheckpointHandler()
-    try:
-        return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(target))
-    finally:
-        handler.close()
-
-
-def _damage(folder: Path, action: Callable[[], T], what: str | None = None) -> T:
-    """Raises what Orbax and TensorStore raise, which is of many kinds, as damage."""
-    what = what or f"checkpoint {folder.name}"
-    try:
-        return action()
-    except RunError:
-        raise
-    except Exception as error:
-        if retry.out_of_device_memory(error):
-            raise
-        if not os.path.lexists(folder):
-            raise DamagedCheckpointError(
-                f"{what} is no longer there; a run deletes those that it does not keep. Start again"
-            ) from error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedCheckpointError(f"{what} cannot be read: {reason[0]}") from error
-
-
-def _compare(step: int, found: dict[str, Tree], meta: Meta, checkpoints: Path) -> None:
-    """Raises damage unless the arrays are those of the manifest."""
-    for item, tree in found.items():
-        now, _ = digests(tree, meta.digest_algorithm)
-        then = (meta.digests or {}).get(item, {})
-        wrong = [leaf for leaf in now | then if now.get(leaf) != then.get(leaf)]
-        for leaf in wrong:
-            if frozen_part.is_held(item, leaf, meta.frozen):
-                raise frozen_part.damaged(
-                    f"the frozen part {frozen_part.place(checkpoints, meta)} is damaged: "
-                    f"{item}.{leaf} is not what was saved"
-                )
-        if wrong:
-            raise DamagedCheckpointError(
-                f"checkpoint {step} is damaged: {item}.{wrong[0]} is not what was saved"
-            )
-
-
-def _move_aside(checkpoint: Path) -> str:
-    """Moves a checkpoint to `workdir/damaged`; returns its new place."""
-    aside = checkpoint.parents[1] / "damaged"
-    if os.path.lexists(aside) and not aside.is_dir():
-        raise RunError(f"{aside} is no folder, so checkpoint {checkpoint.name}, which is damaged, "
-                       f"cannot be moved there; move {aside} away")  # fmt: skip
-    aside.mkdir(exist_ok=True)
-    place, number = aside / checkpoint.name, 0
-    while os.path.lexists(place):
-        number += 1
-        place = aside / f"{checkpoint.name}.{number}"
-    os.rename(checkpoint, place)
-    return str(place)
