@@ -15,7 +15,7 @@ from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.planning import steps as planned
-from xception_jax.training import optimizer, rules, sharding, state
+from xception_jax.training import optimizer, sharding, sharding_rules, state
 from xception_jax.training.build import DataSpec
 from xception_jax.training.checkpoint.checkpoints import Checkpoints, Meta
 from xception_jax.training.checkpoint.digest import digests
@@ -48,9 +48,11 @@ def test_the_mesh_is_one_axis_unless_something_is_cut():
     ],
 )
 def test_how_an_array_is_cut(path, shape, expected):
-    assert rules.spec(path, shape, SIXTEEN, True) == PartitionSpec(*expected)
+    assert sharding_rules.spec(path, shape, SIXTEEN, True) == PartitionSpec(*expected)
     rule = tuple(entry if entry == "model" else None for entry in expected)
-    assert [e for e in rules.spec(path, shape, SIXTEEN, False) if e] == [e for e in rule if e]
+    assert [e for e in sharding_rules.spec(path, shape, SIXTEEN, False) if e] == [
+        e for e in rule if e
+    ]
 
 
 def bytes_of(part, held):
@@ -115,8 +117,10 @@ def test_a_cut_state_trains_as_the_whole_one(small_config, shard, freeze, frozen
     np.testing.assert_allclose(found, losses, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
-    for part in rules.CUT[shard]:
-        kernels = [x for x in jax.tree.leaves(getattr(cut, part)) if x.size >= rules.SMALLEST]
+    for part in sharding_rules.CUT[shard]:
+        kernels = [
+            x for x in jax.tree.leaves(getattr(cut, part)) if x.size >= sharding_rules.SMALLEST
+        ]
         assert kernels
         assert all(x.addressable_shards[0].data.size * 8 == x.size for x in kernels)
     check_frozen(first, cut, frozen)

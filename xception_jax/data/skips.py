@@ -1,4 +1,6 @@
-"""Examples that cannot be used: replaced in a fixed way, counted, and named in a log.
+"""Examples that cannot be used: counted, limited, and named in a log.
+
+`batches.Reader._fill_row` replaces them in a fixed way, by `order.candidates`.
 
 Where record k of a training split cannot be used, its place in the stream goes to record k + 1, or
 to the next one that can be. So what a step sees still depends on the seed, the step and the data

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from xception_jax.augment import resize
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
+from xception_jax.serving import resize
 from xception_jax.training.state import Tree, apply, normalize
 from xception_jax.utils import seal
 

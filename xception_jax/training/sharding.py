@@ -2,7 +2,7 @@
 
 A batch is cut over all devices. Of the state, `mesh.shard` cuts parts over the axis `data`
 (ZeRO, arXiv:1910.02054), by size alone; `mesh.model` cuts the head's large layers over the
-axis `model`, by `rules.RULES`. Without either, every device holds all of the state.
+axis `model`, by `sharding_rules.RULES`. Without either, every device holds all of the state.
 """
 
 import math
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from xception_jax.errors import UsageError
-from xception_jax.training.rules import CUT, MODEL, spec
+from xception_jax.training.sharding_rules import CUT, MODEL, spec
 from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays

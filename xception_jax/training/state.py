@@ -17,7 +17,7 @@ from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
 from xception_jax.training import sharding
-from xception_jax.training.rules import MODEL
+from xception_jax.training.sharding_rules import MODEL
 from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from xception_jax.augment import resize
 from xception_jax.data.render import decode, presets
+from xception_jax.serving import resize
 
 
 def photo(height: int, width: int) -> np.ndarray:
