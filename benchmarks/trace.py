@@ -50,8 +50,9 @@ def compiled_step(
         "mask": jnp.ones(batch),
     }
     data = jax.device_put(data, sharding.by_example(mesh))
-    step_config = step.StepConfig(state_lib.graphdef_of(make, side), sgd, schedule)
-    layout = sharding.Layout.whole(mesh)
+    graphdef = state_lib.graphdef_of(make, side)
+    step_config = step.StepConfig(graphdef, sgd, schedule, frozen=(), matmul_precision=None)
+    layout = sharding.Layout.replicated(mesh)
     return step.jit_train_step(step_config, layout).lower(state, data).compile(), state, data
 
 

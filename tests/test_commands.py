@@ -69,6 +69,17 @@ def test_the_program_finds_a_users_own_modules(tmp_path):
     assert "mine.py:7 sets data.batch_size" in line
 
 
+def test_a_file_beside_a_run_stands_for_no_module_of_a_library(tmp_path):
+    """The folder may be a stranger's."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "xception"
+    program.write_text("from xception_jax import commands\ncommands.console()\n")
+    for name in ("absl", "ml_collections", "fractions"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
+    done = said(str(program), "evaluate", "--workdir=.", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "no run in .: it holds no config.json\n")
+
+
 def test_worker_processes_do_not_import_what_was_started():
     code = (
         "import sys, __main__\n"

@@ -161,7 +161,7 @@ def test_more_than_a_run_may_skip_is_not_drawn(greys, small_config):
     said = []
     with pytest.raises(
         RunError, match=r"^1 of the 16 examples of \S+ cannot be used, more than the share of 0.06 "
-        r"that may be skipped; mend those named above, or raise --config\.data\.max_skipped$"
+        r"that may be skipped; fix those named above, or raise --config\.data\.max_skipped$"
     ):  # fmt: skip
         contact_sheet.draw(small_config, say=said.append)
     [line] = said

@@ -207,6 +207,23 @@ def test_a_run_that_does_not_use_them_needs_none_of_them(extended, small_config)
     assert not config_lib.differences(config_lib.complete(flat), config_lib.flatten(small_config))
 
 
+def test_a_run_that_uses_them_keeps_their_defaults(extended, small_config):
+    """They are the user's, and may change with his file."""
+    config = config_lib.default()
+    config.optimizer.name = "lion"
+    flat = config_lib.portable(config_lib.flatten(config))
+    assert flat["optimizer.lion_beta"] == 0.99
+    assert "augment.negative" not in flat
+
+
+def test_a_config_of_before_gets_the_fields_that_were_added_since(clean):
+    config = config_lib.default()
+    imports.load([str(FOLDER / "my_optimizer.py")])
+    config.optimizer.name = "lion"
+    config_lib.check_fields(config)
+    assert config_lib.settled(config, None).optimizer.lion_beta == 0.99
+
+
 def test_the_process_that_compiles_a_plan_has_them_too(own_config, tmp_path):
     request = {"imports": registry.outside_modules(), "path": sys.path,
                "config": config_lib.flatten(own_config)}  # fmt: skip

@@ -52,7 +52,7 @@ def evaluate(
         trained.meta.check_classes(source.name, source.class_names)
         if source.summary:
             say(source.summary)
-    layout = sharding.Layout.whole(sharding.make_mesh())
+    layout = sharding.Layout.replicated(sharding.make_mesh())
     evaluate_batch = build.build_evaluation(config, build.DataSpec.of(sources[""]), layout)
     evaluators = Evaluators.create(config, evaluate_batch, sources, layout, batch_size)
     skips = Skips(workdir, most, say, flag="--max_skipped")

@@ -154,11 +154,11 @@ def prepare(config: ConfigDict) -> Run:
 
 def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, list[str]]:
     """The newest intact checkpoint's state, else a fresh one; and what is to be said of it."""
-    lies = run.layout.state
-    state, meta, damaged = checkpoints.restore_newest(sharding.place(run.shapes, lies))
+    shardings = run.layout.state
+    state, meta, damaged = checkpoints.restore_newest(sharding.place(run.shapes, shardings))
     notes = [f"DAMAGED: {note}" for note in damaged]
     if state is None or meta is None:
-        fresh = state_lib.initialize(run.init, run.config.seed, lies)
+        fresh = state_lib.initialize(run.init, run.config.seed, shardings)
         return initial.fill(run.config, fresh, run.meta.class_names, notes)
     meta.check_data(run.meta, checkpoints.workdir)
     return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
@@ -189,6 +189,7 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
     # A signal may have come during the evaluation of the last step.
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
         if (result := evaluate(run, state, first, services)) is None:
+            hooks.at_end(first)
             return first
         checkpoints.add_metrics(first, result)
     with closing(run.batches(first, services.skips)) as batches:
@@ -235,5 +236,7 @@ def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: T
     if last < run.total_steps or not checkpoints.metrics(last):  # or its evaluation was left out
         log.say(f"stopped at step {last} and saved; the same command continues")
         return
-    by = config_lib.Best.parse(run.config.eval.best).metric
-    log.say("\n".join(verdict.lines(folder, last, checkpoints.find("best"), by)))
+    by = config_lib.Best.parse(run.config.eval.best)
+    # After a change of `eval.best` in a run that is done, none may have been rated by it.
+    best = checkpoints.find("best") if by.is_in(checkpoints.metrics(last) or {}) else last
+    log.say("\n".join(verdict.lines(folder, last, best, by.metric)))

@@ -45,8 +45,9 @@ def build(work: Work) -> Callable[[int], None]:
 
         return run_forward
 
-    layout = sharding.Layout.whole(mesh)
-    train = step.jit_train_step(step.StepConfig(graphdef, optimizer, schedule), layout)
+    layout = sharding.Layout.replicated(mesh)
+    config = step.StepConfig(graphdef, optimizer, schedule, frozen=(), matmul_precision=None)
+    train = step.jit_train_step(config, layout)
     batch = {
         "image": jax.random.randint(key, shape, 0, 256).astype(jnp.uint8),
         "label": jax.random.randint(key, (work.batch,), 0, 1000),

@@ -242,8 +242,12 @@ def test_ten_training_steps_equal_those_of_the_plain_form():
     sgd = optax.sgd(1e-3, momentum=0.9)
     state = state_lib.initialize(partial(state_lib.create, make, sgd, False), 0, None)
     plain = plain_flax.copy_weights(state.params, state.batch_stats, **changes)
-    step_config = step_lib.StepConfig(state_lib.graphdef_of(make, 32), sgd, lambda step: 1e-3)
-    train_step = step_lib.jit_train_step(step_config, sharding.Layout.whole(sharding.make_mesh(1)))
+    step_config = step_lib.StepConfig(
+        state_lib.graphdef_of(make, 32), sgd, lambda step: 1e-3, frozen=(), matmul_precision=None
+    )
+    train_step = step_lib.jit_train_step(
+        step_config, sharding.Layout.replicated(sharding.make_mesh(1))
+    )
     optimizer = nnx.Optimizer(plain, sgd, wrt=nnx.Param)
 
     @nnx.jit

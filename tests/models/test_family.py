@@ -147,7 +147,10 @@ def training_step(name: str, side: int, **overrides):
     make = partial(models.create, name, num_classes=5, dropout=0.2, **SMALL, **overrides)
     graphdef = state.graphdef_of(lambda rngs: make(rngs=rngs), side)
     sgd = optax.sgd(0.1)
-    step_config = step.StepConfig(graphdef, sgd, optax.constant_schedule(0.1), virtual_batch=2)
+    step_config = step.StepConfig(
+        graphdef, sgd, optax.constant_schedule(0.1), virtual_batch=2,
+        frozen=(), matmul_precision=None,
+    )  # fmt: skip
     init = partial(state.create, lambda rngs: make(rngs=rngs), sgd, False)
     batch = {
         "image": jnp.zeros((4, side, side, 3), jnp.uint8),

@@ -68,8 +68,10 @@ def test_ten_steps_are_keras_own(tmp_path):
     _, params, batch_stats = state_lib.split(model)
     start = {name: np.array(array) for name, array in flatten({"params": params}).items()}
     state = replace(state, params=params, batch_stats=batch_stats)
-    step_config = step_lib.StepConfig(graphdef, sgd, schedule)
-    train_step = step_lib.jit_train_step(step_config, sharding.Layout.whole(sharding.make_mesh(1)))
+    step_config = step_lib.StepConfig(graphdef, sgd, schedule, frozen=(), matmul_precision=None)
+    train_step = step_lib.jit_train_step(
+        step_config, sharding.Layout.replicated(sharding.make_mesh(1))
+    )
 
     ours, expected = [], []
     for images, labels in draw_batches():

@@ -35,7 +35,7 @@ def test_sums_do_not_lose_what_a_float32_would(digits, batch_size):
 
     reader = Reader(digits["test"], Images(8))
     mesh = sharding.make_mesh(1)
-    evaluator = Evaluator(reader, sharding.Layout.whole(mesh), evaluate_batch, batch_size)
+    evaluator = Evaluator(reader, sharding.Layout.replicated(mesh), evaluate_batch, batch_size)
     sums = [min(batch_size, 360 - start) for start in range(0, 360, batch_size)]
     expected = sum(float(np.float32(np.float32(1e6 + 0.0625) * n)) for n in sums) / 360
     assert evaluator({})["loss"] == pytest.approx(expected, abs=1e-9)
@@ -50,7 +50,7 @@ def test_weights_that_are_cut_are_gathered_once(digits):
         return {"loss": 0.0, "top1": 0.0, "examples": np.asarray(batch["mask"]).sum()}
 
     reader = Reader(digits["test"], Images(8))
-    evaluator = Evaluator(reader, sharding.Layout.whole(mesh), evaluate_batch, 64)
+    evaluator = Evaluator(reader, sharding.Layout.replicated(mesh), evaluate_batch, 64)
     kernel = jax.device_put(np.arange(16.0), sharding.by_example(mesh))
     evaluator({"kernel": kernel})
     assert len(seen) == 6

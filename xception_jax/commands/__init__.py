@@ -36,7 +36,8 @@ def run(name: str) -> NoReturn:
 def console() -> NoReturn:
     """The program `xception`: finds a user's own modules where `python -m` finds them."""
     if not sys.flags.safe_path:
-        sys.path.insert(0, os.getcwd())
+        # Last: what lies in the folder of a run must not stand for a module of a library.
+        sys.path.append(os.getcwd())
     main()
 
 

@@ -93,13 +93,15 @@ class Best:
             raise UsageError(f"config.eval.best is {text!r}; it takes METRIC:min or METRIC:max")
         return cls(metric, direction == "min" if given else metric.rpartition("/")[2] == "loss")
 
+    def is_in(self, metrics: dict[str, float]) -> bool:
+        """Whether the metric was measured."""
+        return not self.metric or not math.isnan(metrics.get(self.metric, math.nan))
+
     def quality(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Higher is better; of equals that of the lowest loss. Without the metric, the least."""
+        """Higher is better; of equals that of the lowest loss. For metrics that it `is_in`."""
         if not self.metric:
             return metrics["map" if "map" in metrics else "top1"], -metrics["loss"]
-        value = metrics.get(self.metric, math.nan)
-        if math.isnan(value):
-            return -math.inf, -metrics["loss"]
+        value = metrics[self.metric]
         return -value if self.lowest else value, -metrics["loss"]
 
     def check(self, known: list[str]) -> None:

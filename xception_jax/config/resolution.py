@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration
-from xception_jax.config.schema import FOLDER_RULES, flatten
+from xception_jax.config.schema import FOLDER_RULES, add_missing, flatten
 from xception_jax.errors import UsageError
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.
@@ -75,6 +75,7 @@ def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
       begun: the resolved config of that run; None: there is none.
     """
     copy = ConfigDict(config).copy_and_resolve_references()
+    add_missing(copy)
     if begun is not None:
         given, then = flatten(copy), flatten(begun)
         copy.update_from_flattened_dict(

@@ -177,7 +177,7 @@ SCHEMA: dict[str, Field] = {
         high=65_535,
     ),
     "data.threads": _int(
-        0, "of each process that makes batches; 0: so many that there is one for each core",
+        0, "of each process that makes batches; 0: one per core",
         high=1024, harmless=True
     ),
     "data.workers": _int(
@@ -347,6 +347,15 @@ def add_field(name: str, field: Field, owner: str) -> None:
     SCHEMA[name] = field
 
 
+def add_missing(config: ConfigDict) -> None:
+    """Gives a config the fields, at their defaults, that were added after it was made."""
+    flat = flatten(config)
+    with config.unlocked():
+        for name in _ADDED.keys() - flat.keys():
+            section, _, field = name.partition(".")
+            config[section][field] = SCHEMA[name].default
+
+
 def add_choice(name: str, choice: str) -> None:
     """Adds a value to the choices of a field."""
     field = SCHEMA[name]
@@ -398,13 +407,16 @@ def portable(flat: dict[str, Any]) -> dict[str, Any]:
     """A flat config as `config.json` holds it, for any machine and any program.
 
     The fields of one machine are at their defaults: a `config.json` may be a stranger's, and what
-    lies in the compilation cache is run. Added fields at their defaults are left out, so that who
-    has not added them can read the rest.
+    lies in the compilation cache is run. Added fields at their defaults are left out, unless the
+    run's own model or optimizer has added them: without the others it can be read.
     """
+    owners = {f"model {flat.get('model.name')}", f"optimizer {flat.get('optimizer.name')}"}
     used = {
         name: value
         for name, value in flat.items()
-        if name not in _ADDED or _plain(value) != _plain(SCHEMA[name].default)
+        if name not in _ADDED
+        or _ADDED[name] in owners
+        or _plain(value) != _plain(SCHEMA[name].default)
     }
     return {**used, "compilation_cache": SCHEMA["compilation_cache"].default}
 
@@ -421,6 +433,8 @@ def check_fields(config: ConfigDict) -> None:
     flat = flatten(config)
     unknown(flat)
     for name, field in SCHEMA.items():
+        if name not in flat and name in _ADDED:  # since the config was made, see `add_missing`
+            continue
         if name not in flat:
             raise UsageError(f"config lacks {name}; start from xception_jax.config.default()")
         complaint = field.check(flat[name])

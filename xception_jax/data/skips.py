@@ -76,15 +76,15 @@ class Skips:
                 self._told = True
         count, share = len(seen), len(seen) / len(source)
         if share > self._most:
-            mend = "mend those named above, or raise --config.data.max_skipped"
+            fix = "fix those named above, or raise --config.data.max_skipped"
             if self._path:
-                mend = (
-                    f"{self._logs(self._path)} names them: mend them and remove it, or go on with "
+                fix = (
+                    f"{self._logs(self._path)} names them: fix them and remove it, or go on with "
                     f"{self._flag}={min(1.0, 2 * share):.1g}"
                 )
             raise RunError(
                 f"{count:,} of the {len(source):,} examples of {source.name} cannot be used, more "
-                f"than the share of {self._most:g} that may be skipped; {mend}"
+                f"than the share of {self._most:g} that may be skipped; {fix}"
             )
         if len(skipped) >= min(IN_A_ROW, len(source)):
             named = f"; {self._path} names them" if self._path else ""

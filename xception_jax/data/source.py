@@ -1,5 +1,6 @@
 """One split of a data set, whatever it was read from: `source[i]` is an example."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +66,7 @@ class Source:
           ReadError: it could not be read for `patience` seconds; see `retry`.
         """
         name = self.name_of(index)
-        reading = partial(self.records.__getitem__, index)
+        reading = partial(operator.getitem, self.records, index)
         try:
             record = retry.reading(reading, name, seconds=self.patience, reopen=self._reopen)
         except (ExampleError, ReadError):  # the first: of one of several sets that are joined

@@ -133,6 +133,8 @@ def add_own(registry: Registry[Card]) -> None:
             for name, where, settings in _decorators(ast.parse(text), path.stem):
                 size, published = settings.pop("size", None), settings.pop("published", ())
                 registry.add(name, _card(name, where, size, published, {}, settings), where)
+    if not registry.names():
+        raise RuntimeError(f"{Path(__file__).parent} has no .py files, which the models are in")
 
 
 def _decorators(tree: ast.Module, module: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -43,7 +43,7 @@ class Memory:
 class Collective:
     """The collectives of a kind in one step: how many, of how many bytes in all.
 
-    `inside` counts those between layers, see `hlo.Cost`.
+    `inside` counts those between layers, see `costs.Cost`.
     """
 
     kind: str

@@ -144,6 +144,8 @@ def names(classes: int, multilabel: bool) -> list[str]:
 PerExample = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
 Registered = tuple[tuple[str, PerExample], ...]
 _REGISTERED: dict[str, PerExample] = {}
+# What else stands beside metrics in a record of `metrics.jsonl` and in the result of a command.
+_OF_RECORDS = ("skipped", "kind", "step", "time", "weights", "split", "seconds")
 
 
 def register(name: str) -> Callable[[PerExample], PerExample]:
@@ -153,8 +155,9 @@ def register(name: str) -> Callable[[PerExample], PerExample]:
     each example, `[batch]`. It is compiled, so it is written with `jax.numpy`. The metric is the
     mean over the set's examples.
     """
-    if name in (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, "skipped") or "/" in name:
-        raise ValueError(f"{name!r} is the name of a metric that there is, or has a slash in it")
+    taken = (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, *_OF_RECORDS)
+    if name in taken or "/" in name:
+        raise ValueError(f"{name!r} is taken already, or has a slash in it; take another name")
 
     def add(function: PerExample) -> PerExample:
         _REGISTERED[name] = function

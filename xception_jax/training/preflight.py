@@ -83,7 +83,8 @@ def _check_paths(config: ConfigDict) -> None:
         if fields[name]:
             buckets = paths.BUCKETS if name == "data.data_dir" else ()
             paths.local(f"config.{name}", fields[name], buckets)
-    for dataset in (config.data.dataset, *config.data.mix):
+    further = (one.dataset for one in config_lib.eval_sets(config))
+    for dataset in filter(None, (config.data.dataset, *config.data.mix, *further)):
         if dataset.startswith(FOLDER):
             paths.local("config.data: a folder of images", dataset.removeprefix(FOLDER))
 

@@ -123,8 +123,8 @@ class Layout:
     update: Tree | None = None
 
     @classmethod
-    def whole(cls, mesh: Mesh | AbstractMesh) -> "Layout":
-        """Everything whole on every device."""
+    def replicated(cls, mesh: Mesh | AbstractMesh) -> "Layout":
+        """All of it on every device."""
         return cls(mesh, replicated(mesh), replicated(mesh))
 
     @classmethod
@@ -140,7 +140,7 @@ class Layout:
           UsageError: the mesh has an axis `model` that divides none of the head's layers.
         """
         if not CUT[shard] and MODEL not in mesh.axis_names:
-            return cls.whole(mesh)
+            return cls.replicated(mesh)
         parts = {
             field.name: _lay(getattr(shapes, field.name), mesh, field.name in CUT[shard])
             for field in fields(shapes)

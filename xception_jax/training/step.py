@@ -37,6 +37,8 @@ class StepConfig:
     Attributes:
       graphdef: the model's, see `state.graphdef_of`.
       optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
+      frozen: parts of the model that are not trained, see `state.frozen_parts`.
+      matmul_precision: the model's, see `models.network.Network`.
       seed: of augmentation and dropout.
       augmentation: see `augment.pipeline`.
       classes: of the data; needed where examples are mixed.
@@ -44,8 +46,6 @@ class StepConfig:
       accumulate: microbatches that a batch is cut into, one after the other through the model.
       virtual_batch: of batch normalization; needed where `accumulate` is above 1.
       ema_decay: of the averaged weights; 0 where the state has none.
-      frozen: parts of the model that are not trained, see `state.frozen_parts`.
-      matmul_precision: the model's, see `models.network.Network`.
       mesh: the devices; None: one. Filled in by `jit_train_step`.
       layout: of a state whose arrays the optimizer cuts over the devices; None: it cuts none.
         Filled in by `jit_train_step`.
@@ -54,6 +54,8 @@ class StepConfig:
     graphdef: Any
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    frozen: tuple[str, ...]
+    matmul_precision: str | None
     seed: int = 0
     augmentation: pipeline.Augmentation = field(default_factory=pipeline.Augmentation)
     classes: int | None = None
@@ -61,8 +63,6 @@ class StepConfig:
     accumulate: int = 1
     virtual_batch: int | None = None
     ema_decay: float = 0.0
-    frozen: tuple[str, ...] = ()
-    matmul_precision: str | None = None
     mesh: Mesh | None = None
     layout: Layout | None = None
 

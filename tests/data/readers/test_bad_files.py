@@ -175,7 +175,7 @@ def test_more_than_the_budget_stops_and_a_continued_run_goes_on_with_the_count(t
         taken(tmp_path, most=0.01)[0].add(source, [(20, "twenty", "is bad")])
     assert str(caught.value) == (
         f"2 of the 100 examples of numbered cannot be used, more than the share of 0.01 that may "
-        f"be skipped; {tmp_path}/skipped.jsonl names them: mend them and remove it, or go on with "
+        f"be skipped; {tmp_path}/skipped.jsonl names them: fix them and remove it, or go on with "
         f"--allow_config_changes --config.data.max_skipped=0.04"
     )
     with pytest.raises(RunError, match="2 of the 100"):  # the same command again

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.processes import ROOT, as_nobody
+from xception_jax.config import Best
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.training import sharding
 from xception_jax.training.checkpoint import checkpoints as checkpoint
@@ -110,6 +111,23 @@ def test_the_best_of_multilabel_data_is_by_map(tmp_path):
             checkpoints.save(make_state(step), META.at(step), found)
         checkpoints.wait()
         assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
+
+
+def test_without_the_metric_that_decides_none_is_the_best(tmp_path):
+    """As after a change of `eval.best` in a run that is done."""
+    criterion = Best.parse("v2/top1")
+    with Checkpoints(tmp_path, keep=1, best=criterion) as checkpoints:
+        for step, further in enumerate(({}, {"v2/top1": 0.2}, {}), start=1):
+            checkpoints.save(
+                make_state(step), META.at(step), {"top1": 0.5, "loss": 1 / step, **further}
+            )
+        checkpoints.wait()
+        assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
+    with (
+        Checkpoints(tmp_path, read_only=True, best=Best.parse("v3/top1")) as checkpoints,
+        pytest.raises(UsageError, match="was evaluated by v3/top1; take --step=latest"),
+    ):
+        checkpoints.find("best")
 
 
 DELETE = """

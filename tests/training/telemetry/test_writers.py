@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import ClassVar
 
 import pytest
 
@@ -49,6 +50,53 @@ def test_one_that_cannot_be_made_is_told_of_once(tmp_path):
     assert said == ["NOTE: the log writer no entry failed: nobody is logged in; the run goes on"]
 
 
+class Failing(LogWriter):
+    """Gives up as a program does, at its first record."""
+
+    closed: ClassVar[list[bool]] = []
+
+    def write(self, kind, step, metrics):
+        raise SystemExit("out of quota")
+
+    def close(self, failed):
+        self.closed.append(failed)
+
+
+def test_one_that_fails_is_closed_whatever_it_raises(tmp_path, monkeypatch):
+    writers.register("failing")(Failing)
+    said = []
+    records = Records(tmp_path, 0, names=("failing",), say=said.append)
+    records.write("train", 1, {"loss": 1.0})
+    records.close()
+    assert said == ["NOTE: the log writer failing failed: out of quota; the run goes on"]
+    assert Failing.closed == [True]
+
+
+def test_several_slow_ones_are_waited_for_together(tmp_path, monkeypatch):
+    now = [0.0]
+    waits = []
+    monkeypatch.setattr(writers.time, "monotonic", lambda: now[0])
+
+    def join(thread, seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(writers.threading.Thread, "join", join)
+    go = threading.Event()
+
+    class Waiting(LogWriter):
+        def write(self, kind, step, metrics):
+            go.wait(60)
+
+    for name in ("a", "b"):
+        writers.register(name)(Waiting)
+    records = Records(tmp_path, 0, names=("a", "b"), say=lambda text: None, clock=lambda: 0.0)
+    records.write("train", 1, {"loss": 1.0})
+    records.close()
+    go.set()
+    assert waits == [writers._PATIENCE_S, 0.0]
+
+
 def test_processes_other_than_the_first_have_none(tmp_path):
     records = Records(None, 0, names=("no entry",), say=pytest.fail)
     records.write("train", 1, {"loss": 1.0})
@@ -60,6 +108,25 @@ def test_an_id_is_made_once(tmp_path):
     assert RunInfo(tmp_path).recall("b", lambda: "2") == "2"
     assert RunInfo(tmp_path, start=8).recall("a", lambda: "3") == "1"
     assert json.loads((tmp_path / "log_ids.json").read_text()) == {"a": "1", "b": "2"}
+
+
+def test_ids_that_are_made_at_once_are_all_kept(tmp_path):
+    """A server is asked for one while the other writer has its own already."""
+    asked, go = threading.Event(), threading.Event()
+
+    def from_a_server():
+        asked.set()
+        go.wait(60)
+        return "far"
+
+    thread = threading.Thread(target=RunInfo(tmp_path).recall, args=("server", from_a_server))
+    thread.start()
+    asked.wait(60)
+    RunInfo(tmp_path).recall("fast", lambda: "near")
+    go.set()
+    thread.join()
+    kept = json.loads((tmp_path / "log_ids.json").read_text())
+    assert kept == {"fast": "near", "server": "far"}
 
 
 def test_names_and_packages_are_checked(tmp_path, monkeypatch):

@@ -165,8 +165,9 @@ class Checkpoints:
                 )
             best = self._best(steps)
             if best is None:
+                what = f" by {self._criterion.metric}" if self._criterion.metric else ""
                 raise UsageError(
-                    f"no checkpoint in {self._folder} was evaluated; take --step=latest"
+                    f"no checkpoint in {self._folder} was evaluated{what}; take --step=latest"
                 )
             return best
         if step != "latest" and (not step.isdecimal() or int(step) not in steps):
@@ -194,11 +195,14 @@ class Checkpoints:
         return found.log if isinstance(found, Meta) else None
 
     def _best(self, steps: Sequence[int]) -> int | None:
-        """Of equals the newest; None where none was evaluated."""
-        evaluated = {step: found for step in sorted(steps) if (found := self.metrics(step))}
-        if not evaluated:
-            return None
-        return max(evaluated, key=lambda step: (self._criterion.quality(evaluated[step]), step))
+        """Of equals the newest; None where none was evaluated by what decides."""
+        evaluated = {step: found for step in steps if (found := self.metrics(step))}
+        rated = {
+            step: (self._criterion.quality(found), step)
+            for step, found in evaluated.items()
+            if self._criterion.is_in(found)
+        }
+        return max(rated, key=rated.__getitem__, default=None)
 
     def warm_up(self, state: TrainState) -> None:
         """Computes the digests of a state once, so that a save in a hurry compiles nothing."""

@@ -122,8 +122,7 @@ class Records:
     def close(self, failed: bool = False) -> None:
         """To be called at the end; `failed`: by an error."""
         self.flush()
-        for writer in self._writers:
-            writer.close(failed)
+        writers.close_all(self._writers, failed)
 
 
 @writers.register(TENSORBOARD, local=True)

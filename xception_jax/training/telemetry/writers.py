@@ -4,10 +4,12 @@ A writer is a class with `register("name")`, that `log.writers` names. A file be
 user's config can add one. Process 0 alone has writers.
 """
 
+import contextlib
 import importlib.util
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,10 @@ from typing import Any
 from xception_jax.errors import UsageError, nearest
 from xception_jax.utils.files import write_atomically
 
-# What a server may take at the end of a run until the run ends without it.
+# What servers may take at the end of a run, all together, until the run ends without them.
 _PATIENCE_S = 60.0
+# Each writer has a thread of its own, and all keep their ids in one file.
+_IDS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,16 @@ class RunInfo:
     def recall(self, name: str, make: Callable[[], str]) -> str:
         """A text, as the id of a run at a server, that is made once in the life of a workdir."""
         path = self.workdir / "log_ids.json"
-        ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if name not in ids:
-            ids[name] = make()
-            write_atomically(path, json.dumps(ids) + "\n")
-        return str(ids[name])
+
+        def ids() -> dict[str, str]:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+        if name in (known := ids()):
+            return str(known[name])
+        made = make()  # may ask a server: nobody waits for it
+        with _IDS:
+            write_atomically(path, json.dumps({**ids(), name: made}) + "\n")
+        return made
 
 
 class LogWriter:
@@ -71,6 +80,16 @@ class LogWriter:
 
     def close(self, failed: bool) -> None:
         """At the end of the process; `failed`: by an error."""
+
+
+def close_all(opened: Sequence[LogWriter], failed: bool) -> None:
+    """Closes writers, and waits for those with threads of their own, a minute at most."""
+    for writer in opened:
+        writer.close(failed)
+    until = time.monotonic() + _PATIENCE_S
+    for writer in opened:
+        if isinstance(writer, Background):
+            writer.join(until)
 
 
 MakeWriter = Callable[[RunInfo], LogWriter]
@@ -147,18 +166,22 @@ class Background(LogWriter):
         self._name, self._say = name, say
         self._queue: queue.SimpleQueue[Callable[[LogWriter], None] | None] = queue.SimpleQueue()
         self._place = ""
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=lambda: self._work(make, info), daemon=True)
         self._thread.start()
 
     def _work(self, make: MakeWriter, info: RunInfo) -> None:
+        writer: LogWriter | None = None
         try:
             writer = make(info)
             self._place = writer.place
             while call := self._queue.get():
                 call(writer)
-        except Exception as error:  # of any kind: the writer may be anybody's
+        except BaseException as error:  # of any kind, SystemExit too: the writer may be anybody's
             self._error = error
+            if writer:
+                with contextlib.suppress(BaseException):
+                    writer.close(True)
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """See `LogWriter`; returns at once."""
@@ -169,10 +192,13 @@ class Background(LogWriter):
         self._put(lambda writer: writer.flush())
 
     def close(self, failed: bool) -> None:
-        """Waits until all is written, a minute at most."""
+        """See `LogWriter`; returns at once, see `join`."""
         self._put(lambda writer: writer.close(failed))
         self._queue.put(None)
-        self._thread.join(_PATIENCE_S)
+
+    def join(self, until: float) -> None:
+        """Waits until all is written, or for a time of `time.monotonic`."""
+        self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._error = TimeoutError(f"it did not take everything in {_PATIENCE_S:.0f} s")
         self._tell()
