@@ -66,7 +66,7 @@ class Source:
           ReadError: it could not be read for `patience` seconds; see `retry`.
         """
         name = self.name_of(index)
-        reading = partial(operator.getitem, self.records, index)
+        reading: Callable[[], Any] = partial(operator.getitem, self.records, index)
         try:
             record = retry.reading(reading, name, seconds=self.patience, reopen=self._reopen)
         except (ExampleError, ReadError):  # the first: of one of several sets that are joined
