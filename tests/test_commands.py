@@ -77,7 +77,10 @@ def test_a_file_beside_a_run_stands_for_no_module_of_a_library(tmp_path):
     for name in ("absl", "ml_collections", "fractions"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
     done = said(str(program), "evaluate", "--workdir=.", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "no run in .: it holds no config.json\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: no run in .: it holds no config.json\n",
+    )
 
 
 def test_worker_processes_do_not_import_what_was_started():
