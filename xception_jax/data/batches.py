@@ -68,7 +68,7 @@ class Host:
     """How a process makes its batches. Has no influence on what they hold.
 
     Attributes:
-      threads: of each process that makes them; 0: so many that there is one for each core.
+      threads: of each process that makes them; 0: one per core.
       workers: processes that make those of training, unless they are kept in memory; 0: this one.
       memory: bytes of finished images that may be kept, where nothing about them is random.
       decode_parts: of JPEGs only the random crop is decoded, where that can be done.

@@ -16,7 +16,8 @@ def open_split(
     Args:
       config: valid in its fields.
       split: its name.
-      data_dir, dataset: in place of the config's, if given.
+      data_dir: in place of the config's, if given.
+      dataset: in place of the config's, if given.
     """
     dataset = dataset or config.data.dataset
     # Of what is mixed in, nothing is evaluated.
