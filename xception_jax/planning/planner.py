@@ -122,7 +122,7 @@ def for_topology(config: ConfigDict, topology: Topology, data: DataSpec, say: Sa
 
 def for_devices(config: ConfigDict, data: DataSpec, say: Say) -> Plan:
     """Compiles both steps for the devices that are there; see `for_topology`."""
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, config.mesh.shard)
+    mesh = sharding.mesh_from_config(config)
     device = mesh.devices.flat[0]
     chip = next((c for c in CHIPS.values() if c.device_kind == device.device_kind), None)
 

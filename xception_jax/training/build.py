@@ -96,10 +96,9 @@ def build(
     transformation, schedule = optimizer.from_config(config, examples)
     init = partial(state_lib.create, make_model, transformation, config.ema.decay > 0)
     shapes = state_lib.shapes_of(init)
-    asked = config.mesh
     if mesh is None:
-        mesh = sharding.make_mesh(asked.data, asked.model, asked.shard)
-    layout = Layout.of(shapes, mesh, asked.shard)
+        mesh = sharding.mesh_from_config(config)
+    layout = Layout.of(shapes, mesh, config.mesh.shard)
     frozen = state_lib.frozen_parts(graphdef, vars(shapes))
     step_config = step_lib.StepConfig.from_config(
         config, graphdef, transformation, schedule, mesh.size,

@@ -174,10 +174,10 @@ class Layout:
         )
 
 
-def from_config(config: ConfigDict, shapes: Any) -> Layout:
-    """What a config asks for, on the devices that are there; see `Layout.of`."""
+def mesh_from_config(config: ConfigDict) -> Mesh:
+    """The mesh that a config asks for, of the devices that are there."""
     asked = config.mesh
-    return Layout.of(shapes, make_mesh(asked.data, asked.model, asked.shard), asked.shard)
+    return make_mesh(asked.data, asked.model, asked.shard)
 
 
 def place(shapes: Tree, shardings: Any) -> Tree:
