@@ -7,7 +7,7 @@ paper's channels, two of its eight middle blocks and a stem that does not halve 
 730 thousand parameters.
 
 On two CPU cores it compiles for 20 seconds and trains for a minute or two.
-Seed 0 ends at 99.44 % top-1 on the test images (358 of 360).
+Seed 0 ends at 99.72 % top-1 on the test images (359 of 360).
 """
 
 from ml_collections import ConfigDict
