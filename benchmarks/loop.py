@@ -178,7 +178,7 @@ def main() -> None:
         overhead[f"python_ms_{leaves}_arrays"] = round(1e3 * seconds, 3)
     give_the_device_its_own_core()
     config = config_from(options.config, dict(options.change), options.steps)
-    run = train.prepare(config)
+    run = train.build_run(config)
     whole = sharding.replicated(run.layout.mesh)
     state = state_lib.initialize(run.init, config.seed, whole)
     looped(run, state, options.steps)  # compiles all

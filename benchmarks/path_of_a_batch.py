@@ -100,7 +100,7 @@ def prepared_run(data_dir: str) -> train.Run:
         "data.train_split": "train", "data.eval_split": "test",
     }  # fmt: skip
     recipe = PACKAGE.parent / "configs" / "imagenet.py"
-    return train.prepare(config_from(str(recipe), {**data, **CHANGES}, steps=10))
+    return train.build_run(config_from(str(recipe), {**data, **CHANGES}, steps=10))
 
 
 def called(action: Callable[[], Any]) -> tuple[Any, list[Function]]:

@@ -31,7 +31,7 @@ def cells(sheet, rows, columns, cell):
 def test_cells_are_what_the_first_step_makes(small_config):
     config = small_config
     config.augment.shift, config.augment.cutmix = 0, 0.5
-    images = jnp.asarray(next(train.prepare(config).batches(0))["image"])[:4]
+    images = jnp.asarray(next(train.build_run(config).batches(0))["image"])[:4]
     keys = pipeline.example_keys(config.seed, jnp.asarray(0), 4)
     only = ["cutmix", "randaugment.invert"]
     sheet = contact_sheet.draw(config, examples=3, only=only, cell=8)
@@ -52,7 +52,7 @@ def test_rows_are_what_is_on_and_columns_are_named(small_config, monkeypatch):
     small_config.augment.flip = False
     contact_sheet.draw(small_config, examples=4)
     assert [name for name, _ in drawn["rows"]] == ["original", "shift 1", "the config"]
-    batch = next(train.prepare(small_config).batches(0))
+    batch = next(train.build_run(small_config).batches(0))
     assert drawn["header"] == [f"{label} {label}" for label in np.asarray(batch["label"])[:4]]
 
 

@@ -141,9 +141,9 @@ def test_a_run_to_keras_timm_and_our_own_and_on(tuned, tmp_path):
 
     config = config_lib.default()
     config.init_from = str(ours)
-    resolved = initial.resolve(config)
+    resolved = initial.resolve_with_weights(config)
     assert (resolved.model.width, resolved.model.pool_padding) == (0.1, "symmetric")
-    assert initial.resolve(config, resolved).model.width == 0.1
+    assert initial.resolve_with_weights(config, resolved).model.width == 0.1
 
 
 def test_bad_usage_is_one_line_and_nothing_is_written(pretrained, tmp_path):

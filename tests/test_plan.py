@@ -27,7 +27,7 @@ def test_it_plans_for_the_devices_that_are_there(small_config, flags, tmp_path):
     assert "memory, GiB: arguments" in process.stderr
     assert "12 steps, 2 evaluations" in process.stderr
 
-    run = train.prepare(small_config)
+    run = train.build_run(small_config)
     state = jax.eval_shape(run.init, jax.random.key(0))
     of_state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     of_batch = 8 * (8 * 8 * 3 + 4 + 4)  # eight images, labels and masks a device
@@ -52,7 +52,7 @@ def test_statistics_over_the_whole_batch_stand_between_layers(small_config):
     from xception_jax.planning import estimate, program, steps
 
     small_config.mesh.data, small_config.model.bn_virtual_batch = 8, None
-    mesh = train.prepare(small_config).layout.mesh
+    mesh = train.build_run(small_config).layout.mesh
     compiled = steps.lower("train", small_config, mesh, DataSpec(10)).compile()
     figures = {**program.of_compiled(compiled), "compile_s": 0}
     [found] = estimate.of_devices(figures, compiled.as_text(), None).collectives

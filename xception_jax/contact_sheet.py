@@ -87,7 +87,7 @@ def draw(
             f"--examples={examples} takes a batch of {needed}; config.data.batch_size is "
             f"{config.data.batch_size}"
         )
-    run = train.prepare(initial.resolve(config))
+    run = train.build_run(initial.resolve_with_weights(config))
     batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
     images = jnp.asarray(np.asarray(batch["image"])[:needed])
     reader = run.batches.reader

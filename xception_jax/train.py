@@ -65,8 +65,8 @@ def train(
     with signals.stop_requested() as stop_requested:
         with goodput.spending("start"):
             preflight.validate(config, begun := workdir.existing_config(folder))
-            config = initial.resolve(config, begun)
-            run = prepare(config)
+            config = initial.resolve_with_weights(config, begun)
+            run = build_run(config)
         with (
             workdir.lock_workdir(folder, config, allow_changes=allow_config_changes),
             Checkpoints.from_config(config, folder) as checkpoints,
@@ -128,7 +128,7 @@ class Run(build.Functions):
         return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
 
 
-def prepare(config: ConfigDict) -> Run:
+def build_run(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     train_source = splits.open_training(config)
     eval_sources = splits.open_evaluation(config)
@@ -188,7 +188,7 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
     save_due, evaluation_due = run.every("checkpoint.every"), run.every("eval.every")
     # A signal may have come during the evaluation of the last step.
     if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
-        if (result := evaluate(run, state, first, services)) is None:
+        if (result := evaluate_at(run, state, first, services)) is None:
             hooks.at_end(first)
             return first
         checkpoints.add_metrics(first, result)
@@ -208,7 +208,9 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
             evaluation = evaluation_due(done) or done == total
             if evaluation or stop or save_due(done):
                 log.catch_up()
-                result = evaluate(run, state, done, services) if evaluation and not stop else None
+                result = (
+                    evaluate_at(run, state, done, services) if evaluation and not stop else None
+                )
                 stop |= evaluation and result is None
                 with log.pause("checkpoint"):
                     checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
@@ -220,7 +222,7 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
     return done
 
 
-def evaluate(
+def evaluate_at(
     run: Run, state: TrainState, step: int, services: RunServices
 ) -> dict[str, Any] | None:
     """Evaluates the weights of a step and tells of it; None where a signal came in between."""

@@ -228,11 +228,11 @@ def test_fields_of_the_wrong_type_unknown_or_missing():
         (512, 32, 32, 8, 2),
     ],
 )
-def test_microbatches(batch, limit, virtual, devices, parts):
+def test_microbatch_count(batch, limit, virtual, devices, parts):
     config = config_lib.default()
     config.data.batch_size, config.optimizer.microbatch = batch, limit
     config.model.bn_virtual_batch = virtual
-    assert config_lib.microbatches(config, devices) == parts
+    assert config_lib.microbatch_count(config, devices) == parts
 
 
 @pytest.mark.parametrize(("limit", "devices"), [(16, 1), (16, 8)])
@@ -243,7 +243,7 @@ def test_a_part_holds_whole_virtual_batches_on_every_device(limit, devices):
     with pytest.raises(
         UsageError, match=rf"microbatch is {limit}; .* on each of {devices} devices"
     ):
-        config_lib.microbatches(config, devices)
+        config_lib.microbatch_count(config, devices)
 
 
 def test_a_config_survives_json_and_differences_are_named():

@@ -91,7 +91,7 @@ def test_forms_of_a_change():
 
 @pytest.mark.parametrize("name", models.names())
 def test_any_model_trains_by_its_name_with_what_the_refusals_say(name):
-    """From `configs/digits.py`, made for Xception; `train.prepare` does all but compile."""
+    """From `configs/digits.py`, made for Xception; `train.build_run` does all but compile."""
     given = [f"--config.model.name={name}"]
     for _ in range(3):
         config = digits.get_config()
@@ -99,7 +99,7 @@ def test_any_model_trains_by_its_name_with_what_the_refusals_say(name):
         config.mesh.data = 1
         try:
             preflight.validate(config)
-            train.prepare(config_lib.resolve(config))
+            train.build_run(config_lib.resolve(config))
             break
         except UsageError as error:
             given += re.findall(r"--config\.\S+", str(error))

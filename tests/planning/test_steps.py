@@ -8,7 +8,7 @@ from xception_jax.training import sharding
 
 def test_the_steps_are_those_of_a_run(small_config):
     small_config.mesh.data = 8
-    run = train.prepare(small_config)
+    run = train.build_run(small_config)
     data = data_lib.find(small_config)
     state = sharding.place(run.shapes, run.layout.state)
 

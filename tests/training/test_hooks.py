@@ -176,7 +176,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up_for(small_config, tmp_p
 
 def test_sets_are_evaluated_until_a_signal_comes(small_config):
     small_config.eval.also = ("part=train[:100]",)
-    run = train.prepare(small_config)
+    run = train.build_run(small_config)
     asked = []
 
     def stop_requested():

@@ -39,7 +39,7 @@ def asked(small_config, request):
 @pytest.mark.parametrize("asked", ["auto", "default", "tensorfloat32"], indirect=True)
 def test_training_and_evaluation_multiply_as_asked(asked):
     config = config_lib.resolve(asked)
-    run = train.prepare(config)
+    run = train.build_run(config)
     data = data_lib.find(config)
     state_shapes = sharding.place(run.shapes, run.layout.state)
     batch = steps.batch_of(64, config, run.layout.mesh, data)

@@ -233,7 +233,7 @@ def test_a_shared_head_gathers_no_weights(small_config):
     """Of the wide layers only activations travel."""
     small_config.model.fc_units, small_config.model.middle_blocks = (512, 512), 0
     small_config.mesh.data, small_config.mesh.model = 4, 2
-    run = train.prepare(small_config)
+    run = train.build_run(small_config)
     mesh, data = run.layout.mesh, DataSpec(10)
     text = (
         planned.lower("evaluate", small_config, mesh, data)
@@ -248,4 +248,4 @@ def test_a_shared_head_gathers_no_weights(small_config):
 def test_an_axis_that_cuts_nothing_is_refused(small_config):
     small_config.mesh.data, small_config.mesh.model = 2, 4
     with pytest.raises(UsageError, match=r"config\.mesh\.model is 4, which divides no layer"):
-        train.prepare(small_config)
+        train.build_run(small_config)

@@ -18,7 +18,7 @@ from xception_jax.training import sharding, state, step
 
 def start(config):
     """A run, its first state and its first batches (on the host)."""
-    run = train.prepare(config)
+    run = train.build_run(config)
     first = state.initialize(run.init, config.seed, sharding.replicated(run.layout.mesh))
     batches = Reader.from_config(config, run.train_source).training_batches(
         batch_size=config.data.batch_size, seed=config.seed
@@ -99,13 +99,13 @@ def test_accumulation_computes_what_the_whole_batch_does(without_dropout):
 
 def test_microbatches_hold_whole_virtual_batches():
     batch = {"x": jnp.arange(24)}
-    parts = step.microbatches(batch, parts=3, virtual_batch=2)["x"]
+    parts = step.split_microbatches(batch, parts=3, virtual_batch=2)["x"]
     runs = np.asarray(parts).reshape(3, 4, 2)
     assert (runs[..., 0] % 2 == 0).all()
     assert (runs[..., 1] == runs[..., 0] + 1).all()
     assert sorted(np.asarray(parts).ravel()) == list(range(24))
     with pytest.raises(ValueError, match="needs virtual batches"):
-        step.microbatches(batch, parts=3, virtual_batch=None)
+        step.split_microbatches(batch, parts=3, virtual_batch=None)
 
 
 def test_the_average_follows_the_weights(small_config):
@@ -180,7 +180,7 @@ def test_parameter_counts_are_of_every_parameter(small_config):
 @pytest.mark.parametrize(("freeze", "held"), [(None, []), ("entry_flow", ["stem", "entry_flow"])])
 def test_the_table_tells_what_is_frozen_and_what_is_trained(small_config, freeze, held):
     small_config.model.freeze = freeze
-    run = train.prepare(config_lib.resolve(small_config))
+    run = train.build_run(config_lib.resolve(small_config))
     table = state.parameter_table("xception", run.shapes.params, run.frozen)
     columns = {column.header: list(column.cells) for column in table.columns}
     counts = {

@@ -62,7 +62,7 @@ def test_a_run_does_not_wait_for_a_pipe(tmp_path):
     config = config_lib.default()
     config.init_from = str(tmp_path / "a.pth")
     with pytest.raises(UsageError, match=r"a.pth is a named pipe"):
-        initial.resolve(config)
+        initial.resolve_with_weights(config)
 
 
 ARRAYS = {

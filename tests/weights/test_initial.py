@@ -31,7 +31,7 @@ def resolved(path, begun=None, **changes):
     config = config_lib.default()
     config.init_from = str(path)
     config.data.update(changes)
-    data = initial.resolve(config, begun).data
+    data = initial.resolve_with_weights(config, begun).data
     return data.image_size, data.eval_preset, data.eval_crop, data.exif
 
 
@@ -61,7 +61,7 @@ def test_images_are_the_weights_own_where_the_config_is_silent(changes, expected
 def test_a_run_that_goes_on_needs_no_weights_for_that(path):
     config = config_lib.default()
     config.init_from = str(path)
-    begun = initial.resolve(config)
+    begun = initial.resolve_with_weights(config)
     path.unlink()
     assert resolved(path, begun) == (8, "timm", 0.75, "on")
     assert resolved(path, begun, eval_crop=0.5) == (8, "timm", 0.5, "on")
@@ -82,7 +82,7 @@ def test_of_a_librarys_own_file_the_library_tells(tmp_path):
             (tmp_path / "config.json").write_text(beside)
         config.init_from = str(source)
         config.model.name = "xception" if source.suffix == ".h5" else "legacy_xception"
-        data = initial.resolve(config).data
+        data = initial.resolve_with_weights(config).data
         assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == expected
 
 

@@ -27,7 +27,7 @@ def log_writers(config: ConfigDict) -> tuple[str, ...]:
     return (*(("tensorboard",) if config.log.tensorboard else ()), *config.log.writers)
 
 
-def microbatches(config: ConfigDict, devices: int) -> int:
+def microbatch_count(config: ConfigDict, devices: int) -> int:
     """Into how many parts a step's batch is cut, for no device to take more than its limit."""
     batch, limit = config.data.batch_size, config.optimizer.microbatch
     if not limit or batch <= limit * devices:

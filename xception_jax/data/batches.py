@@ -188,7 +188,7 @@ class Reader:
         order: Order
         if sampling.balanced:
             order = orders.Balanced(labels_of(self.source), seed)
-        elif sampling.weights is not None and isinstance(records, joined.Records):
+        elif sampling.weights is not None and isinstance(records, joined.JoinedRecords):
             order = orders.Mixed([len(part) for part in records.parts], sampling.weights, seed)
         else:
             order = orders.Shuffled(self._examples, seed)

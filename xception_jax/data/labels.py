@@ -31,7 +31,7 @@ def labels_of(source: Source) -> np.ndarray:
       RunError: the processes of a run have read different labels.
     """
     records = source.records
-    if isinstance(records, joined.Records):
+    if isinstance(records, joined.JoinedRecords):
         return np.concatenate([labels_of(part) for part in records.parts])
     if isinstance(records, folder.Files):
         return records.labels

@@ -50,7 +50,7 @@ def resolved(configs: list[ConfigDict], console: Console) -> list[ConfigDict]:
     """
     asked = configs[0]
     if not asked.init_from or paths.local("config.init_from", asked.init_from).exists():
-        return [initial.resolve(config) for config in configs]
+        return [initial.resolve_with_weights(config) for config in configs]
     found = [config_lib.resolve(config) for config in configs]
     console.print(
         f"NOTE: config.init_from, {asked.init_from}, is not here: the plan is for images of "

@@ -190,7 +190,7 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
             f"config.model.bn_virtual_batch is {virtual} and a device's share of the batch "
             f"{share}; one must be a multiple of the other, or every device computes it all"
         )
-    config_lib.microbatches(config, devices)
+    config_lib.microbatch_count(config, devices)
 
 
 def _check_model(config: ConfigDict) -> None:

@@ -91,7 +91,7 @@ class StepConfig:
                 config.loss.label_smoothing,
                 config.loss.class_weights,
             ),
-            accumulate=config_lib.microbatches(config, devices),
+            accumulate=config_lib.microbatch_count(config, devices),
             virtual_batch=config.model.bn_virtual_batch,
             ema_decay=config.ema.decay,
             frozen=frozen,
@@ -182,7 +182,7 @@ def _gradients(
         batch_stats = jax.tree.map(lambda leaf: leaf / config.accumulate, batch_stats)
         return jax.tree.map(jnp.add, total, (gradients, batch_stats)), sums
 
-    parts = microbatches(batch, config.accumulate, config.virtual_batch)
+    parts = split_microbatches(batch, config.accumulate, config.virtual_batch)
     keys = jax.random.split(key, config.accumulate)
     nothing = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (trained, state.batch_stats)
@@ -191,7 +191,7 @@ def _gradients(
     return gradients, batch_stats, jax.tree.map(partial(jnp.sum, axis=0), sums)
 
 
-def microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
+def split_microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
     """Cuts `[batch, ...]` arrays into `[parts, batch / parts, ...]`, virtual batches left whole.
 
     Part p takes every parts-th virtual batch, so that each device cuts up its own share, and what

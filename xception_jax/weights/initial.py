@@ -22,7 +22,7 @@ _IMAGES = ("image_size", "eval_preset", "eval_crop", "exif")
 _LARGEST_SIDE = 4096  # pixels, of what a file may ask for; a config may ask for more
 
 
-def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
+def resolve_with_weights(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     """`config.resolve`, and what is left open of the model and of the images as the weights say.
 
     It stands in the run's `config.json`, so that the run goes on without the weights' file, and

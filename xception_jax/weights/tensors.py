@@ -22,14 +22,14 @@ CLASSIFIER = "params.head.classifier."
 
 
 @dataclass(frozen=True)
-class Layout:
+class AxisOrder:
     """How the axes of a tensor of ours lie in theirs; the two undo each other."""
 
     to_theirs: Callable[[np.ndarray], np.ndarray]
     to_ours: Callable[[np.ndarray], np.ndarray]
 
 
-SAME = Layout(lambda x: x, lambda x: x)
+SAME = AxisOrder(lambda x: x, lambda x: x)
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Tensor:
       ours: its name, `params.stem.conv1.kernel`.
       theirs: its name there.
       shape: ours.
-      layout: between the two.
+      axes: between the two.
     """
 
     ours: str
     theirs: str
     shape: tuple[int, ...]
-    layout: Layout = SAME
+    axes: AxisOrder = SAME
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        return self.layout.to_theirs(np.broadcast_to(np.float32(0), self.shape)).shape
+        return self.axes.to_theirs(np.broadcast_to(np.float32(0), self.shape)).shape
 
 
 def abstract(name: str, num_classes: int | None, overrides: Mapping[str, Any]) -> Any:
@@ -90,8 +90,8 @@ class Names:
     def __post_init__(self) -> None:
         self._names = {id(variable): name for name, variable in variables(self.model).items()}
 
-    def tensor(self, variable: Any, theirs: str, layout: Layout = SAME) -> Tensor:
-        return Tensor(self._names[id(variable)], theirs, tuple(variable.shape), layout)
+    def tensor(self, variable: Any, theirs: str, axes: AxisOrder = SAME) -> Tensor:
+        return Tensor(self._names[id(variable)], theirs, tuple(variable.shape), axes)
 
     def check_complete(self, tensors: list[Tensor], library: str) -> None:
         """Raises `UsageError` where the model holds what the other library's has no place for."""
@@ -154,7 +154,7 @@ def _checked(found: Any, tensor: Tensor, source: str) -> np.ndarray:
     array = float32(found, f"{source}: {tensor.theirs}")
     if not np.isfinite(array).all():
         raise UsageError(f"{source}: {tensor.theirs} is not finite in float32")
-    return np.ascontiguousarray(tensor.layout.to_ours(array))
+    return np.ascontiguousarray(tensor.axes.to_ours(array))
 
 
 def float32(array: Any, what: str) -> np.ndarray:
@@ -188,8 +188,7 @@ def type_notes(types: Iterable[str]) -> list[str]:
 def to_theirs(tensors: list[Tensor], ours: Tensors) -> dict[str, np.ndarray]:
     """Tensors of theirs from ours."""
     return {
-        t.theirs: np.ascontiguousarray(t.layout.to_theirs(np.asarray(ours[t.ours])))
-        for t in tensors
+        t.theirs: np.ascontiguousarray(t.axes.to_theirs(np.asarray(ours[t.ours]))) for t in tensors
     }
 
 

@@ -91,7 +91,7 @@ class Whole:
 
 
 # How a folder is laid out, and the parts that a split is the sum of.
-Parts = tuple[folder_layout.Layout, list[tuple[Whole, slice]]]
+Parts = tuple[folder_layout.FolderLayout, list[tuple[Whole, slice]]]
 
 
 def open_split(
@@ -180,7 +180,10 @@ def names_of(source: Source) -> list[str] | None:
 
 
 def _digest(
-    layout: folder_layout.Layout, names: list[str], classes: tuple[str, ...], labels: np.ndarray
+    layout: folder_layout.FolderLayout,
+    names: list[str],
+    classes: tuple[str, ...],
+    labels: np.ndarray,
 ) -> str:
     """Of the names in their order; with a table, which may change, of the labels too."""
     told = [f"{classes[label]}/{name}" for name, label in zip(names, labels, strict=True)
@@ -190,7 +193,7 @@ def _digest(
 
 
 def _parts(
-    find: Callable[[], folder_layout.Layout], split: str, test_share: float, seed: int
+    find: Callable[[], folder_layout.FolderLayout], split: str, test_share: float, seed: int
 ) -> Parts:
     """The parts that a split is the sum of, by TFDS' own reading of its name."""
     layout = find()
@@ -209,7 +212,7 @@ def _parts(
     return layout, [(wholes[part.splitname], slice(part.from_, part.to)) for part in parts]
 
 
-def _find(layout: folder_layout.Layout, name: str, split: str) -> str:
+def _find(layout: folder_layout.FolderLayout, name: str, split: str) -> str:
     """The split that a name means; raises `UsageError`."""
     if (found := layout.find(name)) is not None:
         return found
@@ -225,7 +228,7 @@ def _find(layout: folder_layout.Layout, name: str, split: str) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _read_split(
-    layout: folder_layout.Layout, split: str, asked: str, test_share: float, seed: int
+    layout: folder_layout.FolderLayout, split: str, asked: str, test_share: float, seed: int
 ) -> Whole:
     """Ranks a split, once in a process: there may be a million files."""
     listing = layout.listing(split)
@@ -256,7 +259,7 @@ def _read_split(
 
 
 def _classes(
-    layout: folder_layout.Layout, split: str, own: dict[str, list[str]], notes: list[str]
+    layout: folder_layout.FolderLayout, split: str, own: dict[str, list[str]], notes: list[str]
 ) -> tuple[str, ...]:
     """The classes of a split: its own, or those of the training part where it has no others."""
     training = layout.classes(split)
@@ -276,7 +279,7 @@ def _classes(
 
 
 def _cut(
-    layout: folder_layout.Layout,
+    layout: folder_layout.FolderLayout,
     classes: dict[str, list[str]],
     split: str,
     test_share: float,
@@ -303,7 +306,7 @@ def _cut(
     return cut
 
 
-def _check_missing(layout: folder_layout.Layout, wholes: list[Whole], most: float) -> None:
+def _check_missing(layout: folder_layout.FolderLayout, wholes: list[Whole], most: float) -> None:
     missing = [name for whole in wholes for name in whole.listing.missing]
     there = sum(whole.files for whole in wholes)
     share = len(missing) / (len(missing) + there)

@@ -26,7 +26,7 @@ LABELS = "labels.csv"
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """How a folder is laid out.
 
     Attributes:
@@ -103,7 +103,7 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=8)
-def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> Layout:
+def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> FolderLayout:
     """Finds out how a folder or a file of labels is laid out; raises `UsageError`, `OSError`.
 
     Args:
@@ -117,7 +117,7 @@ def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> Layo
     folders = folders_in(root, rules)
     if rules == 1:
         splits = _splits_1(root, folders)
-        return Layout(root, tuple(splits), None if splits else "", rules=1)
+        return FolderLayout(root, tuple(splits), None if splits else "", rules=1)
     csv = _labels_in(root)
     if _are_splits(root, folders):
         held = {name: folders_in(os.path.join(root, name)) for name in folders}
@@ -126,7 +126,7 @@ def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> Layo
         if csv and "train" not in map(role_of, full):
             return _of_labels(csv, hold_out)
         whole = _training_alone(full) if hold_out else None
-        return Layout(root, full, whole, unlabelled=bare, held=hold_out or "test")
+        return FolderLayout(root, full, whole, unlabelled=bare, held=hold_out or "test")
     if csv and (len(folders) < 2 or _named_like_splits(folders)):
         return _of_labels(csv, hold_out)
     if not folders:
@@ -134,7 +134,7 @@ def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> Layo
     if _named_like_splits(folders):
         hint = _csv_hint(root) or "; name them train and test, or link them so"
         refuse(f"{root} holds {', '.join(folders[:3])}, which look like splits", root, hint)
-    return Layout(root, (), "", held=hold_out or "test")
+    return FolderLayout(root, (), "", held=hold_out or "test")
 
 
 def held_out(eval_split: str) -> str:
@@ -154,12 +154,12 @@ def _training_alone(splits: Sequence[str]) -> str | None:
     return usual[0] if list(map(role_of, usual)) == ["train"] else None
 
 
-def _of_labels(path: str, hold_out: str) -> Layout:
+def _of_labels(path: str, hold_out: str) -> FolderLayout:
     if not path.lower().endswith(".csv"):
         refuse(f"{path} is a file and no .csv", os.path.dirname(path) or ".", "; unpack it, if so")
     splits = tuple(sorted(label_file.read(path)))
     whole = "" if splits == ("",) else _training_alone(splits) if hold_out else None
-    return Layout(path, splits, whole, labels=path, held=hold_out or "test")
+    return FolderLayout(path, splits, whole, labels=path, held=hold_out or "test")
 
 
 def _labels_in(root: str) -> str:
@@ -279,7 +279,7 @@ def _refuse_splits_inside(folder: str, inside: dict[str, list[str]]) -> None:
     refuse(f"{folder} holds splits inside each class", folder, hint)
 
 
-def refuse_classes(layout: Layout, split: str, more: Sequence[str]) -> NoReturn:
+def refuse_classes(layout: FolderLayout, split: str, more: Sequence[str]) -> NoReturn:
     """Raises `UsageError` for a split with classes that the training part lacks."""
     training = next(name for name in layout.splits if role_of(name) == "train")
     named = ", ".join(repr(printable(name)) for name in more[:3]) + ", ..." * (len(more) > 3)
@@ -287,7 +287,7 @@ def refuse_classes(layout: Layout, split: str, more: Sequence[str]) -> NoReturn:
     refuse(f"{split!r} of {layout.root} has {noun} that {training!r} lacks: {named}", layout.folder)
 
 
-def check_classes(layout: Layout, split: str, classes: dict[str, list[str]]) -> None:
+def check_classes(layout: FolderLayout, split: str, classes: dict[str, list[str]]) -> None:
     """Checks the classes of a split that has its own: each has images, and there are two."""
     part = split if layout.whole is None else layout.whole
     folder = os.path.join(layout.root, part) if part else layout.root

@@ -12,7 +12,7 @@ from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 
 
-class Records(Sequence[Any]):
+class JoinedRecords(Sequence[Any]):
     """The records of several splits: `records[i]` is `{"image": bytes, "label": ...}`.
 
     The label is a number, or, of multi-label splits, those of the classes that are there.
@@ -60,7 +60,7 @@ def join(parts: Sequence[Source]) -> Source:
                 f"takes sets of one kind"
             )
         same_classes(first, part)
-    records = Records(parts)
+    records = JoinedRecords(parts)
     return Source(
         name=" + ".join(part.name for part in parts),
         class_names=first.class_names,

@@ -17,7 +17,7 @@ from xception_jax.errors import UsageError
 from xception_jax.models.inception_modules import Branches, Chain
 from xception_jax.models.layers import BatchNorm, ConvNorm, SeparableConv
 from xception_jax.models.xception import Xception
-from xception_jax.weights.tensors import SAME, Layout, Names, Tensor, parts
+from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, parts
 
 # What Keras' models compute with, in the names of our overrides.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -26,9 +26,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "inception_v3": {"bn_epsilon": 1e-3, "bn_scale": False, "count_padding": False},
 }
 
-_LAYOUTS = {
-    "depthwise": Layout(lambda x: x.swapaxes(2, 3), lambda x: x.swapaxes(2, 3)),
-    "pointwise": Layout(lambda x: x[None, None], lambda x: x[0, 0]),
+_AXES = {
+    "depthwise": AxisOrder(lambda x: x.swapaxes(2, 3), lambda x: x.swapaxes(2, 3)),
+    "pointwise": AxisOrder(lambda x: x[None, None], lambda x: x[0, 0]),
 }
 _TENSOR_NAMES = {
     "depthwise": "depthwise_kernel",
@@ -82,7 +82,7 @@ def layers(model: Any) -> list[Layer]:
         places[theirs] += 1
         held = list(parts(layer))
         tensors = [
-            names.tensor(variable, f"{key}/{i}", _LAYOUTS.get(part, SAME))
+            names.tensor(variable, f"{key}/{i}", _AXES.get(part, SAME))
             for i, (part, variable) in enumerate(held)
         ]
         legacy = [_TENSOR_NAMES[part] for part, _ in held]

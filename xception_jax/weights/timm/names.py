@@ -12,7 +12,7 @@ from flax import nnx
 from xception_jax.errors import UsageError
 from xception_jax.models.inception_modules import Branches, Chain
 from xception_jax.models.layers import BatchNorm, Conv, ConvNorm
-from xception_jax.weights.tensors import SAME, Layout, Names, Tensor, parts
+from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, parts
 
 # What timm's models compute with, in the names of our overrides.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -36,12 +36,12 @@ CROPS = {
 # Their bias has one number a class.
 CLASSIFIERS = ("fc.bias", "head.fc.bias")
 
-_CONV = Layout(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
-_LAYOUTS = {
+_CONV = AxisOrder(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
+_AXES = {
     "conv": _CONV,
     "depthwise": _CONV,
-    "pointwise": Layout(lambda x: x.T[:, :, None, None], lambda x: x[:, :, 0, 0].T),
-    "linear": Layout(lambda x: x.T, lambda x: x.T),
+    "pointwise": AxisOrder(lambda x: x.T[:, :, None, None], lambda x: x[:, :, 0, 0].T),
+    "linear": AxisOrder(lambda x: x.T, lambda x: x.T),
 }
 _TENSOR_NAMES = {"bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -66,7 +66,7 @@ def tensors(model: Any) -> list[Tensor]:
             raise UsageError("timm's models have a scale in batch normalization (bn_scale)")
         for part, variable in parts(layer):
             theirs = f"{name}.{_TENSOR_NAMES.get(part, 'weight')}"
-            found.append(names.tensor(variable, theirs, _LAYOUTS.get(part, SAME)))
+            found.append(names.tensor(variable, theirs, _AXES.get(part, SAME)))
     names.check_complete(found, f"timm's {kind}")
     return found
 
