@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 bad usage, told in one line; 130 Ctrl-C; 1 anything else.
 """
 
+import inspect
 import io
 import itertools
 import os
@@ -113,7 +114,8 @@ def run(command: ModuleType) -> NoReturn:
     """Parses the flags, runs a command and ends the process.
 
     Args:
-      command: its module. `main` runs; `--help` shows the docstring and the flags defined there.
+      command: its module. `main` runs, with the arguments that are no flags if it has a parameter;
+        `--help` shows the docstring and the flags defined there.
     """
     if HELP & set(sys.argv[1:]):
         print(f"{(command.__doc__ or '').strip()}\n\nflags:\n{flags.FLAGS.module_help(command)}")
@@ -126,11 +128,15 @@ def run(command: ModuleType) -> NoReturn:
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
 
+    takes_arguments = bool(inspect.signature(command.main).parameters)
+    if takes_arguments:  # flags may stand after them
+        flags.FLAGS.set_gnu_getopt()
+
     def guarded(argv: Sequence[str]) -> None:
-        if argv[1:]:
+        if argv[1:] and not takes_arguments:
             fail(f"what is {argv[1]!r}? Flags start with --; see --help", 2)
         try:
-            command.main()
+            command.main(*([argv[1:]] if takes_arguments else []))
         except Exception as error:
             _end(error)
 

@@ -1,6 +1,7 @@
 """A trained model as a program that JAX alone runs: written, read, verified."""
 
 from xception_jax.serving.program import (
+    ABOUT,
     ACTIVATIONS,
     PLATFORMS,
     check,
@@ -12,6 +13,7 @@ from xception_jax.serving.program import (
 )
 
 __all__ = [
+    "ABOUT",
     "ACTIVATIONS",
     "PLATFORMS",
     "check",

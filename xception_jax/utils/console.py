@@ -1,6 +1,7 @@
 """What people read on a terminal."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,31 @@ def make_console(stderr: bool = False, quiet: bool = False) -> Console:
     return _Console(
         stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
     )
+
+
+@contextlib.contextmanager
+def progress(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Shows on a terminal how much is done and the time left; elsewhere nothing.
+
+    Args:
+      console: where it is shown.
+      what: is counted, `pictures`.
+      total: their number.
+
+    Yields:
+      A function to call after each of them.
+    """
+    # Not needed by most commands, and as large as all the rest that is imported here.
+    from rich import progress as parts
+
+    columns = (
+        parts.TextColumn(what), parts.BarColumn(), parts.MofNCompleteColumn(),
+        parts.TimeElapsedColumn(), parts.TimeRemainingColumn(),
+    )  # fmt: skip
+    hidden = not console.is_terminal
+    with parts.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

@@ -1,0 +1,235 @@
+"""Predictions: the same as evaluation's, in the order of the input, of whatever names a picture."""
+
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import make_small_config
+from tests.processes import ROOT, command
+from tests.weights.remote import server
+from xception_jax import evaluate, export, train
+from xception_jax.data import imagenet, pictures, readers
+from xception_jax.data.batches import Reader
+from xception_jax.errors import UsageError
+from xception_jax.predict import Classifier
+from xception_jax.serving import inference, resize
+from xception_jax.training import sharding, state
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of 12 steps on the digits at 8x8."""
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    train.train(make_small_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """The first 40 test digits as files, named by their place."""
+    folder = tmp_path_factory.mktemp("photos")
+    source = readers.open_split("optical_digits", "test")
+    for i in range(40):
+        (folder / f"{i}.png").write_bytes(source[i].encoded)
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return [str(folder / f"{i}.png") for i in range(40)]
+
+
+def test_logits_are_those_of_evaluation(run, photos):
+    """Bit for bit at the same batch on the same devices; in other batches to rounding."""
+    model = inference.of_run(run)
+    layout = sharding.Layout.replicated(sharding.make_mesh())
+    [batch] = Reader(pictures.source(files(photos)), model.images).evaluation_batches(batch_size=40)
+    applied = jax.jit(
+        lambda weights, pixels: state.apply(model.graphdef, weights, state.normalize(pixels))[0],
+        in_shardings=(layout.weights, sharding.by_example(layout.mesh)),
+    )
+    expected = np.asarray(applied(jax.device_put(model.weights, layout.weights), batch["image"]))
+    found = Classifier(run, batch_size=40).predict(files(photos))
+    np.testing.assert_array_equal(np.stack([each.logits for each in found]), expected)
+    others = Classifier(run, batch_size=16).predict(files(photos))
+    for each, row in zip(others, expected.astype(np.float64), strict=True):
+        np.testing.assert_allclose(each.logits, row, rtol=0, atol=2e-5)
+        shares = np.exp(row) / np.exp(row).sum()
+        np.testing.assert_allclose(each.probabilities, shares, atol=1e-5)
+        assert each.top(1)[0][0] == str(row.argmax())
+
+
+def test_counts_are_those_of_evaluate(run):
+    source = readers.open_split("optical_digits", "test")
+    arrays = [cv2.imdecode(np.frombuffer(source[i].encoded, np.uint8), 1) for i in range(360)]
+    labels = [source[i].label for i in range(360)]
+    found = Classifier(run).predict(arrays)
+    right = sum(each.top(1)[0][0] == str(label) for each, label in zip(found, labels, strict=True))
+    loss = -np.mean(
+        [np.log(each.probabilities[label]) for each, label in zip(found, labels, strict=True)]
+    )
+    told = evaluate.evaluate(run)
+    assert right / 360 == pytest.approx(told["top1"])
+    assert loss == pytest.approx(told["loss"], abs=1e-5)
+
+
+def test_an_export_answers_as_the_run(run, photos, tmp_path):
+    """Whichever of the two resizes."""
+    expected = np.stack([each.probabilities for each in Classifier(run).predict(files(photos))])
+    for by in ("inside", "outside"):
+        export.export_run(run, tmp_path / by, platforms=("cpu",), resize=by)
+        found = Classifier(tmp_path / by).predict(files(photos))
+        np.testing.assert_allclose([each.probabilities for each in found], expected, atol=1e-5)
+        assert found[0].class_names == tuple("0123456789")
+        assert found[0].logits.size == 0
+
+
+@pytest.mark.parametrize("crop", [0.875, 0.9, 0.94, 0.3, 1.0])
+@pytest.mark.parametrize("size", [8, 96, 299])
+def test_padding_undoes_the_crop_of_a_program(crop, size):
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+    side = resize.side_before(size, crop)
+    before = (side - size) // 2
+    padded = np.pad(image, ((0, 0), *[(before, side - size - before)] * 2, (0, 0)))
+    np.testing.assert_array_equal(resize.area(padded, size, crop), image)
+
+
+def test_arrays_pillow_images_and_files_are_the_same(run, photos):
+    names = files(photos)[:3]
+    opened = [Image.open(name).convert("RGB") for name in names]
+    forms = [names, [Path(name) for name in names], opened, [np.asarray(image) for image in opened]]
+    classifier = Classifier(run, features=True)
+    found = [[each.logits for each in classifier.predict(form)] for form in forms]
+    for others in found[1:]:
+        np.testing.assert_array_equal(others, found[0])
+    assert classifier.predict(opened)[2].name == "image 2"
+    assert classifier.predict([]) == []
+    features = np.stack([each.features for each in classifier.predict(names)])
+    weights = inference.of_run(run).weights["params"]["head"]["classifier"]
+    logits = features @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"])
+    np.testing.assert_allclose(logits, found[0], atol=1e-4)
+
+
+def test_flip_is_the_mean_of_both(run, photos):
+    names = files(photos)[:8]
+    mirrored = [np.asarray(Image.open(name).convert("RGB"))[:, ::-1] for name in names]
+    both = [Classifier(run).predict(form) for form in (names, mirrored)]
+    expected = [(a.probabilities + b.probabilities) / 2 for a, b in zip(*both, strict=True)]
+    found = [each.probabilities for each in Classifier(run, flip=True).predict(names)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_what_cannot_be_used_is_told_in_its_place(run, photos, tmp_path):
+    """Of an array the shape, of a file the reason; an address that nobody answers too."""
+    (tmp_path / "bad.png").write_bytes(b"no image" * 9)
+    with server.serving() as hub:
+        content = (photos / "0.png").read_bytes()
+        hub.repositories["a/b"] = server.Repository({"0.png": content})
+        address = f"{hub.address}/a/b/cdn/main/0.png"
+        given = [
+            str(photos / "0.png"), str(tmp_path / "bad.png"), str(tmp_path / "none.png"),
+            np.zeros((8, 8), np.uint8), address, f"{address}x", "http://127.0.0.1:9/x.png",
+        ]  # fmt: skip
+        found = Classifier(run).predict(given)
+    errors = [each.error for each in found]
+    assert [bool(error) for error in errors] == [False, True, True, True, False, True, True]
+    np.testing.assert_array_equal(found[4].logits, found[0].logits)
+    for error, part in zip(errors, ["", "no image", "No such file", "uint8 [8, 8]", "", "404",
+                                    "Connection refused"], strict=True):  # fmt: skip
+        assert part in error
+        assert "\n" not in error
+    assert found[1].top(3) == []
+
+
+def test_names_stand_for_pictures_in_order(tmp_path):
+    for name in ("a/2.png", "a/10.png", "a/b/1.jpg", "a/.hidden.png", "a/notes.txt", "c.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "list.csv").write_text("id,file\n1,a/10.png\n2,\n3,https://example.org/x.jpg\n")
+    inside = [str(tmp_path / name) for name in ("a/2.png", "a/10.png", "a/b/1.jpg")]
+
+    def find(*names: str, **options) -> list[str]:
+        return pictures.find([str(tmp_path / name) for name in names], **options)
+
+    assert find("c.webp", "a") == [str(tmp_path / "c.webp"), *inside]
+    assert find("a/*.png") == inside[:2]
+    assert find("**/*.jpg") == inside[2:]
+    assert find("list.csv", column="file") == [inside[1], "https://example.org/x.jpg"]
+    listed = io.StringIO("x.jpg\n\n  y z.png \n")
+    assert pictures.find(["-"], listed=listed) == ["x.jpg", "y z.png"]
+    (tmp_path / "empty").mkdir()
+    for name, told in (
+        ("none.png", "no file"),
+        ("*.tif", "no file matches"),
+        ("empty", "no image"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            find(name)
+    with pytest.raises(UsageError, match="no column 'path'; it has: id, file"):
+        find("list.csv", column="path")
+
+
+def test_the_names_of_imagenet():
+    """As timm's and Keras' weights order them."""
+    names = imagenet.class_names()
+    assert len(set(names)) == imagenet.CLASSES
+    assert (names[0], names[999], names[281]) == ("tench", "toilet tissue", "tabby")
+    assert list(imagenet.synsets()) == sorted(imagenet.synsets())
+    assert imagenet.readable(tuple(imagenet.synsets())) == names
+    assert imagenet.readable(("n01440764", "cat")) == ("n01440764", "cat")
+
+
+def ask(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("predict", *arguments), cwd=ROOT, input=stdin, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_the_command(run, photos, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image" * 9)
+    names = [*files(photos)[:2], str(tmp_path / "bad.png"), files(photos)[2]]
+    done = ask("-", f"--workdir={run}", "--json", "--top=2", "--strict", stdin="\n".join(names))
+    assert done.returncode == 1
+    told = done.stderr.splitlines()
+    assert told[0].startswith(f"skipped: {names[2]}")
+    assert told[-1] == "1 of 4 pictures cannot be used"
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["name"] for answer in answers] == names
+    assert "error" in answers[2]
+    expected = Classifier(run).predict(names)
+    for answer, each in zip(answers, expected, strict=True):
+        if not each.error:
+            assert [(top["class"], pytest.approx(top["probability"], abs=1e-5))
+                    for top in answer["top"]] == each.top(2)  # fmt: skip
+    table = ask(f"--workdir={run}", names[0], "--csv", "--top=1")
+    assert table.returncode == 0
+    header, row = table.stdout.splitlines()
+    assert header == "name,class1,probability1"
+    assert row.startswith(f"{names[0]},{expected[0].top(1)[0][0]},0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "one of --workdir, --input and --exported"),
+        (["--workdir=nowhere"], "name a picture"),
+        (["--workdir=nowhere", "README.md", "--json", "--csv"], "cannot both"),
+        (["--workdir=nowhere", "none.png"], "there is no file none.png"),
+        (["--workdir=nowhere", "-"], "the list on standard input is empty"),
+        (["--workdir=nowhere", "README.md"], "nowhere"),
+        (["--input=README.md", "README.md"], "no file of weights"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_usage_is_one_line(arguments, told):
+    done = ask(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,188 @@
+"""A trained model as it is applied: weights that are read, and how images are made for it."""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from xception_jax import config as config_lib
+from xception_jax.data import imagenet, splits
+from xception_jax.data.render.decode import Images
+from xception_jax.errors import UsageError
+from xception_jax.training import build, sharding, state
+from xception_jax.training.state import Tree
+from xception_jax.training.trained import Trained
+from xception_jax.weights import pretrained
+from xception_jax.weights.pretrained import Pretrained
+from xception_jax.weights.tensors import abstract, variables
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A model that can be asked.
+
+    Attributes:
+      graphdef: see `state.graphdef_of`.
+      weights: `{"params", "batch_stats"}` on the first device.
+      images: how evaluation makes an image of a picture.
+      activation: what makes probabilities of the logits: `softmax` or `sigmoid`.
+      class_names: in the order of the logits.
+      source: of the weights, for `model.json`.
+      crop_known: whether the weights say their `images.eval_crop`.
+    """
+
+    graphdef: Any
+    weights: Tree
+    images: Images
+    activation: str
+    class_names: tuple[str, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+    crop_known: bool = True
+
+
+def of_run(
+    workdir: Path, step: str = "latest", weights: str | None = None, activation: str | None = None
+) -> Inference:
+    """The model of a checkpoint of a run.
+
+    Args:
+      workdir: the run's folder.
+      step: `latest`, `best` or a number.
+      weights: `ema` or `raw`; unless given, `ema` if the run has averaged weights.
+      activation: in place of the loss' own.
+
+    Raises:
+      UsageError: there is no such run, checkpoint or kind of weights.
+      RunError: the checkpoint is damaged.
+    """
+    trained = Trained.find(workdir, step, weights)
+    meta, config, data = trained.meta, trained.config, trained.config.data
+    return Inference(
+        build.build_graphdef(config, len(meta.class_names)),
+        trained.weights(sharding.replicated(sharding.make_mesh(1))),
+        Images(
+            data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
+            exif=config_lib.applies_exif(config), white=data.white_level,
+        ),
+        activation or activation_of(config, trained.metrics),
+        meta.class_names,
+        {
+            "model": config.model.name, "step": trained.step, "weights": trained.kind,
+            "data": meta.dataset,
+        },
+    )  # fmt: skip
+
+
+def of_file(path: Path, model: str | None = None, activation: str | None = None) -> Inference:
+    """The model of a file of weights, in float32.
+
+    Args:
+      path: of Keras, timm or `xception_jax.convert`.
+      model: its name; a converted file knows it.
+      activation: where the file does not say it, or in its place.
+
+    Raises:
+      UsageError: it is no file of weights of that model, is damaged or has no classifier, or does
+        not say its images or its activation.
+    """
+    file = pretrained.open_pretrained(path)
+    file.check_whole()
+    name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
+    if name is None:
+        raise UsageError(f"--model is needed: {path} does not say which of "
+                         f"{', '.join(pretrained.names(file.format))} it is")  # fmt: skip
+    if classes is None:
+        raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
+    if not {"image_size", "eval_preset"} <= made_for.keys():
+        raise UsageError(f"--input={path} does not say what images its weights were made for")
+    activation = activation or _activation_of_file(file)
+    about = file.about(name)
+    built = {key: value for key, value in about.overrides.items() if value is not None}
+    network = abstract(name, classes, built)
+    tensors = file.tensors(network, name)
+    for key, variable in variables(network).items():
+        variable.set_value(jnp.asarray(tensors[key]))
+    network.matmul_precision = "float32"
+    graphdef, params, batch_stats = state.split(network)
+    return Inference(
+        graphdef,
+        {"params": params, "batch_stats": batch_stats},
+        Images(
+            made_for["image_size"], eval_preset=made_for["eval_preset"],
+            eval_crop=made_for.get("eval_crop", file.usual_crop(name)),
+            exif=made_for.get("exif", made_for["eval_preset"] == "area"),
+        ),
+        activation,
+        file.class_names or _names_of(file, classes),
+        {"model": name, **about.source},
+        crop_known="eval_crop" in made_for,
+    )  # fmt: skip
+
+
+def logits(graphdef: Any, weights: Tree, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Runs the model on pixels, as evaluation does.
+
+    Args:
+      graphdef: see `state.graphdef_of`.
+      weights: `{"params", "batch_stats"}`.
+      pixels: uint8 `[batch, size, size, 3]`, RGB.
+
+    Returns:
+      Logits `[batch, classes]`, and the features that the head takes, `[batch, features]`; float32.
+    """
+    model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
+    asked = model.matmul_precision
+    with jax.default_matmul_precision(asked) if asked else contextlib.nullcontext():
+        pooled = model.pooled(state.normalize(pixels))
+        return model.classify(pooled), pooled
+
+
+def _names_of(file: Pretrained, classes: int) -> tuple[str, ...]:
+    """Names where the weights bring none: ImageNet's of a library's 1000 classes, else numbers."""
+    if classes == imagenet.CLASSES and origin_of(file)["format"] in ("keras", "timm"):
+        return imagenet.class_names()
+    return tuple(map(str, range(classes)))
+
+
+def origin_of(file: Pretrained) -> dict[str, Any]:
+    """What weights were before they were converted."""
+    origin = file.origin
+    while "of" in origin:
+        origin = origin["of"]
+    return origin
+
+
+def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
+    """What makes probabilities of the logits: the counterpart of the loss.
+
+    An evaluated checkpoint tells whether the data has several labels an image; of another one the
+    data itself is asked.
+    """
+    if metrics is not None or config.loss.name != "auto":
+        return config_lib.loss_name(config, "map" in (metrics or {}))
+    source = splits.open_split(config, config.data.eval_split)
+    return config_lib.loss_name(config, source.multilabel)
+
+
+def _activation_of_file(file: Pretrained) -> str:
+    """What makes probabilities of the logits of a converted file.
+
+    Raises:
+      UsageError: neither the file nor the library that its weights are of tells.
+    """
+    if file.activation is not None:
+        return file.activation
+    origin = origin_of(file)
+    if "step" in origin:
+        raise UsageError(f"--input={file.path} is of a run, and does not say what its loss was: "
+                         f"give --activation=softmax or sigmoid")  # fmt: skip
+    if origin.get("format") == "keras":
+        raise UsageError(f"--input={file.path} is of a Keras file that does not say what makes "
+                         f"probabilities of the logits: give --activation=softmax (one of the "
+                         f"classes is right) or sigmoid (each by itself)")  # fmt: skip
+    return "softmax"
