@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 
 import collections
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from xception_jax import serving
 from xception_jax.data import imagenet, pictures, transfer
@@ -31,7 +32,7 @@ from xception_jax.data.render.decode import Images
 from xception_jax.data.skips import Skip, Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
-from xception_jax.serving import inference
+from xception_jax.serving import heat, inference
 from xception_jax.serving.resize import side_before
 from xception_jax.training import sharding
 from xception_jax.utils import paths
@@ -52,7 +53,9 @@ class Prediction:
       class_names: of the model.
       probabilities: float32 `[classes]`; empty where the picture cannot be used.
       logits: float32 `[classes]`; empty for an exported program, which gives probabilities alone.
-      features: float32 `[features]`, what the classifier is applied to; empty unless asked for.
+      features: float32 `[features]`, what the head is applied to; empty unless asked for.
+      heat: float32 `[height, width]`, where the image speaks for its most probable class, see
+        `inference.heat_of`; empty unless asked for.
       error: why the picture cannot be used, or empty.
     """
 
@@ -61,10 +64,11 @@ class Prediction:
     probabilities: np.ndarray
     logits: np.ndarray
     features: np.ndarray
+    heat: np.ndarray
     error: str = ""
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` most probable classes with their probabilities; of equals, the first one first."""
+        """The `k` most probable classes and their probabilities; of equals, the first one first."""
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
@@ -80,6 +84,7 @@ class Classifier:
       batch_size: over all devices; 0: `BATCH` per device, or as many as there are pictures.
       flip: average the probabilities of each image and its mirror image.
       features: give the features too.
+      explain: give the heat too.
 
     Attributes:
       images: how an image is made of a picture.
@@ -107,12 +112,15 @@ class Classifier:
         batch_size: int = 0,
         flip: bool = False,
         features: bool = False,
+        explain: bool = False,
     ):
         path = paths.expanded(source)
         self._batch_size = batch_size
         if (path / serving.ABOUT).exists():
-            if activation or features or model:
-                raise UsageError(f"{path} is an export: it has one activation, and no features")
+            if activation or features or explain or model:
+                raise UsageError(
+                    f"{path} is an export: it has one activation, no features and no heat"
+                )
             self._open_export(path, flip)
             return
         run = pretrained.run_of(path, step)
@@ -122,10 +130,12 @@ class Classifier:
             inferred = inference.of_file(path, model, activation)
         self.images, self.activation = inferred.images, inferred.activation
         self.class_names = imagenet.readable(inferred.class_names)
+        wanted = {"probabilities", "logits"} | ({"features"} if features else set())
+        wanted |= {"heat"} if explain else set()
         layout = sharding.Layout.replicated(sharding.make_mesh())
         self._sharding = sharding.by_example(layout.mesh)
         answer = jax.jit(
-            partial(_answers, inferred.graphdef, inferred.activation, flip, features),
+            partial(_answers, inferred.graphdef, inferred.activation, flip, wanted),
             in_shardings=(layout.weights, self._sharding),
             out_shardings=sharding.replicated(layout.mesh),
         )
@@ -179,6 +189,22 @@ class Classifier:
             yield from self._predictions(answers, source, done, bad)
             done += size
 
+    def draw(self, image: Any, prediction: Prediction, path: Path) -> None:
+        """Writes a JPEG of a picture with the heat of its prediction, see `serving.heat`.
+
+        Args:
+          image: the picture, as `predict` was given it.
+          prediction: of it, by a `Classifier` with `explain`.
+          path: of the file.
+
+        Raises:
+          ExampleError: the picture cannot be read any more.
+          OSError: the file cannot be written.
+        """
+        picture = Reader(pictures.source([image]), self.images)
+        drawn = heat.draw(picture.decoded(picture.source[0]), prediction.heat, self.images)
+        Image.fromarray(drawn).save(path, quality=90)
+
     def _predictions(
         self, answers: dict[str, jax.Array], source: Source, first: int, bad: "_Unusable"
     ) -> Iterator[Prediction]:
@@ -195,6 +221,7 @@ class Classifier:
                 found.get("probabilities", nothing),
                 found.get("logits", nothing),
                 found.get("features", nothing),
+                found.get("heat", nothing),
                 error,
             )
 
@@ -210,16 +237,15 @@ class _Unusable(Skips):
 
 
 def _answers(
-    graphdef: Any, activation: str, flip: bool, features: bool, weights: Any, pixels: jax.Array
+    graphdef: Any, activation: str, flip: bool, wanted: Set[str], weights: Any, pixels: jax.Array
 ) -> dict[str, jax.Array]:
-    """Probabilities and logits of pixels, uint8 `[batch, size, size, 3]`."""
-    logits, pooled = inference.logits(graphdef, weights, pixels)
-    probabilities = serving.ACTIVATIONS[activation](logits)
+    """What `inference.answers` gives of pixels, as far as it is wanted."""
+    answer = partial(inference.answers, graphdef, weights, activation=activation)
+    found = answer(pixels, explain="heat" in wanted)
     if flip:
-        mirrored, _ = inference.logits(graphdef, weights, pixels[:, :, ::-1])
-        probabilities = (probabilities + serving.ACTIVATIONS[activation](mirrored)) / 2
-    found = {"probabilities": probabilities, "logits": logits}
-    return found | {"features": pooled} if features else found
+        mirrored = answer(pixels[:, :, ::-1])["probabilities"]
+        found["probabilities"] = (found["probabilities"] + mirrored) / 2
+    return {name: array for name, array in found.items() if name in wanted}
 
 
 def _answers_of_export(

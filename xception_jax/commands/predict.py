@@ -1,6 +1,7 @@
 """Predicts what pictures show: the most probable classes of each.
 
     python -m xception_jax.predict --workdir=runs/pets cat.jpg photos/ 'more/*.png'
+    python -m xception_jax.predict --workdir=runs/pets --explain=heat photos/
     python -m xception_jax.predict --input=xception.keras --top=3 --json photos/ > answers.jsonl
     find . -name '*.jpg' | python -m xception_jax.predict --exported=exported -
 
@@ -13,6 +14,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -46,6 +48,11 @@ _CSV = flags.DEFINE_bool("csv", False, "print a CSV table")
 _TTA = flags.DEFINE_enum(
     "tta", None, ["flip"], "average the probabilities of the picture and its mirror image"
 )
+_EXPLAIN = flags.DEFINE(
+    cli.PATH, "explain", None,
+    "folder for a copy of each picture with a heat map over it: where it speaks for its most "
+    "probable class (Grad-CAM)",
+)  # fmt: skip
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 0, "over all devices; 0: 32 per device, or the number of pictures", lower_bound=0
 )
@@ -84,15 +91,21 @@ def main(names: Sequence[str]) -> None:
         activation=_ACTIVATION.value,
         batch_size=_BATCH_SIZE.value,
         flip=_TTA.value == "flip",
+        explain=_EXPLAIN.value is not None,
     )
     told = console.make_console(stderr=True)
+    if _EXPLAIN.value:
+        _EXPLAIN.value.mkdir(parents=True, exist_ok=True)
     write = _writer(min(_TOP.value, len(classifier.class_names)))
     bad = 0
     with console.progress(told, "pictures", len(found)) as advance:
-        for prediction in classifier.stream(found):
+        for i, prediction in enumerate(classifier.stream(found)):
             if prediction.error:
                 bad += 1
                 told.print(f"skipped: {prediction.name} {prediction.error}")
+            elif _EXPLAIN.value:
+                picture = f"{i:0{len(str(len(found)))}}-{Path(found[i]).stem[:100]}.jpg"
+                classifier.draw(found[i], prediction, _EXPLAIN.value / picture)
             write(prediction)
             advance()
     if bad == len(found):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from xception_jax.data.readers import folder_files
 from xception_jax.data.source import Source
-from xception_jax.errors import UsageError
+from xception_jax.errors import ExampleError, UsageError
 from xception_jax.utils.text import as_utf8, printable
 
 # As of a folder's files: larger than any image that is decoded.
@@ -128,7 +128,9 @@ def _downloaded(address: str) -> bytes:
         with urllib.request.urlopen(address, timeout=_PATIENCE_S) as answer:
             return _bounded(answer)
     except OSError as error:
-        raise ValueError(str(getattr(error, "reason", "") or error)) from None
+        status = getattr(error, "code", None)
+        reason = f"the server answers {status}" if status else getattr(error, "reason", error)
+        raise ExampleError(address, f"cannot be read: {reason}") from None
 
 
 def _opened(path: str, flags: int) -> int:

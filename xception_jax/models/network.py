@@ -204,7 +204,10 @@ class Network(nnx.Module):
 
     def pooled(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The mean, or the maximum, of each feature map, float32 `[batch, channels]`."""
-        features = self.features(images, train=train)
+        return self.pool(self.features(images, train=train))
+
+    def pool(self, features: jax.Array) -> jax.Array:
+        """Feature maps `[batch, height, width, channels]` to one number each, float32."""
         if self.pooling == "max":
             return features.max((1, 2)).astype(jnp.float32)
         return features.mean((1, 2), dtype=jnp.float32)

@@ -14,6 +14,7 @@ from xception_jax import config as config_lib
 from xception_jax.data import imagenet, splits
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError
+from xception_jax.serving.program import ACTIVATIONS
 from xception_jax.training import build, sharding, state
 from xception_jax.training.state import Tree
 from xception_jax.training.trained import Trained
@@ -124,22 +125,58 @@ def of_file(path: Path, model: str | None = None, activation: str | None = None)
     )  # fmt: skip
 
 
-def logits(graphdef: Any, weights: Tree, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def answers(
+    graphdef: Any, weights: Tree, pixels: jax.Array, *, activation: str, explain: bool = False
+) -> dict[str, jax.Array]:
     """Runs the model on pixels, as evaluation does.
 
     Args:
       graphdef: see `state.graphdef_of`.
       weights: `{"params", "batch_stats"}`.
       pixels: uint8 `[batch, size, size, 3]`, RGB.
+      activation: of `ACTIVATIONS`.
+      explain: compute `heat` too.
 
     Returns:
-      Logits `[batch, classes]`, and the features that the head takes, `[batch, features]`; float32.
+      Float32 arrays: `logits` and `probabilities`, `[batch, classes]`; `features`, `[batch,
+      features]`, which the head takes; `heat`, `[batch, height, width]`, see `heat_of`, of the
+      most probable class.
     """
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else contextlib.nullcontext():
-        pooled = model.pooled(state.normalize(pixels))
-        return model.classify(pooled), pooled
+        maps = model.features(state.normalize(pixels))
+        pooled = model.pool(maps)
+        logits = model.classify(pooled)
+        found = {
+            "logits": logits,
+            "probabilities": ACTIVATIONS[activation](logits),
+            "features": pooled,
+        }
+        if explain:
+            found["heat"] = heat_of(model, maps, jnp.argmax(logits, axis=1))
+    return found
+
+
+def heat_of(model: Any, maps: jax.Array, classes: jax.Array) -> jax.Array:
+    """Where an image speaks for a class: Grad-CAM (arXiv:1610.02391, equations 1 and 2).
+
+    Args:
+      model: a `network.Network` with a head.
+      maps: its last feature maps, `[batch, height, width, channels]`.
+      classes: int `[batch]`.
+
+    Returns:
+      Float32 `[batch, height, width]`, at least 0 and not scaled.
+    """
+
+    def score(maps: jax.Array) -> jax.Array:
+        logits = model.classify(model.pool(maps))
+        return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
+
+    importance = jax.grad(score)(maps).astype(jnp.float32).mean((1, 2))
+    weighted = jnp.einsum("bhwc,bc->bhw", maps.astype(jnp.float32), importance)
+    return jax.nn.relu(weighted)
 
 
 def _names_of(file: Pretrained, classes: int) -> tuple[str, ...]:
