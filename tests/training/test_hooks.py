@@ -109,14 +109,15 @@ def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(
     assert steps == [*expected, ("evaluation", 6), ("end", 6)]
 
     found = calls.seen[-2][2]
-    assert result == {"step": 6, **found}
+    assert (result.workdir, result.step, result.finished) == (workdir, 6, True)
+    assert result.metrics == found
     own = {"loss", "top1", "brier", "examples", "skipped"}
     assert found.keys() == own | {f"part/{name}" for name in (*own, "wrong")}
     assert (found["examples"], found["part/examples"]) == (360, 100)
     assert found["part/wrong"] == pytest.approx(1 - found["part/top1"])
-    again = evaluate.evaluate(workdir)
+    again = evaluate.evaluate(workdir).metrics
     assert {name: again[name] for name in found} == pytest.approx(found)
-    alone = evaluate.evaluate(workdir, split="train[:100]")
+    alone = evaluate.evaluate(workdir, split="train[:100]").metrics
     assert alone["loss"] == pytest.approx(found["part/loss"])
     assert "part/loss" not in alone
 
@@ -163,15 +164,15 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up_for(small_config, tmp_p
     small_config.eval.best = "part/top1"
     console = Console(quiet=True)
     stopped = train.train(small_config, tmp_path, hooks=[Signal()], console=console)
-    assert stopped == {"step": 2}
+    assert (stopped.step, stopped.finished, stopped.metrics) == (2, False, {})
     calls = Calls()
     again = train.train(small_config, tmp_path, hooks=[calls], console=console)
-    assert calls.seen == [("evaluation", 2, {k: v for k, v in again.items() if k != "step"}),
-                          ("end", 2)]  # fmt: skip
-    assert again["part/examples"] == 100
+    assert calls.seen == [("evaluation", 2, again.metrics), ("end", 2)]
+    assert again.finished
+    assert again.metrics["part/examples"] == 100
     with Checkpoints.from_config(small_config, tmp_path) as checkpoints:
         assert checkpoints.find("best") == 2
-        assert checkpoints.metrics(2)["part/top1"] == again["part/top1"]
+        assert checkpoints.metrics(2)["part/top1"] == again.metrics["part/top1"]
 
 
 def test_sets_are_evaluated_until_a_signal_comes(small_config):

@@ -1,6 +1,5 @@
 """One step of training, and one batch of evaluation: pure functions, jitted once."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -228,7 +227,7 @@ def evaluate_batch(
     }
 
 
-def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, Batch], Any]:
+def jit_train_step(config: StepConfig, layout: Layout) -> jax.stages.Wrapped:
     """`train_step` on the layout's devices: the state as it says and donated, the batch cut."""
     whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     config = replace(config, mesh=layout.mesh, layout=layout if layout.update is not None else None)
@@ -242,7 +241,7 @@ def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, 
 
 def jit_evaluate_batch(
     graphdef: Any, loss: Loss, layout: Layout, further: metrics.Registered = ()
-) -> Callable[[Tree, Batch], Scalars]:
+) -> jax.stages.Wrapped:
     """`evaluate_batch` on the layout's devices, of weights as the model takes them."""
     whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(

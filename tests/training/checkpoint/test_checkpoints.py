@@ -23,8 +23,7 @@ from tests.processes import ROOT, as_nobody
 from xception_jax.config import Best
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.training import sharding
-from xception_jax.training.checkpoint import checkpoints as checkpoint
-from xception_jax.training.checkpoint import digest, manifest, reading
+from xception_jax.training.checkpoint import digest, manager, manifest, reading
 from xception_jax.training.checkpoint.checkpoints import Checkpoints, DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState
 from xception_jax.utils import retry, seal
@@ -338,7 +337,7 @@ def make_old(folder: Path) -> None:
     """Rewrites what a checkpoint says of itself as it was before manifests were sealed."""
     step, path = int(folder.name), folder / "meta" / "metadata"
     metrics = json.loads(path.read_text())["metrics"]
-    items = {name: getattr(make_state(step), name) for name in checkpoint.ITEMS}
+    items = {name: getattr(make_state(step), name) for name in manager.ITEMS}
     sums = {name: digest.digests(tree, algorithm=1)[0] for name, tree in items.items()}
     path.write_text(json.dumps(
         {"step": step, "dataset": META.dataset, "train_examples": META.train_examples,
