@@ -561,18 +561,6 @@ def test_other_data_than_the_run_began_with_is_refused():
         )
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a file system of 400 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def fill(folder: Path) -> None:
     with Checkpoints(folder, keep=50) as checkpoints:
         for step in range(1, 50):

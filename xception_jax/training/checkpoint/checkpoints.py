@@ -168,7 +168,7 @@ class Checkpoints:
                 )
             best = self.best()
             if best is None:
-                what = f" by {self._criterion.metric}" if self._criterion.metric else ""
+                what = self._criterion.metric and f" by a finite {self._criterion.metric}"
                 raise UsageError(
                     f"no checkpoint in {self._folder} was evaluated{what}; take --step=latest"
                 )
