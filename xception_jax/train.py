@@ -136,8 +136,10 @@ def build_run(config: ConfigDict) -> Run:
     train_source = splits.open_training(config)
     eval_sources = splits.open_evaluation(config)
     functions = build.build(config, build.DataSpec.of(train_source))
+    reader = Reader.from_config(config, train_source, workers=config.data.workers)
     batches = TrainingBatches(
-        Reader.from_config(config, train_source, workers=config.data.workers),
+        reader,
+        order=reader.order(config.seed, config.data.batch_size),
         batch_size=config.data.batch_size,
         seed=config.seed,
         shard=HostShard.of_this_process(),
