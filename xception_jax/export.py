@@ -92,7 +92,7 @@ def export_run(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
             exif=config_lib.applies_exif(config),
         ),
-        activation=activation or activation_of(config, trained.metrics),
+        activation=activation or _activation_of(config, trained.metrics),
         platforms=platforms,
         resize=resize,
         class_names=meta.class_names,
@@ -202,7 +202,7 @@ def _export(
     return ExportResult(output, activation, tuple(platforms), class_names, about)
 
 
-def activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
+def _activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
     """What makes probabilities of the logits: the counterpart of the loss.
 
     An evaluated checkpoint tells whether the data has several labels an image; of another one the
