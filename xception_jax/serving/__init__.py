@@ -1,10 +1,10 @@
 """A trained model as a program that JAX alone runs: written, read, verified."""
 
+from xception_jax.serving.checking import ExportCheck, check
 from xception_jax.serving.program import (
     ABOUT,
     ACTIVATIONS,
     PLATFORMS,
-    check,
     check_output,
     describe,
     export,
@@ -16,6 +16,7 @@ __all__ = [
     "ABOUT",
     "ACTIVATIONS",
     "PLATFORMS",
+    "ExportCheck",
     "check",
     "check_output",
     "describe",
