@@ -20,7 +20,7 @@ from xception_jax.data.batches import Reader
 from xception_jax.errors import UsageError
 from xception_jax.predict import Classifier
 from xception_jax.serving import inference, resize
-from xception_jax.training import sharding, state
+from xception_jax.training import sharding, step
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_logits_are_those_of_evaluation(run, photos):
     layout = sharding.Layout.replicated(sharding.make_mesh())
     [batch] = Reader(pictures.source(files(photos)), model.images).evaluation_batches(batch_size=40)
     applied = jax.jit(
-        lambda weights, pixels: state.apply(model.graphdef, weights, state.normalize(pixels))[0],
+        lambda weights, pixels: step.apply(model.graphdef, weights, step.normalize(pixels))[0],
         in_shardings=(layout.weights, sharding.by_example(layout.mesh)),
     )
     expected = np.asarray(applied(jax.device_put(model.weights, layout.weights), batch["image"]))

@@ -16,6 +16,7 @@ from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError
 from xception_jax.serving.program import ACTIVATIONS
 from xception_jax.training import build, sharding, state
+from xception_jax.training import step as step_lib
 from xception_jax.training.state import Tree
 from xception_jax.training.trained import Trained
 from xception_jax.weights import pretrained
@@ -145,7 +146,7 @@ def answers(
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else contextlib.nullcontext():
-        maps = model.features(state.normalize(pixels))
+        maps = model.features(step_lib.normalize(pixels))
         pooled = model.pool(maps)
         logits = model.classify(pooled)
         found = {
