@@ -75,8 +75,8 @@ def test_counts_are_those_of_evaluate(run):
         [np.log(each.probabilities[label]) for each, label in zip(found, labels, strict=True)]
     )
     told = evaluate.evaluate(run)
-    assert right / 360 == pytest.approx(told["top1"])
-    assert loss == pytest.approx(told["loss"], abs=1e-5)
+    assert right / 360 == pytest.approx(told.metrics["top1"])
+    assert loss == pytest.approx(told.metrics["loss"], abs=1e-5)
 
 
 def test_an_export_answers_as_the_run(run, photos, tmp_path):
