@@ -20,20 +20,23 @@ from tests.processes import ROOT, finish
 from xception_jax import config as config_lib
 from xception_jax import contact_sheet, models, train, weights
 from xception_jax.augment import pipeline
-from xception_jax.config import Field, overrides, registry, schema
+from xception_jax.config import Field, declared, overrides, registry, schema
 from xception_jax.data import readers, splits
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 from xception_jax.models import registry as model_registry
-from xception_jax.training import build, optimizer, preflight, workdir
+from xception_jax.training import build, optimizer, preflight, schedules, workdir
 from xception_jax.utils import imports
 from xception_jax.weights import converted
 
 FOLDER = Path(__file__).parent / "extensions"
-FILES = ("my_augmentation.py", "my_data.py", "my_model.py", "my_optimizer.py")
+FILES = (
+    "my_augmentation.py", "my_data.py", "my_model.py", "my_optimizer.py", "my_schedule.py",
+)  # fmt: skip
 TABLES = (
-    schema.SCHEMA, schema._ADDED, registry._OUTSIDE, model_registry.MODELS._entries,
-    readers._READERS._entries, optimizer._OPTIMIZERS._entries, pipeline._OPERATIONS._entries,
+    schema.SCHEMA, schema._ADDED, schema._FIXED, registry._OUTSIDE,
+    model_registry.MODELS._entries, readers._READERS._entries, optimizer._OPTIMIZERS._entries,
+    schedules._SCHEDULES._entries, pipeline._OPERATIONS._entries,
 )  # fmt: skip
 
 
@@ -155,8 +158,45 @@ def test_an_optimizer_is_optax_own_with_decay_and_rate(extended):
     assert "lion" in schema.SCHEMA["optimizer.name"].choices
 
 
-def test_the_optimizers_are_those_that_the_schema_names():
+def test_a_schedule_falls_to_zero_at_the_end(extended):
+    config = config_lib.default()
+    config.duration, config.data.batch_size, config.optimizer.warmup = "120 steps", 16, "20 steps"
+    config.optimizer.schedule, config.optimizer.decay_power = "polynomial", 2.0
+    config_lib.check_fields(config)
+    _, rate = optimizer.from_config(config, 1000)
+    highest = 0.045 * 16 / 256
+    for step, share in {10: 0.5, 20: 1.0, 70: 0.25, 120: 0.0}.items():
+        assert float(rate(step)) == pytest.approx(highest * share, rel=1e-5)
+    flat = config_lib.flatten(config)
+    assert not config_lib.may_change("duration", flat)
+    assert "optimizer.decay_power" in config_lib.portable(flat)
+
+
+@pytest.mark.parametrize(("schedule", "may"), [("cosine", False), ("staircase", True)])
+def test_a_schedule_says_whether_the_duration_may_change(schedule, may):
+    flat = config_lib.flatten(config_lib.default())
+    assert config_lib.may_change("duration", flat | {"optimizer.schedule": schedule}) is may
+
+
+def test_a_duration_of_an_own_schedule_is_in_steps(clean, small_config):
+    pause = Field("1 epoch", "of late", str, duration=True)
+
+    @schedules.register("late", options={"pause": pause})
+    def late(fields):
+        return lambda count: fields.learning_rate * (count >= fields.pause)
+
+    small_config = config_lib.settled(small_config, None)
+    small_config.optimizer.schedule, small_config.optimizer.pause = "late", "1.5 epochs"
+    _, rate = optimizer.from_config(small_config, 128)  # three steps of 64
+    assert [bool(rate(step)) for step in range(5)] == [False, False, False, True, True]
+
+
+def test_optimizers_and_schedules_are_those_that_the_schema_names():
     assert sorted(schema.SCHEMA["optimizer.name"].choices) == optimizer._OPTIMIZERS.names()
+    assert sorted(schema.SCHEMA["optimizer.schedule"].choices) == schedules._SCHEDULES.names()
+    for one in declared.declarations("training/schedules.py"):
+        said = ("duration",) if one.value("until_end") else ()
+        assert schema._FIXED["optimizer.schedule", one.name] == said, "of the import above"
 
 
 def test_an_augmentation_acts_on_its_share_of_the_images(extended):

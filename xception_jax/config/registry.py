@@ -1,6 +1,7 @@
 """Registries: what this package and files of its users add by name, without a change elsewhere."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from xception_jax.config import schema
@@ -19,14 +20,20 @@ class Registry(Generic[T]):
 
     Args:
       kind: of the entries, for messages: `model`.
+      field: of the config, whose choices the names are; empty: none.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, field: str = ""):
+        self.kind, self.field = kind, field
         self._entries: dict[str, tuple[str, T]] = {}
 
     def add(
-        self, name: str, entry: T, where: str, fields: Mapping[str, Field] | None = None
+        self,
+        name: str,
+        entry: T,
+        where: str,
+        fields: Mapping[str, Field] | None = None,
+        fixes: Iterable[str] = (),
     ) -> None:
         """Adds an entry, and the fields of a config that it brings.
 
@@ -37,6 +44,7 @@ class Registry(Generic[T]):
           entry: what `find` returns.
           where: the class or function that it stands for, see `where_is`.
           fields: by their full names, as `model.depth`.
+          fixes: fields that a run with this entry cannot change, see `schema.add_choice`.
 
         Raises:
           UsageError: something else has the name of the entry or of a field.
@@ -46,17 +54,28 @@ class Registry(Generic[T]):
             raise UsageError(f"{self.kind} {name!r} of {where} is registered already, by {known}")
         for field_name, field in (fields or {}).items():
             schema.add_field(field_name, field, f"{self.kind} {name}")
+        if self.field:
+            schema.add_choice(self.field, name, fixes)
         self._entries[name] = where, entry
         module = where.partition(":")[0]
         if module.partition(".")[0] != _OURS:
             _OUTSIDE[module] = None
 
-    def find(self, name: str) -> T:
-        """The entry of a name; `UsageError` where there is none."""
+    def find(self, name: str, asked_by: str = "") -> T:
+        """The entry of a name.
+
+        Args:
+          name: of the entry.
+          asked_by: what names it, for the message, as `config.eval.metrics`.
+
+        Raises:
+          UsageError: there is none.
+        """
         if name not in self._entries:
             close = nearest(name, self._entries) or ";"
             raise UsageError(
-                f"no {self.kind} {name!r}{close} There are: {', '.join(self.names())} "
+                f"{asked_by}{': ' if asked_by else ''}no {self.kind} {name!r}{close} "
+                f"There are: {', '.join(self.names()) or 'none'} "
                 f"(--imports=FILE adds those of your own)"
             )
         return self._entries[name][1]
@@ -76,4 +95,4 @@ def where_is(target: Any) -> str:
 
 def outside_modules() -> list[str]:
     """The modules of users that have registered something, for a process that needs them too."""
-    return [name for name in _OUTSIDE if name != "__main__"]
+    return [name for name in _OUTSIDE if name in sys.modules and name != "__main__"]

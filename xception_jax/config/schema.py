@@ -5,11 +5,13 @@ the command line changes fields further with `--config.field=value`. Nothing hea
 here, so that `--help` and a misspelt field answer at once.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from xception_jax.config.declared import declarations
 from xception_jax.config.fields import EXAMPLES, Field
 from xception_jax.errors import UsageError, nearest
 
@@ -45,7 +47,7 @@ _OWN = "None: the model's own default"
 _WEIGHTS = "None: as the weights of init_from, else"
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
-    "duration": _text("90 epochs", "of the whole run", duration=True),
+    "duration": _text("90 epochs", "of the whole run", duration=True, harmless=True),
     "init_from": _text(
         "", "weights to begin with: a Keras or timm file, a converted one, or a run's folder; a "
         "classifier of other classes begins anew; empty: from scratch", harmless=True,
@@ -217,7 +219,7 @@ SCHEMA: dict[str, Field] = {
         0.0, "CutMix (arXiv:1905.04899): its alpha; with mixup too, half of the pairs each; 0: off",
         high=100.0
     ),
-    "optimizer.name": _text("sgd", "Optax' algorithm", choices=("sgd", "rmsprop", "adamw", "lamb")),
+    "optimizer.name": _text("sgd", "Optax' algorithm"),
     "optimizer.learning_rate": _float(0.045, "at its highest, for a batch of reference_batch"),
     "optimizer.reference_batch": _int(
         256, "the batch that learning_rate is for; the rate scales with data.batch_size / "
@@ -227,7 +229,6 @@ SCHEMA: dict[str, Field] = {
         "staircase",
         "after the warm-up: constant; cosine to 0 at the end; staircase: x decay_rate every "
         "decay_every",
-        choices=("constant", "cosine", "staircase"),
     ),
     "optimizer.warmup": _text("0 steps", "linear from 0", duration=True),
     "optimizer.decay_rate": _float(0.94, "of the staircase", high=1.0),
@@ -319,6 +320,8 @@ SCHEMA: dict[str, Field] = {
 }  # fmt: skip
 # The fields that a registry has added, each with what it was added by.
 _ADDED: dict[str, str] = {}
+# The fields that one choice of another field holds fixed in a run that has begun.
+_FIXED: dict[tuple[str, str], tuple[str, ...]] = {}
 # What a `config.json` means that was written before a field was there: what runs did then.
 _BEFORE: dict[str, Any] = {
     "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
@@ -356,11 +359,18 @@ def add_missing(config: ConfigDict) -> None:
             config[section][field] = SCHEMA[name].default
 
 
-def add_choice(name: str, choice: str) -> None:
-    """Adds a value to the choices of a field."""
+def add_choice(name: str, choice: str, fixes: Iterable[str] = ()) -> None:
+    """Adds a value to the choices of a field.
+
+    Args:
+      name: of the field.
+      choice: the value.
+      fixes: fields that a run with this value cannot change once it has begun, see `may_change`.
+    """
     field = SCHEMA[name]
     if choice not in field.choices:
         SCHEMA[name] = replace(field, choices=(*field.choices, choice))
+    _FIXED[name, choice] = tuple(fixes)
 
 
 def default() -> ConfigDict:
@@ -410,7 +420,13 @@ def portable(flat: dict[str, Any]) -> dict[str, Any]:
     lies in the compilation cache is run. Added fields at their defaults are left out, unless the
     run's own model or optimizer has added them: without the others it can be read.
     """
-    owners = {f"model {flat.get('model.name')}", f"optimizer {flat.get('optimizer.name')}"}
+    owners = {
+        f"{kind} {flat.get(field)}"
+        for kind, field in (
+            ("model", "model.name"), ("optimizer", "optimizer.name"),
+            ("schedule", "optimizer.schedule"),
+        )
+    }  # fmt: skip
     used = {
         name: value
         for name, value in flat.items()
@@ -457,9 +473,13 @@ def may_change(name: str, config: dict[str, Any]) -> bool:
       name: of the field.
       config: flat. The duration may change where the learning rate does not depend on it.
     """
-    if name == "duration":
-        return bool(config["optimizer.schedule"] != "cosine")
-    return name in SCHEMA and SCHEMA[name].harmless
+    held = {
+        fixed
+        for (field, choice), fields in _FIXED.items()
+        if config.get(field) == choice
+        for fixed in fields
+    }
+    return name in SCHEMA and SCHEMA[name].harmless and name not in held
 
 
 def _plain(value: Any) -> Any:
@@ -474,3 +494,15 @@ def describe() -> str:
         choices = " [duration]" if field.duration else choices
         lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
     return "\n".join(lines)
+
+
+def _add_own() -> None:
+    """Adds what the rooms above declare, which nothing may have imported."""
+    for one in declarations("training/optimizer.py"):
+        add_choice("optimizer.name", one.name)
+    for one in declarations("training/schedules.py"):
+        fixes = ("duration",) if one.value("until_end") else ()
+        add_choice("optimizer.schedule", one.name, fixes)
+
+
+_add_own()

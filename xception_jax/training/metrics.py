@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from xception_jax.errors import UsageError, nearest
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.errors import UsageError
 from xception_jax.training import sharding
 
 # Of the mean average precision, as in the paper's JFT experiments (arXiv:1610.02357v3, section
@@ -143,38 +144,40 @@ def names(classes: int, multilabel: bool) -> list[str]:
 # Of each example: from logits, float32 `[batch, classes]`, and the batch to float32 `[batch]`.
 PerExample = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
 Registered = tuple[tuple[str, PerExample], ...]
-_REGISTERED: dict[str, PerExample] = {}
+_METRICS = Registry[PerExample]("metric")
 # What else stands beside metrics in a record of `metrics.jsonl` and in the result of a command.
 _OF_RECORDS = ("skipped", "kind", "step", "time", "weights", "split", "seconds")
 
 
 def register(name: str) -> Callable[[PerExample], PerExample]:
-    """Adds a metric that `eval.metrics` can name; a later one of the same name takes its place.
+    """Decorates a metric that `config.eval.metrics` can name.
 
     Its function takes the logits, float32 `[batch, classes]`, and the batch, and gives a number for
     each example, `[batch]`. It is compiled, so it is written with `jax.numpy`. The metric is the
     mean over the set's examples.
-    """
-    taken = (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, *_OF_RECORDS)
-    if name in taken or "/" in name:
-        raise ValueError(f"{name!r} is taken already, or has a slash in it; take another name")
 
-    def add(function: PerExample) -> PerExample:
-        _REGISTERED[name] = function
+    Args:
+      name: of the metric, without a slash.
+
+    Raises:
+      UsageError: the name is taken, or has a slash.
+    """
+
+    def decorate(function: PerExample) -> PerExample:
+        taken = (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, *_OF_RECORDS)
+        if name in taken or "/" in name:
+            raise UsageError(
+                f"metric {name!r} is taken already, or has a slash in it; take another name"
+            )
+        _METRICS.add(name, function, where_is(function))
         return function
 
-    return add
+    return decorate
 
 
 def registered(asked: tuple[str, ...]) -> Registered:
     """The metrics of these names; raises `UsageError` for one that is not there."""
-    for name in asked:
-        if name not in _REGISTERED:
-            raise UsageError(
-                f"config.eval.metrics names {name!r}, which no imported file registers"
-                f"{nearest(name, _REGISTERED)}"
-            )
-    return tuple((name, _REGISTERED[name]) for name in asked)
+    return tuple((name, _METRICS.find(name, "config.eval.metrics")) for name in asked)
 
 
 def further_sums(
