@@ -14,11 +14,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.processes import ROOT, finish
+from tests.weights import builders
 from xception_jax import config as config_lib
-from xception_jax import contact_sheet, models, train, weights
+from xception_jax import contact_sheet, convert, models, train, weights
 from xception_jax.augment import pipeline
 from xception_jax.config import Field, declared, overrides, registry, schema
 from xception_jax.data import readers, splits
@@ -27,11 +28,15 @@ from xception_jax.errors import UsageError
 from xception_jax.models import registry as model_registry
 from xception_jax.training import build, optimizer, preflight, schedules, workdir
 from xception_jax.utils import imports
-from xception_jax.weights import converted
+from xception_jax.weights import converted, pretrained
+from xception_jax.weights.keras import names as keras_names
+from xception_jax.weights.tensors import abstract
+from xception_jax.weights.timm import names as timm_names
 
 FOLDER = Path(__file__).parent / "extensions"
 FILES = (
-    "my_augmentation.py", "my_data.py", "my_model.py", "my_optimizer.py", "my_schedule.py",
+    "my_augmentation.py", "my_data.py", "my_model.py", "my_optimizer.py", "my_relatives.py",
+    "my_schedule.py",
 )  # fmt: skip
 TABLES = (
     schema.SCHEMA, schema._ADDED, schema._FIXED, registry._OUTSIDE,
@@ -124,8 +129,59 @@ def test_weights_of_a_library_are_not_those_of_an_own_model(extended, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
     model = models.create("plain", num_classes=2, rngs=nnx.Rngs(0))
-    with pytest.raises(UsageError, match="neither Keras nor timm has weights of a Plain"):
+    with pytest.raises(UsageError, match="timm has no plain; it has: inception_v3, "):
         weights.load(model, path)
+
+
+@pytest.mark.parametrize("kind", ["keras", "timm"])
+def test_a_class_derived_from_one_here_has_its_names_elsewhere(extended, tmp_path, kind):
+    write = {"keras": builders.write_keras, "timm": builders.write_timm}[kind]
+    own = models.elsewhere(kind)["short_xception"].overrides
+    model = builders.create("short_xception", **own)
+    path = write(model, tmp_path / {"keras": "a.weights.h5", "timm": "a.safetensors"}[kind])
+    names = {"keras": keras_names, "timm": timm_names}[kind].tensors
+    same = abstract("xception", 3, {**builders.SMALL, "middle_blocks": 2})
+    assert names(model) == names(same)
+    other = builders.create("short_xception", seed=1, **own)
+    weights.load(other, path)
+    for name, array in builders.arrays(model).items():
+        np.testing.assert_array_equal(array, builders.arrays(other)[name], err_msg=name)
+    source = pretrained.open_pretrained(path)
+    assert source.usual_crop("short_xception") == {"keras": 1.0, "timm": 0.9}[kind]
+    assert source.num_classes == 3
+
+
+def test_a_model_of_torch_is_read_by_names_of_its_own(extended, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    features = []
+    for channels in (3, 16):
+        conv = torch.nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        features += [conv, torch.nn.BatchNorm2d(16, eps=1e-3), torch.nn.ReLU()]
+    theirs = torch.nn.Sequential()
+    theirs.features, theirs.classifier = torch.nn.Sequential(*features), torch.nn.Linear(16, 5)
+    for norm in (features[1], features[4]):
+        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 9, 9, 3)).astype(np.float32)
+    with torch.no_grad():
+        maps = theirs.eval().features(torch.from_numpy(images).permute(0, 3, 1, 2))
+        expected = theirs.classifier(maps.mean((2, 3))).numpy()
+    model = models.create("plain_torch", num_classes=5, rngs=nnx.Rngs(0))
+    weights.load(model, tmp_path / "a.pth")
+    np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+    headless = models.create("plain_torch", num_classes=None, rngs=nnx.Rngs(0))
+    weights.load(headless, tmp_path / "a.pth")
+    np.testing.assert_allclose(headless(images), maps.mean((2, 3)).numpy(), rtol=1e-4, atol=1e-5)
+    output = tmp_path / "back.safetensors"
+    ours = tmp_path / "b.safetensors"
+    convert.convert(tmp_path / "a.pth", ours, source_format="timm", model="plain_torch")
+    convert.convert(ours, output, source_format="xception_jax", target_format="timm")
+    back = load_file(output)
+    for name, tensor in theirs.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(back[name], tensor.numpy(), err_msg=name)
 
 
 def test_a_model_without_written_facts_is_counted(extended):

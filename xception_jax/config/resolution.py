@@ -18,7 +18,7 @@ _OPEN: dict[str, Any] = {
     "data.folder_rules": 0, "eval.every": "auto", "checkpoint.every": "auto",
 }  # fmt: skip
 # Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`, of
-# models that timm says no other of (`weights.timm.names.CROPS`).
+# models that timm says no other of (`models.Foreign`).
 _CROPS = {"inception": 0.875, "timm": 0.875}
 
 

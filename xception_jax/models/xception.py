@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
 from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
 
@@ -136,11 +137,17 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{override} is {value!r}{hint} It takes: {', '.join(choices)}")
 
 
+_KERAS = Foreign("Xception", {"bn_epsilon": 1e-3, "pool_padding": "same"})
 # timm's port of it differs in these (timm/models/xception.py).
+_TIMM = Foreign("legacy_xception", {"bn_epsilon": 1e-5, "pool_padding": "symmetric"}, crop=0.8975)
+
+
 @register(
     "legacy_xception",
     size=(22_855_952, 8_357_403_496, 7),
     published=[("timm legacy_xception.tf_in1k", 79.058, 94.396)],
+    keras=_KERAS,
+    timm=_TIMM,
     bn_epsilon=1e-5,
     pool_padding="symmetric",
 )
@@ -148,6 +155,8 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
     "xception",
     size=(22_855_952, 8_357_403_496, 7),
     published=[("arXiv:1610.02357, table 1", 79.0, 94.5), ("keras Xception", 79.0, 94.5)],
+    keras=_KERAS,
+    timm=_TIMM,
 )
 class Xception(Network):
     """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.

@@ -108,7 +108,8 @@ def _cosine(fields: Any) -> optax.Schedule:
 @register("staircase")
 def _staircase(fields: Any) -> optax.Schedule:
     """`rate * decay_rate ** (count // every)`, in whole numbers: float32 ends at 2^24 steps."""
-    rate, decay_rate = fields.learning_rate, fields.decay_rate
+    rate: float = fields.learning_rate
+    decay_rate: float = fields.decay_rate
     every = max(Fraction(fields.decay_steps), Fraction(1))
     if every.denominator == 1:
         return lambda count: rate * jnp.power(decay_rate, jnp.float32(count // int(every)))
@@ -118,6 +119,6 @@ def _staircase(fields: Any) -> optax.Schedule:
 
     def schedule(count: Any) -> jax.Array:
         decays = jnp.searchsorted(jnp.asarray(first), count, side="right")
-        return jnp.multiply(rate, jnp.power(decay_rate, jnp.float32(decays)))
+        return rate * jnp.power(decay_rate, jnp.float32(decays))
 
     return schedule
