@@ -39,7 +39,7 @@ FILES = (
     "my_schedule.py",
 )  # fmt: skip
 TABLES = (
-    schema.SCHEMA, schema._ADDED, schema._FIXED, registry._OUTSIDE,
+    schema.SCHEMA, schema.ADDED, schema.FIXED, registry._OUTSIDE,
     model_registry.MODELS._entries, readers._READERS._entries, optimizer._OPTIMIZERS._entries,
     schedules._SCHEDULES._entries, pipeline._OPERATIONS._entries,
 )  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_model_brings_its_option(extended, small_config):
     small_config.model.update(name="plain", depth=None)
     with pytest.raises(UsageError, match=r"plain does not take .*, config\.model\.width; add"):
         preflight.check_without_data(small_config, 1)
-    assert "  model.depth = None\n      convolutions; None: 2" in config_lib.describe()
+    assert "  model.depth = None\n      convolutions; None: 2\n  data." in config_lib.describe()
 
 
 def test_weights_of_a_library_are_not_those_of_an_own_model(extended, tmp_path):
@@ -252,7 +252,7 @@ def test_optimizers_and_schedules_are_those_that_the_schema_names():
     assert sorted(schema.SCHEMA["optimizer.schedule"].choices) == schedules._SCHEDULES.names()
     for one in declared.declarations("training/schedules.py"):
         said = ("duration",) if one.value("until_end") else ()
-        assert schema._FIXED["optimizer.schedule", one.name] == said, "of the import above"
+        assert schema.FIXED["optimizer.schedule", one.name] == said, "of the import above"
 
 
 def test_an_augmentation_acts_on_its_share_of_the_images(extended):
@@ -284,7 +284,7 @@ def test_an_augmentation_acts_on_its_share_of_the_images(extended):
 
 def test_a_config_of_a_run_that_needs_them_says_so(own_config, tmp_path):
     flat = config_lib.portable(config_lib.flatten(own_config))
-    for table in (schema.SCHEMA, schema._ADDED):
+    for table in (schema.SCHEMA, schema.ADDED):
         for name in ("model.depth", "optimizer.lion_beta", "augment.negative"):
             table.pop(name)
     model_registry.MODELS._entries.pop("plain")
@@ -348,7 +348,7 @@ def test_what_is_taken_is_refused(extended):
         models.register("mine", options={"width": Field(None, "of mine", int)})(Narrow)
     with pytest.raises(UsageError, match=r"model mine cannot add config\.model\.depth: .*plain"):
         models.register("mine", options={"depth": Field(None, "metres", float)})(Narrow)
-    with pytest.raises(UsageError, match=r"cannot add config.optimizer.momentum: .*every config"):
+    with pytest.raises(UsageError, match=r"cannot add config.optimizer.momentum: .*this package"):
         optimizer.register("mine", options={"momentum": Field(3, "mine", int)})(make)
     with pytest.raises(UsageError, match="a prefix is a word and a colon"):
         readers.register("npz")(make)

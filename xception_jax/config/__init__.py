@@ -18,12 +18,11 @@ from xception_jax.config.resolution import (
     resolve,
     settled,
 )
-from xception_jax.config.schema import (
-    SCHEMA,
+from xception_jax.config.schema import SCHEMA, describe
+from xception_jax.config.values import (
     check_fields,
     complete,
     default,
-    describe,
     differences,
     flatten,
     from_flat,

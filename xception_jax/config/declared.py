@@ -81,20 +81,32 @@ def declarations(place: str) -> tuple[Declaration, ...]:
     return found
 
 
+@cache
+def table(place: str, name: str) -> dict[str, Any]:
+    """What a file assigns to a name: a dict, as `Declaration.value` reads it."""
+    tables = _tables(ast.parse((_PACKAGE / place).read_text(encoding="utf-8")))
+    found: dict[str, Any] = _evaluated(tables[name], tables, {"Field": Field})
+    return found
+
+
+def _tables(tree: ast.Module) -> dict[str, ast.expr]:
+    """What a file assigns to names."""
+    return {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
 def _of_file(file: Path) -> list[Declaration]:
     text = file.read_text(encoding="utf-8")
     if "\n@register(" not in text:
         return []
     tree = ast.parse(text)
     module = ".".join(file.relative_to(_PACKAGE.parent).with_suffix("").parts)
-    tables: dict[str, ast.expr] = {}
-    found = []
+    tables, found = _tables(tree), []
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            tables[node.targets[0].id] = node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-            tables[node.target.id] = node.value
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
             for call in node.decorator_list:
                 if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
                     arguments = {str(word.arg): word.value for word in call.keywords}

@@ -6,7 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration
-from xception_jax.config.schema import FOLDER_RULES, add_missing, flatten
+from xception_jax.config.schema import FOLDER_RULES
+from xception_jax.config.values import add_missing, flatten
 from xception_jax.errors import UsageError
 
 # Fields that matter at a run's start alone. A run that goes on keeps its own.

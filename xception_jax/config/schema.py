@@ -1,7 +1,6 @@
 """The schema of a run: every field, its default, its meaning and its bounds.
 
-A config file starts from `default()`, changes what it wants, and returns it from `get_config()`;
-the command line changes fields further with `--config.field=value`. Nothing heavy is imported
+The fields of the models, of `config.model`, are declared with the models. Nothing heavy is imported
 here, so that `--help` and a misspelt field answer at once.
 """
 
@@ -9,11 +8,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
-
-from xception_jax.config.declared import declarations
+from xception_jax.config.declared import declarations, table
 from xception_jax.config.fields import EXAMPLES, Field
-from xception_jax.errors import UsageError, nearest
+from xception_jax.errors import UsageError
 
 
 def _text(default: str | None, help: str, **more: Any) -> Field:
@@ -43,7 +40,6 @@ def _every(default: str, help: str) -> Field:
 # The newest rules by which a folder of images is read, see docs/folder.md.
 FOLDER_RULES = 2
 
-_OWN = "None: the model's own default"
 _WEIGHTS = "None: as the weights of init_from, else"
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
@@ -63,49 +59,6 @@ SCHEMA: dict[str, Field] = {
         "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes "
         "of bfloat16; tensorfloat32: three; default: as JAX has it, on TPU one; auto: float32",
         choices=("auto", "default", "tensorfloat32", "float32"),
-    ),
-    "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
-    "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
-    "model.stem_stride": _int(None, f"stride of the first convolution; {_OWN}", low=1, high=2),
-    "model.segments": _int(
-        None, "of the channels, each with a 3x3 convolution of its own, in separable convolutions; "
-        "None: each channel is one", low=1,
-    ),
-    "model.order": _text(
-        None, f"of the 3x3 and the 1x1 convolution of separable ones; {_OWN}",
-        choices=("spatial_first", "pointwise_first"),
-    ),
-    "model.intermediate_activation": _text(
-        None, f"between these two; {_OWN}", choices=("none", "relu", "elu")
-    ),
-    "model.residual": _flag(None, f"connections around the blocks; {_OWN}"),
-    "model.pool_padding": _text(
-        None, "of max pooling; same: as TensorFlow; symmetric: as PyTorch; "
-        f"{_OWN}", choices=("same", "symmetric"),
-    ),
-    "model.count_padding": _flag(None, f"average pooling counts it, as in timm; {_OWN}"),
-    "model.pooling": _text(
-        None, f"of the last feature maps; {_OWN}", choices=("average", "max")
-    ),
-    "model.fc_units": _tuple(
-        None, f"sizes of fully connected layers; {_OWN}", low=1, fractions=False
-    ),
-    "model.dropout": _float(None, f"share dropped before the classifier; {_OWN}", high=0.99),
-    "model.bn_epsilon": _float(None, f"added to the batch variance; {_OWN}"),
-    "model.bn_momentum": _float(None, f"of the running batch statistics; {_OWN}", high=1.0),
-    "model.bn_scale": _flag(None, f"batch normalization has a scale; {_OWN}"),
-    "model.bn_virtual_batch": _int(
-        None, "examples whose statistics normalize together; None: the whole batch", low=1
-    ),
-    "model.freeze": _text(
-        None, "last block that is not trained: block4, mixed2, blocks.3, as the model's blocks() "
-        "names them, or a flow, as middle_flow; None: all are trained"
-    ),
-    "model.remat": _flag(
-        None, f"compute blocks again for their gradients, to save memory; {_OWN}", harmless=True
-    ),
-    "model.scan_middle": _flag(
-        None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
     "data.dataset": _text(
         "optical_digits",
@@ -319,14 +272,9 @@ SCHEMA: dict[str, Field] = {
     ),
 }  # fmt: skip
 # The fields that a registry has added, each with what it was added by.
-_ADDED: dict[str, str] = {}
+ADDED: dict[str, str] = {}
 # The fields that one choice of another field holds fixed in a run that has begun.
-_FIXED: dict[tuple[str, str], tuple[str, ...]] = {}
-# What a `config.json` means that was written before a field was there: what runs did then.
-_BEFORE: dict[str, Any] = {
-    "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
-    "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
-}  # fmt: skip
+FIXED: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 def add_field(name: str, field: Field, owner: str) -> None:
@@ -340,23 +288,23 @@ def add_field(name: str, field: Field, owner: str) -> None:
     Raises:
       UsageError: there is another field of that name.
     """
-    if name in SCHEMA and SCHEMA[name] != field and _ADDED.get(name) != owner:
+    if name in SCHEMA and SCHEMA[name] != field and ADDED.get(name) != owner:
         raise UsageError(
             f"{owner} cannot add config.{name}: there is such a field already, of "
-            f"{_ADDED.get(name, 'every config')}; take another name"
+            f"{ADDED.get(name, 'this package')}; take another name"
         )
     if name not in SCHEMA:
-        _ADDED[name] = owner
+        ADDED[name] = owner
+    _insert(name, field)
+
+
+def _insert(name: str, field: Field) -> None:
+    """Sets a field; a new one comes after the last of its section."""
     SCHEMA[name] = field
-
-
-def add_missing(config: ConfigDict) -> None:
-    """Gives a config the fields, at their defaults, that were added after it was made."""
-    flat = flatten(config)
-    with config.unlocked():
-        for name in _ADDED.keys() - flat.keys():
-            section, _, field = name.partition(".")
-            config[section][field] = SCHEMA[name].default
+    sections = [*dict.fromkeys(each.partition(".")[0] for each in SCHEMA)]
+    ordered = sorted(SCHEMA.items(), key=lambda item: sections.index(item[0].partition(".")[0]))
+    SCHEMA.clear()
+    SCHEMA.update(ordered)
 
 
 def add_choice(name: str, choice: str, fixes: Iterable[str] = ()) -> None:
@@ -370,120 +318,7 @@ def add_choice(name: str, choice: str, fixes: Iterable[str] = ()) -> None:
     field = SCHEMA[name]
     if choice not in field.choices:
         SCHEMA[name] = replace(field, choices=(*field.choices, choice))
-    _FIXED[name, choice] = tuple(fixes)
-
-
-def default() -> ConfigDict:
-    """A config with every field at its default, locked against misspelt names."""
-    nested: dict[str, Any] = {}
-    for path, field in SCHEMA.items():
-        *sections, name = path.split(".")
-        section = nested
-        for part in sections:
-            section = section.setdefault(part, {})
-        unset = field.default is None
-        section[name] = config_dict.placeholder(field.kind) if unset else field.default
-    return ConfigDict(nested).lock()
-
-
-def flatten(config: ConfigDict) -> dict[str, Any]:
-    """The config as `{"data.batch_size": 64, ...}`."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def from_flat(flat: dict[str, Any]) -> ConfigDict:
-    """The inverse of `flatten`, for a complete config such as `config.json` holds.
-
-    Where one lacks a field, it is of an older version, and gets what that did.
-    """
-    config = default()
-    unknown(flat)
-    config.update_from_flattened_dict(complete(flat))
-    return config
-
-
-def complete(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with all fields; one of an older version gets what that version did."""
-    return {**flatten(default()), **_BEFORE, **flat}
-
-
-def portable(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config as `config.json` holds it, for any machine and any program.
-
-    The fields of one machine are at their defaults: a `config.json` may be a stranger's, and what
-    lies in the compilation cache is run. Added fields at their defaults are left out, unless the
-    run's own model or optimizer has added them: without the others it can be read.
-    """
-    owners = {
-        f"{kind} {flat.get(field)}"
-        for kind, field in (
-            ("model", "model.name"), ("optimizer", "optimizer.name"),
-            ("schedule", "optimizer.schedule"),
-        )
-    }  # fmt: skip
-    used = {
-        name: value
-        for name, value in flat.items()
-        if name not in _ADDED
-        or _ADDED[name] in owners
-        or _plain(value) != _plain(SCHEMA[name].default)
-    }
-    return {**used, "compilation_cache": SCHEMA["compilation_cache"].default}
-
-
-def unknown(names: Any) -> None:
-    """Raises `UsageError` for the first name that is no field."""
-    for name in names:
-        if name not in SCHEMA:
-            raise UsageError(f"config has no field {name!r}{nearest(name, SCHEMA)}")
-
-
-def check_fields(config: ConfigDict) -> None:
-    """Checks every field by itself; raises `UsageError`."""
-    flat = flatten(config)
-    unknown(flat)
-    for name, field in SCHEMA.items():
-        if name not in flat and name in _ADDED:  # since the config was made, see `add_missing`
-            continue
-        if name not in flat:
-            raise UsageError(f"config lacks {name}; start from xception_jax.config.default()")
-        complaint = field.check(flat[name])
-        if complaint:
-            raise UsageError(f"config.{name} {complaint}")
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of the fields in which two flat configs differ, in the schema's order."""
-    names = [*SCHEMA, *(name for name in {**old, **new} if name not in SCHEMA)]
-    return [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
-
-
-def may_change(name: str, config: dict[str, Any]) -> bool:
-    """Whether a field may differ in a run that has begun: no step's result depends on it.
-
-    (But for the rounding of sums and, with `optimizer.microbatch`, the dropout's draws.)
-
-    Args:
-      name: of the field.
-      config: flat. The duration may change where the learning rate does not depend on it.
-    """
-    held = {
-        fixed
-        for (field, choice), fields in _FIXED.items()
-        if config.get(field) == choice
-        for fixed in fields
-    }
-    return name in SCHEMA and SCHEMA[name].harmless and name not in held
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    FIXED[name, choice] = tuple(fixes)
 
 
 def describe() -> str:
@@ -497,7 +332,12 @@ def describe() -> str:
 
 
 def _add_own() -> None:
-    """Adds what the rooms above declare, which nothing may have imported."""
+    """Adds what models, optimizers and schedules declare, which nothing may have imported yet."""
+    for key, field in table("models/options.py", "FIELDS").items():
+        _insert(f"model.{key}", field)
+    for one in declarations("models"):
+        for key, field in one.value("options", {}).items():
+            _insert(f"model.{key}", field)
     for one in declarations("training/optimizer.py"):
         add_choice("optimizer.name", one.name)
     for one in declarations("training/schedules.py"):

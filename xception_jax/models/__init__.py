@@ -18,7 +18,6 @@ __all__ = [
     "describe",
     "elsewhere",
     "names",
-    "options",
     "overrides",
     "published_results",
     "register",
@@ -40,11 +39,6 @@ def overrides(name: str) -> dict[str, Any]:
     """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
     card = MODELS.find(name)
     return arguments(card.load()) | card.defaults
-
-
-def options(name: str) -> tuple[str, ...]:
-    """The overrides whose fields a model has declared itself, see `register`."""
-    return MODELS.find(name).options
 
 
 def size(name: str) -> Size:

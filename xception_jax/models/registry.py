@@ -29,7 +29,6 @@ class Card:
       name: of the model.
       where: its class, as `module:name`.
       defaults: the arguments of the class that have other defaults for this model.
-      options: those that are fields of `config.model` because this model declares them.
       size, published: see `register`.
       elsewhere: what the model is in other libraries, by `keras` and `timm`.
       target: the class, where it has been imported.
@@ -38,7 +37,6 @@ class Card:
     name: str
     where: str
     defaults: dict[str, Any]
-    options: tuple[str, ...]
     size: Size | None
     published: tuple[Result, ...]
     elsewhere: Mapping[str, Foreign]
@@ -70,7 +68,7 @@ def register(
 
     Its constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
     any overrides, each with a default. An override is set by the field of `config.model` of its
-    name, which exists already (`width`, `dropout`) or is declared in `options`.
+    name, which is one of `models.options` (`width`, `dropout`) or is declared in `options`.
 
     Args:
       name: of the model. One class may have several, by several decorators.
@@ -87,7 +85,7 @@ def register(
 
     def decorate(target: C) -> C:
         elsewhere = {"keras": keras, "timm": timm}
-        card = _card(name, where_is(target), size, published, options or {}, elsewhere, defaults)
+        card = _card(name, where_is(target), size, published, elsewhere, defaults)
         fields = {f"model.{key}": field for key, field in (options or {}).items()}
         known = arguments(target)
         for key, field in (options or {}).items():
@@ -117,7 +115,6 @@ def _card(
     where: str,
     size: tuple[int, int, int] | None,
     published: Sequence[tuple[str, float, float]],
-    options: Mapping[str, Field],
     elsewhere: Mapping[str, Foreign | None],
     defaults: dict[str, Any],
 ) -> Card:
@@ -127,7 +124,7 @@ def _card(
     )
     known = {library: model for library, model in elsewhere.items() if model is not None}
     counts = Size(*size) if size else None
-    return Card(name, where, defaults, tuple(options), counts, results, known)
+    return Card(name, where, defaults, counts, results, known)
 
 
 def add_own(registry: Registry[Card]) -> None:
@@ -139,8 +136,8 @@ def add_own(registry: Registry[Card]) -> None:
         said = {key: one.value(key, Foreign=Foreign) for key in one.arguments}
         size, published = said.pop("size", None), said.pop("published", ())
         elsewhere = {library: said.pop(library, None) for library in ("keras", "timm")}
-        options = said.pop("options", {})
-        card = _card(one.name, one.where, size, published, options, elsewhere, said)
+        said.pop("options", None)  # `config.schema` reads them
+        card = _card(one.name, one.where, size, published, elsewhere, said)
         registry.add(one.name, card, one.where)
 
 

@@ -181,7 +181,7 @@ def _heads(format: str, name: str) -> tuple[str, ...]:
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """All of a model's overrides that count for its weights, as they are with these changes."""
     built = models.overrides(name) | changes
-    return {key: built[key] for key in converted.architecture(name) if key in built}
+    return {key: built[key] for key in converted.architecture(name)}
 
 
 def open_pretrained(
