@@ -47,19 +47,6 @@ class Head(nnx.Module):
         return place("classifier", logits) if place else logits
 
 
-def make_head(
-    channels_in: int,
-    num_classes: int | None,
-    fc_units: Sequence[int],
-    dropout: float,
-    layers: Layers,
-) -> Head | None:
-    """The head of a model, or None where it is left out, without `num_classes`."""
-    if num_classes is None:
-        return None
-    return Head(channels_in, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
-
-
 def scaled(channels: int, width: float) -> int:
     """A number of channels times `width`, rounded to a multiple of 8; at least 8."""
     return max(8, round(channels * width / 8) * 8)
@@ -89,43 +76,74 @@ def _scan(apply: Callable[..., jax.Array], blocks: Sequence[nnx.Module], x: jax.
 
 
 class Network(nnx.Module):
-    """A model of blocks in turn.
+    """A model of blocks in turn, with the options that models share.
 
-    Attributes:
-      head: of the logits, or None.
-      min_image_size: the least side of an image, in pixels.
-      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
-      matmul_precision: of products and convolutions, for `jax.default_matmul_precision`, which
-        `training.state.apply` sets; None: JAX' default, bfloat16 on a TPU also in float32.
+    A model takes those as `**shared`, and gives a default of its own by an argument of that name.
+
+    Args:
+      dtype: compute dtype, float32 unless given; parameters, batch statistics and logits are
+        float32 all the same.
+      width: factor on every number of channels; products are rounded to a multiple of 8.
+      pooling: `average` or `max`, of the last feature maps.
+      fc_units: sizes of fully connected layers before the classifier.
+      dropout: share of the features dropped before the classifier.
+      bn_epsilon, bn_momentum, bn_virtual_batch: see `layers.BatchNorm`.
       freeze: name of the last block that is not trained, or of a flow (`entry_flow`); None: all are
         trained. Up to there batch normalization goes by its running statistics in training too,
         which stay as they are, and there is no gradient.
       remat: compute the inside of each block again for its gradient instead of keeping it: less
         memory, more time.
-      pooling: `average` or `max`, of the last feature maps.
+
+    Attributes:
+      head: of the logits, or None.
+      min_image_size: the least side of an image, in pixels.
+      matmul_precision: of products and convolutions, for `jax.default_matmul_precision`, which
+        `training.state.apply` sets; None: JAX' default, bfloat16 on a TPU also in float32.
       scan_middle: compile one block of `middle_flow`, whose blocks are alike, and loop over it:
-        compiles faster, takes more memory.
+        compiles faster, takes more memory. A model that has such a flow may set it.
     """
 
     head: Head | None
     middle_flow: Sequence[nnx.Module]
     min_image_size: int
     matmul_precision: str | None = None
+    scan_middle: bool = False
 
     def __init__(
         self,
-        dtype: DTypeLike,
+        dtype: DTypeLike | None = None,
         *,
-        freeze: str | None,
-        remat: bool,
-        scan_middle: bool = False,
+        width: float = 1.0,
         pooling: str = "average",
+        fc_units: Sequence[int] = (),
+        dropout: float = 0.0,
+        bn_epsilon: float = 1e-3,
+        bn_momentum: float = 0.99,
+        bn_virtual_batch: int | None = None,
+        freeze: str | None = None,
+        remat: bool = False,
     ):
         if pooling not in ("average", "max"):
             raise UsageError(f"pooling is {pooling!r}; it takes average or max")
-        self.pooling = pooling
-        self.dtype, self.freeze = dtype, freeze
-        self.remat, self.scan_middle = remat, scan_middle
+        self.dtype = jnp.float32 if dtype is None else dtype
+        self.width, self.pooling = width, pooling
+        self.fc_units, self.dropout = tuple(fc_units), dropout
+        self.bn_epsilon, self.bn_momentum = bn_epsilon, bn_momentum
+        self.bn_virtual_batch = bn_virtual_batch
+        self.freeze, self.remat = freeze, remat
+
+    def make_layers(self, rngs: nnx.Rngs, **options: Any) -> Layers:
+        """What builds layers by the model's options; `options` are further ones of `Layers`."""
+        return Layers(
+            rngs, self.dtype, self.bn_epsilon, self.bn_momentum, self.bn_virtual_batch, **options
+        )
+
+    def make_head(self, channels_in: int, num_classes: int | None, layers: Layers) -> Head | None:
+        """The head by the model's options, or None where it is left out, without `num_classes`."""
+        if num_classes is None:
+            return None
+        units, dropout = self.fc_units, self.dropout
+        return Head(channels_in, num_classes, fc_units=units, dropout=dropout, layers=layers)
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The blocks in order, each with its name in the model's source."""

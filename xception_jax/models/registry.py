@@ -67,8 +67,9 @@ def register(
     """Decorates the class of a model: a `network.Network`, or an NNX module with its methods.
 
     Its constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
-    any overrides, each with a default. An override is set by the field of `config.model` of its
-    name, which is one of `models.options` (`width`, `dropout`) or is declared in `options`.
+    any overrides, each with a default; by `**` also those of the class that it derives from. An
+    override is set by the field of `config.model` of its name, which is one of `models.options`
+    (`width`, `dropout`) or is declared in `options`.
 
     Args:
       name: of the model. One class may have several, by several decorators.
@@ -101,13 +102,22 @@ def register(
 
 
 def arguments(target: type[Any]) -> dict[str, Any]:
-    """The overrides that a class takes, with their defaults."""
-    parameters = inspect.signature(target.__init__).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.default is not inspect.Parameter.empty and p.name != "dtype"
-    }
+    """The overrides that a class takes, with their defaults.
+
+    Where its constructor takes further ones by `**`, they are those of the classes it derives from.
+    """
+    found: dict[str, Any] = {}
+    for kind in target.__mro__:
+        constructor = vars(kind).get("__init__")
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters.values()
+        own = {p.name: p.default for p in parameters if p.default is not p.empty}
+        found = own | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    found.pop("dtype", None)
+    return found
 
 
 def _card(
