@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import transfer
 from xception_jax.data.batches import HostShard, Reader
 from xception_jax.data.skips import Skips
@@ -38,12 +40,14 @@ class Evaluator:
       layout: whose weights `evaluate_batch` takes.
       evaluate_batch: the jitted step.
       batch_size: over all devices, which divide it.
+      further: the registered metrics that `evaluate_batch` sums.
     """
 
     reader: Reader
     layout: Layout
     evaluate_batch: Any
     batch_size: int
+    further: metrics.Registered = ()
 
     @classmethod
     def create(
@@ -53,10 +57,12 @@ class Evaluator:
         source: Source,
         layout: Layout,
         batch_size: int = 0,
+        name: str = "",
     ) -> "Evaluator":
         """For a config and its jitted step.
 
-        `batch_size` overrides the config's, and is rounded up to the devices.
+        `batch_size` overrides the config's, and is rounded up to the devices. `name` is that of the
+        set.
         """
         return cls(
             # Without workers: to start them would take longer than most evaluations.
@@ -64,6 +70,7 @@ class Evaluator:
             layout=layout,
             evaluate_batch=evaluate_batch,
             batch_size=batch_size_of(config, layout.mesh.size, batch_size),
+            further=metrics.registered(config_lib.eval_metrics(config, name)),
         )
 
     def __call__(
@@ -84,22 +91,23 @@ class Evaluator:
             batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
         )
         weights = gathered(weights, self.layout.weights)
-        totals: collections.Counter[str] = collections.Counter()
+        totals: dict[str, Any] = {}
         waiting: collections.deque[Scalars] = collections.deque()
         for batch in transfer.to_devices(batches, sharding.by_example(self.layout.mesh)):
             waiting.append(self.evaluate_batch(weights, batch))
             if len(waiting) > _BATCHES_AHEAD:
-                totals.update(_floats(waiting.popleft()))
+                totals = _added(totals, waiting.popleft())
             if stop_requested():
                 return None
         for sums in waiting:
-            totals.update(_floats(sums))
-        examples = int(totals["examples"])
+            totals = _added(totals, sums)
+        examples = int(totals.get("examples", 0))
         if not examples:
             raise RunError(f"no example of {self.reader.source.name} can be used")
         # Over all processes; each example counts once.
+        found = metrics.means(totals, self.further)
         return {
-            **metrics.means(totals),
+            **{name: float(value) for name, value in found.items()},
             "examples": examples,
             "skipped": len(self.reader.source) - examples,
         }
@@ -127,7 +135,9 @@ class Evaluators:
         """See `Evaluator.create`; `evaluate_batch` gives the jitted step of a set."""
         return cls(
             {
-                name: Evaluator.create(config, evaluate_batch(name), source, layout, batch_size)
+                name: Evaluator.create(
+                    config, evaluate_batch(name), source, layout, batch_size, name
+                )
                 for name, source in sources.items()
             }
         )
@@ -178,6 +188,8 @@ def gathered(weights: Tree, shardings: Any) -> Tree:
     return jax.jit(lambda tree: tree, out_shardings=shardings)(weights)
 
 
-def _floats(sums: Scalars) -> dict[str, float]:
-    """Fetched as Python's floats: numpy's float32 would go on adding in single precision."""
-    return {name: float(value) for name, value in jax.device_get(sums).items()}
+def _added(totals: dict[str, Any], sums: Scalars) -> dict[str, Any]:
+    """The totals and a batch's sums in double precision; float32 would lose the small ones."""
+    fetched: dict[str, Any] = jax.tree.map(np.float64, jax.device_get(sums))
+    added: dict[str, Any] = jax.tree.map(np.add, totals, fetched) if totals else fetched
+    return added

@@ -6,6 +6,7 @@ are: `top1` and, from 20 classes on, `top5`; or `map`, `precision` and `recall`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -63,19 +64,26 @@ def sums(
     }
 
 
-def means(sums: dict[str, Any]) -> dict[str, Any]:
+def means(sums: dict[str, Any], further: "Registered" = ()) -> dict[str, Any]:
     """The metrics of `sums`, and of other sums over examples, such as the loss.
 
     `top1`, `top5` (the latter from 20 classes on): share of the examples whose label is among the
     first guesses. `map`: mean of `average_precision` over the images that have a label.
     `precision`, `recall`: over all pairs of an image and a class (micro-averaged), those with a
     probability above 0.5 being the guesses. A metric of which there is nothing to count is 0.
+
+    Args:
+      sums: with `examples`, their number.
+      further: the registered metrics among them, if they are to be had from NumPy's arrays.
     """
+    figures = {metric.name: metric.figure for metric in further}
     found = {}
     for name, total in sums.items():
         if name in _DIVISORS:
             count = sums[_DIVISORS[name]]
             found[name] = total / (count + (count == 0))
+        elif figure := figures.get(name):
+            found[name] = figure(total, sums["examples"])
         elif name not in _COUNTS:
             found[name] = total / sums["examples"]
     return found
@@ -88,23 +96,64 @@ def names(classes: int, multilabel: bool) -> list[str]:
     return ["loss", "top1", *(["top5"] if classes >= TOP5_CLASSES else [])]
 
 
-# Of each example: from logits, float32 `[batch, classes]`, and the batch to float32 `[batch]`.
-PerExample = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
-Registered = tuple[tuple[str, PerExample], ...]
-_METRICS = Registry[PerExample]("metric")
+# From logits, float32 `[batch, classes]`, and the batch to an array `[batch, ...]`, or to a tree of
+# such, as a dict.
+PerExample = Callable[[jax.Array, dict[str, jax.Array]], Any]
+# From the sums of those over the examples, float64, and the number of examples.
+Figure = Callable[[Any, float], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+      name: of the metric.
+      per_example: what is summed over the set.
+      figure: what is made of the sums; None: the sum divided by the number of examples.
+    """
+
+    name: str
+    per_example: PerExample
+    figure: Figure | None = None
+
+    def sum(self, logits: jax.Array, batch: dict[str, jax.Array]) -> Any:
+        """The sums over a batch; rows whose `mask` is 0 count nowhere."""
+        real = batch["mask"] > 0
+
+        def total(each: jax.Array) -> jax.Array:
+            own = jnp.ndim(each) == 1 or self.figure is not None
+            if jnp.shape(each)[:1] != real.shape or not own:
+                raise UsageError(
+                    f"metric {self.name!r} gives an array {list(jnp.shape(each))} for a batch of "
+                    f"{len(real)}; it takes a number for each example, or, with figure=, an array"
+                )
+            rows = real.reshape(-1, *[1] * (each.ndim - 1))
+            return jnp.sum(jnp.where(rows, each, 0), axis=0)
+
+        return jax.tree.map(total, self.per_example(logits, batch))
+
+
+Registered = tuple[Metric, ...]
+_METRICS = Registry[Metric]("metric")
 # What else stands beside metrics in a record of `metrics.jsonl` and in the result of a command.
 _OF_RECORDS = ("skipped", "kind", "step", "time", "weights", "split", "seconds")
 
 
-def register(name: str) -> Callable[[PerExample], PerExample]:
+def register(name: str, *, figure: Figure | None = None) -> Callable[[PerExample], PerExample]:
     """Decorates a metric that `config.eval.metrics` can name.
 
     Its function takes the logits, float32 `[batch, classes]`, and the batch, and gives a number for
     each example, `[batch]`. It is compiled, so it is written with `jax.numpy`. The metric is the
     mean over the set's examples.
 
+    A metric that is no such mean gives an array for each example, `[batch, ...]`, or a dict of
+    arrays. They are summed over the examples of the set. `figure(sums, examples)` makes the metric
+    of the sums, which are arrays of NumPy, and of the number of examples.
+
     Args:
       name: of the metric, without a slash.
+      figure: see above; None: the mean.
 
     Raises:
       UsageError: the name is taken, or has a slash.
@@ -116,7 +165,7 @@ def register(name: str) -> Callable[[PerExample], PerExample]:
             raise UsageError(
                 f"metric {name!r} is taken already, or has a slash in it; take another name"
             )
-        _METRICS.add(name, function, where_is(function))
+        _METRICS.add(name, Metric(name, function, figure), where_is(function))
         return function
 
     return decorate
@@ -124,15 +173,14 @@ def register(name: str) -> Callable[[PerExample], PerExample]:
 
 def registered(asked: tuple[str, ...]) -> Registered:
     """The metrics of these names; raises `UsageError` for one that is not there."""
-    return tuple((name, _METRICS.find(name, "config.eval.metrics")) for name in asked)
+    return tuple(_METRICS.find(name, "config.eval.metrics") for name in asked)
 
 
 def further_sums(
     further: Registered, logits: jax.Array, batch: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """The sums of registered metrics over a batch; rows whose `mask` is 0 count nowhere."""
-    real = batch["mask"] > 0
-    return {name: jnp.sum(jnp.where(real, one(logits, batch), 0)) for name, one in further}
+) -> dict[str, Any]:
+    """The sums of registered metrics over a batch, by name."""
+    return {metric.name: metric.sum(logits, batch) for metric in further}
 
 
 def topk_correct(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
