@@ -27,6 +27,7 @@ from xception_jax.weights.tensors import (
     Tensor,
     Tensors,
     flatten,
+    name_of,
     to_ours,
     type_notes,
     variables,
@@ -336,7 +337,7 @@ def load(model: Any, path: str | Path) -> None:
         another shape, or they are for another epsilon or padding than the model has.
     """
     source, own = open_pretrained(Path(path)), variables(model)
-    name = source.model or model.model_name
+    name = source.model or name_of(model)
     asked = source.overrides(name)
     for trait, value in _traits(model).items():
         if asked.get(trait, value) != value:
