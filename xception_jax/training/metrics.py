@@ -5,8 +5,9 @@ The labels of a batch are its entry `label`, int32 `[batch]`, or, where an image
 are: `top1` and, from 20 classes on, `top5`; or `map`, `precision` and `recall`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -64,7 +65,9 @@ def sums(
     }
 
 
-def means(sums: dict[str, Any], further: "Registered" = ()) -> dict[str, Any]:
+def means(
+    sums: dict[str, Any], figures: "Mapping[str, Figure | None]" = MappingProxyType({})
+) -> dict[str, Any]:
     """The metrics of `sums`, and of other sums over examples, such as the loss.
 
     `top1`, `top5` (the latter from 20 classes on): share of the examples whose label is among the
@@ -74,9 +77,8 @@ def means(sums: dict[str, Any], further: "Registered" = ()) -> dict[str, Any]:
 
     Args:
       sums: with `examples`, their number.
-      further: the registered metrics among them, if they are to be had from NumPy's arrays.
+      figures: what is made of the sums of registered metrics, by name, see `register`.
     """
-    figures = {metric.name: metric.figure for metric in further}
     found = {}
     for name, total in sums.items():
         if name in _DIVISORS:
