@@ -20,7 +20,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Declaration:
-    """One decorator, `@register("name", ...)`, of a class or function.
+    """One decorator, as `@register("name", ...)`, of a class or function.
 
     Attributes:
       name: what is registered.
@@ -67,15 +67,16 @@ def _evaluated(node: ast.expr, tables: Mapping[str, ast.expr], calls: Mapping[st
 
 
 @cache
-def declarations(place: str) -> tuple[Declaration, ...]:
+def declarations(place: str, decorator: str = "register") -> tuple[Declaration, ...]:
     """What a file registers, or all files of a folder, in the order of names and lines.
 
     Args:
       place: in the package, as `training/optimizer.py` or `models`.
+      decorator: what registers.
     """
     path = _PACKAGE / place
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
-    found = tuple(one for file in files for one in _of_file(file))
+    found = tuple(one for file in files for one in _of_file(file, decorator))
     if not found:
         raise RuntimeError(f"{path} has no .py files that register something")
     return found
@@ -98,9 +99,9 @@ def _tables(tree: ast.Module) -> dict[str, ast.expr]:
     }
 
 
-def _of_file(file: Path) -> list[Declaration]:
+def _of_file(file: Path, decorator: str) -> list[Declaration]:
     text = file.read_text(encoding="utf-8")
-    if "\n@register(" not in text:
+    if f"\n@{decorator}(" not in text:
         return []
     tree = ast.parse(text)
     module = ".".join(file.relative_to(_PACKAGE.parent).with_suffix("").parts)
@@ -108,7 +109,7 @@ def _of_file(file: Path) -> list[Declaration]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             for call in node.decorator_list:
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator:
                     arguments = {str(word.arg): word.value for word in call.keywords}
                     name = ast.literal_eval(call.args[0])
                     found.append(Declaration(name, f"{module}:{node.name}", arguments, tables))
