@@ -33,11 +33,25 @@ LONGEST = [
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 
+# Files and folders whose tests get the marker `compiles`: XLA takes most of their time, which no
+# version of Python changes.
+COMPILING = [
+    "models", "planning/test_steps.py", "serving/test_program.py", "test_convert.py",
+    "test_multilabel.py", "test_plan.py", "test_resume.py", "test_train.py",
+    "training/test_precision.py", "training/test_sharding.py", "training/test_step.py",
+]  # fmt: skip
 
+
+@pytest.hookimpl(tryfirst=True)  # before the markers choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the order is otherwise that of the files."""
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    compiling = {here / name for name in COMPILING}
+    for item in items:
+        if not compiling.isdisjoint([item.path, *item.path.parents]):
+            item.add_marker("compiles")
 
 
 @pytest.fixture(scope="session")
