@@ -99,7 +99,8 @@ def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long]), 5])
+@pytest.mark.long  # in the short form, kills of runs that began from a file stand for these
+@pytest.mark.parametrize("first", [1, 5])
 def test_a_killed_run_that_began_from_a_checkpoint(undisturbed, flags, tmp_path, first):
     """The first kill comes before or after it has a checkpoint of its own."""
     began = undisturbed / "checkpoints" / "6"

@@ -168,7 +168,8 @@ def test_a_process_that_can_say_nothing_ends_too():
     [
         ("memory", 1, r"error: out of memory on cpu: it wanted [\d,.]+ GiB; lower .* "
          r"--config=configs/digits.py --config.data.batch_size=8 --topology=SLICE --fit finds"),
-        pytest.param("disk", 1, "error: No space left on device", marks=pytest.mark.slow),
+        pytest.param("disk", 1, "error: No space left on device",
+                     marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("bug", 1, "error: KeyError: 'x'", marks=pytest.mark.slow),
         pytest.param("usage", 2, "error: no", marks=pytest.mark.slow),
     ],
@@ -465,9 +466,18 @@ def gone(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [truncate, flip, gone])
-@pytest.mark.parametrize("victim", [0, 1])
-def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, damage, victim):
+@pytest.mark.parametrize(
+    ("victim", "damage"),
+    [
+        (0, truncate),
+        (1, gone),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in ((0, flip), (0, gone), (1, truncate), (1, flip))
+        ),
+    ],
+)
+def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, victim, damage):
     """Each process has a view of the folder of its own, one of them with damage in it."""
     save_all(tmp_path / "0", [1, 2, 3])
     shutil.copytree(tmp_path / "0", tmp_path / "1")

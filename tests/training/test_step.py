@@ -48,7 +48,8 @@ def without_dropout(small_config):
     return small_config
 
 
-@pytest.mark.slow  # by default, tests/test_train.py shows it in a whole run
+@pytest.mark.slow
+@pytest.mark.long  # else tests/test_train.py shows it in a whole run
 def test_eight_devices_compute_what_one_does(small_config):
     one, found_by_one = steps(small_config, 3)
     small_config.mesh.data = 8
