@@ -14,6 +14,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/compiled")
+# A run has dozens of programs that compile in less than JAX' own bound of a second.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 from ml_collections import ConfigDict
@@ -82,6 +84,9 @@ def make_small_config() -> ConfigDict:
     # At a higher rate a ReLU or a pooling soon flips somewhere, and what was rounding is no more.
     config.optimizer.learning_rate = 0.001
     config.optimizer.reference_batch = 0
+    # Unlike a cosine no other program for each duration: runs of any find each other's compiled.
+    config.optimizer.schedule, config.optimizer.decay_rate = "staircase", 0.5
+    config.optimizer.decay_every = "256 examples"
     config.optimizer.weight_decay = 1e-4
     config.ema.decay = 0.9
     config.mesh.data = 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.processes import (
+    QUICKLY,
     ROOT,
     Several,
     command,
@@ -388,7 +389,7 @@ def test_nothing_beside_a_training_in_the_same_job_disturbs_it(cluster_, flags, 
     port = free_port()
     with metadata_server() as metadata:
         env = [task_of(cluster_, process, port, metadata) for process in (0, 1)]
-        one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+        one_device = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {QUICKLY}"}
         tasks = [(command("main", *run), {**variables, **one_device}) for variables in env]
         with started(tmp_path / "first", tasks) as first:
             first.wait_until("step 5/")
