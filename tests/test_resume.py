@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.processes import (
+    QUICK,
     averaged,
     digests,
     finish,
@@ -92,7 +93,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
 @pytest.mark.slow
 def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
     """In the user's own cache folder, wherever the workdir lies."""
-    env = {
+    env = QUICK | {
         "JAX_COMPILATION_CACHE_DIR": "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
