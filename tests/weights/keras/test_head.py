@@ -5,6 +5,7 @@
 
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ SIZE = 75
 
 @pytest.fixture(scope="module")
 def keras():
-    return pytest.importorskip("keras")
+    """Keras, whose models run one operation at a time here: hundreds of small programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield pytest.importorskip("keras")
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def randomize(layer, seed):
