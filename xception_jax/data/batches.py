@@ -138,6 +138,7 @@ class Reader:
         *,
         batch_size: int,
         seed: int,
+        order: Order | None = None,
         first_step: int = 0,
         share: HostShard = HostShard(),
         skips: Skips | None = None,
@@ -147,6 +148,7 @@ class Reader:
         Args:
           batch_size: examples in a batch over all processes.
           seed: of the order and the crops.
+          order: what `order` gives for these two, if it is made already.
           first_step: the step of the first batch.
           share: this process' part.
           skips: takes what cannot be used and was replaced; None: nothing may be skipped.
@@ -159,7 +161,7 @@ class Reader:
         Raises:
           RunError: more cannot be used than `skips` allows.
         """
-        order = self.order(seed, batch_size)
+        order = self.order(seed, batch_size) if order is None else order
         crop_seed = int(np.random.SeedSequence(seed).generate_state(2)[1])
         cache = self._training_cache if not self._crops and self._fits else None
 
