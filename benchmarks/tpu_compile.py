@@ -40,7 +40,7 @@ def measure(request: Mapping[str, object]) -> list[Row]:
     """The rows of one topology: `all`, then by stage and direction, then by class of operation."""
     topology = chips.parse(str(request["chips"]))
     told = {**request, **topology.request, "schedules": True}
-    answer = compiler.ask(told, module="benchmarks.tpu_program")
+    answer = compiler.compile_program(told, module="benchmarks.tpu_program")
     if not answer.cycles:
         raise RunError("libtpu left no schedules; is it another version's dump?")
     costs = list(Program(answer.hlo, answer.cycles).costs())

@@ -1,6 +1,6 @@
 """Weights from and to Keras, timm and this project's own file."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("convert")
@@ -17,7 +17,7 @@ from xception_jax.weights.tensors import abstract, to_theirs
 from xception_jax.weights.timm import files as timm_files
 from xception_jax.weights.timm import names as timm_names
 
-# How the names of files end that can be written.
+# Endings of the files that can be written.
 ENDINGS = {
     "keras": (".weights.h5", ".h5", ".hdf5"),
     "timm": (".safetensors", ".pth"),
@@ -38,10 +38,10 @@ def convert(
     """Converts weights; the arguments are the command's flags.
 
     Returns:
-      `model`, `num_classes`, `tensors` (their number), `output`, and `notes`, what is to be said.
+      `model`, `num_classes`, `tensors` (their number), `output`, and `notes`, lines for the user.
 
     Raises:
-      UsageError: the weights are not of that model, or cannot be read or written; nothing was
+      UsageError: the weights are of another model, or cannot be read or written; nothing was
         written.
     """
     _check_output(output, target_format)
@@ -49,7 +49,7 @@ def convert(
     source.check_whole()
     name = model or source.model
     if name is None:
-        raise UsageError(f"--model is needed: {path} does not say which of them it is")
+        raise UsageError(f"--model is needed: {path} does not name its model")
     overrides = pretrained.effective(name, source.overrides(name))
     built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)
@@ -88,7 +88,7 @@ def _check_output(output: pathlib.Path, format: str) -> None:
         raise UsageError(f"--output={output}: {why}--to={format} writes a file whose name ends in "
                          f"{' or '.join(ENDINGS[format])}")  # fmt: skip
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UsageError(f"--output={output} is a folder, or in one that is not there")
+        raise UsageError(f"--output={output} is a folder, or its folder does not exist")
 
 
 def _write(
