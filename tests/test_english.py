@@ -22,7 +22,6 @@ CODE = re.compile(r"\s*(?:python|xception|pip|>>>|\$) ")
 NOT_YET = {
     "benchmarks",
     "configs",
-    "launch",
     "xception_jax/config",
     "xception_jax/evaluate.py",
     "xception_jax/export.py",

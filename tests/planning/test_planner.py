@@ -100,9 +100,9 @@ def test_a_short_run_takes_no_nought_hours(steps, said, small_config):
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
-        ({"model.bn_virtual_batch": None}, ["the whole batch of 64, of which a device holds 32; "
-                                            "with config.model.bn_virtual_batch=32 it needs none"]),
-        ({"model.bn_virtual_batch": 64}, ["virtual batches of 64, of which a device holds 32"]),
+        ({"model.bn_virtual_batch": None}, ["the complete batch of 64, of which a device has 32; "
+                                            "config.model.bn_virtual_batch=32 avoids this"]),
+        ({"model.bn_virtual_batch": 64}, ["virtual batches of 64, of which a device has 32"]),
         ({"model.bn_virtual_batch": 32}, []),
         ({"mesh.model": 2}, ["the devices of config.mesh.model share the head's layers"]),
     ],
