@@ -20,8 +20,6 @@ CODE = re.compile(r"\s*(?:python|xception|pip|>>>|\$) ")
 
 # Not read yet.
 NOT_YET = {
-    "benchmarks",
-    "configs",
     "xception_jax/config",
     "xception_jax/evaluate.py",
     "xception_jax/export.py",
