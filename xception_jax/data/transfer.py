@@ -36,7 +36,7 @@ class TrainingBatches:
             batch_size=self.batch_size,
             seed=self.seed,
             first_step=first_step,
-            share=self.shard,
+            shard=self.shard,
             skips=skips,
         )
         return to_devices(batches, self.sharding)

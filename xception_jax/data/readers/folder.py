@@ -133,7 +133,7 @@ def open_split(
     """
     dataset = FOLDER + path
     root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
-    find = partial(folder_layout.find, root, rules, hold_out)
+    find = partial(folder_layout.find_layout, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
     layout, parts = _read(dataset, root, listed)
     names = [name for ranked, part in parts for name in ranked.names[part]]
