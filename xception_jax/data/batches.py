@@ -171,8 +171,8 @@ class Reader:
             for row, position, drawn in zip(rows, positions, draws, strict=False):
                 render = partial(presets.render_center, self._square)
                 if drawn:
-                    whole = not self.host.decode_parts
-                    render = partial(decode.render_crop, self.images, drawn, whole=whole)
+                    complete = not self.host.decode_parts
+                    render = partial(decode.render_crop, self.images, drawn, complete=complete)
                 self._fill_row(batch, row, candidates(order, position, self._examples), render)
 
         steps = range(first_step, sys.maxsize // batch_size)

@@ -170,7 +170,7 @@ def outcome(encoded: bytes, box: decode.Box, *, whole: bool) -> np.ndarray | str
         return top, left, min(rows, height - top), min(columns, width - left)
 
     try:
-        return decode.decode_part(encoded, choose, whole=whole)
+        return decode.decode_part(encoded, choose, complete=whole)
     except ExampleError as error:
         return str(error)
 
@@ -192,7 +192,7 @@ def test_damage_ends_alike_in_part_and_whole(kind, data):
             place = data.draw(st.integers(0, len(damaged) - len(noise)))
             damaged[place : place + len(noise)] = noise
     box = drawn_box(data, 53, 70)
-    found, expected = (outcome(bytes(damaged), box, whole=whole) for whole in (False, True))
+    found, expected = (outcome(bytes(damaged), box, complete=whole) for whole in (False, True))
     if isinstance(expected, str):
         assert found == expected
     else:
