@@ -192,7 +192,7 @@ def test_damage_ends_alike_in_part_and_whole(kind, data):
             place = data.draw(st.integers(0, len(damaged) - len(noise)))
             damaged[place : place + len(noise)] = noise
     box = drawn_box(data, 53, 70)
-    found, expected = (outcome(bytes(damaged), box, complete=whole) for whole in (False, True))
+    found, expected = (outcome(bytes(damaged), box, whole=whole) for whole in (False, True))
     if isinstance(expected, str):
         assert found == expected
     else:
