@@ -3,11 +3,11 @@
 import collections
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import transfer
 from xception_jax.data.batches import HostShard, Reader
 from xception_jax.data.skips import Skips
@@ -16,10 +16,13 @@ from xception_jax.errors import RunError
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
 from xception_jax.training.state import Tree
-from xception_jax.training.step import Scalars
+from xception_jax.training.step import Batch, Scalars
 
 # Batches dispatched before the first one's sums are fetched.
 _BATCHES_AHEAD = 2
+
+# A jitted `step.evaluate_batch`: from weights and a batch to sums.
+EvaluateBatch = Callable[[Tree, Batch], Scalars]
 
 
 def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
@@ -42,14 +45,14 @@ class Evaluator:
 
     reader: Reader
     layout: Layout
-    evaluate_batch: Any
+    evaluate_batch: EvaluateBatch
     batch_size: int
 
     @classmethod
     def create(
         cls,
         config: ConfigDict,
-        evaluate_batch: Any,
+        evaluate_batch: EvaluateBatch,
         source: Source,
         layout: Layout,
         batch_size: int = 0,
@@ -71,7 +74,7 @@ class Evaluator:
         weights: Tree,
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, float] | None:
         """`loss` and the metrics of `metrics.means`, over how many `examples`; and `skipped`.
 
         `skips` takes the examples that cannot be used; None: there may be none. None is returned
@@ -111,15 +114,17 @@ class Evaluators:
 
     Attributes:
       sets: by name; the run's own, of `data.eval_split`, has the empty name and is the first.
+      names: of the metrics that they find, see `metric_names`.
     """
 
     sets: Mapping[str, Evaluator]
+    names: frozenset[str]
 
     @classmethod
     def create(
         cls,
         config: ConfigDict,
-        evaluate_batch: Callable[[str], Any],
+        evaluate_batch: Callable[[str], EvaluateBatch],
         sources: Mapping[str, Source],
         layout: Layout,
         batch_size: int = 0,
@@ -129,7 +134,8 @@ class Evaluators:
             {
                 name: Evaluator.create(config, evaluate_batch(name), source, layout, batch_size)
                 for name, source in sources.items()
-            }
+            },
+            frozenset(metric_names(config, sources)),
         )
 
     @property
@@ -137,17 +143,21 @@ class Evaluators:
         """That of `data.eval_split`."""
         return self.sets[""]
 
+    def have_found(self, results: Mapping[str, float] | None) -> bool:
+        """Whether these are results of all sets, with all their metrics."""
+        return results is not None and self.names <= results.keys()
+
     def __call__(
         self,
         weights: Tree,
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, float] | None:
         """What each `Evaluator` finds, with the set's name before: `top1`, `real/top1`.
 
         None where `stop_requested` says so, in whichever set.
         """
-        results: dict[str, Any] = {}
+        results: dict[str, float] = {}
         for name, evaluator in self.sets.items():
             # The first gathers them, the others take them as they are then.
             weights = gathered(weights, evaluator.layout.weights)
@@ -158,16 +168,28 @@ class Evaluators:
         return results
 
 
-def by_set(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def metric_names(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
+    """The metrics that `Evaluators` find on these sets, with the set's name before: `real/top1`."""
+    return [
+        f"{name}/{metric}" if name else metric
+        for name, source in sources.items()
+        for metric in (
+            *metrics.names(len(source.class_names), source.multilabel),
+            *config_lib.eval_metrics(config, name),
+        )
+    ]
+
+
+def by_set(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The results of `Evaluators` by the name of their set."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, float]] = {}
     for key, value in results.items():
         name, _, metric = key.rpartition("/")
         found.setdefault(name, {})[metric] = value
     return found
 
 
-def gathered(weights: Tree, shardings: Any) -> Tree:
+def gathered(weights: Tree, shardings: Tree) -> Tree:
     """The weights where they are taken: once, not for each batch. None is copied that is there."""
     wanted = jax.tree.leaves(sharding.place(weights, shardings))
     there = jax.tree.leaves(weights)
