@@ -103,7 +103,7 @@ def test_all_fields_are_listed():
         ([DIGITS, "--workdir={folder}/file"], "/file is a file; name a folder"),
         ([DIGITS, "--workdir={folder}/file/run"], "/file/run cannot be made: Not a directory"),
         ([DIGITS, "--workdri={folder}"], "Unknown command line flag 'workdri'"),
-        ([DIGITS, "--workdir={folder}", "leftover"], "what is 'leftover'?"),
+        ([DIGITS, "--workdir={folder}", "leftover"], "unexpected argument 'leftover'"),
         (["--config=nowhere.py", "--workdir={folder}"], "nowhere.py"),
         (["--config={folder}/broken.py", "--workdir={folder}"], "broken.py:4: "),
         (["--config={folder}/lacking.py", "--workdir={folder}"],
@@ -175,6 +175,7 @@ def test_names_are_told_where_the_locale_has_no_letters_for_them():
 
 
 @pytest.mark.slow
+@pytest.mark.long  # it trains for it; what names become there is above
 def test_a_class_with_an_accent_is_exported_under_an_ascii_locale(small_config, tmp_path):
     for split, name in itertools.product(("train", "test"), ("chat", "h\u00e9risson")):
         for i in range(8):

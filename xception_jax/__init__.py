@@ -1,14 +1,16 @@
-"""Xception and its relatives in JAX: training, evaluation and checkpoints that nothing disturbs.
+"""Xception and its relatives in JAX: reproducible training, exact evaluation, safe checkpoints.
 
 As a library:
 
     import xception_jax
 
     config = xception_jax.recipes.load("digits")
-    xception_jax.train.train(config, pathlib.Path("runs/digits"))
-    xception_jax.evaluate.evaluate(pathlib.Path("runs/digits"), step="best")
+    trained = xception_jax.train.train(config, pathlib.Path("runs/digits"))
+    best = xception_jax.evaluate.evaluate(trained.workdir, step="best")
+    print(best.metrics["top1"])
 
-The modules are imported when they are first used.
+A result is a frozen dataclass; its `to_json` returns the output of the command's `--json`. Each
+module is imported on first use.
 """
 
 import importlib

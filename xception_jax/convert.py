@@ -1,12 +1,13 @@
 """Weights from and to Keras, timm and this project's own file."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("convert")
 
 import os
-import pathlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from xception_jax.errors import UsageError
@@ -17,7 +18,7 @@ from xception_jax.weights.tensors import abstract, to_theirs
 from xception_jax.weights.timm import files as timm_files
 from xception_jax.weights.timm import names as timm_names
 
-# How the names of files end that can be written.
+# Endings of the files that can be written.
 ENDINGS = {
     "keras": (".weights.h5", ".h5", ".hdf5"),
     "timm": (".safetensors", ".pth"),
@@ -25,23 +26,52 @@ ENDINGS = {
 }
 
 
+@dataclass(frozen=True)
+class ConversionResult:
+    """A file of weights that `convert` has written.
+
+    Attributes:
+      model: the name of the model.
+      num_classes: None: the weights have no classifier.
+      tensors: how many were written.
+      output: the file.
+      notes: lines that a user should read, such as an override that the library does not know.
+    """
+
+    model: str
+    num_classes: int | None
+    tensors: int
+    output: Path
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return {**asdict(self), "output": str(self.output)}
+
+
 def convert(
-    path: pathlib.Path,
-    output: pathlib.Path,
+    path: Path,
+    output: Path,
     *,
     source_format: str,
     target_format: str = "xception_jax",
     model: str | None = None,
     step: str = "latest",
     weights: str | None = None,
-) -> dict[str, Any]:
-    """Converts weights; the arguments are the command's flags.
+) -> ConversionResult:
+    """Converts weights.
 
-    Returns:
-      `model`, `num_classes`, `tensors` (their number), `output`, and `notes`, what is to be said.
+    Args:
+      path: a file of weights; with the source format `xception_jax` also a run's folder.
+      output: the file to write, with one of the `ENDINGS`.
+      source_format: format of `path`, one of `ENDINGS`.
+      target_format: format of `output`, one of `ENDINGS`.
+      model: name of the model, if the file does not contain it.
+      step: checkpoint of a run: `latest`, `best` or a number.
+      weights: weights of a run: `ema` (averaged) or `raw`; None: averaged if the run has them.
 
     Raises:
-      UsageError: the weights are not of that model, or cannot be read or written; nothing was
+      UsageError: the weights are of another model, or cannot be read or written; nothing was
         written.
     """
     _check_output(output, target_format)
@@ -49,7 +79,7 @@ def convert(
     source.check_whole()
     name = model or source.model
     if name is None:
-        raise UsageError(f"--model is needed: {path} does not say which of them it is")
+        raise UsageError(f"--model is needed: {path} does not name its model")
     overrides = pretrained.effective(name, source.overrides(name))
     built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)
@@ -72,27 +102,21 @@ def convert(
         raise UsageError(f"--output={output} cannot be written: {error}") from None
     finally:
         draft.unlink(missing_ok=True)
-    return {
-        "model": name,
-        "num_classes": source.num_classes,
-        "tensors": len(ours),
-        "output": str(output),
-        "notes": notes,
-    }
+    return ConversionResult(name, source.num_classes, len(ours), output, tuple(notes))
 
 
-def _check_output(output: pathlib.Path, format: str) -> None:
+def _check_output(output: Path, format: str) -> None:
     if not output.name.endswith(ENDINGS[format]):
         why = "a .keras file needs a config that only Keras makes; " if output.suffix == ".keras" \
             else ""  # fmt: skip
         raise UsageError(f"--output={output}: {why}--to={format} writes a file whose name ends in "
                          f"{' or '.join(ENDINGS[format])}")  # fmt: skip
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UsageError(f"--output={output} is a folder, or in one that is not there")
+        raise UsageError(f"--output={output} is a folder, or its folder does not exist")
 
 
 def _write(
-    draft: pathlib.Path, name: str, format: str, shapes: Any, ours: dict[str, Any], about: Any
+    draft: Path, name: str, format: str, shapes: Any, ours: dict[str, Any], about: Any
 ) -> None:
     if format == "keras":
         if getattr(shapes, "head", None) is not None and shapes.head.fc:

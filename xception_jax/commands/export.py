@@ -6,15 +6,15 @@ r"""Writes a model as a program that JAX alone runs: StableHLO, weights included
     python -m xception_jax.export --input=xception.safetensors --output=exported/xception
     python -m xception_jax.export --input=model.safetensors --model=xception65 \
         --output=exported/xception65                             # timm's own file
-    python -m xception_jax.export --check=exported/digits        # is it whole, does it run here
+    python -m xception_jax.export --check=exported/digits        # is it intact, does it run here
 
-Images go in, as uint8 [batch, height, width, 3]; probabilities come out. classify.py beside the
-program runs it on image files; docs/export.md has more.
+The input is images, uint8 [batch, height, width, 3]; the output is probabilities. classify.py
+beside the program runs it on image files; see docs/export.md.
 """
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -22,40 +22,44 @@ from xception_jax.commands import cli
 from xception_jax.errors import UsageError
 from xception_jax.utils.text import quoted
 
+if TYPE_CHECKING:
+    from xception_jax.export import ExportResult
+
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
 _INPUT = flags.DEFINE(
     cli.PATH, "input", None, "instead of --workdir: weights as config.init_from takes them: a "
     "Keras or timm file, a converted one, a run's folder or RUN/checkpoints/STEP"
 )  # fmt: skip
 _MODEL = flags.DEFINE_string(
-    "model", None, "its name, where --input is a Keras or timm file, which does not say it"
+    "model", None, "name of the model, if --input is a Keras or timm file, which does not name it"
 )
-_OUTPUT = flags.DEFINE(
-    cli.PATH, "output", None, "folder to make; one that holds something is refused"
-)
-_STEP = flags.DEFINE_string("step", "latest", "of a run: latest, best or a number")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "folder to make; must be empty or missing")
+_STEP = flags.DEFINE_string("step", "latest", "checkpoint of a run: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["ema", "raw"], "of a run; unless given, averaged if the run has them"
+    "weights",
+    None,
+    ["ema", "raw"],
+    "weights of a run: ema (averaged) or raw; by default averaged if the run has them",
 )
 _ACTIVATION = flags.DEFINE_enum(
     "activation",
     None,
     ["softmax", "sigmoid"],
-    "what makes probabilities of the logits; unless given, as the run was trained, as a Keras "
-    "file says, and of timm's weights softmax",
+    "function from logits to probabilities; by default as in the run's training or in the Keras "
+    "file, and softmax for timm's weights",
 )
 _PLATFORMS = flags.DEFINE_list(
-    "platforms", ["cpu", "cuda", "tpu"], "that the program is for: of cpu, cuda, rocm, tpu"
+    "platforms", ["cpu", "cuda", "tpu"], "platforms of the program: cpu, cuda, rocm, tpu"
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
     ["inside", "outside"],
-    "inside: the program takes any image and crops and resizes as the run's evaluation; outside: "
-    "it takes images of the model's size; unless given, inside where data.eval_preset is area, "
-    "which it is not of Keras' and timm's weights",
+    "inside: the program takes images of any size and crops and resizes as the run's evaluation; "
+    "outside: it takes images of the model's size; by default inside if data.eval_preset is area, "
+    "else (also for Keras' and timm's weights) outside",
 )
-_CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and to run")
+_CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and run")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 flags.declare_key_flag(cli.IMPORTS.name)
 
@@ -64,18 +68,18 @@ def main() -> None:
     check, workdir, output = _CHECK.value, _WORKDIR.value, _OUTPUT.value
     given = workdir or _INPUT.value
     if check and (given or output):
-        raise UsageError("--check stands alone: without --workdir, --input and --output")
+        raise UsageError("--check excludes --workdir, --input and --output")
     if _INPUT.value and workdir:
         raise UsageError("--input and --workdir both name weights; give one of them")
     if check:
-        _tell_check(check)
+        _print_check(check)
         return
     if not given or not output:
         raise UsageError("--workdir and --output are needed, or --input and --output, or --check; "
                          "--help shows an example")  # fmt: skip
     from xception_jax.utils import console
 
-    about = _export_any(
+    result = _export_any(
         given,
         output,
         activation=_ACTIVATION.value,
@@ -83,17 +87,17 @@ def main() -> None:
         resize=_RESIZE.value,
     )
     if _JSON.value:
-        print(json.dumps(about))
+        print(json.dumps(result.to_json()))
         return
-    rows = [(name, _shown(value)) for name, value in about.items() if name != "classes"]
-    rows.append(("classes", f"{len(about['classes']):,}"))
+    rows = [(name, _shown(value)) for name, value in result.about.items() if name != "classes"]
+    rows.append(("classes", f"{len(result.class_names):,}"))
     out = console.make_console()
     out.print(console.table(str(output), ("", ""), rows))
     out.print(f"classify images with it: python {quoted(output / 'classify.py')} IMAGE...")
 
 
-def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[str, Any]:
-    """Exports what a path means; see `pretrained.open_pretrained`."""
+def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> "ExportResult":
+    """Exports a run or a file; see `pretrained.open_pretrained`."""
     from xception_jax import export
     from xception_jax.weights import pretrained
 
@@ -108,26 +112,26 @@ def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[st
     return export.export_run(run[0], output, step=run[1], weights=_WEIGHTS.value, **how)
 
 
-def _tell_check(folder: pathlib.Path) -> None:
-    """Checks an export and says what was checked; raises as `serving.check`."""
-    from xception_jax import serving
+def _print_check(folder: pathlib.Path) -> None:
+    """Checks an export and prints the result; raises as `export.check`."""
+    from xception_jax import export
     from xception_jax.utils import console
 
-    found = serving.check(folder)
+    found = export.check(folder)
     if _JSON.value:
-        print(json.dumps(found))
+        print(json.dumps(found.to_json()))
         return
     sums = (
-        f"their sums differ from 1 by at most {found['largest_difference']:.1e} "
-        f"({found['tolerance']:g} is allowed)"
-        if found["tolerance"]
+        f"their sums differ from 1 by at most {found.largest_difference:.1e} "
+        f"({found.tolerance:g} is allowed)"
+        if found.tolerance
         else "each of them from 0 to 1"
     )
-    height, width = found["sides"]
+    height, width = found.sides
     out = console.make_console()
-    out.print(f"{folder}: {len(found['files'])} files are as they were written: "
-              f"{', '.join(found['files'])}")  # fmt: skip
-    out.print(f"the program runs on {found['platform']}: {found['pictures']} pictures of "
+    out.print(f"{folder}: {len(found.files)} files are as they were written: "
+              f"{', '.join(found.files)}")  # fmt: skip
+    out.print(f"the program runs on {found.platform}: {found.pictures} pictures of "
               f"{height} x {width} random pixels gave probabilities, {sums}")  # fmt: skip
 
 

@@ -1,8 +1,6 @@
 """What the models have in common: blocks in turn, global average pooling, a head."""
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -52,22 +50,20 @@ def scaled(channels: int, width: float) -> int:
     return max(8, round(channels * width / 8) * 8)
 
 
-_apply: Callable[..., jax.Array] = operator.call  # of a block, its image and `train`
-
-
 def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
     applied: jax.Array = nnx.remat(lambda block, x: block(x, train=train))(block, x)
     return applied
 
 
-def _scan(apply: Callable[..., jax.Array], blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
+def _scan(blocks: Sequence[nnx.Module], x: jax.Array, *, train: bool, remat: bool) -> jax.Array:
     """Applies blocks of one structure in turn, by a loop over their stacked weights."""
     graphdef = nnx.graphdef(blocks[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
 
     def body(x: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
-        block = nnx.merge(graphdef, weights)
-        return apply(block, x), nnx.state(block, nnx.BatchStat)
+        block: Any = nnx.merge(graphdef, weights)
+        x = _remat(block, x, train=train) if remat else block(x, train=train)
+        return x, nnx.state(block, nnx.BatchStat)
 
     x, batch_stats = jax.lax.scan(body, x, stacked)
     for i, block in enumerate(blocks):
@@ -98,7 +94,7 @@ class Network(nnx.Module):
       head: of the logits, or None.
       min_image_size: the least side of an image, in pixels.
       matmul_precision: of products and convolutions, for `jax.default_matmul_precision`, which
-        `training.state.apply` sets; None: JAX' default, bfloat16 on a TPU also in float32.
+        `training.step.apply` sets; None: JAX' default, bfloat16 on a TPU also in float32.
       scan_middle: compile one block of `middle_flow`, whose blocks are alike, and loop over it:
         compiles faster, takes more memory. A model that has such a flow may set it.
     """
@@ -193,7 +189,6 @@ class Network(nnx.Module):
         self, blocks: Iterable[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
     ) -> jax.Array:
         """Applies some of the blocks in turn."""
-        apply = partial(_remat if self.remat else _apply, train=train)
         middle: list[nnx.Module] = []
         if self.scan_middle:
             blocks, all_middle = list(blocks), list(self.middle_flow)
@@ -202,10 +197,10 @@ class Network(nnx.Module):
             # Traces and compiled programs name the source's modules.
             if middle and block is middle[0]:
                 with jax.named_scope("middle_flow"):
-                    x = _scan(apply, middle, x)
+                    x = _scan(middle, x, train=train, remat=self.remat)
             elif block not in middle:
                 with jax.named_scope(name):
-                    x = apply(block, x)
+                    x = _remat(block, x, train=train) if self.remat else block(x, train=train)
         return x
 
     def __call__(

@@ -15,14 +15,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export as jax_export
 
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import resize
-from xception_jax.training.state import Tree, apply, normalize
+from xception_jax.training.state import Tree
+from xception_jax.training.step import apply, normalize
 from xception_jax.utils import seal
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -72,8 +72,6 @@ _RESIZES = {
     "timm": "the centred {size} x {size} pixels, after the shorter side has become {shorter} "
     "(antialiased bicubic)",
 }
-# How far the sums of softmax' probabilities may be from 1, in `check`.
-_TOLERANCE = 1e-3
 
 
 def export(
@@ -274,7 +272,7 @@ def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
             f"{folder} was exported by jax {about['jax']} with calling convention {convention}; "
             f"jax {jax.__version__} takes {least} to {most}: export it anew, or install another jax"
         )
-    program = _verified(folder / PROGRAM, about["program"]["sha256"])
+    program = verified(folder / PROGRAM, about["program"]["sha256"])
     exported = jax_export.deserialize(bytearray(program))
     facts = _facts(exported)
     if (
@@ -330,7 +328,7 @@ def _check_shape(value: Any, wanted: Any, name: str) -> None:
         raise ValueError(f"{name} is {value!r}, which it cannot be")
 
 
-def _verified(path: Path, digest: str) -> bytes:
+def verified(path: Path, digest: str) -> bytes:
     """What a file of the export holds; raises `RunError` unless it is what was exported."""
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != digest:
@@ -346,48 +344,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def check(folder: Path) -> dict[str, Any]:
-    """Verifies an export and runs it on this machine, on pictures of random pixels.
-
-    Returns:
-      `files` that were verified, the `platform`, how many `pictures` of which `sides`; of the
-      probabilities `largest_difference` of their sums from 1, of which `tolerance` is allowed:
-      both None for sigmoid, whose sums may be any.
-
-    Raises:
-      UsageError: it is not for this machine's platform; and what `load` raises.
-      RunError: what it computes are no probabilities.
-    """
-    exported, about = load(folder)
-    files = [ABOUT, PROGRAM]
-    for name in ("readme", "classify"):
-        if name in about:
-            files.append(about[name]["file"])
-            _verified(folder / about[name]["file"], about[name]["sha256"])
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if platform not in exported.platforms:
-        raise UsageError(
-            f"{folder} is for {', '.join(exported.platforms)}, and this machine has {platform}; "
-            f"export it with --platforms={platform}"
-        )
-    sides = [side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:3]]
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *sides, 3), np.uint8)
-    found = np.asarray(jax.jit(exported.call)(pixels))
-    softmax = about["output"]["activation"] == "softmax"
-    furthest = float(np.abs(found.sum(1, dtype=np.float64) - 1).max())
-    if (
-        found.shape != (2, len(about["classes"]))
-        or not ((found >= 0) & (found <= 1)).all()
-        or (softmax and not furthest <= _TOLERANCE)
-    ):
-        raise RunError(f"{folder} does not give probabilities of its classes")
-    return {
-        "files": files,
-        "platform": platform,
-        "pictures": len(pixels),
-        "sides": sides,
-        "largest_difference": furthest if softmax else None,
-        "tolerance": _TOLERANCE if softmax else None,
-    }

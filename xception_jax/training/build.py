@@ -65,11 +65,11 @@ class Functions:
     init: Callable[[jax.Array], TrainState]
     shapes: TrainState
     frozen: tuple[str, ...]
-    train_step: Any
-    evaluate_batch_of: Callable[[str], Any]
+    train_step: jax.stages.Wrapped
+    evaluate_batch_of: Callable[[str], jax.stages.Wrapped]
 
     @property
-    def evaluate_batch(self) -> Any:
+    def evaluate_batch(self) -> jax.stages.Wrapped:
         """The step of evaluation on `data.eval_split`."""
         return self.evaluate_batch_of("")
 
@@ -116,7 +116,9 @@ def build(
     )
 
 
-def build_evaluation(config: ConfigDict, data: DataSpec, layout: Layout) -> Callable[[str], Any]:
+def build_evaluation(
+    config: ConfigDict, data: DataSpec, layout: Layout
+) -> Callable[[str], jax.stages.Wrapped]:
     """The steps of evaluation alone, for weights that lie by a layout of their own.
 
     Returns:
@@ -134,12 +136,12 @@ def build_graphdef(config: ConfigDict, classes: int) -> Any:
 
 def _evaluation(
     config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool
-) -> Callable[[str], Any]:
+) -> Callable[[str], jax.stages.Wrapped]:
     # Plain, so that runs which smooth or weigh otherwise can be compared.
     loss = Loss(config_lib.loss_name(config, multilabel))
 
     @cache
-    def jitted(names: tuple[str, ...]) -> Any:
+    def jitted(names: tuple[str, ...]) -> jax.stages.Wrapped:
         return step_lib.jit_evaluate_batch(graphdef, loss, layout, metrics.registered(names))
 
     return lambda name: jitted(config_lib.eval_metrics(config, name))

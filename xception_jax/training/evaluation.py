@@ -18,10 +18,13 @@ from xception_jax.errors import RunError
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
 from xception_jax.training.state import Tree
-from xception_jax.training.step import Scalars
+from xception_jax.training.step import Batch, Scalars
 
 # Batches dispatched before the first one's sums are fetched.
 _BATCHES_AHEAD = 2
+
+# A jitted `step.evaluate_batch`: from weights and a batch to sums.
+EvaluateBatch = Callable[[Tree, Batch], Scalars]
 
 
 def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
@@ -45,7 +48,7 @@ class Evaluator:
 
     reader: Reader
     layout: Layout
-    evaluate_batch: Any
+    evaluate_batch: EvaluateBatch
     batch_size: int
     further: metrics.Registered = ()
 
@@ -53,7 +56,7 @@ class Evaluator:
     def create(
         cls,
         config: ConfigDict,
-        evaluate_batch: Any,
+        evaluate_batch: EvaluateBatch,
         source: Source,
         layout: Layout,
         batch_size: int = 0,
@@ -78,7 +81,7 @@ class Evaluator:
         weights: Tree,
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, float] | None:
         """`loss` and the metrics of `metrics.means`, over how many `examples`; and `skipped`.
 
         `skips` takes the examples that cannot be used; None: there may be none. None is returned
@@ -88,7 +91,7 @@ class Evaluator:
         computed.
         """
         batches = self.reader.evaluation_batches(
-            batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
+            batch_size=self.batch_size, shard=HostShard.of_this_process(), skips=skips
         )
         weights = gathered(weights, self.layout.weights)
         totals: dict[str, Any] = {}
@@ -119,15 +122,17 @@ class Evaluators:
 
     Attributes:
       sets: by name; the run's own, of `data.eval_split`, has the empty name and is the first.
+      names: of the metrics that they find, see `metric_names`.
     """
 
     sets: Mapping[str, Evaluator]
+    names: frozenset[str]
 
     @classmethod
     def create(
         cls,
         config: ConfigDict,
-        evaluate_batch: Callable[[str], Any],
+        evaluate_batch: Callable[[str], EvaluateBatch],
         sources: Mapping[str, Source],
         layout: Layout,
         batch_size: int = 0,
@@ -139,7 +144,8 @@ class Evaluators:
                     config, evaluate_batch(name), source, layout, batch_size, name
                 )
                 for name, source in sources.items()
-            }
+            },
+            frozenset(metric_names(config, sources)),
         )
 
     @property
@@ -147,17 +153,21 @@ class Evaluators:
         """That of `data.eval_split`."""
         return self.sets[""]
 
+    def have_found(self, results: Mapping[str, float] | None) -> bool:
+        """Whether these are results of all sets, with all their metrics."""
+        return results is not None and self.names <= results.keys()
+
     def __call__(
         self,
         weights: Tree,
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, float] | None:
         """What each `Evaluator` finds, with the set's name before: `top1`, `real/top1`.
 
         None where `stop_requested` says so, in whichever set.
         """
-        results: dict[str, Any] = {}
+        results: dict[str, float] = {}
         for name, evaluator in self.sets.items():
             # The first gathers them, the others take them as they are then.
             weights = gathered(weights, evaluator.layout.weights)
@@ -168,16 +178,28 @@ class Evaluators:
         return results
 
 
-def by_set(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def metric_names(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
+    """The metrics that `Evaluators` find on these sets, with the set's name before: `real/top1`."""
+    return [
+        f"{name}/{metric}" if name else metric
+        for name, source in sources.items()
+        for metric in (
+            *metrics.names(len(source.class_names), source.multilabel),
+            *config_lib.eval_metrics(config, name),
+        )
+    ]
+
+
+def by_set(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The results of `Evaluators` by the name of their set."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, float]] = {}
     for key, value in results.items():
         name, _, metric = key.rpartition("/")
         found.setdefault(name, {})[metric] = value
     return found
 
 
-def gathered(weights: Tree, shardings: Any) -> Tree:
+def gathered(weights: Tree, shardings: Tree) -> Tree:
     """The weights where they are taken: once, not for each batch. None is copied that is there."""
     wanted = jax.tree.leaves(sharding.place(weights, shardings))
     there = jax.tree.leaves(weights)

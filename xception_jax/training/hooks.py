@@ -5,7 +5,6 @@ and stopping are in the loop itself: what a killed run goes on from depends on t
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
@@ -31,7 +30,7 @@ class Hook:
           metrics: the means of the step's batch.
         """
 
-    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, float]) -> None:
         """After an evaluation, before its checkpoint is saved.
 
         Args:
@@ -60,7 +59,7 @@ class Hooks(Hook):
         for hook in self._hooks:
             hook.after_step(step, state, metrics)
 
-    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, float]) -> None:
         for hook in self._hooks:
             hook.on_evaluation(step, results)
 

@@ -53,7 +53,7 @@ def split(
     """A state's items as what is trained and what is frozen.
 
     Args:
-      items: trees by name, see `checkpoint.ITEMS`.
+      items: trees by name, see `manager.ITEMS`.
       frozen: see `state.frozen_parts`.
 
     Returns:

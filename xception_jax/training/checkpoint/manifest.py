@@ -5,6 +5,7 @@ Its seal, its fields and their types are checked whenever it is read. Checkpoint
 before manifests were sealed keep the metrics in a file of their own; only types are checked there.
 """
 
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from xception_jax.errors import RunError, UsageError
 from xception_jax.training.checkpoint import digest, storage
 from xception_jax.training.checkpoint.storage import Say
 from xception_jax.utils import retry, seal
+from xception_jax.utils.numbers import for_json
 from xception_jax.utils.text import quoted
 
 
@@ -36,7 +38,8 @@ class Meta:
       class_names: what each label means.
       config: the run's, flat; None in checkpoints without a seal.
       log: what the log carries over to the next start, or None.
-      metrics: what the run's evaluation at this step found, or None.
+      metrics: what the run's evaluation at this step found, or None. A value that is not finite is
+        null in the JSON, and NaN when it is read.
       digests: `{item: {path of the leaf: digest}}`, filled in by `Checkpoints.save`.
       digest_algorithm: see `digest`.
       frozen: parts whose leaves are stored apart, see `frozen_part`; left out of the JSON if none.
@@ -60,6 +63,8 @@ class Meta:
     def fields(self) -> dict[str, Any]:
         """As JSON, sealed."""
         fields = asdict(self)
+        if self.metrics is not None:
+            fields["metrics"] = for_json(self.metrics)
         if not self.frozen:
             del fields["frozen"]
         return seal.sealed(fields)
@@ -99,9 +104,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(map(_is_number, value.values())):
+    if not isinstance(value, dict):
         return False
-    return "loss" in value and ("map" in value or "top1" in value)
+    if not all(number is None or _is_number(number) for number in value.values()):
+        return False
+    return _is_number(value.get("loss")) and _is_number(value.get("map", value.get("top1")))
 
 
 def _are_digests(value: Any, algorithm: Any) -> bool:
@@ -167,6 +174,8 @@ def from_fields(fields: dict[str, Any]) -> Meta:
         raise ValueError("has digests of another kind")
     for name in ("class_names", "frozen"):
         fields[name] = tuple(fields.get(name, ()))
+    if fields.get("metrics"):
+        fields["metrics"] = _with_nan(fields["metrics"])
     return Meta(**{"digest_algorithm": algorithm, **fields})
 
 
@@ -211,11 +220,16 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
         metrics = seal.parse(storage.bytes_of(path))
         if not _are_metrics(metrics):
             raise ValueError("they are of another kind")
+        return _with_nan(metrics)
     except ValueError as error:
         raise DamagedCheckpointError(
             f"checkpoint {folder.name} is damaged: its metrics: {error}"
         ) from None
-    return metrics
+
+
+def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
+    """Metrics with NaN in place of JSON's null."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def check_regular(folder: Path, what: str | None = None) -> None:

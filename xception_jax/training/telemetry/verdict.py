@@ -46,20 +46,22 @@ def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
-def lines(folder: Path, last: int, best: int, by: str = "") -> list[str]:
+def lines(folder: Path, last: int, best: int | None, by: str = "") -> list[str]:
     """The last lines of a run that is done.
 
     Args:
       folder: of the run.
-      last, best: steps of its checkpoints.
+      last, best: steps of its checkpoints; None: no checkpoint can be rated.
       by: the metric that decides what is best; empty: the usual one.
     """
     return [*of(records.read(folder)), _done(folder, last, best, by)]
 
 
-def _done(folder: Path, last: int, best: int, by: str) -> str:
+def _done(folder: Path, last: int, best: int | None, by: str) -> str:
     there = folder / "checkpoints"
     command = f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
+    if best is None:
+        return f"done: {there / str(last)}; no checkpoint has a finite {by or 'metric'}\n{command}"
     by = f" by {by}" if by else ""
     if last == best:
         return f"done: {there / str(last)}, the best{by}\n{command}"
