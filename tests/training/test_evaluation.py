@@ -78,7 +78,7 @@ def evaluated(digits, devices, batch_size, *names):
     )
     reader, layout = Reader(digits["test"], Images(8)), sharding.Layout.replicated(mesh)
     found = Evaluator(reader, layout, jitted, batch_size, further)({})
-    [batch] = reader.evaluation_batches(batch_size=360, share=HostShard(0, 1))
+    [batch] = reader.evaluation_batches(batch_size=360, shard=HostShard(0, 1))
     return found, logits_of(batch["image"]), batch["label"]
 
 
