@@ -1,4 +1,4 @@
-"""A model's tensors by name, and what a map to another library's names is made of."""
+"""A model's tensors by name, and the map to the names and shapes of another library."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from xception_jax import models
 from xception_jax.errors import UsageError
 from xception_jax.models.layers import BatchNorm, Conv, Depthwise, Pointwise, SeparableConv
 
-# Tensors by name, or what has their shapes and becomes them with `np.asarray`.
+# Tensors by name: arrays, or objects with a shape that `np.asarray` turns into arrays.
 Tensors = Mapping[str, Any]
 
-# The types that weights are read from; all become float32.
+# The types that weights can have in a file; all are converted to float32.
 TYPES = ("bfloat16", "float16", "float32", "float64")
 
 CLASSIFIER = "params.head.classifier."
@@ -23,7 +23,7 @@ CLASSIFIER = "params.head.classifier."
 
 @dataclass(frozen=True)
 class AxisOrder:
-    """How the axes of a tensor of ours lie in theirs; the two undo each other."""
+    """The order of a tensor's axes in another library; the two functions are inverses."""
 
     to_theirs: Callable[[np.ndarray], np.ndarray]
     to_ours: Callable[[np.ndarray], np.ndarray]
@@ -34,13 +34,13 @@ SAME = AxisOrder(lambda x: x, lambda x: x)
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of ours, and what it is elsewhere.
+    """A tensor of a model and its counterpart in another library.
 
     Attributes:
-      ours: its name, `params.stem.conv1.kernel`.
-      theirs: its name there.
-      shape: ours.
-      axes: between the two.
+      ours: its name in this package, as `params.stem.conv1.kernel`.
+      theirs: its name in the other library.
+      shape: its shape in this package.
+      axes: converts between the two orders of axes.
     """
 
     ours: str
@@ -54,14 +54,14 @@ class Tensor:
 
 
 def abstract(name: str, num_classes: int | None, overrides: Mapping[str, Any]) -> Any:
-    """A model of shapes alone."""
+    """A model of shapes, without arrays."""
     return nnx.eval_shape(
         lambda: models.create(name, num_classes=num_classes, rngs=nnx.Rngs(0), **overrides)
     )
 
 
 def variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """A model's parameters and batch statistics, `{"params.stem.conv1.kernel": variable}`."""
+    """A model's parameters and batch statistics as `{"params.stem.conv1.kernel": variable}`."""
     kinds = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
     found: dict[str, nnx.Variable[Any]] = {}
     for path, variable in nnx.iter_graph(model):
@@ -78,10 +78,10 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 @dataclass
 class Names:
-    """Builds a map's `Tensor`s from the layers of a model.
+    """Builds the `Tensor`s of a map from the layers of a model.
 
     Args:
-      model: ours, of arrays or of shapes.
+      model: of arrays or of shapes.
     """
 
     model: Any
@@ -94,17 +94,17 @@ class Names:
         return Tensor(self._names[id(variable)], theirs, tuple(variable.shape), axes)
 
     def check_complete(self, tensors: list[Tensor], library: str) -> None:
-        """Raises `UsageError` where the model holds what the other library's has no place for."""
+        """Raises `UsageError` if a tensor of the model has no counterpart in the library."""
         left = sorted(set(self._names.values()) - {tensor.ours for tensor in tensors})
         if left:
-            raise UsageError(f"{library} has no place for {listed(left)}")
+            raise UsageError(f"{library} has no counterpart of {listed(left)}")
 
 
 def parts(layer: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """`(kind, variable)` of a layer, in the order in which Keras has its tensors.
+    """`(kind, variable)` of a layer, in Keras' order of its tensors.
 
-    Kinds: `depthwise`, `pointwise`, `conv`, `linear`, and of vectors `scale`, `bias`, `mean`,
-    `var`.
+    The kinds are `depthwise`, `pointwise`, `conv`, `linear`, and for vectors `scale`, `bias`,
+    `mean`, `var`.
     """
     if isinstance(layer, BatchNorm):
         if layer.scale is not None:
@@ -121,20 +121,21 @@ def parts(layer: nnx.Module) -> Iterator[tuple[str, Any]]:
     elif isinstance(layer, nnx.Linear):
         yield from (("linear", layer.kernel), ("bias", layer.bias))
     else:
-        raise UsageError("a separable convolution over segments of several channels has no "
+        raise UsageError("a separable convolution with several channels per segment has no "
                          "counterpart in Keras or timm")  # fmt: skip
 
 
 def to_ours(expected: list[Tensor], found: Tensors, source: str) -> dict[str, np.ndarray]:
-    """Tensors of ours from theirs; every one of both sides is accounted for.
+    """Converts tensors from another library; none may be missing or left over.
 
     Args:
       expected: the map.
-      found: theirs.
-      source: what the error speaks of, as `FILE is no xception of Keras`.
+      found: the library's tensors by its names.
+      source: the begin of error messages, as `FILE is not a keras xception`.
 
     Raises:
-      UsageError: one is missing, surplus, of another shape or type, or not finite; it is named.
+      UsageError: a tensor is missing, unexpected, of another shape or type, or not finite; the
+        message names it.
     """
     names = {tensor.theirs for tensor in expected}
     missing = [f"{t.theirs} (our {t.ours})" for t in expected if t.theirs not in found]
@@ -144,7 +145,7 @@ def to_ours(expected: list[Tensor], found: Tensors, source: str) -> dict[str, np
         for t in expected
         if t.theirs in found and tuple(found[t.theirs].shape) != t.their_shape
     ]
-    for what, bad in (("it lacks ", missing), ("it also holds ", surplus), ("", wrong)):
+    for what, bad in (("it lacks ", missing), ("it also has ", surplus), ("", wrong)):
         if bad:
             raise UsageError(f"{source}: {what}{listed(bad)}")
     return {t.ours: _checked(found[t.theirs], t, source) for t in expected}
@@ -158,40 +159,40 @@ def _checked(found: Any, tensor: Tensor, source: str) -> np.ndarray:
 
 
 def float32(array: Any, what: str) -> np.ndarray:
-    """A tensor of a file as float32, exactly, or rounded to nearest from float64.
+    """A tensor of a file as float32: exact, but rounded to nearest from float64.
 
     Args:
-      array: an array or what becomes one, of one of `TYPES` and any byte order; bfloat16 is
-        `ml_dtypes.bfloat16`.
-      what: the error names it, as `FILE: conv1.weight`.
+      array: an array, or an object that `np.asarray` reads, of one of `TYPES` and any byte order;
+        bfloat16 is `ml_dtypes.bfloat16`.
+      what: its name in the error message, as `FILE: conv1.weight`.
 
     Raises:
-      UsageError: it has another type.
+      UsageError: the tensor has another type.
     """
     if array.dtype.name not in TYPES:
-        raise UsageError(f"{what} is {array.dtype.name}; weights are {', '.join(TYPES)}")
-    with np.errstate(over="ignore"):  # beyond float32's range: infinite, which is looked for
+        raise UsageError(f"{what} is {array.dtype.name}; weights can be {', '.join(TYPES)}")
+    with np.errstate(over="ignore"):  # an overflow becomes infinite, which the caller refuses
         return np.asarray(array, np.float32)
 
 
 def type_notes(types: Iterable[str]) -> list[str]:
-    """The note on weights of other types than float32, if there are any.
+    """A note if some weights are not float32.
 
     Args:
-      types: of all tensors, as `array.dtype.name`.
+      types: the types of all tensors, as `array.dtype.name`.
     """
     other = sorted(set(types) & set(TYPES) - {"float32"})
-    rounded = ", float64 rounded to the nearest" if "float64" in other else ""
+    rounded = ", float64 rounded to nearest" if "float64" in other else ""
     return [f"converted to float32 from {', '.join(other)}{rounded}"] if other else []
 
 
 def to_theirs(tensors: list[Tensor], ours: Tensors) -> dict[str, np.ndarray]:
-    """Tensors of theirs from ours."""
+    """Converts tensors to another library's names and order of axes."""
     return {
         t.theirs: np.ascontiguousarray(t.axes.to_theirs(np.asarray(ours[t.ours]))) for t in tensors
     }
 
 
 def listed(names: list[str]) -> str:
-    """The first name and how many more."""
+    """The first name and the number of others."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -1,9 +1,9 @@
 """The map to Keras' tensors (keras/src/applications/xception.py and inception_v3.py, Keras 3.15).
 
-Keras' files know a layer by its place among the layers of its class, in the order of the model's
-graph: from the inputs on, by the distance to the output, and of equal ones by the order of the
-branches. So `conv2d_4/0` is the first tensor of the fifth dense convolution. Names that Keras
-makes up (`conv2d_7`) depend on what a process has built before; those that it is given do not.
+Keras' files identify a layer by its class and its number in that class: `conv2d_4/0` is the first
+tensor of the fifth ordinary convolution. The order starts at the inputs: by the distance to the
+output, and at equal distance by the order of the branches. Names that Keras generates (`conv2d_7`)
+depend on what the process has built before; given names do not.
 """
 
 from collections import Counter
@@ -44,14 +44,14 @@ _TENSOR_NAMES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of Keras'.
+    """A layer of a Keras model.
 
     Attributes:
-      key: its class and place, `conv2d_4`.
-      name: its own; where Keras makes names up, what a fresh process would.
+      key: its class and number, `conv2d_4`.
+      name: its given name, or the name that Keras generates in a new process.
       given: whether the name is given.
-      tensors: of it, `KEY/0` and on.
-      names: theirs in legacy files, `kernel`.
+      tensors: its tensors, `KEY/0`, `KEY/1` etc.
+      names: the tensors' names in legacy files, as `kernel`.
     """
 
     key: str
@@ -61,19 +61,19 @@ class Layer:
     names: list[str]
 
 
-# A layer of ours, its name in Keras (None: made up), in the order of the graph.
+# A layer of a model here and its given name in Keras (None: generated), in the order of the graph.
 _Placed = tuple[nnx.Module, str | None]
 
 
 def layers(model: Any) -> list[Layer]:
-    """Keras' layers that have weights, for a model of ours, in the order of Keras' graph.
+    """Keras' layers with weights for a model, in the order of Keras' graph.
 
     Raises:
-      UsageError: Keras has no such model, or no place for some of its tensors.
+      UsageError: Keras has no such model, or no counterpart of some tensor.
     """
     kind = type(model).__name__
     if kind not in _PLACES:
-        raise UsageError("keras.applications has Xception and InceptionV3 alone")
+        raise UsageError("of the models here, keras.applications has only Xception and InceptionV3")
     names, places, made_up = Names(model), Counter[str](), _made_up_names(model)
     found = []
     for layer, name in _PLACES[kind](model):
@@ -96,12 +96,12 @@ def layers(model: Any) -> list[Layer]:
 
 
 def tensors(model: Any, *, by_name: bool = False) -> list[Tensor]:
-    """The map.
+    """A model's tensors with their names in Keras.
 
     Args:
-      model: ours.
-      by_name: by the names of the layers, `block1_conv1/0`, instead of their keys; those of the
-        head have keys alone.
+      model: of arrays or of shapes.
+      by_name: whether to use the layers' names, `block1_conv1/0`, instead of their keys. Layers of
+        the head always have keys.
     """
     found = []
     for layer in layers(model):
@@ -121,7 +121,7 @@ def _class_of(layer: nnx.Module) -> str:
 
 
 def _made_up_names(model: Any) -> dict[int, str]:
-    """Of the layers that Keras gives no name, numbered as they are made."""
+    """Generated names of the layers without a given name, numbered in the order of creation."""
     if isinstance(model, Xception):
         made: list[Any] = [block.skip for _, block in model.blocks() if hasattr(block, "skip")]
         made = [skip for skip in made if skip is not None]
@@ -137,7 +137,7 @@ def _made_up_names(model: Any) -> dict[int, str]:
 
 
 def _conv_norms(module: Any) -> Iterator[ConvNorm]:
-    """Of an Inception module, as Keras makes them: branch by branch."""
+    """The convolutions of an Inception module in the order that Keras creates them, by branch."""
     if isinstance(module, ConvNorm):
         yield module
     elif isinstance(module, Chain):
@@ -157,7 +157,7 @@ def _xception(model: Any) -> Iterator[_Placed]:
             yield unit.conv, f"{name}_sepconv{i}"
             yield unit.bn, f"{name}_sepconv{i}_bn"
         if getattr(block, "skip", None) is not None:
-            # At the distances of the pooling and of what comes before it.
+            # These are as far from the output as the pooling and the layer before it.
             yield from ((block.skip.conv, None), (block.skip.bn, None))
     yield from _predictions(model)
 
@@ -177,10 +177,10 @@ def _predictions(model: Any) -> Iterator[_Placed]:
 
 
 def _distances(module: Any, end: int) -> tuple[list[tuple[int, nnx.Module]], int]:
-    """Layers of an Inception module with their distance to its end, and that of its input.
+    """The layers of an Inception module with their distances to its end, and its input's distance.
 
-    Keras' graph has a convolution, its normalization, its activation, a pooling and a
-    concatenation as nodes, each one further away than what takes its output.
+    In Keras' graph, a convolution, its normalization, its activation, a pooling and a
+    concatenation are nodes. Each is one further from the end than the node that takes its output.
     """
     if isinstance(module, ConvNorm):
         return [(end + 3, module.conv), (end + 2, module.bn)], end + 3

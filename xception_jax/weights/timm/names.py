@@ -1,7 +1,8 @@
-"""The map to timm's tensors, of timm/models/xception.py, xception_aligned.py and inception_v3.py.
+"""The map to timm's tensors of timm/models/xception.py, xception_aligned.py and inception_v3.py.
 
-It is that of timm 1.0.31. `num_batches_tracked` of batch normalization has no counterpart and no
-influence; the auxiliary tower of Inception V3, `AuxLogits`, is for training. Both are left out.
+It is based on timm 1.0.31. Two kinds of tensors are left out: `num_batches_tracked` of batch
+normalization, which has no effect, and Inception V3's auxiliary head `AuxLogits`, which is only
+used in training.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ CROPS = {
     "xception65": 0.94, "xception71": 0.903, "xception41p": 0.94, "xception65p": 0.94,
 }  # fmt: skip
 
-# Their bias has one number a class.
+# The classifier's bias, one number per class.
 CLASSIFIERS = ("fc.bias", "head.fc.bias")
 
 _CONV = AxisOrder(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
@@ -52,10 +53,10 @@ _Named = Iterator[tuple[nnx.Module, str]]
 
 
 def tensors(model: Any) -> list[Tensor]:
-    """The map, for a model of ours.
+    """A model's tensors with their names in timm.
 
     Raises:
-      UsageError: timm has no place for some of its tensors.
+      UsageError: timm has no counterpart of some tensor.
     """
     if getattr(model, "head", None) is not None and model.head.fc:
         raise UsageError("timm's models have no fully connected layers before the classifier")
@@ -72,7 +73,7 @@ def tensors(model: Any) -> list[Tensor]:
 
 
 def left_out(name: str) -> bool:
-    """Whether a tensor of timm's is one that has no part in the logits."""
+    """Whether a tensor of timm's has no effect on the logits."""
     return name.endswith("num_batches_tracked") or name.startswith("AuxLogits.")
 
 
@@ -92,7 +93,7 @@ def _inception(model: Any) -> _Named:
 
 
 def _branch(branch: Any, name: str) -> _Named:
-    """A branch's convolutions: `NAME`, or `NAME_1` and on; the last may be two, `a` and `b`."""
+    """A branch's convolutions: `NAME`, or `NAME_1`, `NAME_2` etc.; the last can be `a` and `b`."""
     if isinstance(branch, ConvNorm):
         yield from _conv_norm(branch, name)
     elif isinstance(branch, Chain):
@@ -146,7 +147,7 @@ def _legacy(model: Any) -> _Named:
     for i, (_, block) in enumerate(blocks, start=1):
         place = 0
         for unit in block.units:
-            place += unit.relu  # timm counts the activations too
+            place += unit.relu  # timm also counts the activations
             yield unit.conv.depthwise, f"block{i}.rep.{place}.conv1"
             yield unit.conv.pointwise, f"block{i}.rep.{place}.pointwise"
             yield unit.bn, f"block{i}.rep.{place + 1}"
