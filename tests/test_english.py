@@ -38,11 +38,9 @@ NOT_YET = {
     "xception_jax/prepare.py",
     "xception_jax/recipes",
     "xception_jax/runtime",
-    "xception_jax/serving",
     "xception_jax/train.py",
     "xception_jax/training",
     "xception_jax/utils",
-    "xception_jax/weights",
 }
 
 

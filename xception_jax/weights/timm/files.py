@@ -40,7 +40,7 @@ def _torch() -> Any:
 def read(path: Path) -> tuple[dict[str, Stored], list[str]]:
     """A file's tensors by timm's names, and notes for the user.
 
-    Besides timm's weights it reads: checkpoints of timm's training, of Lightning and of
+    It reads timm's weights and also: checkpoints of timm's training, of Lightning and of
     DataParallel; `features_only`; Cadene's pretrained-models.pytorch; models with one input
     channel (`in_chans=1`).
 

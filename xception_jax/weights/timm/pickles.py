@@ -24,7 +24,7 @@ _PYTHON_2 = {
 _CONTAINERS = (
     "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict",
 )  # fmt: skip
-# Plain data in weights files besides tensors: flags, paths, metrics, training settings.
+# Plain data that weights files contain: flags, paths, metrics, training settings.
 _PLAIN = {
     *_CONTAINERS, "argparse.Namespace", "_codecs.encode", "copyreg._reconstructor", "typing.Any",
     *(f"builtins.{name}" for name in (
