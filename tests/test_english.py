@@ -6,7 +6,6 @@ import itertools
 import re
 import tokenize
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

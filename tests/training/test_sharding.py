@@ -117,7 +117,7 @@ def test_a_cut_state_trains_as_the_whole_one(small_config, shard, freeze, frozen
     np.testing.assert_allclose(found, losses, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
-    for part in sharding_rules.CUT[shard]:
+    for part in sharding_rules.SHARDED[shard]:
         kernels = [
             x for x in jax.tree.leaves(getattr(cut, part)) if x.size >= sharding_rules.SMALLEST
         ]

@@ -49,8 +49,8 @@ DROPPED = [HEAD[0], ("Dropout", "drop", {}), HEAD[1]]
 
 @pytest.mark.parametrize(
     ("args", "kwargs", "said"),
-    [((), {"training": True}, "training=True"), ((True,), {}, "True as a further argument"),
-     ((), {"mask": MASK}, "mask=a value of its own"), ((), {"mystery": 3}, "mystery=3")],
+    [((), {"training": True}, "training=True"), ((True,), {}, "True as an extra argument"),
+     ((), {"mask": MASK}, "mask=a structured value"), ((), {"mystery": 3}, "mystery=3")],
 )  # fmt: skip
 def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_path):
     for name, nested in (("block5_sepconv2_bn", False), ("base", True)):
@@ -156,7 +156,7 @@ def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
     ("head", "said"),
     [([(HEAD[0][0], "pool", {"data_format": "channels_first"}), HEAD[1]],
       "has the GlobalAveragePooling2D layer 'pool' in its head"),
-     ([HEAD[0], ("Dense", "predictions", {"use_bias": False})], "it has use_bias=False"),
+     ([HEAD[0], ("Dense", "predictions", {"use_bias": False})], "but use_bias=False"),
      ([HEAD[0], ("Dense", "predictions", {"dtype": QUANTIZED})],
       "'predictions' in its head, which has a dtype policy of class QuantizedDTypePolicy"),
      ([HEAD[0], ("Dropout", "drop", {"dtype": "int8"}), HEAD[1]], "which computes in int8")],
@@ -177,7 +177,7 @@ def test_a_model_of_two_outputs_is_refused_by_name(held, tmp_path):
     changed = config()
     changed["config"]["output_layers"].append(["pool", 0, 0])
     path = write_keras(tmp_path / "a.keras", changed, held)
-    with pytest.raises(UsageError, match="has 2 outputs in the model 'model'; one is read"):
+    with pytest.raises(UsageError, match="has 2 outputs in the model 'model'; expected one"):
         pretrained.open_pretrained(path)
 
 
@@ -246,7 +246,7 @@ def test_weights_alone_that_change_the_images_are_refused_without_a_head_too(hel
         changed = config(nested=True, before=[(kind, "early", {})])
         with h5py.File(tmp_path / "a.weights.h5", "w") as file:
             keras_builders.write_weights(file, changed, held | own)
-        with pytest.raises(UsageError, match="'early', of which a file of weights alone says"):
+        with pytest.raises(UsageError, match="'early', which cannot be read from weights without"):
             weights.load(headless, tmp_path / "a.weights.h5")
 
 
@@ -256,6 +256,6 @@ def test_weights_alone_with_another_head_give_the_backbone(held, tmp_path):
     path = tmp_path / "a.weights.h5"
     with h5py.File(path, "w") as file:
         keras_builders.write_weights(file, changed, held | {"late": drawn(*[(CHANNELS,)] * 4)})
-    with pytest.raises(UsageError, match="'late', of which a file of weights alone says"):
+    with pytest.raises(UsageError, match="'late', which cannot be read from weights without"):
         pretrained.open_pretrained(path).check_whole()
     weights.load(headless, path)

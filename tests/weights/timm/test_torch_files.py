@@ -154,7 +154,7 @@ def test_averaged_weights_of_torch(tmp_path):
     torch.save(whole, tmp_path / "a.pt")
     held, notes = timm_files.read(tmp_path / "a.pt")
     np.testing.assert_array_equal(held["head.fc.bias"], averaged.module.head.fc.bias.detach())
-    assert notes == ["the averaged weights of the checkpoint are taken (ema_state_dict), not those "
+    assert notes == ["uses the averaged weights of the checkpoint (ema_state_dict), not those "
                      "of model_state_dict"]  # fmt: skip
     assert pretrained.open_pretrained(tmp_path / "a.pt").num_classes == 7
 

@@ -100,9 +100,7 @@ def read(path: Path) -> tuple[Any, Callable[[str, Any], Stored | None]]:
             f"written by torch.save"
         ) from None
     except Exception as error:  # zipfile and struct raise many kinds
-        raise UsageError(
-            f"{path} is damaged or not a torch file: {files.reason(error)}"
-        ) from None
+        raise UsageError(f"{path} is damaged or not a torch file: {files.reason(error)}") from None
 
     def tensor(name: str, part: Any) -> Stored | None:
         found = _told(path, name, lambda: _tensor(part, archive))
