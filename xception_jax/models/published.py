@@ -1,19 +1,19 @@
-"""What is known of a model: its size, and the accuracy and weights that others report."""
+"""Facts about a model: its size, and published accuracies and weights."""
 
 from dataclasses import dataclass
 
-# The side of the images, in pixels, that the models are published for.
+# The published models' image size: its side in pixels.
 IMAGE_SIZE = 299
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a model is, with its defaults and 1000 classes.
+    """The size of a model with its defaults and 1000 classes.
 
     Attributes:
-      parameters: that training changes.
-      multiply_adds: of one image of `IMAGE_SIZE`, forward.
-      min_image_size: the least side of an image, pixels.
+      parameters: the number that training changes.
+      multiply_adds: of the forward pass of one image of `IMAGE_SIZE`.
+      min_image_size: the smallest side of an image, pixels.
     """
 
     parameters: int
@@ -26,11 +26,12 @@ class Result:
     """A published accuracy: one model, one crop.
 
     Attributes:
-      top1, top5: in percent.
-      source: a paper's table (`arXiv:...`), or the collection of weights and their name in it:
-        `keras` stands for keras.io/api/applications, `timm` for results/results-imagenet.csv of
+      top1: in percent.
+      top5: in percent.
+      source: a paper's table (`arXiv:...`), or a collection and the name of weights in it. `keras`
+        is keras.io/api/applications; `timm` is results/results-imagenet.csv of
         huggingface/pytorch-image-models.
-      weights: whether the source has weights too.
+      weights: whether the source also has weights.
     """
 
     top1: float
