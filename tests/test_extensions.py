@@ -121,7 +121,7 @@ def test_weights_of_a_library_are_not_those_of_an_own_model(extended, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
     model = models.create("plain", num_classes=2, rngs=nnx.Rngs(0))
-    with pytest.raises(UsageError, match="neither Keras nor timm has weights of a Plain"):
+    with pytest.raises(UsageError, match="neither Keras nor timm has weights for a Plain"):
         weights.load(model, path)
 
 
@@ -196,8 +196,8 @@ def test_a_config_of_a_run_that_needs_them_says_so(own_config, tmp_path):
         workdir._config(tmp_path, flat)
     assert str(caught.value) == (
         f"{tmp_path}/config.json has config.augment.negative, config.model.depth, "
-        f"config.optimizer.lion_beta, model 'plain', which are not of this package; a run that was "
-        f"trained with Python files of your own needs them here too: --imports=FILE"
+        f"config.optimizer.lion_beta, model 'plain', which this package does not have; if the run "
+        f"was trained with your own Python files, give them here too: --imports=FILE"
     )
 
 

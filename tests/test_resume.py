@@ -193,6 +193,6 @@ def test_a_config_changed_by_hand_is_refused_by_every_command(undisturbed, flags
         process = finish(*command)
         assert process.returncode == 2, process.stderr
         [line] = process.stderr.splitlines()
-        assert "is not what the run wrote: ema.decay was 0.9, is 0.5; undo that" in line
+        assert "was changed since the run wrote it: ema.decay was 0.9, is 0.5; undo" in line
     path.unlink()
     assert result(finish("evaluate", f"--workdir={workdir}", "--json"))["step"] == 12

@@ -101,18 +101,18 @@ def test_configs_are_valid_on_the_devices_there_are(path, tmp_path):
         ("optimizer.name", "sdg", "is 'sdg'; did you mean 'sgd'? It takes: sgd, "),
         ("optimizer.learning_rate", float("nan"), "is nan; it takes finite numbers"),
         ("optimizer.learning_rate", float("inf"), "is inf; it takes finite numbers"),
-        ("data.crop_area", (0.5,), "is (0.5,); it takes (least, largest)"),
-        ("data.crop_area", (0.5, 0.2), "is (0.5, 0.2); it takes (least, largest)"),
-        ("augment.erase_aspect", (2.0, 0.5), "is (2.0, 0.5); it takes (least, largest)"),
+        ("data.crop_area", (0.5,), "is (0.5,); expected (smallest, largest)"),
+        ("data.crop_area", (0.5, 0.2), "is (0.5, 0.2); expected (smallest, largest)"),
+        ("augment.erase_aspect", (2.0, 0.5), "is (2.0, 0.5); expected (smallest, largest)"),
         ("augment.magnitude", 11.0, "is 11.0; it takes at least 0.0 and at most 10.0"),
-        ("augment.mixup", 0.001, "is 0.001; it takes 0 (off) or at least 0.01"),
-        ("data.batch_size", 60, "is 60, which 8 devices do not divide; take 56 or 64"),
-        ("data.batch_size", 4, "is 4, which 8 devices do not divide; take 8"),
-        ("optimizer.microbatch", 4, "is 4 and a device's share of the batch is 8; set config."),
+        ("augment.mixup", 0.001, "is 0.001; use 0 (off) or at least 0.01"),
+        ("data.batch_size", 60, "is 60, not divisible by the 8 devices; use 56 or 64"),
+        ("data.batch_size", 4, "is 4, not divisible by the 8 devices; use 8"),
+        ("optimizer.microbatch", 4, "is 4 and each device has 8 images of the batch"),
         ("data.eval_preset", "tim", "is 'tim'; did you mean 'timm'?"),
         ("mesh.data", 9, "is 9; there are 8 devices"),
         ("mesh.data", 0, "is 0; there are 8 devices"),
-        ("mesh.model", 3, "is 3, which does not divide the 8 devices there are"),
+        ("mesh.model", 3, "is 3, but the 8 devices are not divisible by it"),
         ("mesh.model", 0, "is 0; it takes at least 1"),
         ("mesh.shard", "al", "is 'al'; did you mean 'all'? It takes: none, optimizer, all"),
     ],
@@ -173,15 +173,15 @@ def test_a_run_that_has_begun_keeps_its_periods(small_config):
 
 def test_a_warm_up_longer_than_the_run_is_refused():
     assert refusal(**{"optimizer.warmup": "2 epochs", "duration": "30 steps"}) == (
-        "config.optimizer.warmup is '2 epochs', 45 steps, and the run has 30 (config.duration "
-        "'30 steps'); make one shorter or the other longer"
+        "config.optimizer.warmup is '2 epochs', 45 steps, but the run has only 30 (config.duration "
+        "'30 steps'); shorten the warmuprter or the other longer"
     )
 
 
 def test_a_run_that_began_with_such_a_warm_up_goes_on(small_config):
     small_config.optimizer.warmup, small_config.duration = "31 steps", "30 steps"
     preflight.validate(small_config, begun=config_lib.resolve(small_config))
-    with pytest.raises(UsageError, match="make one shorter or the other longer"):
+    with pytest.raises(UsageError, match="shorten the warmup or lengthen the run"):
         preflight.validate(small_config)
 
 
@@ -325,15 +325,15 @@ def test_a_config_from_before_a_field_means_what_runs_did_then():
 def test_a_mesh_of_more_devices_than_there_are():
     complaint = refusal(**{"mesh.data": 4, "mesh.model": 4})
     assert complaint.startswith(
-        "config.mesh.model is 4 and config.mesh.data 4, and there are 8 devices"
+        "config.mesh.model is 4 and config.mesh.data 4, but there are 8 devices"
     )
     complaint = refusal(**{"mesh.data": 2, "mesh.model": 3, "data.batch_size": 64})
-    assert complaint.startswith("config.data.batch_size is 64, which 6 devices do not divide")
+    assert complaint.startswith("config.data.batch_size is 64, not divisible by the 6 devices")
 
 
 def test_a_virtual_batch_and_a_share_that_do_not_fit():
     complaint = refusal(**{"data.batch_size": 96, "model.bn_virtual_batch": 32})
-    assert complaint.startswith("config.model.bn_virtual_batch is 32 and a device's share of the")
+    assert complaint.startswith("config.model.bn_virtual_batch is 32 and each device has")
     assert "12" in complaint
 
 
@@ -345,7 +345,7 @@ def test_an_odd_batch_cannot_be_mixed(field):
     preflight.validate(config)
     complaint = refusal(**changes, **{field: 1.0})
     assert complaint.startswith(
-        "config.data.batch_size is 63, odd; config.augment.mixup and cutmix"
+        "config.data.batch_size is 63, which is odd, but config.augment.mixup"
     )
 
 
@@ -366,7 +366,7 @@ def test_a_trace_beside_a_libtpu_that_would_crash_it_is_refused(monkeypatch):
     )
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     complaint = refusal(**{"profile.steps": (1, 2)})
-    assert "cannot trace beside libtpu 0.0.1, only beside ==" in complaint
+    assert "cannot trace with libtpu 0.0.1, only with ==" in complaint
     config = config_lib.default()
     preflight.validate(config)
     config.profile.steps = (1, 2)
@@ -383,11 +383,11 @@ def test_every_field_is_described():
 
 def test_what_cannot_be_mixed_or_sampled():
     digits = ("optical_digits",)
-    assert "mix_splits names 1 splits and config.data.mix 0" in refusal(
+    assert "mix_splits has 1 splits, but config.data.mix has 0" in refusal(
         **{"data.mix_splits": digits}
     )
     assert "mix_weights holds 2 numbers" in refusal(**{"data.mix_weights": (1.0, 2.0)})
-    assert "exclude each other" in refusal(
+    assert "cannot be combined" in refusal(
         **{"data.mix": digits, "data.mix_weights": (1.0, 1.0), "data.balanced": True}
     )
     assert "not a multiple of config.data.repeats, 3" in refusal(**{"data.repeats": 3})

@@ -149,7 +149,7 @@ def test_a_converted_file_gives_the_models_own_probabilities(narrow, tmp_path):
     assert about["source"]["of"]["file"] == "timm.safetensors"
     assert about["resize"] == {"by": "caller", "preset": "timm", "size": 96, "crop": 0.8975}
     assert (
-        "(antialiased bicubic); the weights do not tell the crop: 0.8975 is the usual one"
+        "(antialiased bicubic); the weights do not specify the crop, 0.8975 is a usual value"
         in (about["preprocessing"])
     )
     check_file(tmp_path / "out", model, 96, tmp_path)
@@ -401,10 +401,10 @@ def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, t
     for made in (lambda: None, lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
         path.unlink(missing_ok=True)
         made()
-        assert damaged(copy) == f"{path} is damaged: it is gone, or is no file"
+        assert damaged(copy) == f"{path} is damaged: it is missing, or not a file"
     process = finish("export", f"--check={copy}")
     assert process.returncode == 1
-    assert process.stderr == f"error: {path} is damaged: it is gone, or is no file\n"
+    assert process.stderr == f"error: {path} is damaged: it is missing, or not a file\n"
 
 
 FIRST_FIELDS = (
@@ -488,7 +488,7 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_made(exported, tmp_path):
         (["--check=x", "--output=y"], "--check stands alone"),
         (["--input=README.md", "--output=y", "--weights=raw"], "--weights are of a run, and"),
         (["--input=x", "--output=y", "--weights=raw"], "no weights at x"),
-        (["--input=tests", "--output=y"], "no run in tests: it holds no config.json"),
+        (["--input=tests", "--output=y"], "no run in tests: it has no config.json"),
         (["--workdir=nowhere", "--output=y"], "no run in nowhere"),
         (["--check=nowhere"], "no exported model in nowhere"),
     ],

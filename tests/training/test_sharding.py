@@ -247,5 +247,5 @@ def test_a_shared_head_gathers_no_weights(small_config):
 
 def test_an_axis_that_cuts_nothing_is_refused(small_config):
     small_config.mesh.data, small_config.mesh.model = 2, 4
-    with pytest.raises(UsageError, match=r"config\.mesh\.model is 4, which divides no layer"):
+    with pytest.raises(UsageError, match=r"config\.mesh\.model is 4, but no layer of the"):
         train.build_run(small_config)

@@ -153,7 +153,7 @@ def test_damage_is_told_and_moves_no_step(tmp_path, damage):
         except DamagedFrozenPartError as error:
             message = str(error)
             assert message.startswith(f"the frozen part {folder} ")
-            assert message.endswith("put a copy of that folder there, or begin another run")
+            assert message.endswith("restore a copy of that folder, or start a new run")
         else:
             assert_equal(state, make_state(2))
             unnoticed.append(str(name))

@@ -47,7 +47,7 @@ def test_one_that_cannot_be_made_is_told_of_once(tmp_path):
     records = Records(tmp_path, 0, names=("no entry", "no entry"), say=said.append)
     records.write("train", 1, {"loss": 1.0})
     records.close(failed=True)
-    assert said == ["NOTE: the log writer no entry failed: nobody is logged in; the run goes on"]
+    assert said == ["NOTE: the log writer no entry failed: not logged in; the run goes on"]
 
 
 class Failing(LogWriter):

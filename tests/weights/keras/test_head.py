@@ -222,7 +222,7 @@ def dense(units, activation=None, **options):
 average, maximum = layer("GlobalAveragePooling2D"), layer("GlobalMaxPooling2D")
 dropout, norm = layer("Dropout", 0.3), layer("BatchNormalization", epsilon=1e-5)
 last = dense(4, "softmax")
-ALONE = "of which a file of weights alone says too little"
+ALONE = "which cannot be read from weights without a config"
 JUDGED = {".weights.h5": ALONE, "legacy.h5": ALONE}
 PIXELS = True
 
@@ -290,7 +290,7 @@ KINDS = {
     ),
     "Rescaling to [0, 255]": (
         nested(average, last, before=[layer("Rescaling", 255.0)]), "xception", None, False,
-        dict.fromkeys(FORMATS[:2], "nothing tells which images it takes") | JUDGED,
+        dict.fromkeys(FORMATS[:2], "the range of its input cannot be inferred") | JUDGED,
     ),
     "divided by an operation": (divided(average, last), "xception", "softmax", PIXELS, {}),
     "ReLU as an object": (

@@ -26,7 +26,7 @@ REFUSED = {
     "sparse": "is sparse",
     "compressed": "is sparse",
     "quantised": "is quantised",
-    "meta": r"is without numbers \(of the device meta\)",
+    "meta": r"is without data \(on the device meta\)",
     "expanded": "repeats stored numbers",
     "negated": "is negated",
 }
