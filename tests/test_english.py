@@ -25,7 +25,6 @@ NOT_YET = {
     "launch",
     "xception_jax/augment",
     "xception_jax/commands",
-    "xception_jax/config",
     "xception_jax/contact_sheet.py",
     "xception_jax/convert.py",
     "xception_jax/data",

@@ -246,7 +246,7 @@ def test_what_is_taken_is_refused(extended):
     def make(*_, depth=2):
         raise AssertionError
 
-    with pytest.raises(UsageError, match=r"model 'xception' of .*make is registered already, by "):
+    with pytest.raises(UsageError, match=r"model 'xception' of .*make is already registered by "):
         models.register("xception")(make)
     with pytest.raises(UsageError, match="the option 'width' must be an argument of "):
         models.register("mine", options={"width": Field(None, "of mine", int)})(Narrow)

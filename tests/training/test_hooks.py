@@ -191,7 +191,7 @@ def test_sets_are_evaluated_until_a_signal_comes(small_config):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"eval.best": "top-1"}, "'top-1', which is no metric of this run; did you mean 'top1'"),
+        ({"eval.best": "top-1"}, "'top-1', which is not a metric of this run; did you mean 'top1'"),
         ({"eval.best": "part/top1"}, "There are: loss, top1"),
         ({"eval.best": "top5"}, "did you mean"),
         ({"eval.also": ("part=trian",)}, "trian"),

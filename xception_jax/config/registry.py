@@ -1,4 +1,4 @@
-"""Registries: what this package and files of its users add by name, without a change elsewhere."""
+"""Registries of named entries, which this package and files of users add without other changes."""
 
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
@@ -10,7 +10,7 @@ from xception_jax.errors import UsageError, nearest
 T = TypeVar("T")
 
 _OURS = __name__.partition(".")[0]
-# The modules outside this package that have registered something, in order.
+# The modules of users that have registered something, in order.
 _OUTSIDE: dict[str, None] = {}
 
 
@@ -18,7 +18,7 @@ class Registry(Generic[T]):
     """Entries of one kind by name.
 
     Args:
-      kind: of the entries, for messages: `model`.
+      kind: the kind of the entries, for messages, as `model`.
     """
 
     def __init__(self, kind: str):
@@ -28,22 +28,23 @@ class Registry(Generic[T]):
     def add(
         self, name: str, entry: T, where: str, fields: Mapping[str, Field] | None = None
     ) -> None:
-        """Adds an entry, and the fields of a config that it brings.
+        """Adds an entry and its config fields.
 
-        The same class or function may be added again, as a notebook does that runs a cell twice.
+        The same class or function can be added again, for example when a notebook runs a cell
+        twice.
 
         Args:
-          name: of the entry.
+          name: the entry's name.
           entry: what `find` returns.
-          where: the class or function that it stands for, see `where_is`.
-          fields: by their full names, as `model.depth`.
+          where: the class or function behind it, see `where_is`.
+          fields: config fields by their full names, as `model.depth`.
 
         Raises:
-          UsageError: something else has the name of the entry or of a field.
+          UsageError: another entry or field already has the name.
         """
         known, _ = self._entries.get(name, (where, None))
         if known != where:
-            raise UsageError(f"{self.kind} {name!r} of {where} is registered already, by {known}")
+            raise UsageError(f"{self.kind} {name!r} of {where} is already registered by {known}")
         for field_name, field in (fields or {}).items():
             schema.add_field(field_name, field, f"{self.kind} {name}")
         self._entries[name] = where, entry
@@ -52,17 +53,17 @@ class Registry(Generic[T]):
             _OUTSIDE[module] = None
 
     def find(self, name: str) -> T:
-        """The entry of a name; `UsageError` where there is none."""
+        """The entry with a name; raises `UsageError` if there is none."""
         if name not in self._entries:
             close = nearest(name, self._entries) or ";"
             raise UsageError(
                 f"no {self.kind} {name!r}{close} There are: {', '.join(self.names())} "
-                f"(--imports=FILE adds those of your own)"
+                f"(--imports=FILE adds your own)"
             )
         return self._entries[name][1]
 
     def names(self) -> list[str]:
-        """Those that there are."""
+        """The names of all entries, sorted."""
         return sorted(self._entries)
 
     def __contains__(self, name: str) -> bool:
@@ -75,5 +76,5 @@ def where_is(target: Any) -> str:
 
 
 def outside_modules() -> list[str]:
-    """The modules of users that have registered something, for a process that needs them too."""
+    """The modules of users that have registered something, for other processes that need them."""
     return [name for name in _OUTSIDE if name != "__main__"]
