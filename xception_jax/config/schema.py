@@ -308,8 +308,8 @@ SCHEMA: dict[str, Field] = {
         0.0, "decay of the averaged weights, which evaluation uses; 0: no averages", high=1.0
     ),
     "eval.every": _every(
-        "auto", "interval between evaluations, each of which also saves a checkpoint; auto: the fewest "
-        "full epochs with 100 steps, or with a tenth of the run's steps if that is less"
+        "auto", "interval between evaluations, each of which also saves a checkpoint; auto: the "
+        "fewest full epochs with 100 steps, or with a tenth of the run's steps if that is less"
     ),
     "eval.batch_size": _int(
         0, "examples per batch of evaluation; 0: as in training, limited by microbatch",
