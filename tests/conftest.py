@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from tests.processes import finish, result
 from xception_jax import config as config_lib
+from xception_jax.config import registry
 from xception_jax.data import readers
 from xception_jax.data.source import Source
 
@@ -38,6 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the order is otherwise that of the files."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_tests():
+    """Keeps the processes that compile plans from importing test modules that register something.
+
+    Test modules are all imported when they are collected.
+    """
+    registry._OUTSIDE.clear()
 
 
 @pytest.fixture(scope="session")

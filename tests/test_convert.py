@@ -149,7 +149,10 @@ def test_a_run_to_keras_timm_and_our_own_and_on(tuned, tmp_path):
 def test_bad_usage_is_one_line_and_nothing_is_written(pretrained, tmp_path):
     out = tmp_path / "out.safetensors"
     for flags, said in (
-        ((f"--output={out}", "--model=xception41"), "keras has no xception41; it has: xception"),
+        (
+            (f"--output={out}", "--model=xception41"),
+            "keras has no xception41; it has: inception_v3",
+        ),
         (("--output=a.keras", "--to=keras"), "a .keras file needs a config that only Keras makes"),
     ):
         process = finish("convert", "--from=keras", f"--input={pretrained}", *flags)

@@ -12,9 +12,10 @@ from tests import tiny_datasets
 from tests.processes import digests, finish, result
 from xception_jax import train
 from xception_jax.errors import UsageError
-from xception_jax.training import metrics, step
+from xception_jax.training import step
 from xception_jax.training.checkpoint import digest
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
+from xception_jax.training.loss import Loss
 from xception_jax.training.telemetry import log as telemetry
 from xception_jax.training.workdir import read_config
 
@@ -103,7 +104,7 @@ def test_the_step_takes_the_loss_that_the_config_says(small_config, name, multil
     step_config = step.StepConfig.from_config(
         small_config, None, None, None, 1, multilabel=multilabel
     )
-    assert step_config.loss == metrics.Loss(expected, 0.1, (1.0, 2.0))
+    assert step_config.loss == Loss(expected, 0.1, (1.0, 2.0))
 
 
 @pytest.mark.slow

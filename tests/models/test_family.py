@@ -12,9 +12,11 @@ from flax import nnx
 
 from tests.processes import finish, result
 from xception_jax import models, train
+from xception_jax.config import SCHEMA
+from xception_jax.config.declared import declarations
 from xception_jax.config.registry import Registry, where_is
 from xception_jax.errors import UsageError
-from xception_jax.models import counts, published, registry
+from xception_jax.models import counts, options, published, registry
 from xception_jax.models.layers import BatchNorm
 from xception_jax.training import optimizer, state, step
 
@@ -61,6 +63,21 @@ def test_what_is_read_of_the_decorators_is_what_they_register():
     assert read.names() == models.names()
     for name in SIZES:
         assert read.find(name) == replace(registry.MODELS.find(name), target=None)
+
+
+def test_fields_of_models_are_declared_with_the_models():
+    """Each by the models that take it, or once for several."""
+    declared = {one.name: set(one.value("options", {})) for one in declarations("models")}
+    taken = {name: set(models.overrides(name)) for name in SIZES}
+    of_all = {"name", "dtype", "matmul_precision"}
+    fields = {key.removeprefix("model.") for key in SCHEMA if key.startswith("model.")} - of_all
+    for name in SIZES:
+        assert taken[name] & fields == declared[name] | (set(options.FIELDS) & taken[name])
+    assert fields == set(options.FIELDS).union(*declared.values())
+    for key in options.FIELDS:
+        assert sum(key in overrides for overrides in taken.values()) > 2, key
+    assert set(options.FIELDS) >= options.OF_TRAINING
+    assert "segments" not in taken["inception_v3"]
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -3,7 +3,7 @@
 Nothing here opens data or builds a model.
 """
 
-from xception_jax.config.evaluation import Best, EvalSet, eval_metrics, eval_sets
+from xception_jax.config.eval_fields import Best, EvalSet, eval_metrics, eval_sets
 from xception_jax.config.fields import Field
 from xception_jax.config.resolution import (
     applies_exif,
@@ -18,12 +18,11 @@ from xception_jax.config.resolution import (
     resolve,
     settled,
 )
-from xception_jax.config.schema import (
-    SCHEMA,
+from xception_jax.config.schema import SCHEMA, describe
+from xception_jax.config.values import (
     check_fields,
     complete,
     default,
-    describe,
     differences,
     flatten,
     from_flat,

@@ -1,6 +1,7 @@
 """Registries of named entries, which this package and files of users add without other changes."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from xception_jax.config import schema
@@ -19,14 +20,20 @@ class Registry(Generic[T]):
 
     Args:
       kind: the kind of the entries, for messages, as `model`.
+      field: the config field whose choices are the names; empty: none.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, field: str = ""):
+        self.kind, self.field = kind, field
         self._entries: dict[str, tuple[str, T]] = {}
 
     def add(
-        self, name: str, entry: T, where: str, fields: Mapping[str, Field] | None = None
+        self,
+        name: str,
+        entry: T,
+        where: str,
+        fields: Mapping[str, Field] | None = None,
+        fixes: Iterable[str] = (),
     ) -> None:
         """Adds an entry and its config fields.
 
@@ -38,6 +45,7 @@ class Registry(Generic[T]):
           entry: what `find` returns.
           where: the class or function behind it, see `where_is`.
           fields: config fields by their full names, as `model.depth`.
+          fixes: fields that a started run with this entry cannot change, see `schema.add_choice`.
 
         Raises:
           UsageError: another entry or field already has the name.
@@ -47,17 +55,28 @@ class Registry(Generic[T]):
             raise UsageError(f"{self.kind} {name!r} of {where} is already registered by {known}")
         for field_name, field in (fields or {}).items():
             schema.add_field(field_name, field, f"{self.kind} {name}")
+        if self.field:
+            schema.add_choice(self.field, name, fixes)
         self._entries[name] = where, entry
         module = where.partition(":")[0]
         if module.partition(".")[0] != _OURS:
             _OUTSIDE[module] = None
 
-    def find(self, name: str) -> T:
-        """The entry with a name; raises `UsageError` if there is none."""
+    def find(self, name: str, asked_by: str = "") -> T:
+        """The entry with a name.
+
+        Args:
+          name: the entry's name.
+          asked_by: where the name was given, for the message, as `config.eval.metrics`.
+
+        Raises:
+          UsageError: there is no such entry.
+        """
         if name not in self._entries:
             close = nearest(name, self._entries) or ";"
             raise UsageError(
-                f"no {self.kind} {name!r}{close} There are: {', '.join(self.names())} "
+                f"{asked_by}{': ' if asked_by else ''}no {self.kind} {name!r}{close} "
+                f"There are: {', '.join(self.names()) or 'none'} "
                 f"(--imports=FILE adds your own)"
             )
         return self._entries[name][1]
@@ -77,4 +96,4 @@ def where_is(target: Any) -> str:
 
 def outside_modules() -> list[str]:
     """The modules of users that have registered something, for other processes that need them."""
-    return [name for name in _OUTSIDE if name != "__main__"]
+    return [name for name in _OUTSIDE if name in sys.modules and name != "__main__"]

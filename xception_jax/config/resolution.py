@@ -6,7 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration
-from xception_jax.config.schema import FOLDER_RULES, add_missing, flatten
+from xception_jax.config.schema import FOLDER_RULES
+from xception_jax.config.values import add_missing, flatten
 from xception_jax.errors import UsageError
 
 # Fields that only matter at a run's first start. A continued run keeps its values.
@@ -18,7 +19,7 @@ _OPEN: dict[str, Any] = {
     "data.folder_rules": 0, "eval.every": "auto", "checkpoint.every": "auto",
 }  # fmt: skip
 # The usual shares of an image: Inception's (in its `preprocess_for_eval`), and timm's
-# `DEFAULT_CROP_PCT`, for models without their own value in timm (`weights.timm.names.CROPS`).
+# `DEFAULT_CROP_PCT`, for models without their own value in timm (`models.Foreign`).
 _CROPS = {"inception": 0.875, "timm": 0.875}
 
 

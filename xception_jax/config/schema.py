@@ -1,17 +1,16 @@
 """The schema of a run: every field, its default, its meaning and its bounds.
 
-A config file starts from `default()`, changes fields, and returns the config from `get_config()`.
-The command line changes fields with `--config.field=value`. Nothing heavy is imported here, so that
-`--help` and a misspelt field respond immediately.
+The fields of a model, in `config.model`, are declared with the model. Nothing heavy is imported
+here, so that `--help` and a misspelt field respond immediately.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
-
+from xception_jax.config.declared import declarations, table
 from xception_jax.config.fields import EXAMPLES, Field
-from xception_jax.errors import UsageError, nearest
+from xception_jax.errors import UsageError
 
 
 def _text(default: str | None, help: str, **more: Any) -> Field:
@@ -41,12 +40,11 @@ def _every(default: str, help: str) -> Field:
 # The newest version of the rules for reading a folder of images, see docs/folder.md.
 FOLDER_RULES = 2
 
-_OWN = "None: the model's default"
 _WEIGHTS = "None: as the weights of init_from need, else"
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "random seed of initial weights, order, crops, augmentation and dropout",
                  high=2**32 - 1),
-    "duration": _text("90 epochs", "of the whole run", duration=True),
+    "duration": _text("90 epochs", "length of the run", duration=True, harmless=True),
     "init_from": _text(
         "", "initial weights: a Keras or timm file, a converted file, or a run's folder; a "
         "classifier for other classes is replaced by a new one; empty: from scratch",
@@ -64,52 +62,6 @@ SCHEMA: dict[str, Field] = {
         "TPU six passes of bfloat16; tensorfloat32: three; default: JAX's, on TPU one; auto: "
         "float32",
         choices=("auto", "default", "tensorfloat32", "float32"),
-    ),
-    "model.width": _float(None, f"factor of the numbers of channels; {_OWN}", low=0.01),
-    "model.middle_blocks": _int(None, f"number of blocks in the middle flow; {_OWN}"),
-    "model.stem_stride": _int(None, f"stride of the first convolution; {_OWN}", low=1, high=2),
-    "model.segments": _int(
-        None, "number of channel segments, each with its own 3x3 convolution, in separable "
-        "convolutions; None: one segment per channel", low=1,
-    ),
-    "model.order": _text(
-        None, f"order of the 3x3 and the 1x1 convolution in separable convolutions; {_OWN}",
-        choices=("spatial_first", "pointwise_first"),
-    ),
-    "model.intermediate_activation": _text(
-        None, f"activation between these two; {_OWN}", choices=("none", "relu", "elu")
-    ),
-    "model.residual": _flag(None, f"residual connections around the blocks; {_OWN}"),
-    "model.pool_padding": _text(
-        None, "padding of max pooling; same: as in TensorFlow; symmetric: as in PyTorch; "
-        f"{_OWN}", choices=("same", "symmetric"),
-    ),
-    "model.count_padding": _flag(None, f"average pooling counts padding, as in timm; {_OWN}"),
-    "model.pooling": _text(
-        None, f"global pooling before the head; {_OWN}", choices=("average", "max")
-    ),
-    "model.fc_units": _tuple(
-        None, f"sizes of the fully connected layers before the classifier; {_OWN}", low=1,
-        fractions=False,
-    ),
-    "model.dropout": _float(None, f"dropout rate before the classifier; {_OWN}", high=0.99),
-    "model.bn_epsilon": _float(None, f"number added to the batch variance; {_OWN}"),
-    "model.bn_momentum": _float(
-        None, f"momentum of the running batch statistics; {_OWN}", high=1.0
-    ),
-    "model.bn_scale": _flag(None, f"batch normalization has a scale; {_OWN}"),
-    "model.bn_virtual_batch": _int(
-        None, "examples that are normalized together; None: the full batch", low=1
-    ),
-    "model.freeze": _text(
-        None, "last frozen block (block4, mixed2, blocks.3 etc., see the model's blocks()) or flow "
-        "(middle_flow); all before it is frozen too; None: everything is trained"
-    ),
-    "model.remat": _flag(
-        None, f"recompute blocks for their gradients, to save memory; {_OWN}", harmless=True
-    ),
-    "model.scan_middle": _flag(
-        None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
     "data.dataset": _text(
         "optical_digits",
@@ -241,7 +193,7 @@ SCHEMA: dict[str, Field] = {
         0.0, "CutMix (arXiv:1905.04899): alpha, as for mixup; with both on, each gets half of the "
         "pairs; 0: off", high=100.0
     ),
-    "optimizer.name": _text("sgd", "Optax' algorithm", choices=("sgd", "rmsprop", "adamw", "lamb")),
+    "optimizer.name": _text("sgd", "algorithm, implemented by Optax"),
     "optimizer.learning_rate": _float(
         0.045, "maximum learning rate, for a batch size of reference_batch"
     ),
@@ -251,9 +203,8 @@ SCHEMA: dict[str, Field] = {
     ),
     "optimizer.schedule": _text(
         "staircase",
-        "after the warm-up: constant; cosine to 0 at the end; staircase: x decay_rate every "
-        "decay_every",
-        choices=("constant", "cosine", "staircase"),
+        "learning rate after the warmup; constant; cosine: to 0 at the end; staircase: multiplied "
+        "by decay_rate every decay_every",
     ),
     "optimizer.warmup": _text(
         "0 steps", "length of the linear warmup of the learning rate from 0", duration=True
@@ -360,12 +311,9 @@ SCHEMA: dict[str, Field] = {
     ),
 }  # fmt: skip
 # The fields that a registry has added, each with its owner.
-_ADDED: dict[str, str] = {}
-# The values of fields that are missing in an older `config.json`: what runs did at that time.
-_BEFORE: dict[str, Any] = {
-    "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
-    "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
-}  # fmt: skip
+ADDED: dict[str, str] = {}
+# The fields that a choice of another field fixes in a started run.
+FIXED: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 def add_field(name: str, field: Field, owner: str) -> None:
@@ -379,133 +327,37 @@ def add_field(name: str, field: Field, owner: str) -> None:
     Raises:
       UsageError: there is another field with this name.
     """
-    if name in SCHEMA and SCHEMA[name] != field and _ADDED.get(name) != owner:
+    if name in SCHEMA and SCHEMA[name] != field and ADDED.get(name) != owner:
         raise UsageError(
             f"{owner} cannot add config.{name}: this field already belongs to "
-            f"{_ADDED.get(name, 'every config')}; use another name"
+            f"{ADDED.get(name, 'this package')}; use another name"
         )
     if name not in SCHEMA:
-        _ADDED[name] = owner
+        ADDED[name] = owner
+    _insert(name, field)
+
+
+def _insert(name: str, field: Field) -> None:
+    """Sets a field; a new one comes after the last of its section."""
     SCHEMA[name] = field
+    sections = [*dict.fromkeys(each.partition(".")[0] for each in SCHEMA)]
+    ordered = sorted(SCHEMA.items(), key=lambda item: sections.index(item[0].partition(".")[0]))
+    SCHEMA.clear()
+    SCHEMA.update(ordered)
 
 
-def add_missing(config: ConfigDict) -> None:
-    """Adds the fields that were registered after the config was created, with their defaults."""
-    flat = flatten(config)
-    with config.unlocked():
-        for name in _ADDED.keys() - flat.keys():
-            section, _, field = name.partition(".")
-            config[section][field] = SCHEMA[name].default
+def add_choice(name: str, choice: str, fixes: Iterable[str] = ()) -> None:
+    """Adds a value to the choices of a field.
 
-
-def add_choice(name: str, choice: str) -> None:
-    """Adds a value to the choices of a field."""
+    Args:
+      name: of the field.
+      choice: the value.
+      fixes: fields that a run with this value cannot change once it has begun, see `may_change`.
+    """
     field = SCHEMA[name]
     if choice not in field.choices:
         SCHEMA[name] = replace(field, choices=(*field.choices, choice))
-
-
-def default() -> ConfigDict:
-    """A config with every field at its default, locked against misspelt names."""
-    nested: dict[str, Any] = {}
-    for path, field in SCHEMA.items():
-        *sections, name = path.split(".")
-        section = nested
-        for part in sections:
-            section = section.setdefault(part, {})
-        unset = field.default is None
-        section[name] = config_dict.placeholder(field.kind) if unset else field.default
-    return ConfigDict(nested).lock()
-
-
-def flatten(config: ConfigDict) -> dict[str, Any]:
-    """The config as `{"data.batch_size": 64, ...}`."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def from_flat(flat: dict[str, Any]) -> ConfigDict:
-    """The inverse of `flatten`, for the content of `config.json`.
-
-    If a field is missing, the config is of an older version, and the field gets its behaviour.
-    """
-    config = default()
-    unknown(flat)
-    config.update_from_flattened_dict(complete(flat))
-    return config
-
-
-def complete(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with all fields; missing ones get the behaviour of older versions."""
-    return {**flatten(default()), **_BEFORE, **flat}
-
-
-def portable(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config for `config.json`, independent of the machine and of other registered fields.
-
-    `compilation_cache` is reset to its default: a `config.json` can come from someone else, and the
-    programs in the cache are run. Added fields at their defaults are left out, unless the run's own
-    model or optimizer has added them. So the config can be read without the other extensions.
-    """
-    owners = {f"model {flat.get('model.name')}", f"optimizer {flat.get('optimizer.name')}"}
-    used = {
-        name: value
-        for name, value in flat.items()
-        if name not in _ADDED
-        or _ADDED[name] in owners
-        or _plain(value) != _plain(SCHEMA[name].default)
-    }
-    return {**used, "compilation_cache": SCHEMA["compilation_cache"].default}
-
-
-def unknown(names: Any) -> None:
-    """Raises `UsageError` for the first name that is not a field."""
-    for name in names:
-        if name not in SCHEMA:
-            raise UsageError(f"config has no field {name!r}{nearest(name, SCHEMA)}")
-
-
-def check_fields(config: ConfigDict) -> None:
-    """Checks every field separately; raises `UsageError`."""
-    flat = flatten(config)
-    unknown(flat)
-    for name, field in SCHEMA.items():
-        if name not in flat and name in _ADDED:  # added later, see `add_missing`
-            continue
-        if name not in flat:
-            raise UsageError(f"config has no {name}; start from xception_jax.config.default()")
-        complaint = field.check(flat[name])
-        if complaint:
-            raise UsageError(f"config.{name} {complaint}")
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of the fields in which two flat configs differ, in the schema's order."""
-    names = [*SCHEMA, *(name for name in {**old, **new} if name not in SCHEMA)]
-    return [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
-
-
-def may_change(name: str, config: dict[str, Any]) -> bool:
-    """Whether a field may change in a started run, because no step's result depends on it.
-
-    Exceptions are the rounding of sums and, with `optimizer.microbatch`, the random dropout.
-
-    Args:
-      name: the field's name.
-      config: flat. The duration may change if the learning rate does not depend on it.
-    """
-    if name == "duration":
-        return bool(config["optimizer.schedule"] != "cosine")
-    return name in SCHEMA and SCHEMA[name].harmless
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    FIXED[name, choice] = tuple(fixes)
 
 
 def describe() -> str:
@@ -516,3 +368,20 @@ def describe() -> str:
         choices = " [duration]" if field.duration else choices
         lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
     return "\n".join(lines)
+
+
+def _add_own() -> None:
+    """Adds what models, optimizers and schedules declare, which nothing may have imported yet."""
+    for key, field in table("models/options.py", "FIELDS").items():
+        _insert(f"model.{key}", field)
+    for one in declarations("models"):
+        for key, field in one.value("options", {}).items():
+            _insert(f"model.{key}", field)
+    for one in declarations("training/optimizer.py"):
+        add_choice("optimizer.name", one.name)
+    for one in declarations("training/schedules.py"):
+        fixes = ("duration",) if one.value("until_end") else ()
+        add_choice("optimizer.schedule", one.name, fixes)
+
+
+_add_own()

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.models.published import IMAGE_SIZE, Result, Size
+from xception_jax.models.published import IMAGE_SIZE, Foreign, Result, Size
 from xception_jax.models.registry import MODELS, arguments, register
 
 if TYPE_CHECKING:
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
 __all__ = [
+    "Foreign",
     "check_name",
     "create",
     "describe",
+    "elsewhere",
     "names",
-    "options",
     "overrides",
     "published_results",
     "register",
@@ -40,11 +41,6 @@ def overrides(name: str) -> dict[str, Any]:
     return arguments(card.load()) | card.defaults
 
 
-def options(name: str) -> tuple[str, ...]:
-    """The overrides whose fields a model has declared itself, see `register`."""
-    return MODELS.find(name).options
-
-
 def size(name: str) -> Size:
     """How large a model is. Where it is not written down, it is counted, which takes seconds."""
     if known := MODELS.find(name).size:
@@ -61,6 +57,14 @@ def size(name: str) -> Size:
 def published_results(name: str) -> tuple[Result, ...]:
     """The accuracies that others report of a model."""
     return MODELS.find(name).published
+
+
+def elsewhere(library: str) -> dict[str, Foreign]:
+    """The models that `keras` or `timm` has too, each by our name."""
+    cards = {name: MODELS.find(name) for name in names()}
+    return {
+        name: card.elsewhere[library] for name, card in cards.items() if library in card.elsewhere
+    }
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def create(
     card = MODELS.find(name)
     settings = card.defaults | changes
     made: Any = card.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **settings)
-    made.matmul_precision = matmul_precision
+    made.matmul_precision, made.model_name = matmul_precision, name
     made.frozen()  # raises where `freeze` names no block
     model: nnx.Module = made
     return model

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from xception_jax.models.layers import Conv, Layers
 from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
 _PADDING = "SYMMETRIC"
@@ -171,6 +172,7 @@ class PreactivationBlock(nnx.Module):
     "xception41",
     size=(26_969_560, 9_204_134_312, 1),
     published=[("timm xception41.tf_in1k", 78.550, 94.282)],
+    timm=Foreign("xception41", {"bn_epsilon": 1e-3}, crop=0.903, classifier="head.fc"),
 )
 @register(
     "xception65",
@@ -179,12 +181,15 @@ class PreactivationBlock(nnx.Module):
         ("timm xception65.tf_in1k", 79.558, 94.656),
         ("timm xception65.ra3_in1k", 83.186, 96.596),
     ],
+    # Of the weights that timm takes by itself, `ra3_in1k`; `tf_in1k` has 0.903.
+    timm=Foreign("xception65", {"bn_epsilon": 1e-3}, crop=0.94, classifier="head.fc"),
     middle_blocks=16,
 )
 @register(
     "xception71",
     size=(42_338_736, 17_946_553_928, 1),
     published=[("timm xception71.tf_in1k", 79.920, 94.908)],
+    timm=Foreign("xception71", {"bn_epsilon": 1e-3}, crop=0.903, classifier="head.fc"),
     entry_blocks=((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)),
     middle_blocks=16,
 )
@@ -192,6 +197,7 @@ class PreactivationBlock(nnx.Module):
     "xception41p",
     size=(26_907_752, 9_204_134_312, 1),
     published=[("timm xception41p.ra3_in1k", 81.978, 95.784)],
+    timm=Foreign("xception41p", {"bn_epsilon": 1e-5}, crop=0.94, classifier="head.fc"),
     preactivation=True,
     bn_epsilon=1e-5,
 )
@@ -199,6 +205,7 @@ class PreactivationBlock(nnx.Module):
     "xception65p",
     size=(39_819_560, 13_852_682_216, 1),
     published=[("timm xception65p.ra3_in1k", 83.160, 96.506)],
+    timm=Foreign("xception65p", {"bn_epsilon": 1e-3}, crop=0.94, classifier="head.fc"),
     middle_blocks=16,
     preactivation=True,
 )

@@ -24,9 +24,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xception_jax.config.fields import Field
 from xception_jax.models.inception_modules import AveragePool, Branches, Chain, MaxPool
 from xception_jax.models.layers import ConvNorm, Layers
 from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
 # Channels and window of a convolution, SAME; with a stride, VALID.
@@ -154,6 +156,18 @@ _MIXED: list[Callable[[_Builder, int], Sized]] = [
         ("timm inception_v3.tv_in1k", 77.472, 93.468),
         ("timm inception_v3.gluon_in1k", 78.806, 94.372),
     ],
+    options={
+        "bn_scale": Field(
+            None, "Inception V3: batch normalization has a scale, as in timm; None: False", bool
+        ),
+        "count_padding": Field(
+            None, "Inception V3: average pooling counts padding, as in timm; None: False", bool
+        ),
+    },
+    keras=Foreign("InceptionV3", {"bn_epsilon": 1e-3, "bn_scale": False, "count_padding": False}),
+    timm=Foreign(
+        "inception_v3", {"bn_epsilon": 1e-3, "bn_scale": True, "count_padding": True}, crop=0.875
+    ),
 )
 class InceptionV3(Network):
     """Inception V3; without overrides Keras' network: 23,817,352 parameters at 1000 classes.

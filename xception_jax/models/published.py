@@ -1,6 +1,8 @@
-"""Facts about a model: its size, and published accuracies and weights."""
+"""Facts about a model: its size, published results, and its counterparts in Keras and timm."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 # The published models' image size: its side in pixels.
 IMAGE_SIZE = 299
@@ -38,3 +40,28 @@ class Result:
     top5: float
     source: str
     weights: bool = True
+
+
+# From a model, its layers that have weights, each with its name in the other library.
+NameLayers = Callable[[Any], Iterable[tuple[Any, str | None]]]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """The same model in another library, whose files of weights can be read and written.
+
+    Attributes:
+      name: there: of `keras.applications`, or of `timm.create_model`.
+      overrides: what it computes with there, in the names of our overrides.
+      crop: the share of the shorter side that the library's evaluation keeps; None: its usual one.
+      classifier: the name of the layer of the logits in a timm file.
+      layers: pairs each layer of a model with its name there, for a model that is not built like
+        one of this package. Layers are those of `models.layers` and `nnx.Linear`. For Keras they
+        come in the order of its graph, and None stands for a name that Keras makes up.
+    """
+
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    crop: float | None = None
+    classifier: str = "fc"
+    layers: NameLayers | None = None

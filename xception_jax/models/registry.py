@@ -6,18 +6,17 @@ A model is a class with a decorator, in a file of this package or of a user:
     class AlignedXception(Network):
 """
 
-import ast
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
+from xception_jax.config.declared import declarations
 from xception_jax.config.fields import Field
 from xception_jax.config.registry import Registry, where_is
 from xception_jax.errors import UsageError
-from xception_jax.models.published import Result, Size
+from xception_jax.models.published import Foreign, Result, Size
 
 C = TypeVar("C", bound=type[Any])
 
@@ -30,17 +29,17 @@ class Card:
       name: of the model.
       where: its class, as `module:name`.
       defaults: the arguments of the class that have other defaults for this model.
-      options: those that are fields of `config.model` because this model declares them.
       size, published: see `register`.
+      elsewhere: what the model is in other libraries, by `keras` and `timm`.
       target: the class, where it has been imported.
     """
 
     name: str
     where: str
     defaults: dict[str, Any]
-    options: tuple[str, ...]
     size: Size | None
     published: tuple[Result, ...]
+    elsewhere: Mapping[str, Foreign]
     target: type[Any] | None = None
 
     def load(self) -> type[Any]:
@@ -61,13 +60,15 @@ def register(
     size: tuple[int, int, int] | None = None,
     published: Sequence[tuple[str, float, float]] = (),
     options: Mapping[str, Field] | None = None,
+    keras: Foreign | None = None,
+    timm: Foreign | None = None,
     **defaults: Any,
 ) -> Callable[[C], C]:
     """Decorates the class of a model: a `network.Network`, or an NNX module with its methods.
 
     Its constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
     any overrides, each with a default. An override is set by the field of `config.model` of its
-    name, which exists already (`width`, `dropout`) or is declared in `options`.
+    name, which is one of `models.options` (`width`, `dropout`) or is declared in `options`.
 
     Args:
       name: of the model. One class may have several, by several decorators.
@@ -75,6 +76,7 @@ def register(
         classes; and the least side of an image. None: they are counted when someone asks.
       published: where a result was published, top-1 and top-5 in percent; see `published.Result`.
       options: further fields of `config.model`. Their default is None, for the class' own.
+      keras, timm: the same model in that library, whose weights are then read and written.
       **defaults: arguments of the class that have other defaults for this model.
 
     Raises:
@@ -82,7 +84,8 @@ def register(
     """
 
     def decorate(target: C) -> C:
-        card = _card(name, where_is(target), size, published, options or {}, defaults)
+        elsewhere = {"keras": keras, "timm": timm}
+        card = _card(name, where_is(target), size, published, elsewhere, defaults)
         fields = {f"model.{key}": field for key, field in (options or {}).items()}
         known = arguments(target)
         for key, field in (options or {}).items():
@@ -112,14 +115,16 @@ def _card(
     where: str,
     size: tuple[int, int, int] | None,
     published: Sequence[tuple[str, float, float]],
-    options: Mapping[str, Field],
+    elsewhere: Mapping[str, Foreign | None],
     defaults: dict[str, Any],
 ) -> Card:
     results = tuple(
         Result(top1, top5, source, weights=not source.startswith("arXiv:"))
         for source, top1, top5 in published
     )
-    return Card(name, where, defaults, tuple(options), Size(*size) if size else None, results)
+    known = {library: model for library, model in elsewhere.items() if model is not None}
+    counts = Size(*size) if size else None
+    return Card(name, where, defaults, counts, results, known)
 
 
 def add_own(registry: Registry[Card]) -> None:
@@ -127,26 +132,13 @@ def add_own(registry: Registry[Card]) -> None:
 
     Their modules import JAX, which takes seconds: to list the models must not.
     """
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if "\n@register(" in text:
-            for name, where, settings in _decorators(ast.parse(text), path.stem):
-                size, published = settings.pop("size", None), settings.pop("published", ())
-                registry.add(name, _card(name, where, size, published, {}, settings), where)
-    if not registry.names():
-        raise RuntimeError(f"{Path(__file__).parent} has no .py files, which the models are in")
-
-
-def _decorators(tree: ast.Module, module: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Name, class and further arguments of each `register` in a file; all are literals."""
-    package = __name__.rpartition(".")[0]
-    for node in tree.body:
-        for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
-                assert isinstance(node, ast.ClassDef)
-                settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-                name = ast.literal_eval(call.args[0])
-                yield name, f"{package}.{module}:{node.name}", settings
+    for one in declarations("models"):
+        said = {key: one.value(key, Foreign=Foreign) for key in one.arguments}
+        size, published = said.pop("size", None), said.pop("published", ())
+        elsewhere = {library: said.pop(library, None) for library in ("keras", "timm")}
+        said.pop("options", None)  # `config.schema` reads them
+        card = _card(one.name, one.where, size, published, elsewhere, said)
+        registry.add(one.name, card, one.where)
 
 
 add_own(MODELS)

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xception_jax.config.fields import Field
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
 from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
 
@@ -136,11 +138,44 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{override} is {value!r}{hint} It takes: {', '.join(choices)}")
 
 
+_OPTIONS = {
+    "segments": Field(
+        None,
+        "Xception: of the channels, each with a 3x3 convolution of its own, in separable "
+        "convolutions; None: each channel is one",
+        int,
+        low=1,
+    ),
+    "order": Field(
+        None,
+        "Xception: of the 3x3 and the 1x1 convolution of separable ones; None: spatial_first",
+        str,
+        choices=("spatial_first", "pointwise_first"),
+    ),
+    "intermediate_activation": Field(
+        None, "Xception: between these two; None: none", str, choices=("none", "relu", "elu")
+    ),
+    "residual": Field(None, "Xception: connections around the blocks; None: True", bool),
+    "pool_padding": Field(
+        None,
+        "Xception: of max pooling; same: as TensorFlow; symmetric: as PyTorch; None: the model's "
+        "own default",
+        str,
+        choices=("same", "symmetric"),
+    ),
+}
+_KERAS = Foreign("Xception", {"bn_epsilon": 1e-3, "pool_padding": "same"})
 # timm's port of it differs in these (timm/models/xception.py).
+_TIMM = Foreign("legacy_xception", {"bn_epsilon": 1e-5, "pool_padding": "symmetric"}, crop=0.8975)
+
+
 @register(
     "legacy_xception",
     size=(22_855_952, 8_357_403_496, 7),
     published=[("timm legacy_xception.tf_in1k", 79.058, 94.396)],
+    options=_OPTIONS,
+    keras=_KERAS,
+    timm=_TIMM,
     bn_epsilon=1e-5,
     pool_padding="symmetric",
 )
@@ -148,6 +183,9 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
     "xception",
     size=(22_855_952, 8_357_403_496, 7),
     published=[("arXiv:1610.02357, table 1", 79.0, 94.5), ("keras Xception", 79.0, 94.5)],
+    options=_OPTIONS,
+    keras=_KERAS,
+    timm=_TIMM,
 )
 class Xception(Network):
     """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.

@@ -18,6 +18,7 @@ from xception_jax.data.source import Source
 from xception_jax.training import metrics, optimizer, sharding
 from xception_jax.training import state as state_lib
 from xception_jax.training import step as step_lib
+from xception_jax.training.loss import Loss
 from xception_jax.training.sharding import Layout
 from xception_jax.training.state import TrainState
 
@@ -136,7 +137,7 @@ def _evaluation(
     config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool
 ) -> Callable[[str], Any]:
     # Plain, so that runs which smooth or weigh otherwise can be compared.
-    loss = metrics.Loss(config_lib.loss_name(config, multilabel))
+    loss = Loss(config_lib.loss_name(config, multilabel))
 
     @cache
     def jitted(names: tuple[str, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""The loss of an example, and how right the model's guesses are.
+"""How right the model's guesses are.
 
 The labels of a batch are its entry `label`, int32 `[batch]`, or, where an image has several,
 `labels`, multi-hot uint8 `[batch, classes]`. Which of the two it is decides which metrics there
@@ -6,15 +6,14 @@ are: `top1` and, from 20 classes on, `top5`; or `map`, `precision` and `recall`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
-from xception_jax.errors import UsageError, nearest
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.errors import UsageError
 from xception_jax.training import sharding
 
 # Of the mean average precision, as in the paper's JFT experiments (arXiv:1610.02357v3, section
@@ -27,57 +26,6 @@ TOP5_CLASSES = 20
 # What the sum of a metric is divided by; all others by the number of examples.
 _DIVISORS = {"map": "labelled", "precision": "guesses", "recall": "positives"}
 _COUNTS = ("examples", *_DIVISORS.values())
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The loss of each example: `loss(logits, targets)`, float32 `[batch]`.
-
-    Attributes:
-      name: `softmax`: cross entropy with the distribution that the targets are. `sigmoid`: binary
-        cross entropy of each class by itself, summed over the classes (the mean that PyTorch and
-        Keras take is smaller by the number of classes, and the gradient of each class with it).
-      smoothing: share of the targets spread evenly over all classes, `(1 - s) * t + s / classes`
-        (arXiv:1512.00567, section 7); for `sigmoid` too.
-      class_weights: a factor on the loss of each class, or None. With `softmax` it weighs the
-        class' part of the target, with `sigmoid` both terms of the class' cross entropy. The
-        batch's loss stays the sum over its examples divided by their number, whatever they weigh.
-    """
-
-    name: str = "softmax"
-    smoothing: float = 0.0
-    class_weights: tuple[float, ...] | None = None
-
-    def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """The loss of each example.
-
-        Args:
-          logits: float32 `[batch, classes]`.
-          targets: int32 `[batch]`, each below the number of classes (the data's side checks it),
-            or multi-hot or soft, `[batch, classes]` of any dtype.
-        """
-        losses: jax.Array
-        weights = None
-        if self.class_weights is not None:
-            weights = jnp.asarray(self.class_weights, jnp.float32)
-        if self.name == "softmax" and targets.ndim == 1 and not self.smoothing:
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            return losses if weights is None else losses * weights[targets]
-        if targets.ndim == 1:
-            targets = jax.nn.one_hot(targets, logits.shape[-1])
-        targets = targets.astype(jnp.float32)
-        if self.smoothing:
-            targets = optax.smooth_labels(targets, self.smoothing)
-        if self.name == "softmax":
-            weighted = targets if weights is None else targets * weights
-            losses = optax.softmax_cross_entropy(logits, weighted)
-        else:
-            losses = optax.sigmoid_binary_cross_entropy(logits, targets)
-            losses = jnp.sum(losses if weights is None else losses * weights, axis=-1)
-        return losses
-
-
-SOFTMAX = Loss()
 
 
 def labels_of(batch: dict[str, Any]) -> Any:
@@ -143,38 +91,40 @@ def names(classes: int, multilabel: bool) -> list[str]:
 # Of each example: from logits, float32 `[batch, classes]`, and the batch to float32 `[batch]`.
 PerExample = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
 Registered = tuple[tuple[str, PerExample], ...]
-_REGISTERED: dict[str, PerExample] = {}
+_METRICS = Registry[PerExample]("metric")
 # What else stands beside metrics in a record of `metrics.jsonl` and in the result of a command.
 _OF_RECORDS = ("skipped", "kind", "step", "time", "weights", "split", "seconds")
 
 
 def register(name: str) -> Callable[[PerExample], PerExample]:
-    """Adds a metric that `eval.metrics` can name; a later one of the same name takes its place.
+    """Decorates a metric that `config.eval.metrics` can name.
 
     Its function takes the logits, float32 `[batch, classes]`, and the batch, and gives a number for
     each example, `[batch]`. It is compiled, so it is written with `jax.numpy`. The metric is the
     mean over the set's examples.
-    """
-    taken = (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, *_OF_RECORDS)
-    if name in taken or "/" in name:
-        raise ValueError(f"{name!r} is taken already, or has a slash in it; take another name")
 
-    def add(function: PerExample) -> PerExample:
-        _REGISTERED[name] = function
+    Args:
+      name: of the metric, without a slash.
+
+    Raises:
+      UsageError: the name is taken, or has a slash.
+    """
+
+    def decorate(function: PerExample) -> PerExample:
+        taken = (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, *_OF_RECORDS)
+        if name in taken or "/" in name:
+            raise UsageError(
+                f"metric {name!r} is taken already, or has a slash in it; take another name"
+            )
+        _METRICS.add(name, function, where_is(function))
         return function
 
-    return add
+    return decorate
 
 
 def registered(asked: tuple[str, ...]) -> Registered:
     """The metrics of these names; raises `UsageError` for one that is not there."""
-    for name in asked:
-        if name not in _REGISTERED:
-            raise UsageError(
-                f"config.eval.metrics names {name!r}, which no imported file registers"
-                f"{nearest(name, _REGISTERED)}"
-            )
-    return tuple((name, _REGISTERED[name]) for name in asked)
+    return tuple((name, _METRICS.find(name, "config.eval.metrics")) for name in asked)
 
 
 def further_sums(

@@ -1,6 +1,5 @@
-"""Learning-rate schedules and optimizers, put together from Optax' parts."""
+"""Optimizers by name, put together from Optax' parts."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,60 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration, Field
 from xception_jax.config.registry import Registry, where_is
-from xception_jax.config.schema import add_choice
-
-
-def make_schedule(
-    name: str,
-    *,
-    learning_rate: float,
-    total_steps: int,
-    warmup_steps: int = 0,
-    decay_rate: float = 0.94,
-    decay_steps: Fraction | int = 1,
-) -> optax.Schedule:
-    """A linear warm-up from 0, then a schedule that counts its steps from the warm-up's end.
-
-    Args:
-      name: `constant`; `cosine`, reaching 0 at `total_steps`; or `staircase`, which multiplies by
-        `decay_rate` every `decay_steps` (the paper's, section 4.2). Where these are no whole
-        number, the k-th decay is at the first step not before `k * decay_steps`. At least 1.
-      learning_rate: at its highest.
-    """
-    after = {
-        "constant": lambda: optax.constant_schedule(learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            learning_rate, max(total_steps - warmup_steps, 1)
-        ),
-        "staircase": lambda: _staircase(
-            learning_rate, decay_rate, max(Fraction(decay_steps), Fraction(1)), total_steps
-        ),
-    }[name]()
-    if not warmup_steps:
-        return after
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([warmup, after], [warmup_steps])
-
-
-def _staircase(rate: float, decay_rate: float, every: Fraction, total: int) -> optax.Schedule:
-    """`rate * decay_rate ** (count // every)`, in whole numbers: float32 ends at 2^24 steps."""
-    if every.denominator == 1:
-        return lambda count: rate * jnp.power(decay_rate, jnp.float32(count // int(every)))
-    # A table, for the product of a step and the denominator may be above 2^32.
-    first = np.array([math.ceil(k * every) for k in range(1, int(total / every) + 1)], np.int32)
-
-    def schedule(count: Any) -> jax.Array:
-        decays = jnp.searchsorted(jnp.asarray(first), count, side="right")
-        return rate * jnp.power(decay_rate, jnp.float32(decays))
-
-    return schedule
+from xception_jax.training import schedules
+from xception_jax.training.schedules import make_schedule
 
 
 def decayed(params: Any) -> Any:
@@ -111,7 +63,7 @@ class _Entry:
     decay_mode: str
 
 
-_OPTIMIZERS = Registry[_Entry]("optimizer")
+_OPTIMIZERS = Registry[_Entry]("optimizer", "optimizer.name")
 
 
 def register(
@@ -135,7 +87,6 @@ def register(
     def decorate(make: MakeParts) -> MakeParts:
         fields = {f"optimizer.{key}": field for key, field in (options or {}).items()}
         _OPTIMIZERS.add(name, _Entry(make, decay_mode), where_is(make), fields)
-        add_choice("optimizer.name", name)
         return make
 
     return decorate
@@ -234,15 +185,21 @@ def from_config(
     """The optimizer and the schedule a config asks for, of data of `epoch` examples."""
     opt, size = config.optimizer, {"batch_size": config.data.batch_size, "epoch": epoch}
     scale = config.data.batch_size / opt.reference_batch if opt.reference_batch else 1.0
+
+    def steps(duration: str) -> Fraction:
+        return Fraction(Duration.parse(duration).examples(**size), config.data.batch_size)
+
     schedule = make_schedule(
         opt.schedule,
         learning_rate=opt.learning_rate * scale,
         total_steps=Duration.parse(config.duration).steps(**size),
         warmup_steps=Duration.parse(opt.warmup).steps(**size),
         decay_rate=opt.decay_rate,
-        decay_steps=Fraction(
-            Duration.parse(opt.decay_every).examples(**size), config.data.batch_size
-        ),
+        decay_steps=steps(opt.decay_every),
+        **{
+            name: steps(opt[name]) if field.duration else opt[name]
+            for name, field in schedules.options(opt.schedule).items()
+        },
     )
     fields = {name: value for name, value in opt.items() if name not in _OF_THE_SCHEDULE}
     return make_optimizer(opt.name, schedule, **fields), schedule

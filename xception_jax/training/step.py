@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax.augment import pipeline
 from xception_jax.training import metrics, sharding
+from xception_jax.training.loss import SOFTMAX, Loss
 from xception_jax.training.sharding import Layout
 from xception_jax.training.state import (
     TrainState,
@@ -60,7 +61,7 @@ class StepConfig:
     seed: int = 0
     augmentation: pipeline.Augmentation = field(default_factory=pipeline.Augmentation)
     classes: int | None = None
-    loss: metrics.Loss = metrics.SOFTMAX
+    loss: Loss = SOFTMAX
     accumulate: int = 1
     virtual_batch: int | None = None
     ema_decay: float = 0.0
@@ -87,7 +88,7 @@ class StepConfig:
             seed=config.seed,
             augmentation=pipeline.Augmentation.from_config(config.augment),
             classes=classes,
-            loss=metrics.Loss(
+            loss=Loss(
                 config_lib.loss_name(config, multilabel),
                 config.loss.label_smoothing,
                 config.loss.class_weights,
@@ -211,7 +212,7 @@ def split_microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> B
 
 def evaluate_batch(
     graphdef: Any,
-    loss: metrics.Loss,
+    loss: Loss,
     mesh: Mesh,
     further: metrics.Registered,
     weights: Tree,
@@ -240,7 +241,7 @@ def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, 
 
 
 def jit_evaluate_batch(
-    graphdef: Any, loss: metrics.Loss, layout: Layout, further: metrics.Registered = ()
+    graphdef: Any, loss: Loss, layout: Layout, further: metrics.Registered = ()
 ) -> Callable[[Tree, Batch], Scalars]:
     """`evaluate_batch` on the layout's devices, with `layout.weights`."""
     replicated, by_example = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)

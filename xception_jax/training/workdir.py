@@ -127,9 +127,11 @@ def _check_known(path: Path, flat: dict[str, Any]) -> None:
     for name, known in {
         "model.name": models.names(),
         "optimizer.name": config_lib.SCHEMA["optimizer.name"].choices,
+        "optimizer.schedule": config_lib.SCHEMA["optimizer.schedule"].choices,
     }.items():
         if isinstance(flat.get(name), str) and flat[name] not in known:
-            unknown.append(f"{name.replace('.name', '')} {flat[name]!r}")
+            kind = name.removesuffix(".name").rpartition(".")[2]
+            unknown.append(f"{kind} {flat[name]!r}")
     if unknown:
         raise UsageError(
             f"{path} has {', '.join(unknown)}, which this package does not have; if the run was "

@@ -15,20 +15,18 @@ import numpy as np
 from xception_jax import models
 from xception_jax.config import SCHEMA
 from xception_jax.errors import UsageError
+from xception_jax.models.options import OF_TRAINING
 from xception_jax.weights import files, safetensors_files
-
-# The overrides that change which tensors exist or what they compute; the others affect training.
-ARCHITECTURE = (
-    "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
-    "residual", "pool_padding", "count_padding", "pooling", "fc_units", "bn_epsilon",
-    "bn_scale",
-)  # fmt: skip
 
 
 def architecture(name: str) -> tuple[str, ...]:
     """The overrides of a model that change which tensors it has or what they compute."""
-    own = (key for key in models.options(name) if not SCHEMA[f"model.{key}"].harmless)
-    return (*ARCHITECTURE, *own)
+    fields = {key: SCHEMA.get(f"model.{key}") for key in models.overrides(name)}
+    return tuple(
+        key
+        for key, field in fields.items()
+        if field is not None and not field.harmless and key not in OF_TRAINING
+    )
 
 
 _LARGEST = 10_000_000  # of any number in a header
@@ -100,8 +98,7 @@ def _about(held: Any, tensors: int) -> About:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in held["overrides"].items()
     }
-    known = set(architecture(held["model"])) & set(models.overrides(held["model"]))
-    _check_keys(overrides, known, "override")
+    _check_keys(overrides, set(architecture(held["model"])), "override")
     for name, value in overrides.items():
         _check(f"model.{name}", value)
         count = len(value) if isinstance(value, tuple) else value

@@ -13,12 +13,10 @@ from flax import nnx
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
-from xception_jax.models.aligned_xception import AlignedXception
 from xception_jax.models.inception_modules import AveragePool
-from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.layers import BatchNorm
 from xception_jax.models.network import Network
-from xception_jax.models.xception import Unit, Xception
+from xception_jax.models.xception import Unit
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
 from xception_jax.weights import converted, files, safetensors_files
@@ -39,12 +37,6 @@ from xception_jax.weights.timm import names as timm_names
 FORMATS = ("keras", "timm", "xception_jax")
 
 _MAPS = {"keras": keras_names.tensors, "timm": timm_names.tensors}
-_OVERRIDES = {"keras": keras_names.OVERRIDES, "timm": timm_names.OVERRIDES}
-_HEADS = {
-    "keras": ("dense/", "dense_"),
-    "timm": ("fc.", "head.fc."),
-    "xception_jax": ("params.head.",),
-}
 _PREPROCESSING: dict[str, dict[str, Any]] = {
     "keras": {"image_size": 299, "eval_preset": "keras", "eval_crop": 1.0,
               "interpolation": "nearest"},
@@ -116,7 +108,7 @@ class Pretrained:
             keras_files.check_order(keras_names.layers(model), self.keras.layer_names, source)
             expected = keras_names.tensors(model, by_name=self.keras.by_name)
         if without_head:
-            heads = _HEADS[self.format]
+            heads = _heads(self.format, name)
             found = {key: array for key, array in found.items() if not key.startswith(heads)}
         return to_ours(expected, found, source)
 
@@ -136,8 +128,9 @@ class Pretrained:
         origin, preset = self.origin, self.preprocessing.get("eval_preset", "area")
         while isinstance(origin.get("of"), dict):
             origin = origin["of"]
-        if origin.get("format") == preset == "timm" and name in timm_names.CROPS:
-            return timm_names.CROPS[name]
+        theirs = models.elsewhere("timm").get(name)
+        if origin.get("format") == preset == "timm" and theirs and theirs.crop is not None:
+            return theirs.crop
         return config_lib.own_crop(preset)
 
     def notes(self) -> list[str]:
@@ -167,23 +160,30 @@ def library_overrides(format: str, name: str) -> dict[str, Any]:
       UsageError: the library has no such model.
     """
     models.overrides(name)
-    known = _OVERRIDES.get(format)
-    if known is None:
+    if format not in _MAPS:
         return {}
+    known = models.elsewhere(format)
     if name not in known:
         raise UsageError(f"{format} has no {name}; it has: {', '.join(known)}")
-    return known[name]
+    return dict(known[name].overrides)
 
 
 def names(format: str) -> list[str]:
     """The names of the models that a format can hold."""
-    return sorted(_OVERRIDES.get(format, models.names()))
+    return sorted(models.elsewhere(format)) if format in _MAPS else models.names()
+
+
+def _heads(format: str, name: str) -> tuple[str, ...]:
+    """The prefixes of a model's head tensors in a format."""
+    if format == "timm":
+        return (f"{models.elsewhere(format)[name].classifier}.",)
+    return {"keras": ("dense/", "dense_"), "xception_jax": ("params.head.",)}[format]
 
 
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """All of a model's overrides that matter for its weights, with the given changes applied."""
     built = models.overrides(name) | changes
-    return {key: built[key] for key in converted.architecture(name) if key in built}
+    return {key: built[key] for key in converted.architecture(name)}
 
 
 def open_pretrained(
@@ -285,7 +285,7 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Pretrained:
 
 def _from_timm(path: Path, origin: dict[str, Any]) -> Pretrained:
     found, notes = timm_files.read(path)
-    biases = [found[name].shape for name in timm_names.CLASSIFIERS if name in found]
+    biases = [found[name].shape for name in timm_names.classifier_biases() if name in found]
     return Pretrained(
         path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
         said=tuple(notes),
@@ -324,7 +324,7 @@ def _from_run(path: Path, step: str, weights: str | None) -> Pretrained:
     )  # fmt: skip
 
 
-def load(model: nnx.Module, path: str | Path) -> None:
+def load(model: Any, path: str | Path) -> None:
     """Fills a model with weights, in place.
 
     If the model has no classifier, the classifier of the weights is ignored.
@@ -338,7 +338,7 @@ def load(model: nnx.Module, path: str | Path) -> None:
         shape, or the weights need another epsilon or padding.
     """
     source, own = open_pretrained(Path(path)), variables(model)
-    name = source.model or _name_of(model)
+    name = source.model or model.model_name
     asked = source.overrides(name)
     for trait, value in _traits(model).items():
         if asked.get(trait, value) != value:
@@ -351,22 +351,6 @@ def load(model: nnx.Module, path: str | Path) -> None:
         source.check_whole()
     for tensor, array in source.tensors(model, name, without_head=headless).items():
         own[tensor][...] = array
-
-
-def _name_of(model: Any) -> str:
-    """The name of the model with this architecture, of any width.
-
-    Raises:
-      UsageError: no such model has published weights.
-    """
-    for kind, name in ((Xception, "xception"), (InceptionV3, "inception_v3")):
-        if isinstance(model, kind):
-            return name
-    if not isinstance(model, AlignedXception):
-        raise UsageError(f"neither Keras nor timm has weights for a {type(model).__name__}")
-    flows = len(model.entry_flow), len(model.middle_flow)
-    depth = {(3, 16): 65, (5, 16): 71}.get(flows, 41)
-    return f"xception{depth}{'p' if hasattr(model.entry_flow[0], 'bn') else ''}"
 
 
 def _traits(model: nnx.Module) -> dict[str, Any]:

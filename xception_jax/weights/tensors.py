@@ -11,6 +11,7 @@ from flax import nnx
 from xception_jax import models
 from xception_jax.errors import UsageError
 from xception_jax.models.layers import BatchNorm, Conv, Depthwise, Pointwise, SeparableConv
+from xception_jax.models.published import NameLayers
 
 # Tensors by name: arrays, or objects with a shape that `np.asarray` turns into arrays.
 Tensors = Mapping[str, Any]
@@ -123,6 +124,36 @@ def parts(layer: nnx.Module) -> Iterator[tuple[str, Any]]:
     else:
         raise UsageError("a separable convolution with several channels per segment has no "
                          "counterpart in Keras or timm")  # fmt: skip
+
+
+def layers_of(
+    library: str, model: Any, known: Mapping[type, NameLayers]
+) -> Iterable[tuple[Any, str | None]]:
+    """The layers of a model that have weights, each with its name in another library.
+
+    Args:
+      library: `keras` or `timm`.
+      model: from `models.create`.
+      known: how the layers of the models of this package, and of classes derived from them, are
+        named; a model may have declared its own, see `models.Foreign`.
+
+    Raises:
+      UsageError: the library has no such model, or nothing names its layers.
+    """
+    name = model.model_name
+    theirs = models.elsewhere(library)
+    if name not in theirs:
+        raise UsageError(f"{library} has no {name}; it has: {', '.join(theirs)}")
+    own = theirs[name].layers
+    if own is not None:
+        return own(model)
+    for kind, rule in known.items():
+        if isinstance(model, kind):
+            return rule(model)
+    raise UsageError(
+        f"nothing names the layers of a {type(model).__name__} in {library}; its "
+        f"Foreign({theirs[name].name!r}) needs layers="
+    )
 
 
 def to_ours(expected: list[Tensor], found: Tensors, source: str) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Where the figures of a run go besides `metrics.jsonl`: writers, by name.
 
-A writer is a class with `register("name")`, that `log.writers` names. A file beside the
-user's config can add one. Process 0 alone has writers.
+A writer is a class with `register("name")`, that `log.writers` names. A file beside the user's
+config can add one. Process 0 alone has writers.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xception_jax.errors import UsageError, nearest
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.errors import UsageError
 from xception_jax.utils.files import write_atomically
 
 # What servers may take at the end of a run, all together, until the run ends without them.
@@ -103,37 +104,35 @@ class _Kind:
     local: bool
 
 
-_KINDS: dict[str, _Kind] = {}
+_KINDS = Registry[_Kind]("log writer")
 
 
 def register(
     name: str, *, needs: str = "", install: str = "", local: bool = False
 ) -> Callable[[MakeWriter], MakeWriter]:
-    """Adds a writer that `log.writers` can name; a later one of the same name takes its place.
+    """Decorates a writer that `config.log.writers` can name.
 
     Args:
       name: of the writer.
       needs: a package that it imports; a run refuses to start without it.
       install: what `pip install` is to be given then, if not `needs`.
       local: it writes files, and is called without a thread of its own; its errors end the run.
+
+    Raises:
+      UsageError: the name is taken.
     """
 
-    def add(make: MakeWriter) -> MakeWriter:
-        _KINDS[name] = _Kind(make, needs, install or needs, local)
+    def decorate(make: MakeWriter) -> MakeWriter:
+        _KINDS.add(name, _Kind(make, needs, install or needs, local), where_is(make))
         return make
 
-    return add
+    return decorate
 
 
 def check(names: Sequence[str]) -> None:
     """Raises `UsageError` for a writer that is unknown, or whose package is missing."""
     for name in names:
-        if name not in _KINDS:
-            raise UsageError(
-                f"config.log.writers names {name!r}{nearest(name, _KINDS) or ';'} "
-                f"There are: {', '.join(sorted(_KINDS))}"
-            )
-        kind = _KINDS[name]
+        kind = _KINDS.find(name, "config.log.writers")
         if kind.needs and not _is_installed(kind.needs):
             raise UsageError(
                 f"config.log.writers names {name!r}, which needs: pip install '{kind.install}'"
@@ -148,7 +147,7 @@ def _is_installed(package: str) -> bool:
 
 def create(name: str, info: RunInfo, say: Callable[[str], None]) -> LogWriter:
     """A writer that `check` knows; see `Background` for the arguments."""
-    kind = _KINDS[name]
+    kind = _KINDS.find(name)
     return kind.make(info) if kind.local else Background(name, info, kind.make, say)
 
 

@@ -7,7 +7,7 @@ depend on what the process has built before; given names do not.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,16 +15,11 @@ from flax import nnx
 
 from xception_jax.errors import UsageError
 from xception_jax.models.inception_modules import Branches, Chain
+from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.layers import BatchNorm, ConvNorm, SeparableConv
+from xception_jax.models.published import NameLayers
 from xception_jax.models.xception import Xception
-from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, parts
-
-# What Keras' models compute with, in the names of our overrides.
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "xception": {"bn_epsilon": 1e-3, "pool_padding": "same"},
-    "legacy_xception": {"bn_epsilon": 1e-3, "pool_padding": "same"},
-    "inception_v3": {"bn_epsilon": 1e-3, "bn_scale": False, "count_padding": False},
-}
+from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, layers_of, parts
 
 _AXES = {
     "depthwise": AxisOrder(lambda x: x.swapaxes(2, 3), lambda x: x.swapaxes(2, 3)),
@@ -71,12 +66,10 @@ def layers(model: Any) -> list[Layer]:
     Raises:
       UsageError: Keras has no such model, or no counterpart of some tensor.
     """
-    kind = type(model).__name__
-    if kind not in _PLACES:
-        raise UsageError("of the models here, keras.applications has only Xception and InceptionV3")
-    names, places, made_up = Names(model), Counter[str](), _made_up_names(model)
-    found = []
-    for layer, name in _PLACES[kind](model):
+    names, places, found = Names(model), Counter[str](), []
+    placed = list(layers_of("keras", model, _LAYERS))
+    made_up = _made_up_names(model, placed)
+    for layer, name in placed:
         theirs = _class_of(layer)
         key = f"{theirs}_{places[theirs]}" if places[theirs] else theirs
         places[theirs] += 1
@@ -89,8 +82,9 @@ def layers(model: Any) -> list[Layer]:
         if theirs in ("conv2d", "dense"):
             legacy = ["kernel", "bias"][: len(held)]
         found.append(Layer(key, name or made_up[id(layer)], name is not None, tensors, legacy))
-    names.check_complete([t for layer in found for t in layer.tensors], f"Keras' {kind}")
-    if kind == "InceptionV3" and model.stem.layers[0].bn.scale is not None:
+    library = f"Keras' {type(model).__name__}"
+    names.check_complete([t for layer in found for t in layer.tensors], library)
+    if isinstance(model, InceptionV3) and next(_conv_norms(model.stem)).bn.scale is not None:
         raise UsageError("Keras' InceptionV3 has no scale in its batch normalization (bn_scale)")
     return found
 
@@ -120,13 +114,21 @@ def _class_of(layer: nnx.Module) -> str:
     return "dense" if isinstance(layer, nnx.Linear) else "conv2d"
 
 
-def _made_up_names(model: Any) -> dict[int, str]:
+def _made_up_names(model: Any, placed: list[tuple[Any, str | None]]) -> dict[int, str]:
     """Generated names of the layers without a given name, numbered in the order of creation."""
     if isinstance(model, Xception):
         made: list[Any] = [block.skip for _, block in model.blocks() if hasattr(block, "skip")]
         made = [skip for skip in made if skip is not None]
-    else:
+    elif isinstance(model, InceptionV3):
         made = [layer for _, block in model.blocks() for layer in _conv_norms(block)]
+    else:
+        counts, found = Counter[str](), {}
+        for layer, name in placed:
+            if name is None:
+                theirs = _class_of(layer)
+                found[id(layer)] = f"{theirs}_{counts[theirs]}" if counts[theirs] else theirs
+                counts[theirs] += 1
+        return found
     names: dict[int, str] = {}
     for i, layer in enumerate(made):
         end = f"_{i}" if i else ""
@@ -196,7 +198,4 @@ def _distances(module: Any, end: int) -> tuple[list[tuple[int, nnx.Module]], int
     return [], end + 1  # a pooling
 
 
-_PLACES: dict[str, Callable[[Any], Iterator[_Placed]]] = {
-    "Xception": _xception,
-    "InceptionV3": _inception,
-}
+_LAYERS: dict[type, NameLayers] = {Xception: _xception, InceptionV3: _inception}

@@ -1,4 +1,4 @@
-"""What evaluation takes: further sets (`eval.also`), further metrics, and what is best."""
+"""What the fields `eval.*` mean: further sets, further metrics, and which step is the best."""
 
 import math
 import re
