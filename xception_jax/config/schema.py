@@ -338,7 +338,7 @@ def add_field(name: str, field: Field, owner: str) -> None:
 
 
 def _insert(name: str, field: Field) -> None:
-    """Sets a field; a new one comes after the last of its section."""
+    """Sets a field; a new one is inserted after the last of its section."""
     SCHEMA[name] = field
     sections = [*dict.fromkeys(each.partition(".")[0] for each in SCHEMA)]
     ordered = sorted(SCHEMA.items(), key=lambda item: sections.index(item[0].partition(".")[0]))
@@ -350,9 +350,9 @@ def add_choice(name: str, choice: str, fixes: Iterable[str] = ()) -> None:
     """Adds a value to the choices of a field.
 
     Args:
-      name: of the field.
+      name: the field's name.
       choice: the value.
-      fixes: fields that a run with this value cannot change once it has begun, see `may_change`.
+      fixes: fields that a started run with this value cannot change, see `may_change`.
     """
     field = SCHEMA[name]
     if choice not in field.choices:
@@ -371,7 +371,7 @@ def describe() -> str:
 
 
 def _add_own() -> None:
-    """Adds what models, optimizers and schedules declare, which nothing may have imported yet."""
+    """Adds the fields and choices of models, optimizers and schedules without importing them."""
     for key, field in table("models/options.py", "FIELDS").items():
         _insert(f"model.{key}", field)
     for one in declarations("models"):

@@ -42,22 +42,22 @@ class Result:
     weights: bool = True
 
 
-# From a model, its layers that have weights, each with its name in the other library.
+# Takes a model; returns its layers with weights, each with its name in the other library.
 NameLayers = Callable[[Any], Iterable[tuple[Any, str | None]]]
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """The same model in another library, whose files of weights can be read and written.
+    """The same model in Keras or timm, whose weights files can be read and written.
 
     Attributes:
-      name: there: of `keras.applications`, or of `timm.create_model`.
-      overrides: what it computes with there, in the names of our overrides.
-      crop: the share of the shorter side that the library's evaluation keeps; None: its usual one.
-      classifier: the name of the layer of the logits in a timm file.
-      layers: pairs each layer of a model with its name there, for a model that is not built like
-        one of this package. Layers are those of `models.layers` and `nnx.Linear`. For Keras they
-        come in the order of its graph, and None stands for a name that Keras makes up.
+      name: its name in `keras.applications` or `timm.create_model`.
+      overrides: the overrides that make this package's model compute the same.
+      crop: the share of the shorter side that the library's evaluation keeps; None: its default.
+      classifier: the name of the classifier layer in a timm file.
+      layers: pairs each layer of a model with its name in the library, for a model that is not
+        built like one of this package. Layers are those of `models.layers` and `nnx.Linear`. For
+        Keras they are in the order of its graph, with None for names that Keras generates.
     """
 
     name: str

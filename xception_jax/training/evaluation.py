@@ -1,4 +1,4 @@
-"""Exact metrics over a whole split, in a run and after it."""
+"""Exact metrics over full splits, in a run and after it."""
 
 import collections
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ from xception_jax.training.sharding import Layout
 from xception_jax.training.state import Tree
 from xception_jax.training.step import Scalars
 
-# Batches dispatched before the first one's sums are fetched.
+# The number of batches that are dispatched before the sums of the first are fetched.
 _BATCHES_AHEAD = 2
 
 
 def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
-    """The batch of evaluation: as asked, else as the config says, rounded up to the devices."""
+    """The batch size of evaluation: `asked` or the config's, rounded up to the devices."""
     limit = config.optimizer.microbatch * devices or config.data.batch_size
     size = asked or config.eval.batch_size or min(config.data.batch_size, limit)
     return -(-size // devices) * devices
@@ -31,13 +31,13 @@ def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates weights on a split: each example exactly once, whatever the batch and the mesh.
+    """Evaluates weights on a split, each example exactly once, for any batch size and mesh.
 
     Attributes:
-      reader: of the split.
-      layout: whose weights `evaluate_batch` takes.
+      reader: reads the split.
+      layout: the layout of the weights for `evaluate_batch`.
       evaluate_batch: the jitted step.
-      batch_size: over all devices, which divide it.
+      batch_size: over all devices, divisible by their number.
     """
 
     reader: Reader
@@ -54,12 +54,12 @@ class Evaluator:
         layout: Layout,
         batch_size: int = 0,
     ) -> "Evaluator":
-        """For a config and its jitted step.
+        """An evaluator for a config and its jitted step.
 
-        `batch_size` overrides the config's, and is rounded up to the devices.
+        `batch_size` overrides the config's; it is rounded up to the devices.
         """
         return cls(
-            # Without workers: to start them would take longer than most evaluations.
+            # Without workers: starting them would take longer than most evaluations.
             reader=Reader.from_config(config, source),
             layout=layout,
             evaluate_batch=evaluate_batch,
@@ -72,13 +72,19 @@ class Evaluator:
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """`loss` and the metrics of `metrics.means`, over how many `examples`; and `skipped`.
+        """Evaluates the split once.
 
-        `skips` takes the examples that cannot be used; None: there may be none. None is returned
-        where `stop_requested`, asked after each batch, says so.
+        The host sums in double precision. It fetches the sums of a batch while the next batches
+        are computed.
 
-        Sums run in double precision on the host; each batch's are fetched while the next ones are
-        computed.
+        Args:
+          weights: with the shardings of `layout.weights`.
+          skips: handles examples that cannot be used; None: raise an error for them.
+          stop_requested: called after each batch.
+
+        Returns:
+          `loss`, the metrics of `metrics.means`, the number of `examples`, and `skipped`. None if
+          stopped.
         """
         batches = self.reader.evaluation_batches(
             batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
@@ -97,7 +103,7 @@ class Evaluator:
         examples = int(totals["examples"])
         if not examples:
             raise RunError(f"no example of {self.reader.source.name} can be used")
-        # Over all processes; each example counts once.
+        # Sums over all processes; each example counts once.
         return {
             **metrics.means(totals),
             "examples": examples,
@@ -107,10 +113,10 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Evaluators:
-    """Evaluates weights on several sets, one after the other.
+    """Evaluates weights on several sets in turn.
 
     Attributes:
-      sets: by name; the run's own, of `data.eval_split`, has the empty name and is the first.
+      sets: evaluators by name; `data.eval_split` has the empty name and is the first.
     """
 
     sets: Mapping[str, Evaluator]
@@ -124,7 +130,7 @@ class Evaluators:
         layout: Layout,
         batch_size: int = 0,
     ) -> "Evaluators":
-        """See `Evaluator.create`; `evaluate_batch` gives the jitted step of a set."""
+        """See `Evaluator.create`; `evaluate_batch` returns the jitted step of a set."""
         return cls(
             {
                 name: Evaluator.create(config, evaluate_batch(name), source, layout, batch_size)
@@ -134,7 +140,7 @@ class Evaluators:
 
     @property
     def own(self) -> Evaluator:
-        """That of `data.eval_split`."""
+        """The evaluator of `data.eval_split`."""
         return self.sets[""]
 
     def __call__(
@@ -143,13 +149,13 @@ class Evaluators:
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
-        """What each `Evaluator` finds, with the set's name before: `top1`, `real/top1`.
+        """The results of each `Evaluator`, prefixed by the set's name: `top1`, `real/top1`.
 
-        None where `stop_requested` says so, in whichever set.
+        None if stopped in any set.
         """
         results: dict[str, Any] = {}
         for name, evaluator in self.sets.items():
-            # The first gathers them, the others take them as they are then.
+            # The first evaluator gathers the weights; the others reuse them.
             weights = gathered(weights, evaluator.layout.weights)
             found = evaluator(weights, skips, stop_requested)
             if found is None:
@@ -168,7 +174,7 @@ def by_set(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def gathered(weights: Tree, shardings: Any) -> Tree:
-    """The weights where they are taken: once, not for each batch. None is copied that is there."""
+    """The weights with these shardings, gathered once, not per batch; unchanged if already so."""
     wanted = jax.tree.leaves(sharding.place(weights, shardings))
     there = jax.tree.leaves(weights)
     if all(
@@ -179,5 +185,5 @@ def gathered(weights: Tree, shardings: Any) -> Tree:
 
 
 def _floats(sums: Scalars) -> dict[str, float]:
-    """Fetched as Python's floats: numpy's float32 would go on adding in single precision."""
+    """The sums as Python floats: numpy's float32 would continue to add in single precision."""
     return {name: float(value) for name, value in jax.device_get(sums).items()}

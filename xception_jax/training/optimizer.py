@@ -1,4 +1,4 @@
-"""Optimizers by name, put together from Optax' parts."""
+"""Optimizers by name, assembled from Optax's transformations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from xception_jax.training.schedules import make_schedule
 
 
 def decayed(params: Any) -> Any:
-    """True for the leaves that weight decay acts on: kernels, not biases nor batch norm's."""
+    """True for the leaves with weight decay: kernels, but not biases or batch norm."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
-    """LAMB's factor |w| / |update|, where the mask is true; elsewhere the update stays.
+    """LAMB's factor |w| / |update| where the mask is true; other updates do not change.
 
-    Its state is that of Optax' own, so that runs from before this mask go on.
+    The state has the same structure as Optax's, so that older runs can continue.
     """
     whole = optax.scale_by_trust_ratio()
 
@@ -41,19 +41,18 @@ def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None) -> optax.GradientTr
 
 @dataclass(frozen=True)
 class Parts:
-    """An optimizer between the gradient and the weights, in the order in which it acts.
+    """The parts of an optimizer in the order in which they are applied.
 
     Attributes:
-      direction: makes a direction of the gradient.
-      step: makes a step of the direction, by the learning rate; None: the rate times minus one.
-        Decoupled weight decay comes before.
+      direction: turns the gradient into a direction. Decoupled weight decay follows.
+      step: turns the direction into a step by the learning rate; None: times minus the rate.
     """
 
     direction: list[optax.GradientTransformation]
     step: list[optax.GradientTransformation] | None = None
 
 
-# From the fields of `config.optimizer` and the schedule.
+# Takes the fields of `config.optimizer` and the schedule.
 MakeParts = Callable[[Any, optax.Schedule], "Parts | optax.GradientTransformation"]
 
 
@@ -69,19 +68,19 @@ _OPTIMIZERS = Registry[_Entry]("optimizer", "optimizer.name")
 def register(
     name: str, *, options: Mapping[str, Field] | None = None, decay_mode: str = "decoupled"
 ) -> Callable[[MakeParts], MakeParts]:
-    """Decorates a function that makes an optimizer, which `config.optimizer.name` then takes.
+    """Decorates a function that creates an optimizer for `config.optimizer.name`.
 
-    The function gets the fields of `config.optimizer`, with weight decay's mode settled, and the
-    schedule. It returns what makes a direction of the gradient, as `optax.scale_by_adam`, or
-    `Parts`. Clipping, weight decay and the learning rate are added to it.
+    The function gets the fields of `config.optimizer`, with a resolved `decay_mode`, and the
+    schedule. It returns a transformation of the gradient into a direction, as
+    `optax.scale_by_adam`, or `Parts`. Clipping, weight decay and the learning rate are added.
 
     Args:
-      name: of the optimizer.
-      options: further fields of `config.optimizer`, by their names.
-      decay_mode: what `config.optimizer.decay_mode` means with `auto`: `l2` or `decoupled`.
+      name: the optimizer's name.
+      options: additional fields of `config.optimizer`, by their names.
+      decay_mode: the meaning of `auto` in `config.optimizer.decay_mode`: `l2` or `decoupled`.
 
     Raises:
-      UsageError: the name or a field is taken.
+      UsageError: the name or a field is already used.
     """
 
     def decorate(make: MakeParts) -> MakeParts:
@@ -99,7 +98,7 @@ def _sgd(fields: Any, schedule: optax.Schedule) -> Parts:
 
 @register("rmsprop", decay_mode="l2")
 def _rmsprop(fields: Any, schedule: optax.Schedule) -> Parts:
-    """The momentum sums steps, as in TensorFlow; decoupled decay must not pass through it."""
+    """RMSprop; momentum sums steps, as in TensorFlow, and decoupled decay bypasses it."""
     by_rate, momentum = optax.scale_by_learning_rate(schedule), optax.trace(fields.momentum)
     rms = optax.scale_by_rms(fields.beta2, fields.epsilon, fields.initial_squares, eps_in_sqrt=True)
     if fields.decay_mode == "l2":
@@ -135,22 +134,22 @@ def make_optimizer(
     clip_norm: float = 0.0,
     **options: Any,
 ) -> optax.GradientTransformation:
-    """A registered optimizer, with clipping and weight decay: `sgd`, `rmsprop`, `adamw`, `lamb`.
+    """A registered optimizer (`sgd`, `rmsprop`, `adamw`, `lamb` etc.) with clipping and decay.
 
-    LAMB (arXiv:1904.00962) scales the steps of kernels by its trust ratio, those of biases and
-    batch norm not, as timm does. RMSprop's step is `rate * g / sqrt(squares + epsilon)`, and the
+    LAMB (arXiv:1904.00962) scales the steps of kernels by its trust ratio, but not those of biases
+    and batch norm, as in timm. RMSprop's step is `rate * g / sqrt(squares + epsilon)`, and its
     momentum sums steps, as in TensorFlow.
 
     Args:
-      initial_squares: what RMSprop's running mean of squared gradients begins at: TensorFlow's 1
-        makes the first steps small, 0 makes them `rate / sqrt(1 - beta2)` for each weight.
-      decay_mode: `l2` adds `weight_decay * w` to the gradient, so that it passes through momentum
-        and scaling: the gradient of the paper's term of the loss. `decoupled` adds it after them,
-        so that the step is `-learning_rate * weight_decay * w` (arXiv:1711.05101). `auto` is `l2`
-        for sgd and rmsprop, `decoupled` for adamw and lamb.
-      decay_all: decay batch-norm parameters and biases too, and give them LAMB's trust ratio.
-      clip_norm: the loss' gradient is scaled down to this norm, before any decay; 0: not at all.
-      **options: those that a registered optimizer has declared.
+      initial_squares: the initial running mean of squared gradients in RMSprop. TensorFlow's 1
+        makes the first steps small; 0 makes them `rate / sqrt(1 - beta2)` for each weight.
+      decay_mode: `l2` adds `weight_decay * w` to the gradient, the gradient of the paper's loss
+        term; momentum and scaling apply to it. `decoupled` adds it after them, so that the step is
+        `-learning_rate * weight_decay * w` (arXiv:1711.05101). `auto` is `l2` for sgd and rmsprop,
+        `decoupled` for adamw and lamb.
+      decay_all: whether batch-norm parameters and biases also get decay and LAMB's trust ratio.
+      clip_norm: the maximum norm of the loss's gradient, before any decay; 0: no clipping.
+      **options: the fields that a registered optimizer has declared.
 
     Raises:
       UsageError: there is no such optimizer.
@@ -172,7 +171,7 @@ def make_optimizer(
     return optax.chain(*clip, *parts.direction, *decay, *step)
 
 
-# Of `config.optimizer`, what no optimizer takes.
+# The fields of `config.optimizer` that optimizers do not get.
 _OF_THE_SCHEDULE = (
     "name", "learning_rate", "reference_batch", "schedule", "warmup", "decay_rate", "decay_every",
     "microbatch",
@@ -182,7 +181,7 @@ _OF_THE_SCHEDULE = (
 def from_config(
     config: ConfigDict, epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer and the schedule a config asks for, of data of `epoch` examples."""
+    """The optimizer and the schedule of a config, for `epoch` training examples."""
     opt, size = config.optimizer, {"batch_size": config.data.batch_size, "epoch": epoch}
     scale = config.data.batch_size / opt.reference_batch if opt.reference_batch else 1.0
 

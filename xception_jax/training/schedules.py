@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name: what the rate is after the warm-up."""
+"""Learning-rate schedules by name; a linear warmup precedes each."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ import optax
 from xception_jax.config.fields import Field
 from xception_jax.config.registry import Registry, where_is
 
-# From the fields that `register` names: the rate of a step, counted from the end of the warm-up.
+# Takes the fields listed in `register`; the schedule counts steps from the end of the warmup.
 MakeSchedule = Callable[[Any], optax.Schedule]
 
 
@@ -31,19 +31,20 @@ _SCHEDULES = Registry[_Entry]("schedule", "optimizer.schedule")
 def register(
     name: str, *, options: Mapping[str, Field] | None = None, until_end: bool = False
 ) -> Callable[[MakeSchedule], MakeSchedule]:
-    """Decorates a function that makes a schedule, which `config.optimizer.schedule` then takes.
+    """Decorates a function that creates a schedule for `config.optimizer.schedule`.
 
-    The function gets `learning_rate`, at its highest; `steps`, of the run after the warm-up, at
-    least 1; `total_steps`, with the warm-up; `decay_rate` and `decay_steps`; and its own options.
-    An option that is a duration is given in steps, as a fraction.
+    The function gets an object with `learning_rate`, the maximum; `steps`, the steps after the
+    warmup, at least 1; `total_steps`, including the warmup; `decay_rate` and `decay_steps`; and its
+    own options. An option that is a duration is given in steps, as a fraction.
 
     Args:
-      name: of the schedule.
-      options: further fields of `config.optimizer`, by their names.
-      until_end: the rate depends on the length of the run, which a run that has begun then keeps.
+      name: the schedule's name.
+      options: additional fields of `config.optimizer`, by their names.
+      until_end: whether the rate depends on the length of the run. If so, a started run cannot
+        change its duration.
 
     Raises:
-      UsageError: the name or a field is taken.
+      UsageError: the name or a field is already used.
     """
 
     def decorate(make: MakeSchedule) -> MakeSchedule:
@@ -57,7 +58,7 @@ def register(
 
 
 def options(name: str) -> Mapping[str, Field]:
-    """The fields of `config.optimizer` that a schedule has declared itself."""
+    """The fields of `config.optimizer` that a schedule has declared."""
     return _SCHEDULES.find(name).options
 
 
@@ -71,15 +72,19 @@ def make_schedule(
     decay_steps: Fraction | int = 1,
     **options: Any,
 ) -> optax.Schedule:
-    """A linear warm-up from 0, then a schedule that counts its steps from the warm-up's end.
+    """A linear warmup from 0, then a schedule that counts its steps from the end of the warmup.
 
     Args:
-      name: `constant`; `cosine`, reaching 0 at `total_steps`; `staircase`, which multiplies by
-        `decay_rate` every `decay_steps` (the paper's, section 4.2); or a registered one. Where the
-        decay's steps are no whole number, the k-th decay is at the first step not before
-        `k * decay_steps`. At least 1.
-      learning_rate: at its highest.
-      **options: those that a registered schedule has declared, durations in steps.
+      name: a registered schedule. `constant`; `cosine`, which reaches 0 at `total_steps`;
+        `staircase` (the paper's, section 4.2), which multiplies by `decay_rate` every
+        `decay_steps`.
+      learning_rate: the maximum.
+      total_steps: the steps of the run, including the warmup.
+      warmup_steps: the length of the warmup.
+      decay_rate: of the staircase.
+      decay_steps: of the staircase, at least 1. With a fraction, the k-th decay is at the first
+        step that is not before `k * decay_steps`.
+      **options: the fields that a registered schedule has declared, durations in steps.
 
     Raises:
       UsageError: there is no such schedule.
@@ -107,13 +112,13 @@ def _cosine(fields: Any) -> optax.Schedule:
 
 @register("staircase")
 def _staircase(fields: Any) -> optax.Schedule:
-    """`rate * decay_rate ** (count // every)`, in whole numbers: float32 ends at 2^24 steps."""
+    """`rate * decay_rate ** (count // every)`, in integers: float32 is exact only up to 2^24."""
     rate: float = fields.learning_rate
     decay_rate: float = fields.decay_rate
     every = max(Fraction(fields.decay_steps), Fraction(1))
     if every.denominator == 1:
         return lambda count: rate * jnp.power(decay_rate, jnp.float32(count // int(every)))
-    # A table, for the product of a step and the denominator may be above 2^32.
+    # A table, because the product of a step and the denominator can exceed 2^32.
     ends = range(1, int(fields.total_steps / every) + 1)
     first = np.array([math.ceil(k * every) for k in ends], np.int32)
 

@@ -18,7 +18,7 @@ from xception_jax.errors import RunError
 from xception_jax.runtime import cluster
 from xception_jax.training import evaluation
 from xception_jax.training.hooks import Hook
-from xception_jax.training.metrics import MAP_GUESSES
+from xception_jax.training.metrics import MAP_PREDICTIONS
 from xception_jax.training.state import TrainState
 from xception_jax.training.telemetry.goodput import Goodput
 from xception_jax.training.telemetry.records import TENSORBOARD, Records
@@ -31,7 +31,7 @@ _STEPS_AHEAD = 2
 SHARES = {
     "top1": "top-1",
     "top5": "top-5",
-    "map": f"MAP@{MAP_GUESSES}",
+    "map": f"MAP@{MAP_PREDICTIONS}",
     "precision": "precision",
     "recall": "recall",
 }
