@@ -1,5 +1,6 @@
 """The commands by their names, the recipes by theirs, and the library that they stand on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -128,21 +129,49 @@ def test_the_package_gives_its_modules_when_they_are_asked_for():
 
 
 @pytest.mark.slow
-def test_a_program_trains_evaluates_and_exports_several_times(small_config, tmp_path):
+def test_a_program_uses_the_library_several_times(small_config, tmp_path):
+    """Each function with its typed result; the second time with another config, in a thread."""
     small_config.duration = "2 steps"
-    small_config.model.dtype = "float32"
     code = """
-from xception_jax import export
-for name in ("one", "two"):
-    given.seed += 1
-    trained = train.train(given, folder / name)
-    found = evaluate.evaluate(folder / name, say=print)
-    assert found["top1"] == trained["top1"], (found, trained)
-    about = export.export_run(folder / name, folder / f"exported_{name}", platforms=("cpu",))
-    assert len(about["classes"]) == 10
+import dataclasses, threading
+from concurrent.futures import ThreadPoolExecutor
+from xception_jax import convert, export
+
+def study(name, **changes):
+    given.update_from_flattened_dict(changes)
+    run, out, file = (folder / f"{name}{end}" for end in ("", "_exported", ".safetensors"))
+    trained = train.train(given, run)
+    assert (trained.workdir, trained.step, trained.total_steps) == (run, 2, 2)
+    assert trained.finished
+    found = evaluate.evaluate(run, step="best", say=print)
+    assert (found.workdir, found.step, found.split) == (run, 2, "test")
+    assert found.metrics["top1"] == trained.metrics["top1"], (found, trained)
+    exported = export.export_run(run, out, platforms=["cpu"])
+    assert (exported.folder, exported.platforms) == (out, ("cpu",))
+    assert exported.class_names == tuple("0123456789")
+    checked = export.check(exported.folder)
+    assert (checked.platform, checked.files[:2]) == ("cpu", ("model.json", "model.bin"))
+    assert (checked.tolerance is None) == (exported.activation == "sigmoid")
+    converted = convert.convert(run, file, source_format="xception_jax")
+    assert (converted.output, converted.num_classes, converted.notes) == (file, 10, ())
+    for one in (trained, found, exported, checked, converted):
+        json.dumps(one.to_json(), allow_nan=False)
+        try:
+            one.step = 3
+            raise SystemExit("a result can be changed")
+        except dataclasses.FrozenInstanceError:
+            pass
+    return found.weights, exported.activation, threading.current_thread().name
+
+changes = {"ema.decay": 0.0, "loss.name": "sigmoid", "seed": 1,
+           "model.name": "legacy_xception"}
+with ThreadPoolExecutor(1, "sweep") as pool:
+    print(json.dumps([study("one"), pool.submit(study, "two", **changes).result()]))
 """
-    run_code(code, small_config, tmp_path)
-    assert {"one", "two", "exported_one", "exported_two"} <= {*os.listdir(tmp_path)}
+    told = run_code(code, small_config, tmp_path).stdout.splitlines()[-1]
+    one, two = json.loads(told)
+    assert one == ["ema", "softmax", "MainThread"]
+    assert two == ["raw", "sigmoid", "sweep_0"]
 
 
 def test_a_recipe_is_found_by_its_name_from_anywhere(tmp_path):

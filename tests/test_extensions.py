@@ -95,8 +95,7 @@ def test_an_extension_is_short(file):
 
 def test_all_of_them_train_together(own_config, tmp_path):
     done = train.train(own_config, tmp_path / "run")
-    assert done["step"] == 4
-    assert done["examples"] == 16
+    assert (done.step, done.metrics["examples"]) == (4, 16)
     held = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (held["model.depth"], held["optimizer.lion_beta"]) == (3, 0.95)
     assert held["augment.negative"] == 0.5

@@ -57,7 +57,7 @@ def test_a_run_learns_and_evaluates(config, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", saves)
     digest._digest.clear_cache()
     console = telemetry.Console(file=io.StringIO(), width=200)
-    found = train.train(config, tmp_path / "run", console=console)
+    found = train.train(config, tmp_path / "run", console=console).to_json()
     lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     first, last = [line for line in lines if line["kind"] == "train"]
     assert compiled[0] == compiled[1] > 0, "a save that a signal asks for is a quick one"
@@ -86,7 +86,8 @@ def test_a_shared_head_finds_the_same(config, tmp_path):
     found, lines = {}, {}
     for name, data, model in (("one", 1, 1), ("shared", 4, 2)):
         config.mesh.data, config.mesh.model = data, model
-        found[name] = train.train(config, tmp_path / name, console=telemetry.Console(quiet=True))
+        quiet = telemetry.Console(quiet=True)
+        found[name] = train.train(config, tmp_path / name, console=quiet).to_json()
         with (tmp_path / name / "metrics.jsonl").open() as file:
             lines[name] = next(entry for entry in map(json.loads, file) if entry["kind"] == "train")
     assert found["shared"] == pytest.approx(found["one"], rel=1e-3)
@@ -153,7 +154,7 @@ def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_pat
     data = {"data.dataset": "tiny", "data.data_dir": str(tmp_path), "data.label": label}
     config.update_from_flattened_dict(SHORT | data | {"model.fc_units": units})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    found = train.train(config, whole)
+    found = train.train(config, whole).to_json()
 
     paper = {"name": "rmsprop", "momentum": 0.9, "learning_rate": 0.001, "schedule": "staircase",
              "decay_rate": 0.9, "weight_decay": 1e-5}  # fmt: skip
@@ -182,7 +183,7 @@ def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_pat
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "32")
     console = telemetry.Console(file=io.StringIO(), width=200)
-    assert train.train(config, parts, console=console) == found
+    assert train.train(config, parts, console=console).to_json() == found
     assert "continues from the checkpoint of step 16" in console.file.getvalue()
     assert digests(parts, 32) == arrays
 

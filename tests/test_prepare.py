@@ -31,7 +31,7 @@ from xception_jax.errors import RunError, UsageError
 tfds.disable_progress_bar()
 
 
-def prepared(dataset: str, data_dir: Path, **flags) -> tuple[dict, str]:
+def prepared(dataset: str, data_dir: Path, **flags) -> tuple[prepare.PreparedDataset, str]:
     """Prepares in this process; returns the result and what was said."""
     said = io.StringIO()
     console = Console(file=said, soft_wrap=True, markup=False, highlight=False)
@@ -65,7 +65,7 @@ def test_a_data_set_is_prepared_and_opens_by_name(tmp_path):
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again, said = prepared("sample_photos", tmp_path)
-    assert again == {**expected, "prepared": False}
+    assert again.to_json() == {**expected, "prepared": False}
     assert "is prepared already" in said
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -110,7 +110,7 @@ def test_interrupted_it_leaves_nothing_that_opens_and_starts_again(tmp_path, num
     # Of another version: not this command's to remove.
     other = data_dir / "sample_photos/incomplete.ABCDEF_2.0.0"
     other.mkdir()
-    assert prepared("sample_photos", data_dir)[0]["splits"] == {"train": 6, "test": 1}
+    assert prepared("sample_photos", data_dir)[0].splits == {"train": 6, "test": 1}
     assert list((data_dir / "sample_photos").glob("incomplete*")) == [other]
     assert len(readers.open_split("sample_photos", "train", str(data_dir))) == 6
 
@@ -131,7 +131,7 @@ def test_what_it_needs_by_hand_is_said_and_checked(tmp_path):
     assert sorted(tmp_path.rglob("*")) == [manual, manual / "notes.txt"], "nothing was written"
     (manual / "photos.tar").write_bytes(b"0123456789")
     found, said = prepared("sample_by_hand", tmp_path, manual_dir=str(manual))
-    assert found["prepared"]
+    assert found.prepared
     assert f"by hand, in {manual}: {wants}\n" in said
     assert "disk: about 10 bytes" in said
 
@@ -143,7 +143,7 @@ def test_a_disk_too_small_is_refused_unless_told_otherwise(tmp_path):
         prepared("sample_huge", tmp_path)
     assert not list(tmp_path.iterdir())
     found, said = prepared("sample_huge", tmp_path, check_disk=False)
-    assert found["prepared"]
+    assert found.prepared
     assert "downloads: up to 1024.00 PiB, of 1 files from example.org" in said
 
 
@@ -174,9 +174,9 @@ def test_a_builder_that_fails_says_why_in_one_line(tmp_path):
 def test_what_is_prepared_as_tfrecord_is_left_as_it_is(tmp_path):
     first, _ = prepared("sample_photos", tmp_path / "first")
     copy = tmp_path / "copy/sample_photos/1.0.0"
-    as_tfrecord(Path(first["path"]), copy, shards=2)
+    as_tfrecord(first.path, copy, shards=2)
     found, said = prepared("sample_photos", tmp_path / "copy")
-    assert found == {**found, "path": str(copy), "file_format": "tfrecord", "prepared": False}
+    assert (found.path, found.file_format, found.prepared) == (copy, "tfrecord", False)
     assert f"is prepared already, in {copy}" in said
 
 

@@ -139,7 +139,7 @@ def test_a_run_and_its_evaluation_outside_the_main_thread(small_config, tmp_path
         "    done = pool.submit(train.train, given, folder).result()\n"
         "    found = pool.submit(evaluate.evaluate, folder, say=print).result()\n"
         "assert handlers() == before\n"
-        "print(json.dumps([done, found]))\n"
+        "print(json.dumps([done.to_json(), found.to_json()]))\n"
     )
     small_config.duration = "2 steps"
     process = run_code(code, small_config, tmp_path / "run")

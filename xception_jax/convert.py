@@ -6,7 +6,8 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
     commands.run("convert")
 
 import os
-import pathlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from xception_jax.errors import UsageError
@@ -25,20 +26,49 @@ ENDINGS = {
 }
 
 
+@dataclass(frozen=True)
+class ConversionResult:
+    """A file of weights that `convert` has written.
+
+    Attributes:
+      model: the name of the model.
+      num_classes: None: the weights have no classifier.
+      tensors: how many were written.
+      output: the file.
+      notes: lines that a user should read, such as an override that the library does not know.
+    """
+
+    model: str
+    num_classes: int | None
+    tensors: int
+    output: Path
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return {**asdict(self), "output": str(self.output)}
+
+
 def convert(
-    path: pathlib.Path,
-    output: pathlib.Path,
+    path: Path,
+    output: Path,
     *,
     source_format: str,
     target_format: str = "xception_jax",
     model: str | None = None,
     step: str = "latest",
     weights: str | None = None,
-) -> dict[str, Any]:
-    """Converts weights; the arguments are the command's flags.
+) -> ConversionResult:
+    """Converts weights.
 
-    Returns:
-      `model`, `num_classes`, `tensors` (their number), `output`, and `notes`, what is to be said.
+    Args:
+      path: a file of weights; with the source format `xception_jax` also a run's folder.
+      output: the file to write. Its name ends as `ENDINGS` says.
+      source_format: of `ENDINGS`, whose weights `path` holds.
+      target_format: of `ENDINGS`, whose `output` will be.
+      model: its name, if the file does not say it.
+      step: of a run: `latest`, `best` or a number.
+      weights: of a run: `ema` (averaged) or `raw`; None: averaged if the run has them.
 
     Raises:
       UsageError: the weights are not of that model, or cannot be read or written; nothing was
@@ -72,16 +102,10 @@ def convert(
         raise UsageError(f"--output={output} cannot be written: {error}") from None
     finally:
         draft.unlink(missing_ok=True)
-    return {
-        "model": name,
-        "num_classes": source.num_classes,
-        "tensors": len(ours),
-        "output": str(output),
-        "notes": notes,
-    }
+    return ConversionResult(name, source.num_classes, len(ours), output, tuple(notes))
 
 
-def _check_output(output: pathlib.Path, format: str) -> None:
+def _check_output(output: Path, format: str) -> None:
     if not output.name.endswith(ENDINGS[format]):
         why = "a .keras file needs a config that only Keras makes; " if output.suffix == ".keras" \
             else ""  # fmt: skip
@@ -92,7 +116,7 @@ def _check_output(output: pathlib.Path, format: str) -> None:
 
 
 def _write(
-    draft: pathlib.Path, name: str, format: str, shapes: Any, ours: dict[str, Any], about: Any
+    draft: Path, name: str, format: str, shapes: Any, ours: dict[str, Any], about: Any
 ) -> None:
     if format == "keras":
         if getattr(shapes, "head", None) is not None and shapes.head.fc:

@@ -8,18 +8,19 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 
     commands.run("evaluate")
 
-import pathlib
 from collections.abc import Callable
+from pathlib import Path
 
 from xception_jax.data import splits
 from xception_jax.data.skips import Skips
 from xception_jax.training import build, sharding
 from xception_jax.training.evaluation import Evaluators
+from xception_jax.training.results import EvaluationResult
 from xception_jax.training.trained import Trained
 
 
 def evaluate(
-    workdir: pathlib.Path,
+    workdir: Path,
     *,
     step: str = "latest",
     weights: str | None = None,
@@ -28,13 +29,18 @@ def evaluate(
     batch_size: int = 0,
     max_skipped: float | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, object]:
-    """Evaluates a checkpoint; the arguments are the command's flags, and `say` takes its notes.
+) -> EvaluationResult:
+    """Evaluates a checkpoint of a run.
 
-    Returns:
-      `step`, `weights`, `split`, and the metrics that `training.evaluation.Evaluators` find: `top1`
-      and (from 20 classes on) `top5`, of multi-label data `map`, `precision` and `recall`; `loss`,
-      `examples`, `skipped`. Without `split`, the sets of the run's `eval.also` too: `real/top1`.
+    Args:
+      workdir: the run's folder.
+      step: `latest`, `best` or a number.
+      weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
+      split: to evaluate on; None: the run's `data.eval_split`, and the sets of its `eval.also`.
+      data_dir: where TFDS keeps its data, if it has moved.
+      batch_size: over all devices; 0: the run's. It does not change the result.
+      max_skipped: the share of the examples that may be skipped; None: the run's.
+      say: takes a line on what is read or skipped.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
@@ -59,4 +65,4 @@ def evaluate(
     metrics = evaluators(trained.weights(layout.weights), skips)
     assert metrics is not None, "nobody asks it to stop"
     split = split or config.data.eval_split
-    return {"step": trained.step, "weights": trained.kind, "split": split, **metrics}
+    return EvaluationResult(workdir, trained.step, trained.kind, split, metrics)

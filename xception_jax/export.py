@@ -5,7 +5,9 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 
     commands.run("export")
 
-import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,28 +18,63 @@ from xception_jax import serving
 from xception_jax.data import splits
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError, nearest
+from xception_jax.serving import ExportCheck, check
 from xception_jax.training import build, sharding, state
+from xception_jax.training.state import Tree
 from xception_jax.training.trained import Trained
 from xception_jax.weights import pretrained
 from xception_jax.weights.tensors import abstract, variables
 
+__all__ = ["ExportCheck", "ExportResult", "check", "export_file", "export_run"]
+
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
 
 
+@dataclass(frozen=True)
+class ExportResult:
+    """An export that was written.
+
+    Attributes:
+      folder: holds the program, `model.json`, README and `classify.py`.
+      activation: `softmax` or `sigmoid`, which makes probabilities of the logits.
+      platforms: that the program is for.
+      class_names: what each output means, in order.
+      about: all that `model.json` says, see docs/export.md.
+    """
+
+    folder: Path
+    activation: str
+    platforms: tuple[str, ...]
+    class_names: tuple[str, ...]
+    about: Mapping[str, object]
+
+    def to_json(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return dict(self.about)
+
+
 def export_run(
-    workdir: pathlib.Path,
-    output: pathlib.Path,
+    workdir: Path,
+    output: Path,
     *,
     step: str = "latest",
     weights: str | None = None,
     activation: str | None = None,
-    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+    platforms: Sequence[str] = serving.PLATFORMS,
     resize: str | None = None,
-) -> dict[str, Any]:
-    """Exports a checkpoint of a run; the arguments are the command's flags.
+) -> ExportResult:
+    """Exports a checkpoint of a run.
 
-    Returns:
-      What was written to `model.json`.
+    Args:
+      workdir: the run's folder.
+      output: the folder to make; one that holds something is refused.
+      step: `latest`, `best` or a number.
+      weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
+      activation: `softmax` or `sigmoid`; None: as the run was trained.
+      platforms: that the program is for: of `cpu`, `cuda`, `rocm`, `tpu`.
+      resize: `inside`: the program crops and resizes any image as the run's evaluation;
+        `outside`: it takes images of the model's size. None: `inside` if `data.eval_preset` is
+        `area`.
 
     Raises:
       UsageError: there is no such run, checkpoint or platform, or the output is in use.
@@ -67,14 +104,14 @@ def export_run(
 
 
 def export_file(
-    path: pathlib.Path,
-    output: pathlib.Path,
+    path: Path,
+    output: Path,
     *,
     model: str | None = None,
     activation: str | None = None,
-    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+    platforms: Sequence[str] = serving.PLATFORMS,
     resize: str | None = None,
-) -> dict[str, Any]:
+) -> ExportResult:
     """Exports a file of weights, in float32; otherwise as `export_run`.
 
     Args:
@@ -121,7 +158,7 @@ def export_file(
     )  # fmt: skip
 
 
-def _check_target(platforms: tuple[str, ...], output: pathlib.Path) -> None:
+def _check_target(platforms: Sequence[str], output: Path) -> None:
     """Refuses an unknown platform, and an output that holds something, before any work."""
     for platform in platforms:
         if platform not in _KNOWN:
@@ -133,18 +170,18 @@ def _check_target(platforms: tuple[str, ...], output: pathlib.Path) -> None:
 
 
 def _export(
-    output: pathlib.Path,
+    output: Path,
     graphdef: Any,
-    weights: Any,
-    images: Any,
+    weights: Tree,
+    images: Images,
     *,
     crop_known: bool = True,
     activation: str,
-    platforms: tuple[str, ...],
+    platforms: Sequence[str],
     resize: str | None,
     class_names: tuple[str, ...],
     source: dict[str, Any],
-) -> dict[str, Any]:
+) -> ExportResult:
     """Exports a model; see `serving.export` and `serving.describe`."""
     if activation == "softmax" and len(class_names) == 1:
         raise UsageError("softmax over one class is 1.0 for every image; give --activation=sigmoid")
@@ -155,16 +192,17 @@ def _export(
         images,
         activation=activation,
         resizes=(resize or ("inside" if images.eval_preset == "area" else "outside")) == "inside",
-        platforms=platforms,
+        platforms=tuple(platforms),
     )
     about = serving.describe(
         exported, images, activation=activation, class_names=class_names, source=source,
         crop_known=crop_known,
     )  # fmt: skip
-    return serving.write(output, exported, about)
+    about = serving.write(output, exported, about)
+    return ExportResult(output, activation, tuple(platforms), class_names, about)
 
 
-def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
+def activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
     """What makes probabilities of the logits: the counterpart of the loss.
 
     An evaluated checkpoint tells whether the data has several labels an image; of another one the
@@ -176,7 +214,7 @@ def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
     return config_lib.loss_name(config, source.multilabel)
 
 
-def _activation_of_file(file: Any) -> str:
+def _activation_of_file(file: pretrained.Pretrained) -> str:
     """What makes probabilities of the logits of a converted file.
 
     Raises:

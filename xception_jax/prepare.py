@@ -18,7 +18,8 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,32 @@ from rich.console import Console
 
 from xception_jax.data.readers.needs import Needs, refuse_bucket
 from xception_jax.errors import RunError, UsageError
+from xception_jax.utils.console import make_console
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A prepared data set of TFDS.
+
+    Attributes:
+      dataset: its name, config and version.
+      path: its folder.
+      file_format: `array_record` or `tfrecord`.
+      splits: the number of examples by the name of the split.
+      bytes: the size of its files.
+      prepared: True: `prepare` has done it now; False: it was there.
+    """
+
+    dataset: str
+    path: Path
+    file_format: str
+    splits: Mapping[str, int]
+    bytes: int
+    prepared: bool
+
+    def to_json(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return {**asdict(self), "path": str(self.path)}
 
 
 def prepare(
@@ -33,16 +60,21 @@ def prepare(
     *,
     data_dir: str | None = None,
     manual_dir: str | None = None,
-    beam_options: list[str] | None = None,
+    beam_options: Sequence[str] = (),
     check_disk: bool = True,
     check_archives: bool = True,
-    console: Console,
-) -> dict[str, Any]:
-    """Prepares a data set, unless it is prepared; the arguments are the command's flags.
+    console: Console | None = None,
+) -> PreparedDataset:
+    """Prepares a data set, unless it is prepared.
 
-    Returns:
-      `dataset` (name and version), `path`, `file_format`, `splits` (examples of each), `bytes`,
-      and `prepared`, whether it was done now.
+    Args:
+      dataset: of TFDS: `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
+      data_dir: where TFDS keeps its data; None: TFDS' own default.
+      manual_dir: folder of what TFDS cannot download; None: `DATA_DIR/downloads/manual`.
+      beam_options: Apache Beam's pipeline options, `NAME=VALUE`.
+      check_disk: refuse to begin if the disk looks too small.
+      check_archives: refuse an archive of another size than TFDS knows, and too small splits.
+      console: where progress goes; standard output unless given.
 
     Raises:
       UsageError: it cannot succeed.
@@ -52,6 +84,7 @@ def prepare(
 
     from xception_jax.data.readers import tfds as tfds_reader
 
+    console = console or make_console()
     refuse_bucket("data_dir", data_dir or constants.DATA_DIR)
     refuse_bucket("manual_dir", manual_dir or "")
     builder = tfds_reader.find_builder(dataset, os.path.expanduser(data_dir) if data_dir else None)
@@ -61,7 +94,7 @@ def prepare(
     else:
         default = Path(builder._data_dir_root) / "downloads" / "manual"
         needs = Needs.of(builder, Path(manual_dir).expanduser() if manual_dir else default)
-        options = _pipeline_options(beam_options or [])
+        options = _pipeline_options(beam_options)
         console.print(needs.describe(builder))
         needs.check(builder, check_disk, check_archives)
         _build(builder, needs.manual, options)
@@ -69,14 +102,14 @@ def prepare(
             _check_complete(builder, tfds_reader.PUBLISHED.get(builder.name, {}))
         console.print(f"prepared in {builder.data_dir}")
     info = builder.info
-    return {
-        "dataset": info.full_name,
-        "path": str(builder.data_dir),
-        "file_format": info.file_format.value,
-        "splits": {name: split.num_examples for name, split in info.splits.items()},
-        "bytes": int(info.dataset_size),
-        "prepared": not prepared,
-    }
+    return PreparedDataset(
+        dataset=info.full_name,
+        path=Path(builder.data_dir),
+        file_format=info.file_format.value,
+        splits={name: split.num_examples for name, split in info.splits.items()},
+        bytes=int(info.dataset_size),
+        prepared=not prepared,
+    )
 
 
 def _check_complete(builder: Any, published: Mapping[str, int]) -> None:
@@ -98,7 +131,7 @@ def _check_complete(builder: Any, published: Mapping[str, int]) -> None:
         )
 
 
-def _pipeline_options(options: list[str]) -> Any:
+def _pipeline_options(options: Sequence[str]) -> Any:
     """Apache Beam's options, None where none are given."""
     if not options:
         return None

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -28,6 +27,7 @@ from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.checkpoint.manifest import Meta
 from xception_jax.training.evaluation import Evaluators
 from xception_jax.training.hooks import Hook, Hooks
+from xception_jax.training.results import TrainResult
 from xception_jax.training.state import TrainState
 from xception_jax.training.telemetry import outlook, verdict
 from xception_jax.training.telemetry.goodput import Goodput
@@ -44,7 +44,7 @@ def train(
     console: Console | None = None,
     allow_config_changes: bool = False,
     hooks: Sequence[Hook] = (),
-) -> dict[str, Any]:
+) -> TrainResult:
     """Trains in `folder`, from its newest checkpoint on if it has one.
 
     Args:
@@ -53,9 +53,6 @@ def train(
       console: where progress goes; standard output unless given.
       allow_config_changes: continue a run though harmless fields of its config have changed.
       hooks: called from step to step, after the run's own; see `training.hooks`.
-
-    Returns:
-      `step`, the last one done, and where it was evaluated what `Evaluators` find.
 
     Raises:
       UsageError: the config, the data or the folder will not do; nothing has been compiled.
@@ -74,25 +71,31 @@ def train(
             with goodput.spending("start"):
                 state, notes = restore_or_initialize(run, checkpoints)
             first = int(state.step)
-            with Telemetry.from_config(
-                config,
-                folder,
-                console or make_console(),
-                goodput,
-                start=first,
-                total=run.total_steps,
-                epoch=len(run.train_source),
-                due=run.every("log.every"),
-                carried=checkpoints.log(first),
-            ) as log:
+            with (
+                Telemetry.from_config(
+                    config,
+                    folder,
+                    console or make_console(),
+                    goodput,
+                    start=first,
+                    total=run.total_steps,
+                    epoch=len(run.train_source),
+                    due=run.every("log.every"),
+                    carried=checkpoints.log(first),
+                ) as log,
+                checkpoints.writing(log.say),
+            ):
                 introduce(run, folder, state, notes, log)
                 skips = Skips(folder, config.data.max_skipped, log.say)
                 with Profile(folder, config.profile.steps, log.say) as profile:
                     calls = Hooks(profile, log, *hooks)
                     services = RunServices(checkpoints, log, skips, calls, stop_requested)
                     last = loop(run, state, first, services)
-                conclude(run, checkpoints, folder, last, log)
-                return {"step": last, **(checkpoints.metrics(last) or {})}
+                found = checkpoints.metrics(last)
+                finished = last == run.total_steps and run.evaluate.have_found(found)
+                result = TrainResult(folder, last, run.total_steps, finished, found or {})
+                conclude(run, checkpoints, result, log)
+    return result
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,9 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
     log, checkpoints, hooks = services.log, services.checkpoints, services.hooks
     done, total = first, run.total_steps
     save_due, evaluation_due = run.every("checkpoint.every"), run.every("eval.every")
-    # A signal may have come during the evaluation of the last step.
-    if first and (evaluation_due(first) or first == total) and not checkpoints.metrics(first):
+    # A signal may have come during this evaluation, or the config now asks for further metrics.
+    due = first and (evaluation_due(first) or first == total)
+    if due and not run.evaluate.have_found(checkpoints.metrics(first)):
         if (result := evaluate_at(run, state, first, services)) is None:
             hooks.at_end(first)
             return first
@@ -224,7 +228,7 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
 
 def evaluate_at(
     run: Run, state: TrainState, step: int, services: RunServices
-) -> dict[str, Any] | None:
+) -> dict[str, float] | None:
     """Evaluates the weights of a step and tells of it; None where a signal came in between."""
     with services.log.pause("evaluation"):
         result = run.evaluate(state.weights(), services.skips, services.stop_requested)
@@ -233,12 +237,11 @@ def evaluate_at(
     return result
 
 
-def conclude(run: Run, checkpoints: Checkpoints, folder: Path, last: int, log: Telemetry) -> None:
+def conclude(run: Run, checkpoints: Checkpoints, result: TrainResult, log: Telemetry) -> None:
     """Says where the run stands and what to do next."""
-    if last < run.total_steps or not checkpoints.metrics(last):  # or its evaluation was left out
-        log.say(f"stopped at step {last} and saved; the same command continues")
+    if not result.finished:
+        log.say(f"stopped at step {result.step} and saved; the same command continues")
         return
     by = config_lib.Best.parse(run.config.eval.best)
-    # After a change of `eval.best` in a run that is done, none may have been rated by it.
-    best = checkpoints.find("best") if by.is_in(checkpoints.metrics(last) or {}) else last
-    log.say("\n".join(verdict.lines(folder, last, best, by.metric)))
+    lines = verdict.lines(result.workdir, result.step, checkpoints.best(), by.metric)
+    log.say("\n".join(lines))

@@ -214,8 +214,8 @@ def test_a_run_of_two_steps_of_every_kind(name, side, overrides, small_config, t
     small_config.data.image_size = side
     small_config.duration = "2 steps"
     done = train.train(small_config, tmp_path / "run")
-    assert done["step"] == 2
-    assert np.isfinite(done["loss"])
+    assert done.step == 2
+    assert np.isfinite(done.metrics["loss"])
 
 
 def test_the_table_of_one_model():

@@ -437,8 +437,8 @@ def test_exports_of_older_formats_are_read(number, files, copy):
     about = of_format(number, copy)
     assert serving.load(copy)[1] == about
     found = serving.check(copy)
-    assert (found["files"], found["platform"]) == (files, "cpu")
-    assert found["largest_difference"] < 1e-6
+    assert (list(found.files), found.platform) == (files, "cpu")
+    assert found.largest_difference < 1e-6
     (copy / "README.md").write_text("another")
     assert (damaged(copy) is None) == (number == 1)  # which had no digest of it
 

@@ -1,6 +1,9 @@
 """A run with everything that hangs on its loop, added from outside of the package."""
 
 import csv
+import io
+import json
+import math
 import os
 import runpy
 import signal
@@ -14,7 +17,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xception_jax import evaluate, train
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
 from xception_jax.training import metrics, preflight
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.hooks import Hook
@@ -109,14 +112,15 @@ def test_a_run_with_hooks_sets_metrics_and_writers_of_its_own(
     assert steps == [*expected, ("evaluation", 6), ("end", 6)]
 
     found = calls.seen[-2][2]
-    assert result == {"step": 6, **found}
+    assert (result.workdir, result.step, result.finished) == (workdir, 6, True)
+    assert result.metrics == found
     own = {"loss", "top1", "brier", "examples", "skipped"}
     assert found.keys() == own | {f"part/{name}" for name in (*own, "wrong")}
     assert (found["examples"], found["part/examples"]) == (360, 100)
     assert found["part/wrong"] == pytest.approx(1 - found["part/top1"])
-    again = evaluate.evaluate(workdir)
+    again = evaluate.evaluate(workdir).metrics
     assert {name: again[name] for name in found} == pytest.approx(found)
-    alone = evaluate.evaluate(workdir, split="train[:100]")
+    alone = evaluate.evaluate(workdir, split="train[:100]").metrics
     assert alone["loss"] == pytest.approx(found["part/loss"])
     assert "part/loss" not in alone
 
@@ -158,20 +162,119 @@ class Signal(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_an_evaluation_that_a_signal_left_out_is_made_up_for(small_config, tmp_path):
+def test_what_the_last_evaluation_lacks_is_made_up_for(small_config, tmp_path):
+    """A signal left it out, or the config of a finished run asks for more than before."""
     small_config.duration, small_config.eval.also = "2 steps", ("part=train[:100]",)
     small_config.eval.best = "part/top1"
     console = Console(quiet=True)
     stopped = train.train(small_config, tmp_path, hooks=[Signal()], console=console)
-    assert stopped == {"step": 2}
+    assert (stopped.step, stopped.finished, stopped.metrics) == (2, False, {})
+
+    def started_again():
+        calls = Calls()
+        again = train.train(
+            small_config, tmp_path, hooks=[calls], console=console, allow_config_changes=True
+        )
+        assert again.finished
+        with Checkpoints.from_config(small_config, tmp_path) as checkpoints:
+            assert checkpoints.find("best") == 2
+            assert checkpoints.metrics(2) == again.metrics
+        return again.metrics, calls.seen
+
+    found, seen = started_again()
+    assert seen == [("evaluation", 2, found), ("end", 2)]
+    assert found["part/examples"] == 100
+    small_config.eval.also = ("part=train[:100]", "more=train[:50]")
+    more, seen = started_again()
+    assert seen == [("evaluation", 2, more), ("end", 2)]
+    assert {name: more[name] for name in found} == found
+    assert more["more/examples"] == 50
+    small_config.eval.metrics = ("wrong",)
+    small_config.eval.best = "more/wrong:min"
+    wrong, _ = started_again()
+    assert wrong["more/wrong"] == pytest.approx(1 - more["more/top1"])
+    small_config.eval.also = ("part=train[:100]",)
+    small_config.eval.best = "auto"
+    assert started_again() == (wrong, [("end", 2)]), "nothing is lacking"
+
+
+@metrics.register("undefined")
+def undefined(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    return jnp.log(-jnp.ones(len(logits)))
+
+
+@metrics.register("unbounded")
+def unbounded(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    return jnp.full(len(logits), jnp.inf)
+
+
+def strict(text: str) -> dict:
+    """JSON as any reader takes it: without NaN and infinity."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_metric_that_is_not_finite_stops_nothing_and_is_never_the_best(small_config, tmp_path):
+    small_config.duration = "2 steps"
+    small_config.eval.metrics = ("undefined", "unbounded")
+    small_config.eval.best = "unbounded"
+    console = Console(file=io.StringIO(), width=200)
+    done = train.train(small_config, tmp_path, console=console)
+    assert done.finished
+    assert math.isnan(done.metrics["undefined"])
+    assert done.metrics["unbounded"] == math.inf
+    lines = map(strict, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    [record] = [line for line in lines if line["kind"] == "eval"]
+    assert (record["undefined"], record["unbounded"]) == (None, None)
+    manifest = strict((tmp_path / "checkpoints/2/meta/metadata").read_text())
+    assert (manifest["metrics"]["undefined"], manifest["metrics"]["unbounded"]) == (None, None)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert math.isnan(events.Scalars("eval/undefined")[0].value)
+    said = console.file.getvalue()
+    assert "unbounded inf  undefined nan" in said
+    assert f"done: {tmp_path}/checkpoints/2; no checkpoint has a finite unbounded" in said
+    with pytest.raises(UsageError, match="was evaluated by a finite unbounded"):
+        evaluate.evaluate(tmp_path, step="best")
+    found = evaluate.evaluate(tmp_path).to_json()
+    assert (found["undefined"], found["unbounded"]) == (None, None)
+    assert strict(json.dumps(found))["top1"] == done.metrics["top1"]
     calls = Calls()
     again = train.train(small_config, tmp_path, hooks=[calls], console=console)
-    assert calls.seen == [("evaluation", 2, {k: v for k, v in again.items() if k != "step"}),
-                          ("end", 2)]  # fmt: skip
-    assert again["part/examples"] == 100
-    with Checkpoints.from_config(small_config, tmp_path) as checkpoints:
-        assert checkpoints.find("best") == 2
-        assert checkpoints.metrics(2)["part/top1"] == again["part/top1"]
+    assert (again.finished, calls.seen) == (True, [("end", 2)])
+
+
+@writers.register("at_the_end")
+class AtTheEnd(LogWriter):
+    screen, said = io.StringIO(), ""
+
+    def write(self, kind, step, metrics):
+        pass
+
+    def close(self, failed):
+        AtTheEnd.said = AtTheEnd.screen.getvalue()
+
+
+class Fails(Hook):
+    """Ends the run, after a checkpoint was begun."""
+
+    def before_step(self, step):
+        if step == 2:
+            raise RunError("the first error")
+
+
+def test_a_checkpoint_that_fails_after_another_error_is_told_before_the_log_closes(
+    small_config, small_disk, tmp_path
+):
+    (tmp_path / "checkpoints").symlink_to(small_disk)
+    small_config.duration, small_config.checkpoint.every = "4 steps", "1 step"
+    small_config.log.writers = ("at_the_end",)
+    console = Console(file=AtTheEnd.screen, width=400)
+    with pytest.raises(RunError, match="the first error"):
+        train.train(small_config, tmp_path, hooks=[Fails()], console=console)
+    assert "also: a checkpoint could not be written: No space left on device" in AtTheEnd.said
 
 
 def test_sets_are_evaluated_until_a_signal_comes(small_config):

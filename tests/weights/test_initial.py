@@ -155,11 +155,11 @@ def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, pat
     data = read_config(tmp_path / "run").data
     assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == (8, "timm", 0.5, "on")
     again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json"))
-    assert again["top1"] == found["top1"]
-    assert again["loss"] == pytest.approx(found["loss"], abs=1e-6)
+    assert again["top1"] == found.metrics["top1"]
+    assert again["loss"] == pytest.approx(found.metrics["loss"], abs=1e-6)
     # And those who start from this run take it on.
     made_for = pretrained.open_pretrained(tmp_path / "run").preprocessing
     assert made_for == {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.5, "exif": True}
     path.unlink()
     small_config.duration = "3 steps"
-    assert train.train(small_config, tmp_path / "run", allow_config_changes=True)["step"] == 3
+    assert train.train(small_config, tmp_path / "run", allow_config_changes=True).step == 3

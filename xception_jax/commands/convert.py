@@ -54,13 +54,12 @@ def main() -> None:
         weights=_WEIGHTS.value,
     )
     if _JSON.value:
-        print(json.dumps(result))
+        print(json.dumps(result.to_json()))
         return
     from xception_jax.utils.console import make_console
 
     console = make_console()
-    for note in result["notes"]:
+    for note in result.notes:
         console.print(note)
-    classes = result["num_classes"]
-    head = f"{classes:,} classes" if classes else "no classifier"
-    console.print(f"{result['model']}, {head}: {result['tensors']} tensors in {result['output']}")
+    head = f"{result.num_classes:,} classes" if result.num_classes else "no classifier"
+    console.print(f"{result.model}, {head}: {result.tensors} tensors in {result.output}")

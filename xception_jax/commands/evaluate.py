@@ -64,12 +64,10 @@ def main() -> None:
     if not cluster.is_first():
         return
     if _JSON.value:
-        print(json.dumps(result))
+        print(json.dumps(result.to_json()))
         return
-    shown = {
-        name: f"{value:.2%}" if name.rpartition("/")[2] in SHARES else f"{value:.6f}"
-        for name, value in result.items()
-        if isinstance(value, float)
-    }
-    rows = [(name, shown.get(name, str(value))) for name, value in result.items()]
+    rows = [("step", str(result.step)), ("weights", result.weights), ("split", result.split)]
+    for name, value in result.metrics.items():
+        form = ".2%" if name.rpartition("/")[2] in SHARES else ".6f"
+        rows.append((name, f"{value:{form}}" if isinstance(value, float) else str(value)))
     console.make_console().print(console.table(str(workdir), ("", ""), rows))

@@ -14,13 +14,16 @@ program runs it on image files; docs/export.md has more.
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from xception_jax.commands import cli
 from xception_jax.errors import UsageError
 from xception_jax.utils.text import quoted
+
+if TYPE_CHECKING:
+    from xception_jax.export import ExportResult
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
 _INPUT = flags.DEFINE(
@@ -75,7 +78,7 @@ def main() -> None:
                          "--help shows an example")  # fmt: skip
     from xception_jax.utils import console
 
-    about = _export_any(
+    result = _export_any(
         given,
         output,
         activation=_ACTIVATION.value,
@@ -83,16 +86,16 @@ def main() -> None:
         resize=_RESIZE.value,
     )
     if _JSON.value:
-        print(json.dumps(about))
+        print(json.dumps(result.to_json()))
         return
-    rows = [(name, _shown(value)) for name, value in about.items() if name != "classes"]
-    rows.append(("classes", f"{len(about['classes']):,}"))
+    rows = [(name, _shown(value)) for name, value in result.about.items() if name != "classes"]
+    rows.append(("classes", f"{len(result.class_names):,}"))
     out = console.make_console()
     out.print(console.table(str(output), ("", ""), rows))
     out.print(f"classify images with it: python {quoted(output / 'classify.py')} IMAGE...")
 
 
-def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[str, Any]:
+def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> "ExportResult":
     """Exports what a path means; see `pretrained.open_pretrained`."""
     from xception_jax import export
     from xception_jax.weights import pretrained
@@ -109,25 +112,25 @@ def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> dict[st
 
 
 def _tell_check(folder: pathlib.Path) -> None:
-    """Checks an export and says what was checked; raises as `serving.check`."""
-    from xception_jax import serving
+    """Checks an export and says what was checked; raises as `export.check`."""
+    from xception_jax import export
     from xception_jax.utils import console
 
-    found = serving.check(folder)
+    found = export.check(folder)
     if _JSON.value:
-        print(json.dumps(found))
+        print(json.dumps(found.to_json()))
         return
     sums = (
-        f"their sums differ from 1 by at most {found['largest_difference']:.1e} "
-        f"({found['tolerance']:g} is allowed)"
-        if found["tolerance"]
+        f"their sums differ from 1 by at most {found.largest_difference:.1e} "
+        f"({found.tolerance:g} is allowed)"
+        if found.tolerance
         else "each of them from 0 to 1"
     )
-    height, width = found["sides"]
+    height, width = found.sides
     out = console.make_console()
-    out.print(f"{folder}: {len(found['files'])} files are as they were written: "
-              f"{', '.join(found['files'])}")  # fmt: skip
-    out.print(f"the program runs on {found['platform']}: {found['pictures']} pictures of "
+    out.print(f"{folder}: {len(found.files)} files are as they were written: "
+              f"{', '.join(found.files)}")  # fmt: skip
+    out.print(f"the program runs on {found.platform}: {found.pictures} pictures of "
               f"{height} x {width} random pixels gave probabilities, {sums}")  # fmt: skip
 
 

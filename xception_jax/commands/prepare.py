@@ -54,7 +54,7 @@ def main() -> None:
         console=console,
     )
     if _JSON.value:
-        print(json.dumps(result))
+        print(json.dumps(result.to_json()))
         return
-    for split, examples in result["splits"].items():
+    for split, examples in result.splits.items():
         console.print(f"  {split}: {examples:,} examples")

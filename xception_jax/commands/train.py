@@ -66,4 +66,4 @@ def main() -> None:
         allow_config_changes=_ALLOW.value,
     )
     if _JSON.value and cluster.is_first():
-        print(json.dumps(result))
+        print(json.dumps(result.to_json()))

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -93,11 +94,11 @@ class Best:
             raise UsageError(f"config.eval.best is {text!r}; it takes METRIC:min or METRIC:max")
         return cls(metric, direction == "min" if given else metric.rpartition("/")[2] == "loss")
 
-    def is_in(self, metrics: dict[str, float]) -> bool:
-        """Whether the metric was measured."""
-        return not self.metric or not math.isnan(metrics.get(self.metric, math.nan))
+    def is_in(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the metric was measured, and is finite."""
+        return not self.metric or math.isfinite(metrics.get(self.metric, math.nan))
 
-    def quality(self, metrics: dict[str, float]) -> tuple[float, float]:
+    def quality(self, metrics: Mapping[str, float]) -> tuple[float, float]:
         """A key for comparison, higher is better; ties go to the lower loss. Needs `is_in`."""
         if not self.metric:
             return metrics["map" if "map" in metrics else "top1"], -metrics["loss"]

@@ -1,9 +1,9 @@
 """Exports a trained model as a program that only needs JAX; reads and verifies exports."""
 
+from xception_jax.serving.checking import ExportCheck, check
 from xception_jax.serving.program import (
     ACTIVATIONS,
     PLATFORMS,
-    check,
     check_output,
     describe,
     export,
@@ -14,6 +14,7 @@ from xception_jax.serving.program import (
 __all__ = [
     "ACTIVATIONS",
     "PLATFORMS",
+    "ExportCheck",
     "check",
     "check_output",
     "describe",

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export as jax_export
 
 from xception_jax.data.render import presets
@@ -72,8 +71,6 @@ _RESIZES = {
     "timm": "the centred {size} x {size} pixels, after the shorter side is resized to {shorter} "
     "(antialiased bicubic)",
 }
-# The maximum difference of a sum of softmax probabilities from 1, in `check`.
-_TOLERANCE = 1e-3
 
 
 def export(
@@ -287,7 +284,7 @@ def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
             f"{folder} was exported by jax {about['jax']} with calling convention {convention}; "
             f"jax {jax.__version__} takes {least} to {most}; export again, or install another jax"
         )
-    program = _verified(folder / PROGRAM, about["program"]["sha256"])
+    program = verified(folder / PROGRAM, about["program"]["sha256"])
     exported = jax_export.deserialize(bytearray(program))
     facts = _facts(exported)
     if (
@@ -346,7 +343,7 @@ def _check_shape(value: Any, wanted: Any, name: str) -> None:
         raise ValueError(f"{name} has the invalid value {value!r}")
 
 
-def _verified(path: Path, digest: str) -> bytes:
+def verified(path: Path, digest: str) -> bytes:
     """The content of a file of the export; raises `RunError` if it does not match its digest."""
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != digest:
@@ -362,48 +359,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def check(folder: Path) -> dict[str, Any]:
-    """Verifies an export and runs it on this machine with pictures of random pixels.
-
-    Returns:
-      The verified `files`, the `platform`, and the number of `pictures` with their `sides`. For
-      softmax also `largest_difference` of a sum of probabilities from 1, and its `tolerance`; for
-      sigmoid both are None.
-
-    Raises:
-      UsageError: it is not for this machine's platform, or see `load`.
-      RunError: it is damaged, or its output is not probabilities.
-    """
-    exported, about = load(folder)
-    files = [ABOUT, PROGRAM]
-    for name in ("readme", "classify"):
-        if name in about:
-            files.append(about[name]["file"])
-            _verified(folder / about[name]["file"], about[name]["sha256"])
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if platform not in exported.platforms:
-        raise UsageError(
-            f"{folder} is for {', '.join(exported.platforms)}, but this machine has {platform}; "
-            f"export it with --platforms={platform}"
-        )
-    sides = [side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:3]]
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *sides, 3), np.uint8)
-    found = np.asarray(jax.jit(exported.call)(pixels))
-    softmax = about["output"]["activation"] == "softmax"
-    furthest = float(np.abs(found.sum(1, dtype=np.float64) - 1).max())
-    if (
-        found.shape != (2, len(about["classes"]))
-        or not ((found >= 0) & (found <= 1)).all()
-        or (softmax and not furthest <= _TOLERANCE)
-    ):
-        raise RunError(f"{folder} does not return probabilities of its classes")
-    return {
-        "files": files,
-        "platform": platform,
-        "pictures": len(pixels),
-        "sides": sides,
-        "largest_difference": furthest if softmax else None,
-        "tolerance": _TOLERANCE if softmax else None,
-    }

@@ -66,11 +66,11 @@ class Functions:
     init: Callable[[jax.Array], TrainState]
     shapes: TrainState
     frozen: tuple[str, ...]
-    train_step: Any
-    evaluate_batch_of: Callable[[str], Any]
+    train_step: jax.stages.Wrapped
+    evaluate_batch_of: Callable[[str], jax.stages.Wrapped]
 
     @property
-    def evaluate_batch(self) -> Any:
+    def evaluate_batch(self) -> jax.stages.Wrapped:
         """The evaluation step on `data.eval_split`."""
         return self.evaluate_batch_of("")
 
@@ -117,7 +117,9 @@ def build(
     )
 
 
-def build_evaluation(config: ConfigDict, data: DataSpec, layout: Layout) -> Callable[[str], Any]:
+def build_evaluation(
+    config: ConfigDict, data: DataSpec, layout: Layout
+) -> Callable[[str], jax.stages.Wrapped]:
     """The evaluation steps only, for weights with their own layout.
 
     Returns:
@@ -135,12 +137,12 @@ def build_graphdef(config: ConfigDict, classes: int) -> Any:
 
 def _evaluation(
     config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool
-) -> Callable[[str], Any]:
+) -> Callable[[str], jax.stages.Wrapped]:
     # Plain, so that runs which smooth or weigh otherwise can be compared.
     loss = Loss(config_lib.loss_name(config, multilabel))
 
     @cache
-    def jitted(names: tuple[str, ...]) -> Any:
+    def jitted(names: tuple[str, ...]) -> jax.stages.Wrapped:
         return step_lib.jit_evaluate_batch(graphdef, loss, layout, metrics.registered(names))
 
     return lambda name: jitted(config_lib.eval_metrics(config, name))

@@ -3,11 +3,11 @@
 import collections
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from xception_jax import config as config_lib
 from xception_jax.data import transfer
 from xception_jax.data.batches import HostShard, Reader
 from xception_jax.data.skips import Skips
@@ -16,10 +16,13 @@ from xception_jax.errors import RunError
 from xception_jax.training import metrics, sharding
 from xception_jax.training.sharding import Layout
 from xception_jax.training.state import Tree
-from xception_jax.training.step import Scalars
+from xception_jax.training.step import Batch, Scalars
 
 # The number of batches that are dispatched before the sums of the first are fetched.
 _BATCHES_AHEAD = 2
+
+# A jitted `step.evaluate_batch`: from weights and a batch to sums.
+EvaluateBatch = Callable[[Tree, Batch], Scalars]
 
 
 def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
@@ -42,14 +45,14 @@ class Evaluator:
 
     reader: Reader
     layout: Layout
-    evaluate_batch: Any
+    evaluate_batch: EvaluateBatch
     batch_size: int
 
     @classmethod
     def create(
         cls,
         config: ConfigDict,
-        evaluate_batch: Any,
+        evaluate_batch: EvaluateBatch,
         source: Source,
         layout: Layout,
         batch_size: int = 0,
@@ -71,7 +74,7 @@ class Evaluator:
         weights: Tree,
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, float] | None:
         """Evaluates the split once.
 
         The host sums in double precision. It fetches the sums of a batch while the next batches
@@ -117,15 +120,17 @@ class Evaluators:
 
     Attributes:
       sets: evaluators by name; `data.eval_split` has the empty name and is the first.
+      names: the names of all their metrics, see `metric_names`.
     """
 
     sets: Mapping[str, Evaluator]
+    names: frozenset[str]
 
     @classmethod
     def create(
         cls,
         config: ConfigDict,
-        evaluate_batch: Callable[[str], Any],
+        evaluate_batch: Callable[[str], EvaluateBatch],
         sources: Mapping[str, Source],
         layout: Layout,
         batch_size: int = 0,
@@ -135,7 +140,8 @@ class Evaluators:
             {
                 name: Evaluator.create(config, evaluate_batch(name), source, layout, batch_size)
                 for name, source in sources.items()
-            }
+            },
+            frozenset(metric_names(config, sources)),
         )
 
     @property
@@ -143,17 +149,21 @@ class Evaluators:
         """The evaluator of `data.eval_split`."""
         return self.sets[""]
 
+    def have_found(self, results: Mapping[str, float] | None) -> bool:
+        """Whether these are results of all sets, with all their metrics."""
+        return results is not None and self.names <= results.keys()
+
     def __call__(
         self,
         weights: Tree,
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, float] | None:
         """The results of each `Evaluator`, prefixed by the set's name: `top1`, `real/top1`.
 
         None if stopped in any set.
         """
-        results: dict[str, Any] = {}
+        results: dict[str, float] = {}
         for name, evaluator in self.sets.items():
             # The first evaluator gathers the weights; the others reuse them.
             weights = gathered(weights, evaluator.layout.weights)
@@ -164,16 +174,28 @@ class Evaluators:
         return results
 
 
-def by_set(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def metric_names(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
+    """The metrics that `Evaluators` find on these sets, with the set's name before: `real/top1`."""
+    return [
+        f"{name}/{metric}" if name else metric
+        for name, source in sources.items()
+        for metric in (
+            *metrics.names(len(source.class_names), source.multilabel),
+            *config_lib.eval_metrics(config, name),
+        )
+    ]
+
+
+def by_set(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The results of `Evaluators` by the name of their set."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, float]] = {}
     for key, value in results.items():
         name, _, metric = key.rpartition("/")
         found.setdefault(name, {})[metric] = value
     return found
 
 
-def gathered(weights: Tree, shardings: Any) -> Tree:
+def gathered(weights: Tree, shardings: Tree) -> Tree:
     """The weights with these shardings, gathered once, not per batch; unchanged if already so."""
     wanted = jax.tree.leaves(sharding.place(weights, shardings))
     there = jax.tree.leaves(weights)

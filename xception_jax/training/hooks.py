@@ -5,7 +5,6 @@ stopping are in the loop itself, because a continued run depends on their order.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
@@ -30,7 +29,7 @@ class Hook:
           metrics: the means of the step's batch.
         """
 
-    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, float]) -> None:
         """Called after an evaluation, before its checkpoint is saved.
 
         Args:
@@ -59,7 +58,7 @@ class Hooks(Hook):
         for hook in self._hooks:
             hook.after_step(step, state, metrics)
 
-    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, float]) -> None:
         for hook in self._hooks:
             hook.on_evaluation(step, results)
 

@@ -17,7 +17,7 @@ from xception_jax.data.readers import joined
 from xception_jax.data.render import decode
 from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import ReadError, UsageError
-from xception_jax.training import metrics
+from xception_jax.training import evaluation, metrics
 from xception_jax.training.telemetry import records
 from xception_jax.utils import paths
 
@@ -211,14 +211,8 @@ def _check_data(config: ConfigDict, begun: ConfigDict | None) -> None:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
     for name, test in evaluated.items():
         _check_set(train, name, test)
-    known = metrics.names(len(train.class_names), train.multilabel)
-    config_lib.Best.parse(config.eval.best).check(
-        [
-            f"{name}/{metric}" if name else metric
-            for name in evaluated
-            for metric in (*known, *config_lib.eval_metrics(config, name))
-        ]
-    )
+    known = evaluation.metric_names(config, evaluated)
+    config_lib.Best.parse(config.eval.best).check(known)
     if config.data.balanced and train.multilabel:
         raise UsageError(
             f"config.data.balanced needs one label per image, but {train.name} has several"

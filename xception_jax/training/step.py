@@ -1,6 +1,5 @@
 """A training step and the evaluation of a batch: pure functions, jitted once."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -228,7 +227,7 @@ def evaluate_batch(
     }
 
 
-def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, Batch], Any]:
+def jit_train_step(config: StepConfig, layout: Layout) -> jax.stages.Wrapped:
     """`train_step` on the layout's devices, with a donated state and a sharded batch."""
     replicated, by_example = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     config = replace(config, mesh=layout.mesh, layout=layout if layout.update is not None else None)
@@ -242,7 +241,7 @@ def jit_train_step(config: StepConfig, layout: Layout) -> Callable[[TrainState, 
 
 def jit_evaluate_batch(
     graphdef: Any, loss: Loss, layout: Layout, further: metrics.Registered = ()
-) -> Callable[[Tree, Batch], Scalars]:
+) -> jax.stages.Wrapped:
     """`evaluate_batch` on the layout's devices, with `layout.weights`."""
     replicated, by_example = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(

@@ -23,8 +23,7 @@ from tests.processes import ROOT, as_nobody
 from xception_jax.config import Best
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.training import sharding
-from xception_jax.training.checkpoint import checkpoints as checkpoint
-from xception_jax.training.checkpoint import digest, manifest, reading
+from xception_jax.training.checkpoint import digest, manager, manifest, reading
 from xception_jax.training.checkpoint.checkpoints import Checkpoints, DamagedCheckpointError, Meta
 from xception_jax.training.state import TrainState
 from xception_jax.utils import retry, seal
@@ -338,7 +337,7 @@ def make_old(folder: Path) -> None:
     """Rewrites what a checkpoint says of itself as it was before manifests were sealed."""
     step, path = int(folder.name), folder / "meta" / "metadata"
     metrics = json.loads(path.read_text())["metrics"]
-    items = {name: getattr(make_state(step), name) for name in checkpoint.ITEMS}
+    items = {name: getattr(make_state(step), name) for name in manager.ITEMS}
     sums = {name: digest.digests(tree, algorithm=1)[0] for name, tree in items.items()}
     path.write_text(json.dumps(
         {"step": step, "dataset": META.dataset, "train_examples": META.train_examples,
@@ -560,18 +559,6 @@ def test_other_data_than_the_run_began_with_is_refused():
             f"{changed}; restore the data, or start a new run from its weights: "
             f"--config.init_from='runs/my pets' and another --workdir"
         )
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a file system of 400 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(folder: Path) -> None:

@@ -8,8 +8,9 @@ finalized together. Frozen parts of a model are stored once, see `frozen_part`.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
 from xception_jax.config import Best
 from xception_jax.errors import ReadError, RunError, UsageError
 from xception_jax.runtime import cluster
-from xception_jax.training.checkpoint import frozen_part, manifest, reading, storage
+from xception_jax.training.checkpoint import frozen_part, manager, manifest, reading, storage
 from xception_jax.training.checkpoint.digest import digests
 from xception_jax.training.checkpoint.frozen_part import DamagedFrozenPartError
 from xception_jax.training.checkpoint.manifest import DamagedCheckpointError, Meta
@@ -33,22 +33,6 @@ from xception_jax.utils import retry
 from xception_jax.utils.files import write_atomically
 
 T = TypeVar("T")
-
-ITEMS = ("params", "batch_stats", "opt_state", "ema")
-# A folder in `checkpoints`. A checkpoint is moved there before it is deleted, so that a reader, or
-# the next start after a kill, never sees a checkpoint with missing files.
-_DELETED = "deleted"
-
-
-@dataclass
-class _Best(policies.PreservationPolicy):  # type: ignore[misc]  # Orbax has no types
-    """Makes Orbax keep the step that a function selects from the existing ones."""
-
-    find: Callable[[Sequence[int]], int | None]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        best = self.find([info.step for info in checkpoints])
-        return [info.step == best for info in checkpoints]
 
 
 class Checkpoints:
@@ -108,24 +92,13 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         """Orbax's manager, which saves and deletes; damaged checkpoints were moved before."""
         assert not self._read_only
-        best = _Best(lambda steps: self._best(steps))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(self._keep), best]
-            ),
-            save_decision_policy=policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
-            todelete_subdir=_DELETED,
-        )
         self._delete()  # leftovers of a killed run
         try:
-            manager = ocp.CheckpointManager(
-                self._folder, options=options, item_names=(*ITEMS, "meta")
-            )
+            created = manager.create(self._folder, self._keep, self._best)
         except OSError as error:
             raise self._failed("a checkpoint", error) from error
         self._writing = True
-        return manager
+        return created
 
     def __enter__(self) -> "Checkpoints":
         self._tracebacks.__enter__()
@@ -133,14 +106,44 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
-            if self._writing:
-                self._manager.close()
-                self._delete()
-        except Exception as error:
+            self._close()
+        except RunError:
             if kind is None:  # else the first error is reported
-                raise self._failed("a checkpoint", error) from error
+                raise
         finally:
             self._tracebacks.__exit__()
+
+    @contextmanager
+    def writing(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Inside, steps can be saved; leaving it waits until everything is written.
+
+        Args:
+          say: takes a line on a write that failed, if another error ends the block first.
+
+        Raises:
+          RunError: a write failed.
+        """
+        try:
+            yield
+        except BaseException:
+            try:
+                self._close()
+            except RunError as error:
+                say(f"also: {error}")
+            raise
+        self._close()
+
+    def _close(self) -> None:
+        """Waits until everything is written, and saves no more. Raises `RunError`."""
+        if not self._writing:
+            return
+        self._found = {step: self._found[step] for step in self.steps()}
+        self._writing = False
+        try:
+            self._manager.close()
+            self._delete()
+        except Exception as error:
+            raise self._failed("a checkpoint", error) from error
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints in order, including damaged ones."""
@@ -163,9 +166,9 @@ class Checkpoints:
                     f"{damage[0]}; it could be the best. Choose a checkpoint, for example with "
                     f"--step=latest, or continue the run, which moves the damaged one away"
                 )
-            best = self._best(steps)
+            best = self.best()
             if best is None:
-                what = f" by {self._criterion.metric}" if self._criterion.metric else ""
+                what = self._criterion.metric and f" by a finite {self._criterion.metric}"
                 raise UsageError(
                     f"no checkpoint in {self._folder} was evaluated{what}; use --step=latest"
                 )
@@ -204,6 +207,10 @@ class Checkpoints:
         }
         return max(rated, key=rated.__getitem__, default=None)
 
+    def best(self) -> int | None:
+        """The best step; None if no checkpoint has a finite metric that decides."""
+        return self._best(self.steps())
+
     def warm_up(self, state: TrainState) -> None:
         """Computes the digests of a state once, so that a later urgent save compiles nothing."""
         for tree in _items(state).values():
@@ -228,7 +235,6 @@ class Checkpoints:
         trained, held = frozen_part.split(items, meta.frozen)
         args = {name: ocp.args.StandardSave(tree) for name, tree in trained.items()}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta.fields()))
-        manager = self._manager
         self.wait()
         self._delete()
         if meta.step in self.steps():
@@ -237,7 +243,7 @@ class Checkpoints:
         try:
             if held:
                 self._write_frozen(frozen_part.place(self._folder, meta), held)
-            saved = manager.save(meta.step, args=composite)
+            saved = self._manager.save(meta.step, args=composite)
         except Exception as error:
             raise self._failed(f"checkpoint {meta.step}", error) from error
         if not saved:
@@ -270,9 +276,9 @@ class Checkpoints:
             raise self._failed("a checkpoint", error) from error
 
     def _delete(self) -> None:
-        """Deletes the checkpoints that are not kept, while Orbax writes none; see `_DELETED`."""
+        """Deletes what is not kept, while Orbax writes nothing; see `manager.DELETED`."""
         if cluster.is_first():
-            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
+            shutil.rmtree(self._folder / manager.DELETED, ignore_errors=True)
 
     def _failed(self, what: str, error: Exception) -> RunError:
         """The error for a failed write, in one line with the path of Orbax's traceback."""
@@ -393,5 +399,5 @@ def _together(action: Callable[[], T]) -> list[T]:
 
 def _items(state: TrainState) -> dict[str, Tree]:
     """The parts that a state has, by name."""
-    parts = {name: getattr(state, name) for name in ITEMS}
+    parts = {name: getattr(state, name) for name in manager.ITEMS}
     return {name: tree for name, tree in parts.items() if tree is not None}

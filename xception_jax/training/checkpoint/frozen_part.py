@@ -53,7 +53,7 @@ def split(
     """Splits a state's items into their trained and their frozen leaves.
 
     Args:
-      items: trees by name, see `checkpoint.ITEMS`.
+      items: trees by name, see `manager.ITEMS`.
       frozen: see `state.frozen_parts`.
 
     Returns:

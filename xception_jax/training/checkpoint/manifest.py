@@ -5,6 +5,7 @@ Each read checks its seal, its fields and their types. Older checkpoints have no
 metrics in a separate file; there only types are checked.
 """
 
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from xception_jax.errors import RunError, UsageError
 from xception_jax.training.checkpoint import digest, storage
 from xception_jax.training.checkpoint.storage import Say
 from xception_jax.utils import retry, seal
+from xception_jax.utils.numbers import for_json
 from xception_jax.utils.text import quoted
 
 
@@ -36,7 +38,8 @@ class Meta:
       class_names: the name of each label.
       config: the run's flat config; None in checkpoints without a seal.
       log: the log's sums for the next start, or None.
-      metrics: the results of the run's evaluation at this step, or None.
+      metrics: the results of the run's evaluation at this step, or None. A value that is not finite
+        is null in the JSON, and NaN when it is read.
       digests: `{item: {path of the leaf: digest}}`; `Checkpoints.save` sets it.
       digest_algorithm: see `digest`.
       frozen: parts whose leaves are stored separately, see `frozen_part`; not in the JSON if empty.
@@ -60,6 +63,8 @@ class Meta:
     def fields(self) -> dict[str, Any]:
         """The fields for JSON, with a seal."""
         fields = asdict(self)
+        if self.metrics is not None:
+            fields["metrics"] = for_json(self.metrics)
         if not self.frozen:
             del fields["frozen"]
         return seal.sealed(fields)
@@ -99,9 +104,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(map(_is_number, value.values())):
+    if not isinstance(value, dict):
         return False
-    return "loss" in value and ("map" in value or "top1" in value)
+    if not all(number is None or _is_number(number) for number in value.values()):
+        return False
+    return _is_number(value.get("loss")) and _is_number(value.get("map", value.get("top1")))
 
 
 def _are_digests(value: Any, algorithm: Any) -> bool:
@@ -167,6 +174,10 @@ def from_fields(fields: dict[str, Any]) -> Meta:
         raise ValueError("has invalid digests")
     for name in ("class_names", "frozen"):
         fields[name] = tuple(fields.get(name, ()))
+    if found := fields.get("metrics"):
+        fields["metrics"] = {
+            name: math.nan if value is None else value for name, value in found.items()
+        }
     return Meta(**{"digest_algorithm": algorithm, **fields})
 
 

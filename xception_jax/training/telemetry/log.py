@@ -213,15 +213,19 @@ class Telemetry(Hook):
         )
         self._timed, self._mark = 0, now
 
-    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
-        """Logs the results of an evaluation. Raises `RunError` if a metric is not finite."""
+    def on_evaluation(self, step: int, results: Mapping[str, float]) -> None:
+        """Logs the results of an evaluation.
+
+        Raises:
+          RunError: a loss is not finite. Other metrics can have any value: no weight depends on it.
+        """
         for name, value in results.items():
-            if not math.isfinite(value):
+            if name.rpartition("/")[2] == "loss" and not math.isfinite(value):
                 raise RunError(
                     f"the {name} of the evaluation at step {step} is {value}; the run stops "
                     f"here, and all its checkpoints are from earlier steps"
                 )
-        self._records.write("eval", step, dict(results))
+        self._records.write("eval", step, results)
         for name, metrics in evaluation.by_set(results).items():
             others = "".join(
                 f"  {other} {metrics[other]:.4f}" for other in metrics if other not in _KNOWN

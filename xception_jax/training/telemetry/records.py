@@ -25,6 +25,7 @@ from xception_jax.training.telemetry import (
 )
 from xception_jax.training.telemetry.writers import LogWriter, RunInfo
 from xception_jax.utils.files import write_atomically
+from xception_jax.utils.numbers import for_json
 
 TENSORBOARD = "tensorboard"
 
@@ -95,10 +96,13 @@ class Records:
         info = RunInfo(workdir, start, config or {})
         self._writers = [writers.create(name, info, say) for name in dict.fromkeys(names)]
 
-    def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
-        """Appends the metrics of a step; `kind` is `train`, `eval` or `time`."""
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends the metrics of a step; `kind` is `train`, `eval` or `time`.
+
+        A value that is not finite is null in `metrics.jsonl`. The writers take it as it is.
+        """
         if self._lines:
-            record = {"kind": kind, "step": step, "time": time.time(), **metrics}
+            record = {"kind": kind, "step": step, "time": time.time(), **for_json(metrics)}
             self._lines.append(f"{json.dumps(record)}\n".encode())
         for writer in self._writers:
             writer.write(kind, step, metrics)

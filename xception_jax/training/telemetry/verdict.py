@@ -46,21 +46,23 @@ def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
-def lines(folder: Path, last: int, best: int, by: str = "") -> list[str]:
+def lines(folder: Path, last: int, best: int | None, by: str = "") -> list[str]:
     """The last lines of a completed run.
 
     Args:
       folder: the run's folder.
       last: the step of the last checkpoint.
-      best: the step of the best checkpoint.
+      best: the step of the best checkpoint; None: no checkpoint can be rated.
       by: the metric that decides the best one; empty: the default.
     """
     return [*of(records.read(folder)), _done(folder, last, best, by)]
 
 
-def _done(folder: Path, last: int, best: int, by: str) -> str:
+def _done(folder: Path, last: int, best: int | None, by: str) -> str:
     there = folder / "checkpoints"
     command = f"evaluate it with: python -m xception_jax.evaluate --workdir={quoted(folder)}"
+    if best is None:
+        return f"done: {there / str(last)}; no checkpoint has a finite {by or 'metric'}\n{command}"
     by = f" by {by}" if by else ""
     if last == best:
         return f"done: {there / str(last)}, the best{by}\n{command}"

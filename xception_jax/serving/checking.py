@@ -1,0 +1,80 @@
+"""The check of an export: its files and its program, on this machine."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from xception_jax.errors import RunError, UsageError
+from xception_jax.serving.program import ABOUT, PROGRAM, load, verified
+
+# How far the sums of softmax' probabilities may be from 1.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """What `check` has verified.
+
+    Attributes:
+      files: the names of the files, which are as they were written.
+      platform: that the program ran on.
+      pictures: how many pictures of random pixels it classified.
+      sides: their height and width.
+      largest_difference: of the sums of their probabilities from 1; None for sigmoid, whose sums
+        may be any.
+      tolerance: the largest difference that is allowed; None for sigmoid.
+    """
+
+    files: tuple[str, ...]
+    platform: str
+    pictures: int
+    sides: tuple[int, int]
+    largest_difference: float | None
+    tolerance: float | None
+
+    def to_json(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+def check(folder: Path) -> ExportCheck:
+    """Verifies an export and runs it on this machine, on pictures of random pixels.
+
+    Raises:
+      UsageError: it is not for this machine's platform; and what `load` raises.
+      RunError: what it computes are no probabilities.
+    """
+    exported, about = load(folder)
+    files = [ABOUT, PROGRAM]
+    for name in ("readme", "classify"):
+        if name in about:
+            files.append(about[name]["file"])
+            verified(folder / about[name]["file"], about[name]["sha256"])
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in exported.platforms:
+        raise UsageError(
+            f"{folder} is for {', '.join(exported.platforms)}, and this machine has {platform}; "
+            f"export it with --platforms={platform}"
+        )
+    # A side that may be any has a name there.
+    height, width = (side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:3])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    found = np.asarray(jax.jit(exported.call)(pixels))
+    softmax = about["output"]["activation"] == "softmax"
+    furthest = float(np.abs(found.sum(1, dtype=np.float64) - 1).max())
+    if (
+        found.shape != (2, len(about["classes"]))
+        or not ((found >= 0) & (found <= 1)).all()
+        or (softmax and not furthest <= _TOLERANCE)
+    ):
+        raise RunError(f"{folder} does not give probabilities of its classes")
+    return ExportCheck(
+        files=tuple(files),
+        platform=platform,
+        pictures=len(pixels),
+        sides=(height, width),
+        largest_difference=furthest if softmax else None,
+        tolerance=_TOLERANCE if softmax else None,
+    )
