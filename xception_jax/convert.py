@@ -76,7 +76,7 @@ def convert(
     """
     _check_output(output, target_format)
     source = pretrained.open_pretrained(path, format=source_format, step=step, weights=weights)
-    source.check_whole()
+    source.check_head()
     name = model or source.model
     if name is None:
         raise UsageError(f"--model is needed: {path} does not say which of them it is")

@@ -28,7 +28,7 @@ LARGE = 2**24
 def area(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
     """The centred square of `crop` of the shorter side: area average to shrink, else linear."""
     side = max(1, round(min(picture.shape[:2]) * crop))
-    top, left = ((whole - side) // 2 for whole in picture.shape[:2])
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
     part = picture[top : top + side, left : left + side].astype(np.float64)
     shares = _shares(side, size)
     # Matrix products: einsum takes a minute for a large photo.

@@ -21,7 +21,7 @@ from xception_jax.training.step import Batch, Scalars
 # The number of batches that are dispatched before the sums of the first are fetched.
 _BATCHES_AHEAD = 2
 
-# A jitted `step.evaluate_batch`: from weights and a batch to sums.
+# A jitted `step.evaluate_batch`: takes weights and a batch, returns sums.
 EvaluateBatch = Callable[[Tree, Batch], Scalars]
 
 
@@ -150,7 +150,7 @@ class Evaluators:
         return self.sets[""]
 
     def have_found(self, results: Mapping[str, float] | None) -> bool:
-        """Whether these are results of all sets, with all their metrics."""
+        """Whether these are results of all sets with all metrics."""
         return results is not None and self.names <= results.keys()
 
     def __call__(
@@ -175,7 +175,7 @@ class Evaluators:
 
 
 def metric_names(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
-    """The metrics that `Evaluators` find on these sets, with the set's name before: `real/top1`."""
+    """The names of the metrics on these sets, prefixed by the set's name: `real/top1`."""
     return [
         f"{name}/{metric}" if name else metric
         for name, source in sources.items()

@@ -26,17 +26,17 @@ def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None) -> optax.GradientTr
 
     The state has the same structure as Optax's, so that older runs can continue.
     """
-    whole = optax.scale_by_trust_ratio()
+    trust_ratio = optax.scale_by_trust_ratio()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        scaled, state = whole.update(updates, state, params)
+        scaled, state = trust_ratio.update(updates, state, params)
         if mask is not None:
             scaled = jax.tree.map(
                 lambda keep, new, old: new if keep else old, mask(params), scaled, updates
             )
         return scaled, state
 
-    return optax.GradientTransformation(whole.init, update)
+    return optax.GradientTransformation(trust_ratio.init, update)
 
 
 @dataclass(frozen=True)

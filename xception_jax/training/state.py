@@ -159,11 +159,11 @@ def keep_frozen(tree: Tree, before: Tree, frozen: tuple[str, ...]) -> Tree:
     return combine(partition(tree, frozen), before)
 
 
-def combine(tree: Tree, whole: Tree) -> Tree:
-    """The tree with each None replaced by the leaf of `whole`; the inverse of `partition`."""
+def combine(tree: Tree, other: Tree) -> Tree:
+    """The tree with each None replaced by the leaf of `other`; the inverse of `partition`."""
     return jax.tree.map(
         lambda leaf, other: other if leaf is None else leaf,
-        tree, whole, is_leaf=lambda leaf: leaf is None,
+        tree, other, is_leaf=lambda leaf: leaf is None,
     )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ class Pretrained:
             said.append(f"NOTE: {self.path} {self.keras.problem}; its head is not loaded")
         return said
 
-    def check_whole(self) -> None:
+    def check_head(self) -> None:
         """Raises `UsageError` if the weights have a head that the models here cannot express."""
         if self.keras is not None and self.keras.problem:
             raise UsageError(f"{self.path} {self.keras.problem}")
@@ -348,7 +348,7 @@ def load(model: Any, path: str | Path) -> None:
             )
     headless = getattr(model, "head", None) is None
     if not headless:
-        source.check_whole()
+        source.check_head()
     for tensor, array in source.tensors(model, name, without_head=headless).items():
         own[tensor][...] = array
 

@@ -64,7 +64,7 @@ def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_p
     with pytest.raises(
         UsageError, match=f"'drop' in its head, which is called with {re.escape(said)}"
     ):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
     before = config(*DROPPED, nested=True, before=[("GaussianNoise", "noise", {})])
     path = write_keras(tmp_path / "a.keras", called(before, "noise", *args, **kwargs), held)
     with pytest.raises(UsageError, match="'noise' before the backbone, which is called with"):
@@ -74,14 +74,14 @@ def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_p
 def test_a_usual_call_is_read(held, tmp_path):
     changed = called(config(*DROPPED, nested=True), "base", training=False, mask=None)
     changed = called(changed, "drop", None, training=False)
-    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", changed, held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", changed, held)).check_head()
 
 
 def test_the_default_of_augmentation_is_no_unusual_call(held, tmp_path):
     """Keras 3 writes `training=True` into each of its augmentation layers' calls."""
     changed = config(*DROPPED, nested=True, before=[("RandomFlip", "flip", {})])
     path = write_keras(tmp_path / "a.keras", called(changed, "flip", training=True), held)
-    pretrained.open_pretrained(path).check_whole()
+    pretrained.open_pretrained(path).check_head()
     [flip] = [each for each in layers(changed) if each["name"] == "flip"]
     flip["inbound_nodes"] = [[["outer", 0, 0, {"training": True}]]]
     with pytest.raises(UsageError, match="'flip' before the backbone, which is called with"):
@@ -94,9 +94,9 @@ def test_a_call_of_keras_2_is_refused_too(held, tmp_path):
     drop["inbound_nodes"] = [[["pool", 0, 0, {"training": True}]]]
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match="'drop' in its head, which is called with training=True"):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
     drop["inbound_nodes"] = [[["pool", 0, 0, {"training": False}]]]
-    pretrained.open_pretrained(write_keras(tmp_path / "b.keras", changed, held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "b.keras", changed, held)).check_head()
 
 
 @pytest.mark.parametrize("kind", ["Conv2D", "SeparableConv2D", "DepthwiseConv2D", "Dense"])
@@ -132,7 +132,7 @@ def test_an_activation_is_what_its_whole_config_says(kind, activation, said, hel
     wide = {"wide": drawn((CHANNELS, CHANNELS), (CHANNELS,))}
     path = write_keras(tmp_path / "a.keras", config(*head), held | wide)
     with pytest.raises(UsageError, match=re.escape(f"has the activation {said!r} in the {kind}")):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
     source = pretrained.open_pretrained(
         write_keras(tmp_path / "a.keras", config(*head), held | wide)
     )
-    source.check_whole()
+    source.check_head()
     assert source.overrides("xception")["fc_units"] == (CHANNELS,)
 
 
@@ -164,13 +164,13 @@ def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
 def test_a_head_that_computes_otherwise_is_refused(head, said, held, tmp_path):
     path = write_keras(tmp_path / "a.keras", config(*head), held)
     with pytest.raises(UsageError, match=re.escape(said)):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
 
 
 def test_half_precision_is_read(held, tmp_path):
     policy = {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
     head = [HEAD[0], ("Dense", "predictions", {"dtype": policy, "activation": "softmax"})]
-    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", config(*head), held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", config(*head), held)).check_head()
 
 
 def test_a_model_of_two_outputs_is_refused_by_name(held, tmp_path):
@@ -257,5 +257,5 @@ def test_weights_alone_with_another_head_give_the_backbone(held, tmp_path):
     with h5py.File(path, "w") as file:
         keras_builders.write_weights(file, changed, held | {"late": drawn(*[(CHANNELS,)] * 4)})
     with pytest.raises(UsageError, match="'late', which cannot be read from weights without"):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
     weights.load(headless, path)

@@ -41,7 +41,7 @@ def pictures():
 def read(path):
     """A model of ours with the weights of a file."""
     source = pretrained.open_pretrained(path)
-    source.check_whole()
+    source.check_head()
     built = builders.SMALL | {"stem_stride": 2} | source.overrides("xception")
     other = builders.create("xception", source.num_classes, seed=1, **built)
     weights.load(other, path)
@@ -72,7 +72,7 @@ REFUSED = [
 def test_a_head_of_another_kind_is_refused_and_its_backbone_taken(change, said, held, tmp_path):
     path = write_keras(tmp_path / "a.keras", config(change, *HEAD), held)
     with pytest.raises(UsageError, match=re.escape(f"{path} {said}")):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
     source = pretrained.open_pretrained(path)
     assert source.num_classes is None
     assert [note for note in source.notes() if said in note and "its head is not loaded" in note]
@@ -167,7 +167,7 @@ def test_what_does_more_than_scale_images_is_named(kind, held, tmp_path):
     changed = config(nested=True, before=[(kind, "early", {})])
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match=f"has the {kind} layer 'early' before the backbone"):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
 
 
 @pytest.mark.parametrize("kind", ["TrueDivide", "Divide"])
@@ -212,7 +212,7 @@ def test_weights_alone_say_what_was_assumed(model, held, tmp_path):
     with pytest.raises(
         UsageError, match="'global_max_pooling2d', which cannot be read from weights"
     ):
-        source.check_whole()
+        source.check_head()
 
 
 def test_a_layer_in_the_place_of_another_is_noticed(held, tmp_path):

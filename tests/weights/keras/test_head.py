@@ -375,7 +375,7 @@ def without_softmax(keras, model):
 def convert(path, name):
     """What the command makes of a file: the header, the tensors, and what is to be said."""
     source = pretrained.open_pretrained(path, format="keras")
-    source.check_whole()
+    source.check_head()
     about = source.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
     return about, source.tensors(abstract(name, source.num_classes, built), name), source.notes()

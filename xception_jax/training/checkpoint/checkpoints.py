@@ -68,7 +68,7 @@ class Checkpoints:
         # For each step: its manifest, or what is wrong with it, as process 0 sees it.
         self._found = self._survey()
         # Frozen parts that were read or written and are verified.
-        self._whole: set[Path] = set()
+        self._verified: set[Path] = set()
 
     @classmethod
     def from_config(cls, config: ConfigDict, workdir: Path) -> "Checkpoints":
@@ -115,10 +115,10 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Inside, steps can be saved; leaving it waits until everything is written.
+        """A context in which steps can be saved; at its end it waits for all writes.
 
         Args:
-          say: takes a line on a write that failed, if another error ends the block first.
+          say: prints a line about a failed write if another error ends the context.
 
         Raises:
           RunError: a write failed.
@@ -134,7 +134,7 @@ class Checkpoints:
         self._close()
 
     def _close(self) -> None:
-        """Waits until everything is written, and saves no more. Raises `RunError`."""
+        """Waits for all writes and ends saving. Raises `RunError` if a write failed."""
         if not self._writing:
             return
         self._found = {step: self._found[step] for step in self.steps()}
@@ -208,7 +208,7 @@ class Checkpoints:
         return max(rated, key=rated.__getitem__, default=None)
 
     def best(self) -> int | None:
-        """The best step; None if no checkpoint has a finite metric that decides."""
+        """The best step; None if the deciding metric is finite in no checkpoint."""
         return self._best(self.steps())
 
     def warm_up(self, state: TrainState) -> None:
@@ -251,12 +251,12 @@ class Checkpoints:
 
     def _write_frozen(self, place: Path, held: dict[str, Tree]) -> None:
         """Writes the frozen part, unless it is verified and still exists."""
-        if cluster.on_first(lambda: place in self._whole and place.is_dir()):
+        if cluster.on_first(lambda: place in self._verified and place.is_dir()):
             return
         metas = [self._found[step] for step in self.steps()]
         needed = {frozen_part.place(self._folder, one) for one in metas if isinstance(one, Meta)}
         frozen_part.write(place, held, needed)
-        self._whole.add(place)
+        self._verified.add(place)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Adds the results of an evaluation to a saved checkpoint."""
@@ -276,7 +276,7 @@ class Checkpoints:
             raise self._failed("a checkpoint", error) from error
 
     def _delete(self) -> None:
-        """Deletes what is not kept, while Orbax writes nothing; see `manager.DELETED`."""
+        """Deletes old checkpoints while Orbax writes nothing; see `manager.DELETED`."""
         if cluster.is_first():
             shutil.rmtree(self._folder / manager.DELETED, ignore_errors=True)
 
@@ -322,7 +322,7 @@ class Checkpoints:
         # Digests are sums over all devices, so all processes must have finished reading.
         _together(lambda: reading.compare(step, state, meta, self._folder))
         if held:
-            self._whole.add(frozen_part.place(self._folder, meta))
+            self._verified.add(frozen_part.place(self._folder, meta))
         return state, meta
 
     def _read(

@@ -99,7 +99,7 @@ class Records:
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends the metrics of a step; `kind` is `train`, `eval` or `time`.
 
-        A value that is not finite is null in `metrics.jsonl`. The writers take it as it is.
+        A value that is not finite is null in `metrics.jsonl`. The writers get it unchanged.
         """
         if self._lines:
             record = {"kind": kind, "step": step, "time": time.time(), **for_json(metrics)}

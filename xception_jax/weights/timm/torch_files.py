@@ -278,10 +278,10 @@ def _view(args: tuple[Any, ...], dtype: np.dtype | None, archive: _Archive) -> S
     key, own, start = _storage(args[0])
     dtype = own if dtype is None else dtype
     offset, shape, strides = args[1:4]
-    numbers = (start, offset, *_whole(shape), *_whole(strides))
+    numbers = (start, offset, *_sizes(shape), *_sizes(strides))
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
         raise PickleError("has an impossible shape, strides or offset")
-    offset, shape, strides = offset + start, tuple(_whole(shape)), tuple(_whole(strides))
+    offset, shape, strides = offset + start, tuple(_sizes(shape)), tuple(_sizes(strides))
     count = math.prod(shape)
     held = archive.length(key) // dtype.itemsize
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=False))
@@ -300,7 +300,7 @@ def _view(args: tuple[Any, ...], dtype: np.dtype | None, archive: _Archive) -> S
     return Stored(shape, dtype, read)
 
 
-def _whole(part: Any) -> tuple[Any, ...]:
+def _sizes(part: Any) -> tuple[Any, ...]:
     """A shape or strides; `torch.Size` is a call."""
     if isinstance(part, Call) and part.name == "torch.Size" and part.args:
         part = part.args[0]
