@@ -131,7 +131,7 @@ def export_file(
     file.check_head()
     name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
     if name is None:
-        raise UsageError(f"{path} does not contain the model's name; give --model, one of "
+        raise UsageError(f"--model is needed: {path} does not name its model, one of "
                          f"{', '.join(pretrained.names(file.format))}")  # fmt: skip
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")

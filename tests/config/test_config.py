@@ -172,7 +172,7 @@ def test_a_run_that_has_begun_keeps_its_periods(small_config):
 def test_a_warm_up_longer_than_the_run_is_refused():
     assert refusal(**{"optimizer.warmup": "2 epochs", "duration": "30 steps"}) == (
         "config.optimizer.warmup is '2 epochs', 45 steps, but the run has only 30 (config.duration "
-        "'30 steps'); shorten the warmuprter or the other longer"
+        "'30 steps'); shorten the warmup or lengthen the run"
     )
 
 

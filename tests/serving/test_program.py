@@ -193,7 +193,7 @@ def single(path, kind, activation=None):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("keras", "is of a Keras file that does not say what makes probabilities"),
+        ("keras", "is from a Keras file without an activation"),
         ("timm", "softmax over one class is 1.0 for every image"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_file_that_cannot_be_exported_is_told_in_one_line(narrow, tmp_path):
     for file, said in (
         ("timm.safetensors", "--model is needed: "),
         ("run.safetensors", "give --activation=softmax or sigmoid"),
-        ("bare.safetensors", "does not say what images its weights were made for"),
+        ("bare.safetensors", "does not specify the images for its weights"),
     ):
         process = finish("export", f"--input={tmp_path / file}", f"--output={tmp_path / 'out'}")
         assert process.returncode == 2

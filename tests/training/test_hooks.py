@@ -319,5 +319,5 @@ def test_what_is_not_there_is_refused_before_the_run(small_config, changes, said
 
 @pytest.mark.parametrize("name", ["top1", "examples", "step", "time", "split", "a/b"])
 def test_a_metric_takes_no_name_that_means_something_else(name):
-    with pytest.raises(ValueError, match="is taken already, or has a slash"):
+    with pytest.raises(ValueError, match="is already used, or has a slash"):
         metrics.register(name)(wrong)

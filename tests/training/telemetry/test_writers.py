@@ -36,9 +36,7 @@ def test_a_slow_writer_holds_up_no_step(tmp_path, monkeypatch):
         records.write("train", step, {"loss": 1.0})
     records.close()
     GO.set()
-    assert said == [
-        "NOTE: the log writer slow failed: it did not take everything in 0 s; the run goes on"
-    ]
+    assert said == ["NOTE: the log writer slow failed: it did not finish in 0 s; the run goes on"]
     assert len(read(tmp_path)) == 100
 
 
