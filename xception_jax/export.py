@@ -132,7 +132,7 @@ def export_file(
     name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
     if name is None:
         raise UsageError(f"--model is needed: {path} does not name its model, one of "
-                         f"{', '.join(pretrained.names(file.format))}")  # fmt: skip
+                         f"{', '.join(pretrained.model_names(file.format))}")  # fmt: skip
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():

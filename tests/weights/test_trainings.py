@@ -81,7 +81,7 @@ def test_what_else_a_lightning_module_holds_is_named(model, held, tmp_path):
         load(path, model)
     state["conv1.weight"] = state["model.conv1.weight"]
     path = pickled.zipped(tmp_path / "a.ckpt", {"state_dict": state}, storages)
-    with pytest.raises(UsageError, match=r"holds conv1.weight twice"):
+    with pytest.raises(UsageError, match=r"has conv1.weight twice"):
         load(path, model)
 
 
@@ -133,7 +133,7 @@ def test_a_file_without_known_weights_lists_its_keys(held, tmp_path):
         pretrained.open_pretrained(path)
     for empty, keys in (({}, "its keys are none"), ([], "it is a list")):
         pickled.zipped(path, empty)
-        with pytest.raises(UsageError, match=f"holds no state_dict.*: {keys}"):
+        with pytest.raises(UsageError, match=f"has no state_dict.*: {keys}"):
             pretrained.open_pretrained(path)
 
 
@@ -229,7 +229,7 @@ def test_one_channel_becomes_three(model, held, tmp_path):
     save_file(
         held | {"conv1.weight": np.ones((8, 4, 3, 3), np.float32)}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(UsageError, match=r"conv1.weight takes 4 channels \(in_chans\)"):
+    with pytest.raises(UsageError, match=r"conv1.weight has 4 input channels \(in_chans\)"):
         load(tmp_path / "a.safetensors", model)
 
 

@@ -77,7 +77,7 @@ def test_an_old_file_of_other_made_up_names_goes_by_place(tmp_path):
                 f"{name}_1/x{j}:0".encode() for j in range(len(layer.tensors))
             ]
             for j, tensor in enumerate(layer.tensors):
-                file[name][f"{name}_1/x{j}:0"] = found[tensor.theirs]
+                file[name][f"{name}_1/x{j}:0"] = found[tensor.library_name]
         for name in names:
             if name not in file:
                 file.create_group(name).attrs["weight_names"] = []
@@ -96,7 +96,7 @@ def test_inceptions_layers_are_where_keras_has_them():
 
 def test_names_of_timm():
     model = abstract("xception41p", 3, {})
-    names = {tensor.theirs: tensor.their_shape for tensor in timm_names.tensors(model)}
+    names = {tensor.library_name: tensor.library_shape for tensor in timm_names.tensor_map(model)}
     assert names["stem.1.weight"] == (64, 32, 3, 3)
     assert names["blocks.0.stack.conv1.conv_dw.weight"] == (64, 1, 3, 3)
     assert names["blocks.0.shortcut.weight"] == (128, 64, 1, 1)
@@ -139,7 +139,7 @@ def _timm(tmp_path):
 def test_a_missing_a_surplus_and_a_misshaped_tensor_are_named(tmp_path):
     model, path, held = _timm(tmp_path)
     for change, said in (
-        ({"bn1.bias": None, "bn2.bias": None}, "lacks bn1.bias (our params.stem.bn1.bias) and 1 "
+        ({"bn1.bias": None, "bn2.bias": None}, "lacks bn1.bias (here params.stem.bn1.bias) and 1 "
          "more"),
         ({"more": np.zeros(2, np.float32)}, "it also has more"),
         ({"conv1.weight": np.zeros((8, 3, 5, 5), np.float32)},

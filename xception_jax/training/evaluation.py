@@ -180,7 +180,7 @@ def metric_names(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]
         f"{name}/{metric}" if name else metric
         for name, source in sources.items()
         for metric in (
-            *metrics.names(len(source.class_names), source.multilabel),
+            *metrics.builtin_names(len(source.class_names), source.multilabel),
             *config_lib.eval_metrics(config, name),
         )
     ]

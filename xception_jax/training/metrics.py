@@ -84,7 +84,7 @@ def means(sums: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def names(classes: int, multilabel: bool) -> list[str]:
+def builtin_names(classes: int, multilabel: bool) -> list[str]:
     """The names of the metrics of `sums` and of the loss, for a number of classes."""
     if multilabel:
         return ["loss", *_DIVISORS]
@@ -114,7 +114,12 @@ def register(name: str) -> Callable[[PerExample], PerExample]:
     """
 
     def decorate(function: PerExample) -> PerExample:
-        taken = (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, *_OF_RECORDS)
+        taken = (
+            *builtin_names(TOP5_CLASSES, False),
+            *builtin_names(1, True),
+            *_COUNTS,
+            *_OF_RECORDS,
+        )
         if name in taken or "/" in name:
             raise UsageError(f"metric {name!r} is already used, or has a slash; use another name")
         _METRICS.add(name, function, where_is(function))

@@ -74,7 +74,7 @@ class Stored:
         return np.asarray(self.read(), dtype)
 
 
-def check(path: Path) -> int:
+def check_file(path: Path) -> int:
     """The size of a file in bytes, checked before a library opens it.
 
     Raises:
@@ -103,7 +103,7 @@ def read_json(path: Path, limit: int = 1 << 20) -> Any:
       UsageError: it is not a regular file, or larger than `limit` bytes.
       ValueError: it is not JSON, or nested too deeply.
     """
-    if (size := check(path)) > limit:
+    if (size := check_file(path)) > limit:
         raise UsageError(f"{path} has {size:,} bytes; the limit is {limit:,}")
     return parse_json(path.read_bytes())
 

@@ -27,7 +27,7 @@ from xception_jax.weights.tensors import (
     Tensor,
     Tensors,
     flatten,
-    to_ours,
+    from_library,
     type_notes,
     variables,
 )
@@ -36,7 +36,7 @@ from xception_jax.weights.timm import names as timm_names
 
 FORMATS = ("keras", "timm", "xception_jax")
 
-_MAPS = {"keras": keras_names.tensors, "timm": timm_names.tensors}
+_MAPS = {"keras": keras_names.tensor_map, "timm": timm_names.tensor_map}
 _PREPROCESSING: dict[str, dict[str, Any]] = {
     "keras": {"image_size": 299, "eval_preset": "keras", "eval_crop": 1.0,
               "interpolation": "nearest"},
@@ -103,14 +103,14 @@ class Pretrained:
           UsageError: a tensor is missing, unexpected or of another shape.
         """
         source = f"{self.path} is not a {self.format} {name}"
-        expected, found = names_of(self.format, model), self.read()
+        expected, found = tensor_map(self.format, model), self.read()
         if self.keras is not None:
             keras_files.check_order(keras_names.layers(model), self.keras.layer_names, source)
-            expected = keras_names.tensors(model, by_name=self.keras.by_name)
+            expected = keras_names.tensor_map(model, by_name=self.keras.by_name)
         if without_head:
             heads = _heads(self.format, name)
             found = {key: array for key, array in found.items() if not key.startswith(heads)}
-        return to_ours(expected, found, source)
+        return from_library(expected, found, source)
 
     def about(self, name: str) -> About:
         """The description of these weights for a converted file."""
@@ -146,7 +146,7 @@ class Pretrained:
             raise UsageError(f"{self.path} {self.keras.problem}")
 
 
-def names_of(format: str, model: Any) -> list[Tensor]:
+def tensor_map(format: str, model: Any) -> list[Tensor]:
     """A model's tensors with their names and shapes in a format."""
     if format in _MAPS:
         return _MAPS[format](model)
@@ -168,7 +168,7 @@ def library_overrides(format: str, name: str) -> dict[str, Any]:
     return dict(known[name].overrides)
 
 
-def names(format: str) -> list[str]:
+def model_names(format: str) -> list[str]:
     """The names of the models that a format can hold."""
     return sorted(models.elsewhere(format)) if format in _MAPS else models.names()
 
@@ -202,7 +202,7 @@ def open_pretrained(
     """
     run = run_of(path, step)
     if run is None:
-        files.check(path)
+        files.check_file(path)
     found = _format_of(path)
     if format not in (None, found):
         raise UsageError(f"{path} is not a {format} file; its name and content suggest {found}")

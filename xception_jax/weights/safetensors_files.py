@@ -31,7 +31,7 @@ def read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """
     from safetensors import safe_open
 
-    size = files.check(path)
+    size = files.check_file(path)
     try:
         with path.open("rb") as start:
             header = int.from_bytes(start.read(8), "little")

@@ -26,8 +26,8 @@ CLASSIFIER = "params.head.classifier."
 class AxisOrder:
     """The order of a tensor's axes in another library; the two functions are inverses."""
 
-    to_theirs: Callable[[np.ndarray], np.ndarray]
-    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_library: Callable[[np.ndarray], np.ndarray]
+    from_library: Callable[[np.ndarray], np.ndarray]
 
 
 SAME = AxisOrder(lambda x: x, lambda x: x)
@@ -38,20 +38,20 @@ class Tensor:
     """A tensor of a model and its counterpart in another library.
 
     Attributes:
-      ours: its name in this package, as `params.stem.conv1.kernel`.
-      theirs: its name in the other library.
+      name: its name in this package, as `params.stem.conv1.kernel`.
+      library_name: its name in the other library.
       shape: its shape in this package.
       axes: converts between the two orders of axes.
     """
 
-    ours: str
-    theirs: str
+    name: str
+    library_name: str
     shape: tuple[int, ...]
     axes: AxisOrder = SAME
 
     @property
-    def their_shape(self) -> tuple[int, ...]:
-        return self.axes.to_theirs(np.broadcast_to(np.float32(0), self.shape)).shape
+    def library_shape(self) -> tuple[int, ...]:
+        return self.axes.to_library(np.broadcast_to(np.float32(0), self.shape)).shape
 
 
 def abstract(name: str, num_classes: int | None, overrides: Mapping[str, Any]) -> Any:
@@ -91,12 +91,12 @@ class Names:
     def __post_init__(self) -> None:
         self._names = {id(variable): name for name, variable in variables(self.model).items()}
 
-    def tensor(self, variable: Any, theirs: str, axes: AxisOrder = SAME) -> Tensor:
-        return Tensor(self._names[id(variable)], theirs, tuple(variable.shape), axes)
+    def tensor(self, variable: Any, library_name: str, axes: AxisOrder = SAME) -> Tensor:
+        return Tensor(self._names[id(variable)], library_name, tuple(variable.shape), axes)
 
     def check_complete(self, tensors: list[Tensor], library: str) -> None:
         """Raises `UsageError` if a tensor of the model has no counterpart in the library."""
-        left = sorted(set(self._names.values()) - {tensor.ours for tensor in tensors})
+        left = sorted(set(self._names.values()) - {tensor.name for tensor in tensors})
         if left:
             raise UsageError(f"{library} has no counterpart of {listed(left)}")
 
@@ -156,7 +156,7 @@ def layers_of(
     )
 
 
-def to_ours(expected: list[Tensor], found: Tensors, source: str) -> dict[str, np.ndarray]:
+def from_library(expected: list[Tensor], found: Tensors, source: str) -> dict[str, np.ndarray]:
     """Converts tensors from another library; none may be missing or left over.
 
     Args:
@@ -168,25 +168,26 @@ def to_ours(expected: list[Tensor], found: Tensors, source: str) -> dict[str, np
       UsageError: a tensor is missing, unexpected, of another shape or type, or not finite; the
         message names it.
     """
-    names = {tensor.theirs for tensor in expected}
-    missing = [f"{t.theirs} (our {t.ours})" for t in expected if t.theirs not in found]
+    names = {tensor.library_name for tensor in expected}
+    missing = [f"{t.library_name} (here {t.name})" for t in expected if t.library_name not in found]
     surplus = [name for name in found if name not in names]
     wrong = [
-        f"{t.theirs} is {list(found[t.theirs].shape)}, not {list(t.their_shape)} (our {t.ours})"
+        f"{t.library_name} is {shape}, not {list(t.library_shape)} (here {t.name})"
         for t in expected
-        if t.theirs in found and tuple(found[t.theirs].shape) != t.their_shape
+        if t.library_name in found
+        and (shape := list(found[t.library_name].shape)) != list(t.library_shape)
     ]
     for what, bad in (("it lacks ", missing), ("it also has ", surplus), ("", wrong)):
         if bad:
             raise UsageError(f"{source}: {what}{listed(bad)}")
-    return {t.ours: _checked(found[t.theirs], t, source) for t in expected}
+    return {t.name: _checked(found[t.library_name], t, source) for t in expected}
 
 
 def _checked(found: Any, tensor: Tensor, source: str) -> np.ndarray:
-    array = float32(found, f"{source}: {tensor.theirs}")
+    array = float32(found, f"{source}: {tensor.library_name}")
     if not np.isfinite(array).all():
-        raise UsageError(f"{source}: {tensor.theirs} is not finite in float32")
-    return np.ascontiguousarray(tensor.axes.to_ours(array))
+        raise UsageError(f"{source}: {tensor.library_name} is not finite in float32")
+    return np.ascontiguousarray(tensor.axes.from_library(array))
 
 
 def float32(array: Any, what: str) -> np.ndarray:
@@ -217,10 +218,11 @@ def type_notes(types: Iterable[str]) -> list[str]:
     return [f"converted to float32 from {', '.join(other)}{rounded}"] if other else []
 
 
-def to_theirs(tensors: list[Tensor], ours: Tensors) -> dict[str, np.ndarray]:
-    """Converts tensors to another library's names and order of axes."""
+def to_library(tensors: list[Tensor], arrays: Tensors) -> dict[str, np.ndarray]:
+    """Converts arrays by name to another library's names and order of axes."""
     return {
-        t.theirs: np.ascontiguousarray(t.axes.to_theirs(np.asarray(ours[t.ours]))) for t in tensors
+        t.library_name: np.ascontiguousarray(t.axes.to_library(np.asarray(arrays[t.name])))
+        for t in tensors
     }
 
 

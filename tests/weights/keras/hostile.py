@@ -36,7 +36,7 @@ def held():
     """Tensors of zeros of a whole Xception of three classes."""
     model = abstract("xception", 3, {})
     return {
-        layer.name: [np.zeros(tensor.their_shape, np.float32) for tensor in layer.tensors]
+        layer.name: [np.zeros(tensor.library_shape, np.float32) for tensor in layer.tensors]
         for layer in keras_names.layers(model)
     }
 

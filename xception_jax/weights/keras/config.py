@@ -1,7 +1,7 @@
 """Reads the config of a Keras model: the layers before the backbone, the backbone, and the head.
 
 The config is data: no part of it is executed, and no class is looked up. An unknown layer is
-refused by name. In the head it is only reported, for callers with a new head (`Described.problem`).
+refused by name. In the head it is only reported, in `ParsedModel.problem`, as a head is replaceable.
 """
 
 import re
@@ -22,7 +22,7 @@ _MAX_LAYERS = 20_000
 
 
 @dataclass(eq=False)
-class Placed(Node):
+class ConfigLayer(Node):
     """A layer of a config.
 
     Attributes:
@@ -44,7 +44,7 @@ class Placed(Node):
 
 
 @dataclass
-class Described:
+class ParsedModel:
     """A model as its config describes it.
 
     Attributes:
@@ -57,9 +57,9 @@ class Described:
     """
 
     backbone: str
-    layers: dict[str, Placed]
-    before: list[Placed]
-    head: list[Placed]
+    layers: dict[str, ConfigLayer]
+    before: list[ConfigLayer]
+    head: list[ConfigLayer]
     image_size: tuple[int, int] | None
     problem: str | None = None
 
@@ -73,7 +73,7 @@ class Described:
         return float(found.pop())
 
 
-def describe(config: Any) -> Described:
+def parse_model(config: Any) -> ParsedModel:
     """Reads a model's config.
 
     Args:
@@ -87,7 +87,7 @@ def describe(config: Any) -> Described:
         kind = config.get("class_name") if isinstance(config, dict) else None
         raise Refused(f"has a model of class {kind!r}; only Functional and Sequential can be read")
     reader = _Reader()
-    start = Placed("images", "Images")
+    start = ConfigLayer("images", "Images")
     output = reader.model(config, [start], (), ())
     nodes = _upstream(output)
     kinds = Counter(node.kind for node in nodes)
@@ -99,7 +99,7 @@ def describe(config: Any) -> Described:
     before, unlike = _chain(images, start)
     if unlike:
         raise Refused(f"{unlike} between the images and the backbone")
-    return Described(backbone, layers, before, head, reader.image_size, problem)
+    return ParsedModel(backbone, layers, before, head, reader.image_size, problem)
 
 
 class _Reader:
@@ -187,7 +187,7 @@ class _Reader:
         kind, config = _known(kind, config)
         traits = _traits(kind, config)
         odd = next(iter([*called, *self.called]), None) or _odd_dtype(config)
-        return Placed(_name(layer), kind, traits, inputs, config, arguments, place, path, odd)
+        return ConfigLayer(_name(layer), kind, traits, inputs, config, arguments, place, path, odd)
 
     def _sized(self, config: dict[str, Any]) -> None:
         shape = config.get("batch_shape") or config.get("batch_input_shape") or []
@@ -310,7 +310,7 @@ class _Differs(Exception):  # noqa: N818  (turned into Refused)
         self.matched = matched
 
 
-def _located(backbone: str, nodes: list[Node]) -> tuple[Node, dict[str, Placed], Node]:
+def _located(backbone: str, nodes: list[Node]) -> tuple[Node, dict[str, ConfigLayer], Node]:
     """The backbone's last node, its layers by Keras' names, and the node before the backbone."""
     wanted = FEATURES[backbone]()
     nearest = _Differs(-1, "")
@@ -325,10 +325,10 @@ def _located(backbone: str, nodes: list[Node]) -> tuple[Node, dict[str, Placed],
     raise Refused(f"is not Keras' {backbone}: {nearest or 'its last layer is missing'}")
 
 
-def _aligned(wanted: Node, found: Node) -> tuple[dict[str, Placed], Node]:
+def _aligned(wanted: Node, found: Node) -> tuple[dict[str, ConfigLayer], Node]:
     """Walks both graphs from their ends; raises `_Differs` at the first difference."""
     pairs: dict[int, Node] = {}
-    layers: dict[str, Placed] = {}
+    layers: dict[str, ConfigLayer] = {}
     images, waiting = found, [(wanted, found)]
     while waiting:
         ours, theirs = waiting.pop()
@@ -338,7 +338,7 @@ def _aligned(wanted: Node, found: Node) -> tuple[dict[str, Placed], Node]:
             continue
         if ours.kind == "Images":
             images = theirs
-        elif not isinstance(theirs, Placed) or theirs.kind != ours.kind:
+        elif not isinstance(theirs, ConfigLayer) or theirs.kind != ours.kind:
             raise _Differs(len(pairs), f"expected a {ours.kind} layer, got {_shown(theirs)}")
         elif theirs.odd:
             raise _Differs(len(pairs), f"{theirs} {theirs.odd}")
@@ -356,15 +356,15 @@ def _aligned(wanted: Node, found: Node) -> tuple[dict[str, Placed], Node]:
 
 
 def _shown(node: Node) -> str:
-    return str(node) if isinstance(node, Placed) else "the input"
+    return str(node) if isinstance(node, ConfigLayer) else "the input"
 
 
-def _chain(end: Node, start: Node) -> tuple[list[Placed], str | None]:
+def _chain(end: Node, start: Node) -> tuple[list[ConfigLayer], str | None]:
     """The layers after `start` up to `end`, and None or the reason if they are not one chain."""
-    found: list[Placed] = []
+    found: list[ConfigLayer] = []
     node = end
     while node is not start:
-        if len(node.inputs) != 1 or not isinstance(node, Placed):
+        if len(node.inputs) != 1 or not isinstance(node, ConfigLayer):
             return [], f"has {_shown(node)} of {len(node.inputs)} inputs"
         found.append(node)
         node = node.inputs[0]

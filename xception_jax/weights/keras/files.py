@@ -90,7 +90,7 @@ def read(path: Path) -> Contents:
             file = hdf5.open_file(path)
             config = files.parse_json(hdf5.text(file, "model_config", _MAX_CONFIG_BYTES) or "null")
         tree = Tree(file, path)
-        contents = _placed(tree) if config is None else _described(tree, config)
+        contents = _from_places(tree) if config is None else _from_config(tree, config)
         size = sum(tensor.nbytes for tensor in contents.tensors.values())
         if size > _MAX_TENSOR_BYTES:
             raise Refused(f"declares {size:,} bytes of weights, more than {_MAX_TENSOR_BYTES:,}")
@@ -99,20 +99,20 @@ def read(path: Path) -> Contents:
     return contents
 
 
-def _described(tree: Tree, config: Any) -> Contents:
+def _from_config(tree: Tree, config: Any) -> Contents:
     """The contents of a file with a config."""
-    described = keras_config.describe(config)
-    contents = Contents(by_name=True, epsilon=described.epsilon, image_size=described.image_size)
-    for name, layer in described.layers.items():
+    parsed = keras_config.parse_model(config)
+    contents = Contents(by_name=True, epsilon=parsed.epsilon, image_size=parsed.image_size)
+    for name, layer in parsed.layers.items():
         if layer.kind in ("Conv2D", "SeparableConv2D", "BatchNormalization"):
             contents.add(name, tree.tensors(layer))
     # A problem here is an error: without these layers, the backbone would get other inputs.
     # A problem in the head is only reported: the backbone can be used without it.
-    _scale(contents, described, keras_head.scaling(described.before, tree.tensors))
+    _scale(contents, parsed, keras_head.scaling(parsed.before, tree.tensors))
     try:
-        if described.problem:
-            raise Refused(described.problem)
-        head = keras_head.head(described.head, tree.tensors)
+        if parsed.problem:
+            raise Refused(parsed.problem)
+        head = keras_head.head(parsed.head, tree.tensors)
     except Refused as problem:
         contents.problem = str(problem)
         return contents
@@ -124,7 +124,7 @@ def _described(tree: Tree, config: Any) -> Contents:
 
 def _scale(
     contents: Contents,
-    described: keras_config.Described,
+    parsed: keras_config.ParsedModel,
     scaled: tuple[np.ndarray, np.ndarray] | None,
 ) -> None:
     """Folds the file's scaling of images into the first convolution, and adds a note."""
@@ -133,14 +133,14 @@ def _scale(
                               "keras.applications")  # fmt: skip
     elif not (np.allclose(scaled[0], 1, rtol=1e-6) and np.allclose(scaled[1], 0, atol=1e-6)):
         kernel, mean = (("block1_conv1/0", "block1_conv1_bn/2")
-                        if described.backbone == "xception"
+                        if parsed.backbone == "xception"
                         else ("conv2d/0", "batch_normalization/1"))  # fmt: skip
         keras_head.fold_scaling(contents.tensors, kernel, mean, *scaled)
         contents.notes.append("NOTE: the file scales images to another range than [-1, 1]; this "
                               "is folded into the first convolution")  # fmt: skip
 
 
-def _placed(tree: Tree) -> Contents:
+def _from_places(tree: Tree) -> Contents:
     """The contents of a file without a config, by the places of its layers.
 
     The nested model with the most convolutions is the backbone; dense layers are the head.
@@ -256,7 +256,7 @@ def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.n
                 group = file.create_group(f"layers/{layer.key}/vars")
                 group.attrs["name"] = layer.name
                 for i, tensor in enumerate(layer.tensors):
-                    group[str(i)] = tensors[tensor.theirs]
+                    group[str(i)] = tensors[tensor.library_name]
             return
         file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2"
@@ -265,4 +265,4 @@ def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.n
             names = [f"{layer.name}/{name}:0" for name in layer.names]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, tensor in zip(names, layer.tensors, strict=True):
-                group[name] = tensors[tensor.theirs]
+                group[name] = tensors[tensor.library_name]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from xception_jax.weights.files import Refused
-from xception_jax.weights.keras.config import Placed, activation
+from xception_jax.weights.keras.config import ConfigLayer, activation
 
 # Returns a layer's tensors in Keras' order.
-Weights = Callable[[Placed], Sequence[Any]]
+Weights = Callable[[ConfigLayer], Sequence[Any]]
 
 # Layers that do nothing in inference. (`RandomCrop` still crops.)
 _IDENTITIES = {
@@ -51,7 +51,9 @@ class Head:
     notes: list[str] = field(default_factory=list)
 
 
-def scaling(before: Sequence[Placed], weights: Weights) -> tuple[np.ndarray, np.ndarray] | None:
+def scaling(
+    before: Sequence[ConfigLayer], weights: Weights
+) -> tuple[np.ndarray, np.ndarray] | None:
     """The scaling of images from [-1, 1] to the backbone's input.
 
     The model's input is assumed to be pixels in [0, 1] if these become [-1, 1], else in [0, 255].
@@ -82,11 +84,11 @@ def scaling(before: Sequence[Placed], weights: Weights) -> tuple[np.ndarray, np.
     return scale * 127.5, scale * 127.5 + offset
 
 
-def _is_linear(layer: Placed) -> bool:
+def _is_linear(layer: ConfigLayer) -> bool:
     return layer.kind == "Activation" and activation(layer.config) == "linear"
 
 
-def _affine(layer: Placed, weights: Weights) -> tuple[Any, Any]:
+def _affine(layer: ConfigLayer, weights: Weights) -> tuple[Any, Any]:
     """The factor and the summand that a layer applies to images, each a number or of shape [3]."""
     config, kind = layer.config, layer.kind
     if kind == "TFOpLambda":
@@ -114,7 +116,7 @@ def _affine(layer: Placed, weights: Weights) -> tuple[Any, Any]:
     raise Refused(f"has the {layer} before the backbone; only layers that scale images can be read")
 
 
-def _channels(value: Any, layer: Placed) -> np.ndarray:
+def _channels(value: Any, layer: ConfigLayer) -> np.ndarray:
     if isinstance(value, dict):  # an array in Keras 3
         value = value["config"]["value"]
     array = np.asarray(value, np.float64)
@@ -124,7 +126,7 @@ def _channels(value: Any, layer: Placed) -> np.ndarray:
     return array.reshape(-1)
 
 
-def head(layers: Sequence[Placed], weights: Weights) -> Head:
+def head(layers: Sequence[ConfigLayer], weights: Weights) -> Head:
     """The head of a model.
 
     Args:
@@ -164,7 +166,7 @@ def head(layers: Sequence[Placed], weights: Weights) -> Head:
     return made
 
 
-def _is_plain(layer: Placed) -> bool:
+def _is_plain(layer: ConfigLayer) -> bool:
     """Whether pooling is over height and width and returns [images, channels]."""
     last = (None, "channels_last")
     return not layer.config.get("keepdims") and layer.config.get("data_format") in last
@@ -174,7 +176,7 @@ _READ = "only global pooling, dropout, batch normalization and dense layers with
 
 
 def _activated(
-    does: str, layer: Placed, made: Head, pending: list[tuple[Any, Any]]
+    does: str, layer: ConfigLayer, made: Head, pending: list[tuple[Any, Any]]
 ) -> list[tuple[Any, Any]]:
     """Ends a fully connected layer at its activation; returns the affine maps still pending."""
     if does not in ("relu", "softmax", "sigmoid"):
@@ -191,7 +193,7 @@ def _activated(
     return []
 
 
-def _end(made: Head, pending: list[tuple[Any, Any]], layers: Sequence[Placed]) -> None:
+def _end(made: Head, pending: list[tuple[Any, Any]], layers: Sequence[ConfigLayer]) -> None:
     if pending and any(np.ndim(kernel) == 2 for kernel, _ in pending):
         made.dense.append(_folded(pending, layers[-1]))
     elif pending or made.dense:
@@ -199,12 +201,12 @@ def _end(made: Head, pending: list[tuple[Any, Any]], layers: Sequence[Placed]) -
                       f"no activation")  # fmt: skip
 
 
-def _is_last(layer: Placed, pooled: bool) -> bool:
+def _is_last(layer: ConfigLayer, pooled: bool) -> bool:
     """Whether batch normalization is over the last axis."""
     return layer.traits["axis"] in ((-1, 1, (1,)) if pooled else (-1,))
 
 
-def _dense(layer: Placed, weights: Weights) -> tuple[Any, Any]:
+def _dense(layer: ConfigLayer, weights: Weights) -> tuple[Any, Any]:
     held = weights(layer)
     biased = layer.config.get("use_bias", True)
     if len(held) != 1 + biased or held[0].ndim != 2:
@@ -213,7 +215,7 @@ def _dense(layer: Placed, weights: Weights) -> tuple[Any, Any]:
     return held[0], bias
 
 
-def _norm(layer: Placed, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+def _norm(layer: ConfigLayer, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
     """Batch normalization as a factor and a summand per channel, float64 [channels]."""
     *rest, mean, variance = (np.asarray(x).astype(np.float64) for x in weights(layer))
     scale = 1 / np.sqrt(variance + layer.config.get("epsilon", 1e-3))
@@ -223,7 +225,7 @@ def _norm(layer: Placed, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
     return scale, beta - mean * scale
 
 
-def _folded(pending: list[tuple[Any, Any]], layer: Placed) -> tuple[Any, Any]:
+def _folded(pending: list[tuple[Any, Any]], layer: ConfigLayer) -> tuple[Any, Any]:
     """Folds several affine maps into one dense layer; a single one is returned without a read."""
     if len(pending) == 1 and np.ndim(pending[0][0]) == 2:
         return pending[0]

@@ -57,7 +57,7 @@ class Layer:
 
 
 # A layer of a model here and its given name in Keras (None: generated), in the order of the graph.
-_Placed = tuple[nnx.Module, str | None]
+_NamedLayer = tuple[nnx.Module, str | None]
 
 
 def layers(model: Any) -> list[Layer]:
@@ -89,7 +89,7 @@ def layers(model: Any) -> list[Layer]:
     return found
 
 
-def tensors(model: Any, *, by_name: bool = False) -> list[Tensor]:
+def tensor_map(model: Any, *, by_name: bool = False) -> list[Tensor]:
     """A model's tensors with their names in Keras.
 
     Args:
@@ -102,7 +102,7 @@ def tensors(model: Any, *, by_name: bool = False) -> list[Tensor]:
         head = layer.key.partition("_")[0] == "dense"
         for i, tensor in enumerate(layer.tensors):
             named = by_name and not head
-            found.append(replace(tensor, theirs=f"{layer.name}/{i}") if named else tensor)
+            found.append(replace(tensor, library_name=f"{layer.name}/{i}") if named else tensor)
     return found
 
 
@@ -150,7 +150,7 @@ def _conv_norms(module: Any) -> Iterator[ConvNorm]:
             yield from _conv_norms(getattr(module, name))
 
 
-def _xception(model: Any) -> Iterator[_Placed]:
+def _xception(model: Any) -> Iterator[_NamedLayer]:
     for i in (1, 2):
         yield getattr(model.stem, f"conv{i}"), f"block1_conv{i}"
         yield getattr(model.stem, f"bn{i}"), f"block1_conv{i}_bn"
@@ -164,7 +164,7 @@ def _xception(model: Any) -> Iterator[_Placed]:
     yield from _predictions(model)
 
 
-def _inception(model: Any) -> Iterator[_Placed]:
+def _inception(model: Any) -> Iterator[_NamedLayer]:
     for _, block in model.blocks():
         placed, _ = _distances(block, 0)
         for _, layer in sorted(placed, key=lambda both: -both[0]):  # stable: by branch
@@ -172,7 +172,7 @@ def _inception(model: Any) -> Iterator[_Placed]:
     yield from _predictions(model)
 
 
-def _predictions(model: Any) -> Iterator[_Placed]:
+def _predictions(model: Any) -> Iterator[_NamedLayer]:
     if model.head is not None:
         yield from ((layer, None) for layer in model.head.fc)
         yield model.head.classifier, "predictions"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xception_jax.weights.files import Refused
-from xception_jax.weights.keras.config import Placed
+from xception_jax.weights.keras.config import ConfigLayer
 from xception_jax.weights.keras.hdf5 import Dataset
 
 _LAYERS = ("layers", "_layer_checkpoint_dependencies")
@@ -66,7 +66,7 @@ class Tree:
             raise Refused("was written by Keras on Theano, whose convolutions are flipped; convert "
                           "it with Keras")  # fmt: skip
 
-    def tensors(self, layer: Placed) -> list[Dataset]:
+    def tensors(self, layer: ConfigLayer) -> list[Dataset]:
         """The tensors of a layer of the file's config.
 
         Raises:
@@ -77,7 +77,7 @@ class Tree:
             raise Refused(f"has no weights for the {layer}")
         return found
 
-    def _by_place(self, layer: Placed) -> list[Dataset]:
+    def _by_place(self, layer: ConfigLayer) -> list[Dataset]:
         group = self.root
         for place in layer.place:
             group = _layers(group).get(place, {})
@@ -92,7 +92,7 @@ class Tree:
     def _vars(self, held: Any) -> list[Dataset]:
         return [Dataset(held[str(i)], self.path) for i in range(len(held))]
 
-    def _by_name(self, layer: Placed) -> list[Dataset]:
+    def _by_name(self, layer: ConfigLayer) -> list[Dataset]:
         top, *inner = layer.path
         if top not in self.root:
             return []

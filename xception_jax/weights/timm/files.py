@@ -62,7 +62,7 @@ def read(path: Path) -> tuple[dict[str, Stored], list[str]]:
     tower = [name for name in found if name.startswith("AuxLogits.")]
     if tower:
         notes.append(f"ignored, not used for the logits: {listed(tower)}")
-    kept = {name: tensor for name, tensor in found.items() if not timm_names.left_out(name)}
+    kept = {name: tensor for name, tensor in found.items() if not timm_names.is_unused(name)}
     return _adapted(_cadene(kept, notes), path, notes), notes
 
 

@@ -35,7 +35,7 @@ _STEM = ["1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"]
 _Named = Iterator[tuple[nnx.Module, str]]
 
 
-def tensors(model: Any) -> list[Tensor]:
+def tensor_map(model: Any) -> list[Tensor]:
     """A model's tensors with their names in timm.
 
     Raises:
@@ -59,7 +59,7 @@ def classifier_biases() -> set[str]:
     return {f"{theirs.classifier}.bias" for theirs in models.elsewhere("timm").values()}
 
 
-def left_out(name: str) -> bool:
+def is_unused(name: str) -> bool:
     """Whether a tensor of timm's has no effect on the logits."""
     return name.endswith("num_batches_tracked") or name.startswith("AuxLogits.")
 

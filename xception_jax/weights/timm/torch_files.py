@@ -84,7 +84,7 @@ def read(path: Path) -> tuple[Any, Callable[[str, Any], Stored | None]]:
       UsageError: the file is damaged, not torch's, or contains more than plain data. The function
         raises it for a tensor that cannot be read or that contradicts the file.
     """
-    size = files.check(path)
+    size = files.check_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(300)
