@@ -1,7 +1,7 @@
 """Reads the config of a Keras model: the layers before the backbone, the backbone, and the head.
 
 The config is data: no part of it is executed, and no class is looked up. An unknown layer is
-refused by name. In the head it is only reported, in `ParsedModel.problem`, as a head is replaceable.
+refused by name. In the head it is only reported, in `ParsedModel.problem`: heads can be replaced.
 """
 
 import re
