@@ -132,7 +132,7 @@ def test_what_it_needs_by_hand_is_said_and_checked(tmp_path):
     (manual / "photos.tar").write_bytes(b"0123456789")
     found, said = prepared("sample_by_hand", tmp_path, manual_dir=str(manual))
     assert found.prepared
-    assert f"by hand, in {manual}: {wants}\n" in said
+    assert f"manually, in {manual}: {wants}\n" in said
     assert "disk: about 10 bytes" in said
 
 

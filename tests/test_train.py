@@ -124,7 +124,9 @@ def test_any_data_set_trains_by_name(tmp_path):
         "--config.model.middle_blocks=1",
     )  # fmt: skip
     assert result(process)["examples"] == 20
-    how = "the random crop is decoded, by" if turbojpeg.library() else "JPEGs are decoded whole"
+    how = (
+        "the random crop is decoded, by" if turbojpeg.library() else "JPEGs are decoded completely"
+    )
     assert how in process.stderr
 
 

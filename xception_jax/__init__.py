@@ -1,4 +1,4 @@
-"""Xception and its relatives in JAX: training, evaluation and checkpoints that nothing disturbs.
+"""Xception and its relatives in JAX: reproducible training, exact evaluation, safe checkpoints.
 
 As a library:
 
@@ -8,7 +8,7 @@ As a library:
     xception_jax.train.train(config, pathlib.Path("runs/digits"))
     xception_jax.evaluate.evaluate(pathlib.Path("runs/digits"), step="best")
 
-The modules are imported when they are first used.
+Each module is imported on first use.
 """
 
 import importlib

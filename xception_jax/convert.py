@@ -1,6 +1,6 @@
 """Weights from and to Keras, timm and this project's own file."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("convert")
@@ -18,7 +18,7 @@ from xception_jax.weights.tensors import abstract, to_library
 from xception_jax.weights.timm import files as timm_files
 from xception_jax.weights.timm import names as timm_names
 
-# How the names of files end that can be written.
+# Endings of the files that can be written.
 ENDINGS = {
     "keras": (".weights.h5", ".h5", ".hdf5"),
     "timm": (".safetensors", ".pth"),
@@ -45,7 +45,7 @@ class ConversionResult:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return {**asdict(self), "output": str(self.output)}
 
 
@@ -62,16 +62,16 @@ def convert(
     """Converts weights.
 
     Args:
-      path: a file of weights; with the source format `xception_jax` also a run's folder.
-      output: the file to write. Its name ends as `ENDINGS` says.
-      source_format: of `ENDINGS`, whose weights `path` holds.
-      target_format: of `ENDINGS`, whose `output` will be.
-      model: its name, if the file does not say it.
-      step: of a run: `latest`, `best` or a number.
+      path: a weights file, or for the source format `xception_jax` also a run's folder.
+      output: the file to write; its name must have an ending of `ENDINGS`.
+      source_format: the format of `path`, a key of `ENDINGS`.
+      target_format: the format of `output`, a key of `ENDINGS`.
+      model: the model's name; None: the file contains it.
+      step: the checkpoint of a run: `latest`, `best` or a number.
       weights: of a run: `ema` (averaged) or `raw`; None: averaged if the run has them.
 
     Raises:
-      UsageError: the weights are not of that model, or cannot be read or written; nothing was
+      UsageError: the weights are of another model, or cannot be read or written; nothing was
         written.
     """
     _check_output(output, target_format)
@@ -79,7 +79,7 @@ def convert(
     source.check_head()
     name = model or source.model
     if name is None:
-        raise UsageError(f"--model is needed: {path} does not say which of them it is")
+        raise UsageError(f"--model is needed: {path} does not name its model")
     overrides = pretrained.effective(name, source.overrides(name))
     built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)
@@ -112,7 +112,7 @@ def _check_output(output: Path, format: str) -> None:
         raise UsageError(f"--output={output}: {why}--to={format} writes a file whose name ends in "
                          f"{' or '.join(ENDINGS[format])}")  # fmt: skip
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UsageError(f"--output={output} is a folder, or in one that is not there")
+        raise UsageError(f"--output={output} is a folder, or its folder does not exist")
 
 
 def _write(

@@ -20,7 +20,7 @@ JAX_NAMES = {"float32": "highest", "tensorfloat32": "high", "default": "default"
 
 def ask(topology, module="tests.planning.tpu.product", **request):
     told = {**topology.request, "schedules": False, **request}
-    return compiler.ask(told, module=module)
+    return compiler.compile_program(told, module=module)
 
 
 @pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4", "tpu7x-8"])
