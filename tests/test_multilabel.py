@@ -175,7 +175,7 @@ def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_pat
     assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
     assert steps[-1]["learning_rate"] == pytest.approx(0.0009), "one stair down"
     assert all(math.isfinite(value) for value in found.values())
-    assert found["map"] > 0.8, "guesses in random order have about 0.5"
+    assert found["map"] > 0.8, "predictions in random order have about 0.5"
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     again = result(finish("evaluate", f"--workdir={whole}", "--json", env=env))
     assert {name: again[name] for name in found} == pytest.approx(found, rel=1e-4)

@@ -91,7 +91,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
-    """In the user's own cache folder, wherever the workdir lies."""
+    """In the user's own cache folder, for any workdir."""
     env = {
         "JAX_COMPILATION_CACHE_DIR": "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -110,7 +110,7 @@ def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
     process = finish("main", *flags(tmp_path / "moved", duration="4 steps"), env=env)
     assert "continues from the checkpoint of step 2" in process.stdout
-    assert programs() == before, "none was compiled anew"
+    assert programs() == before, "none was compiled again"
 
 
 @pytest.mark.slow

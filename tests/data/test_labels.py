@@ -22,7 +22,7 @@ def photos(tmp_path, monkeypatch) -> Source:
 
 
 class Unread:
-    """Records that nobody may read."""
+    """Records that must not be read."""
 
     def __len__(self) -> int:
         return 9

@@ -114,7 +114,7 @@ def test_multiply_adds_of_the_papers_network():
     found = counts.multiply_adds(counts.forward_program(shapes_of("xception"), 299))
     assert found == pytest.approx(8.357e9, rel=1e-3)
     assert found == models.size("xception").multiply_adds
-    assert found == models.size("legacy_xception").multiply_adds, "the same but for padding"
+    assert found == models.size("legacy_xception").multiply_adds, "the same except for padding"
     assert found == pytest.approx(SIZES["xception"][2] * 1e9, rel=0.01)
 
 

@@ -485,6 +485,6 @@ def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, damage, v
     said = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     assert all("\n2 [1, 2] " in out for out, _ in said), said
-    if (damage, victim) != (gone, 0):  # else nobody tells of it
+    if (damage, victim) != (gone, 0):  # otherwise no process reports it
         assert f"(process {victim} of 2)" in said[0][0]
         assert (tmp_path / "0" / "damaged" / "3").is_dir()

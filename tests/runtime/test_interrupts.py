@@ -1,4 +1,4 @@
-"""Ctrl-C on a real terminal, and SIGTERM, at moments when nobody is ready for them."""
+"""Ctrl-C on a real terminal, and SIGTERM, at moments when no handler is ready."""
 
 import os
 import signal

@@ -58,4 +58,4 @@ def test_weights_that_are_cut_are_gathered_once(digits):
     assert seen[0].is_fully_replicated
     np.testing.assert_array_equal(seen[0], np.arange(16.0))
     evaluator({"kernel": seen[0]})
-    assert seen[-1] is seen[0], "nothing is copied that lies there already"
+    assert seen[-1] is seen[0], "arrays that are already in place are not copied"

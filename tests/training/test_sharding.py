@@ -1,4 +1,4 @@
-"""What lies where, and that a run does not depend on it."""
+"""Shardings, and that a run's result does not depend on them."""
 
 import math
 import re

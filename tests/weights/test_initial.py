@@ -1,4 +1,4 @@
-"""What a run takes from the weights that it starts with, besides the weights."""
+"""What a run takes from its initial weights, in addition to the weights."""
 
 import unicodedata
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Keras files that were made to read other files, to hang, to take all memory, or to crash.
 
 As `tests.weights.hostile`: each case writes into a folder of its own and returns the path that a
-user would give. `valid` is a file that converts; each case is such a file but for one thing.
+user would give. `valid` is a file that converts; each case differs from it in one thing.
 """
 
 import functools

@@ -373,7 +373,7 @@ def without_softmax(keras, model):
 
 
 def convert(path, name):
-    """What the command makes of a file: the header, the tensors, and what is to be said."""
+    """The command's result for a file: the header, the tensors, and the notes."""
     source = pretrained.open_pretrained(path, format="keras")
     source.check_head()
     about = source.about(name)
