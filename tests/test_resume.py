@@ -81,7 +81,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
     signal_at(4, signal.SIGTERM, "main", *flags(workdir))
     process = finish("main", *flags(workdir, mesh__data=8))
     assert process.returncode == 2
-    assert "mesh.data was 1, is 8; --allow_config_changes lets" in process.stderr
+    assert "mesh.data was 1, is 8; add --allow_config_changes" in process.stderr
     moved = flags(workdir, mesh__data=8)
     assert result(finish("main", *moved, "--allow_config_changes", "--json"))["step"] == 12
     losses = [np.array([loss for kind, _, loss in records(f) if kind == "eval"])

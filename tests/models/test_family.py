@@ -124,7 +124,7 @@ def test_features_at_299_and_the_least_image(name, side):
     assert outputs(lambda m, x: m.features(x), model, 299) == (2, side, side, 2048)
     least = model.min_image_size
     assert outputs(lambda m, x: m.features(x), model, least) == (2, 1, 1, 2048)
-    with pytest.raises(UsageError, match="least side"):
+    with pytest.raises(UsageError, match="the smallest side is"):
         outputs(lambda m, x: m(x), model, least - 1)
 
 

@@ -419,7 +419,7 @@ def test_a_mesh_that_leaves_out_a_process_is_refused_by_all(flags, tmp_path):
         assert run.codes() == [2, 2]
     for process in (0, 1):
         [line] = [one for one in run.said(process).splitlines() if one.startswith("error")]
-        assert "config.mesh.data is 2, which takes 2 of the 4 devices of 2 processes" in line
+        assert "config.mesh.data is 2, which uses 2 of the 4 devices of 2 processes" in line
     assert not (tmp_path / "run").exists()
 
 
