@@ -124,7 +124,7 @@ def test_without_the_metric_that_decides_none_is_the_best(tmp_path):
         assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
     with (
         Checkpoints(tmp_path, read_only=True, best=Best.parse("v3/top1")) as checkpoints,
-        pytest.raises(UsageError, match="was evaluated by v3/top1; use --step=latest"),
+        pytest.raises(UsageError, match="was evaluated by a finite v3/top1; use --step=latest"),
     ):
         checkpoints.find("best")
 
