@@ -382,7 +382,7 @@ def test_what_cannot_be_mixed_or_sampled():
     assert "mix_splits has 1 splits, but config.data.mix has 0" in refusal(
         **{"data.mix_splits": digits}
     )
-    assert "mix_weights holds 2 numbers" in refusal(**{"data.mix_weights": (1.0, 2.0)})
+    assert "mix_weights has 2 numbers" in refusal(**{"data.mix_weights": (1.0, 2.0)})
     assert "cannot be combined" in refusal(
         **{"data.mix": digits, "data.mix_weights": (1.0, 1.0), "data.balanced": True}
     )
