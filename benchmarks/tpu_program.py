@@ -15,8 +15,6 @@ from ml_collections import ConfigDict
 from configs import imagenet
 from xception_jax import config as config_lib
 from xception_jax.models import xception
-from xception_jax.models.layers import Layers
-from xception_jax.models.network import make_head
 from xception_jax.planning import program, steps
 from xception_jax.training import state as state_lib
 from xception_jax.training.build import DataSpec
@@ -42,11 +40,7 @@ def short_maker(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         model: Any = make_full(rngs)
-        fields = config_lib.model_overrides(config)
-        layers = Layers(
-            rngs, model.dtype, fields["bn_epsilon"], fields["bn_momentum"],
-            fields["bn_virtual_batch"],
-        )  # fmt: skip
+        layers = model.make_layers(rngs)
         # At full size: with smaller feature maps, the compiler takes four minutes for one of the
         # stem's gradients.
         model.entry_flow = nnx.List(list(model.entry_flow)[:1])
@@ -54,7 +48,7 @@ def short_maker(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
             xception.Block(128, (128, 128, 128), downsample=False, layers=layers) for _ in range(2)
         )
         model.exit_flow = nnx.List([])
-        model.head = make_head(128, NUM_CLASSES, (), fields["dropout"], layers)
+        model.head = model.make_head(128, NUM_CLASSES, layers)
         return model
 
     return make

@@ -1,5 +1,6 @@
 """Every model by name: its size as its source counts it, its shapes, its step, its table."""
 
+import re
 from dataclasses import replace
 from functools import cache, partial
 
@@ -11,14 +12,14 @@ import pytest
 from flax import nnx
 
 from tests.processes import finish, result
-from xception_jax import models, train
-from xception_jax.config import SCHEMA
+from xception_jax import models, recipes, train
+from xception_jax.config import SCHEMA, overrides
 from xception_jax.config.declared import declarations
 from xception_jax.config.registry import Registry, where_is
 from xception_jax.errors import UsageError
 from xception_jax.models import counts, options, published, registry
 from xception_jax.models.layers import BatchNorm
-from xception_jax.training import optimizer, state, step
+from xception_jax.training import optimizer, preflight, state, step
 
 # Trainable parameters and batch statistics at 1000 classes, as Keras 3.15 and timm 1.0.31 count
 # them (Keras for inception_v3 and xception), and billions of multiply-adds at 299, as timm's
@@ -78,6 +79,21 @@ def test_fields_of_models_are_declared_with_the_models():
         assert sum(key in overrides for overrides in taken.values()) > 2, key
     assert set(options.FIELDS) >= options.OF_TRAINING
     assert "segments" not in taken["inception_v3"]
+
+
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_a_recipe_trains_every_model_or_says_which_fields_are_not_its_own(recipe):
+    for name in SIZES:
+        config = recipes.load(recipe)
+        config.model.name = name
+        try:
+            preflight._check_model(config)
+        except UsageError as error:
+            told = re.fullmatch(f"{name} does not take (.*); add (.*)", str(error))
+            _, changes = overrides.take(told[2].split())
+            assert [f"config.{field}" for field in changes] == told[1].split(", ")
+            overrides.apply(config, changes)
+            preflight._check_model(config)
 
 
 @pytest.mark.parametrize("name", SIZES)

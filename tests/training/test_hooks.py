@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[2]
 def contributed():
     """What the files of a user add, as CONTRIBUTING.md shows them."""
     found: dict = {}
-    for name in ("my_metric.py", "my_writer.py"):
+    for name in ("my_metric.py", "my_evaluator.py", "my_writer.py"):
         code = (ROOT / "tests" / "extensions" / name).read_text()
         assert len(code.splitlines()) < 30
         assert f"```python\n{code}```" in (ROOT / "CONTRIBUTING.md").read_text()

@@ -339,7 +339,10 @@ def add_field(name: str, field: Field, owner: str) -> None:
 
 def _insert(name: str, field: Field) -> None:
     """Sets a field; a new one is inserted after the last of its section."""
+    new = name not in SCHEMA
     SCHEMA[name] = field
+    if not new:
+        return
     sections = [*dict.fromkeys(each.partition(".")[0] for each in SCHEMA)]
     ordered = sorted(SCHEMA.items(), key=lambda item: sections.index(item[0].partition(".")[0]))
     SCHEMA.clear()

@@ -13,14 +13,14 @@ Padding is PyTorch's: half of the window on each side, for any stride.
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from xception_jax.models.layers import Conv, Layers
-from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.network import Network, scaled
 from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
@@ -219,21 +219,15 @@ class AlignedXception(Network):
       num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
       rngs: the stream `params` creates the initial weights.
-      dtype: compute dtype; parameters, batch statistics and logits are always float32.
-      width: factor of all numbers of channels, which are rounded to a multiple of 8.
+      dtype: compute dtype.
       entry_blocks: channels and stride of each block in the entry flow.
       middle_blocks: the number of blocks in the middle flow.
       preactivation: whether to use pre-activation, as in 41p and 65p.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
-      pooling: `average` or `max`, of the last feature maps.
-      fc_units: sizes of fully connected layers before the classifier.
-      dropout: dropout rate before the classifier.
-      bn_epsilon: the default is timm's; its 41p has 1e-5.
-      bn_momentum: the default is timm's.
-      bn_virtual_batch: see `layers.BatchNorm`.
-      freeze: see `Network`.
-      remat: see `Network`.
       scan_middle: see `Network`.
+      bn_momentum: the default is timm's.
+      **shared: the options of `Network`. Their defaults are timm's, except that timm's 41p has a
+        `bn_epsilon` of 1e-5.
     """
 
     def __init__(
@@ -242,37 +236,25 @@ class AlignedXception(Network):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike | None = None,
-        width: float = 1.0,
         entry_blocks: Sequence[tuple[int, int]] = ((128, 2), (256, 2), (728, 2)),
         middle_blocks: int = 8,
         preactivation: bool = False,
         stem_stride: int = 2,
-        pooling: str = "average",
-        fc_units: Sequence[int] = (),
-        dropout: float = 0.0,
-        bn_epsilon: float = 1e-3,
-        bn_momentum: float = 0.9,
-        bn_virtual_batch: int | None = None,
-        freeze: str | None = None,
-        remat: bool = False,
         scan_middle: bool = False,
+        bn_momentum: float = 0.9,
+        **shared: Any,
     ):
-        super().__init__(
-            dtype or jnp.float32,
-            freeze=freeze,
-            remat=remat,
-            scan_middle=scan_middle,
-            pooling=pooling,
-        )
-        layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
+        super().__init__(dtype, bn_momentum=bn_momentum, **shared)
+        self.scan_middle = scan_middle
+        layers = self.make_layers(rngs)
         block = PreactivationBlock if preactivation else Block
         c32, channels, c728, c1024, c1536, c2048 = (
-            scaled(channels, width) for channels in (32, 64, 728, 1024, 1536, 2048)
+            scaled(channels, self.width) for channels in (32, 64, 728, 1024, 1536, 2048)
         )
         self.stem = Stem((c32, channels), stem_stride, preactivation=preactivation, layers=layers)
         entry = []
         for after, stride in entry_blocks:
-            after = scaled(after, width)
+            after = scaled(after, self.width)
             entry.append(block(channels, (after,) * 3, stride=stride, layers=layers))
             channels = after
         self.entry_flow = nnx.List(entry)
@@ -285,7 +267,7 @@ class AlignedXception(Network):
                 block(c1024, (c1536, c1536, c2048), last=True, layers=layers),
             ]
         )
-        self.head = make_head(c2048, num_classes, fc_units, dropout, layers)
+        self.head = self.make_head(c2048, num_classes, layers)
         self.min_image_size = 1
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:

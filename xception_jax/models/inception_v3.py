@@ -15,19 +15,18 @@ counts padding.
 Batch normalization and ReLU follow every convolution.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from xception_jax.config.fields import Field
 from xception_jax.models.inception_modules import AveragePool, Branches, Chain, MaxPool
 from xception_jax.models.layers import ConvNorm, Layers
-from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.network import Network, scaled
 from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
@@ -176,20 +175,13 @@ class InceptionV3(Network):
       num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
       rngs: the stream `params` creates the initial weights.
-      dtype: compute dtype; parameters, batch statistics and logits are always float32.
-      width: factor of all numbers of channels, which are rounded to a multiple of 8.
+      dtype: compute dtype.
       stem_stride: stride of the first convolution.
       bn_scale: whether batch normalization has a scale, as in timm.
       count_padding: whether average pooling counts padding, as in timm; see `ops.average_pool`.
-      pooling: `average` or `max`, of the last feature maps.
-      fc_units: sizes of fully connected layers before the classifier.
       dropout: dropout rate before the classifier; 0.5 as for Xception, for an equal comparison
         (arXiv:1610.02357v3, section 4.3).
-      bn_epsilon: the default is Keras'.
-      bn_momentum: the default is Keras'.
-      bn_virtual_batch: see `layers.BatchNorm`.
-      freeze: see `Network`.
-      remat: see `Network`.
+      **shared: the options of `Network`. The defaults of batch normalization are Keras'.
     """
 
     def __init__(
@@ -198,29 +190,22 @@ class InceptionV3(Network):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike | None = None,
-        width: float = 1.0,
         stem_stride: int = 2,
         bn_scale: bool = False,
         count_padding: bool = False,
-        pooling: str = "average",
-        fc_units: Sequence[int] = (),
         dropout: float = 0.5,
-        bn_epsilon: float = 1e-3,
-        bn_momentum: float = 0.99,
-        bn_virtual_batch: int | None = None,
-        freeze: str | None = None,
-        remat: bool = False,
+        **shared: Any,
     ):
-        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat, pooling=pooling)
-        layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, bn_scale)
-        build = _Builder(layers, width, count_padding)
+        super().__init__(dtype, dropout=dropout, **shared)
+        layers = self.make_layers(rngs, bn_scale=bn_scale)
+        build = _Builder(layers, self.width, count_padding)
         self.stem, channels = _stem(build, stem_stride)
         mixed = []
         for make in _MIXED:
             module, channels = make(build, channels)
             mixed.append(module)
         self.mixed = nnx.List(mixed)
-        self.head = make_head(channels, num_classes, fc_units, dropout, layers)
+        self.head = self.make_head(channels, num_classes, layers)
         # The features then have one pixel, after four more halvings without padding.
         self.min_image_size = 36 * stem_stride + 3
 

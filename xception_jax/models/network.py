@@ -48,19 +48,6 @@ class Head(nnx.Module):
         return place("classifier", logits) if place else logits
 
 
-def make_head(
-    channels_in: int,
-    num_classes: int | None,
-    fc_units: Sequence[int],
-    dropout: float,
-    layers: Layers,
-) -> Head | None:
-    """The head of a model, or None without `num_classes`."""
-    if num_classes is None:
-        return None
-    return Head(channels_in, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
-
-
 def scaled(channels: int, width: float) -> int:
     """The number of channels times `width`, rounded to a multiple of 8; at least 8."""
     return max(8, round(channels * width / 8) * 8)
@@ -90,43 +77,76 @@ def _scan(apply: Callable[..., jax.Array], blocks: Sequence[nnx.Module], x: jax.
 
 
 class Network(nnx.Module):
-    """A model with a sequence of blocks.
+    """A model with a sequence of blocks, and the options that models share.
+
+    A model takes these as `**shared`. An argument with the same name gives another default.
+
+    Args:
+      dtype: compute dtype; None: float32. Parameters, batch statistics and logits are always
+        float32.
+      width: factor of all numbers of channels, which are rounded to a multiple of 8.
+      pooling: `average` or `max`, of the last feature maps.
+      fc_units: sizes of fully connected layers before the classifier.
+      dropout: dropout rate before the classifier.
+      bn_epsilon: see `layers.BatchNorm`.
+      bn_momentum: see `layers.BatchNorm`.
+      bn_virtual_batch: see `layers.BatchNorm`.
+      freeze: the name of the last frozen block or flow (`entry_flow`); None: everything is trained.
+        Frozen blocks have no gradient. Their batch normalization always uses its running
+        statistics, which do not change.
+      remat: whether to recompute the inside of each block for its gradient instead of storing it:
+        less memory, more time.
 
     Attributes:
       head: computes the logits, or None.
       min_image_size: the smallest side of an image, in pixels.
-      dtype: compute dtype; parameters, batch statistics and logits are always float32.
       matmul_precision: the precision of products and convolutions. `training.state.apply` passes it
         to `jax.default_matmul_precision`. None: JAX's default, on a TPU bfloat16 even for float32.
-      freeze: the name of the last frozen block or flow (`entry_flow`); None: everything is trained.
-        Frozen blocks have no gradient. Their batch normalization always uses its running
-        statistics, which do not change.
-      remat: recompute the inside of each block for its gradient instead of storing it: less
-        memory, more time.
-      pooling: `average` or `max`, of the last feature maps.
-      scan_middle: compile one block of `middle_flow`, whose blocks are equal, and loop over it:
-        faster compilation, more memory.
+      scan_middle: whether to compile one block of `middle_flow`, whose blocks are equal, and loop
+        over it: faster compilation, more memory. A model with such a flow can set it.
     """
 
     head: Head | None
     middle_flow: Sequence[nnx.Module]
     min_image_size: int
     matmul_precision: str | None = None
+    scan_middle: bool = False
 
     def __init__(
         self,
-        dtype: DTypeLike,
+        dtype: DTypeLike | None = None,
         *,
-        freeze: str | None,
-        remat: bool,
-        scan_middle: bool = False,
+        width: float = 1.0,
         pooling: str = "average",
+        fc_units: Sequence[int] = (),
+        dropout: float = 0.0,
+        bn_epsilon: float = 1e-3,
+        bn_momentum: float = 0.99,
+        bn_virtual_batch: int | None = None,
+        freeze: str | None = None,
+        remat: bool = False,
     ):
         if pooling not in ("average", "max"):
             raise UsageError(f"pooling is {pooling!r}; it takes average or max")
-        self.pooling = pooling
-        self.dtype, self.freeze = dtype, freeze
-        self.remat, self.scan_middle = remat, scan_middle
+        self.dtype = jnp.float32 if dtype is None else dtype
+        self.width, self.pooling = width, pooling
+        self.fc_units, self.dropout = tuple(fc_units), dropout
+        self.bn_epsilon, self.bn_momentum = bn_epsilon, bn_momentum
+        self.bn_virtual_batch = bn_virtual_batch
+        self.freeze, self.remat = freeze, remat
+
+    def make_layers(self, rngs: nnx.Rngs, **options: Any) -> Layers:
+        """The builder of layers with the model's options; `options` are others of `Layers`."""
+        return Layers(
+            rngs, self.dtype, self.bn_epsilon, self.bn_momentum, self.bn_virtual_batch, **options
+        )
+
+    def make_head(self, channels_in: int, num_classes: int | None, layers: Layers) -> Head | None:
+        """The head with the model's options, or None without `num_classes`."""
+        if num_classes is None:
+            return None
+        units, dropout = self.fc_units, self.dropout
+        return Head(channels_in, num_classes, fc_units=units, dropout=dropout, layers=layers)
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The blocks in order, each with its name in the model's source."""

@@ -68,8 +68,9 @@ def register(
     """Decorates the class of a model: a `network.Network`, or an NNX module with its methods.
 
     The constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
-    any overrides with defaults. An override is set by the field of `config.model` with its name.
-    The field is in `models.options` (`width`, `dropout`) or declared in `options`.
+    any overrides with defaults, by `**` also those of its base class. An override is set by the
+    field of `config.model` with its name. The field is in `models.options` (`width`, `dropout`) or
+    declared in `options`.
 
     Args:
       name: the model's name. A class can have several names, by several decorators.
@@ -103,13 +104,22 @@ def register(
 
 
 def arguments(target: type[Any]) -> dict[str, Any]:
-    """The overrides that a class takes, with their defaults."""
-    parameters = inspect.signature(target.__init__).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.default is not inspect.Parameter.empty and p.name != "dtype"
-    }
+    """The overrides that a class takes, with their defaults.
+
+    Where its constructor takes further ones by `**`, they are those of the classes it derives from.
+    """
+    found: dict[str, Any] = {}
+    for kind in target.__mro__:
+        constructor = vars(kind).get("__init__")
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters.values()
+        own = {p.name: p.default for p in parameters if p.default is not p.empty}
+        found = own | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    found.pop("dtype", None)
+    return found
 
 
 def _card(

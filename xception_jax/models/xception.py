@@ -13,16 +13,16 @@ The numbers of the blocks are the paper's and Keras' (keras/src/applications/xce
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from xception_jax.config.fields import Field
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
-from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.network import Network, scaled
 from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
@@ -198,8 +198,7 @@ class Xception(Network):
       num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
       rngs: the stream `params` creates the initial weights.
-      dtype: compute dtype; parameters, batch statistics and logits are always float32.
-      width: factor of all numbers of channels, which are rounded to a multiple of 8.
+      dtype: compute dtype.
       middle_blocks: the number of blocks in the middle flow.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
       segments: of every separable convolution, see `layers.SeparableConv`; None: depthwise.
@@ -207,15 +206,10 @@ class Xception(Network):
       intermediate_activation: of every separable convolution.
       residual: whether blocks have residual connections; figure 9 of the paper compares both.
       pool_padding: `same`, or `symmetric` as timm's `legacy_xception` (timm/models/xception.py).
-      pooling: `average` or `max`, of the last feature maps.
-      fc_units: sizes of fully connected layers before the classifier ((4096, 4096) on JFT).
-      dropout: dropout rate before the classifier (0.5 on ImageNet).
-      bn_epsilon: the default is Keras'; the paper does not state it.
-      bn_momentum: the default is Keras'; the paper does not state it.
-      bn_virtual_batch: see `layers.BatchNorm`.
-      freeze: see `Network`.
-      remat: see `Network`.
       scan_middle: see `Network`.
+      dropout: dropout rate before the classifier; the paper has 0.5 on ImageNet.
+      **shared: the options of `Network`. The paper has `fc_units` of (4096, 4096) on JFT. It does
+        not state the settings of batch normalization; the defaults are Keras'.
 
     Raises:
       UsageError: `order`, `intermediate_activation` or `pool_padding` is unknown.
@@ -227,7 +221,6 @@ class Xception(Network):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike | None = None,
-        width: float = 1.0,
         middle_blocks: int = 8,
         stem_stride: int = 2,
         segments: int | None = None,
@@ -235,39 +228,24 @@ class Xception(Network):
         intermediate_activation: str = "none",
         residual: bool = True,
         pool_padding: str = "same",
-        pooling: str = "average",
-        fc_units: Sequence[int] = (),
-        dropout: float = 0.5,
-        bn_epsilon: float = 1e-3,
-        bn_momentum: float = 0.99,
-        bn_virtual_batch: int | None = None,
-        freeze: str | None = None,
-        remat: bool = False,
         scan_middle: bool = False,
+        dropout: float = 0.5,
+        **shared: Any,
     ):
-        super().__init__(
-            dtype or jnp.float32,
-            freeze=freeze,
-            remat=remat,
-            scan_middle=scan_middle,
-            pooling=pooling,
-        )
+        super().__init__(dtype, dropout=dropout, **shared)
+        self.scan_middle = scan_middle
         _check_choice("order", order, ORDERS)
         _check_choice("intermediate_activation", intermediate_activation, list(ACTIVATIONS))
         _check_choice("pool_padding", pool_padding, ("same", "symmetric"))
         options = {"segments": segments, "order": order, "activation": intermediate_activation}
-        layers = Layers(
-            rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, separable_options=options
-        )
-        self._build(width, middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
-        channels = scaled(2048, width)
-        self.head = make_head(channels, num_classes, fc_units, dropout, layers)
+        layers = self.make_layers(rngs, separable_options=options)
+        self._build(middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
+        self.head = self.make_head(scaled(2048, self.width), num_classes, layers)
         # The stem's output then has one pixel. Keras requires 71, which gives features of 3x3.
         self.min_image_size = 2 * stem_stride + 3
 
     def _build(
         self,
-        width: float,
         middle_blocks: int,
         stem_stride: int,
         residual: bool,
@@ -275,7 +253,7 @@ class Xception(Network):
         layers: Layers,
     ) -> None:
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
-            scaled(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
+            scaled(channels, self.width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
         )
         block = partial(Block, residual=residual, pool_padding=pool_padding, layers=layers)
         self.stem = Stem((c32, c64), stem_stride, layers)

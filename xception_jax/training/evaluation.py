@@ -3,8 +3,10 @@
 import collections
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
@@ -41,12 +43,14 @@ class Evaluator:
       layout: the layout of the weights for `evaluate_batch`.
       evaluate_batch: the jitted step.
       batch_size: over all devices, divisible by their number.
+      further: the registered metrics that `evaluate_batch` sums.
     """
 
     reader: Reader
     layout: Layout
     evaluate_batch: EvaluateBatch
     batch_size: int
+    further: metrics.Registered = ()
 
     @classmethod
     def create(
@@ -56,10 +60,11 @@ class Evaluator:
         source: Source,
         layout: Layout,
         batch_size: int = 0,
+        name: str = "",
     ) -> "Evaluator":
         """An evaluator for a config and its jitted step.
 
-        `batch_size` overrides the config's; it is rounded up to the devices.
+        `batch_size` overrides the config's; it is rounded up to the devices. `name` is the set's.
         """
         return cls(
             # Without workers: starting them would take longer than most evaluations.
@@ -67,6 +72,7 @@ class Evaluator:
             layout=layout,
             evaluate_batch=evaluate_batch,
             batch_size=batch_size_of(config, layout.mesh.size, batch_size),
+            further=metrics.registered(config_lib.eval_metrics(config, name)),
         )
 
     def __call__(
@@ -93,22 +99,23 @@ class Evaluator:
             batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
         )
         weights = gathered(weights, self.layout.weights)
-        totals: collections.Counter[str] = collections.Counter()
+        totals: dict[str, Any] = {}
         waiting: collections.deque[Scalars] = collections.deque()
         for batch in transfer.to_devices(batches, sharding.by_example(self.layout.mesh)):
             waiting.append(self.evaluate_batch(weights, batch))
             if len(waiting) > _BATCHES_AHEAD:
-                totals.update(_floats(waiting.popleft()))
+                totals = _added(totals, waiting.popleft())
             if stop_requested():
                 return None
         for sums in waiting:
-            totals.update(_floats(sums))
-        examples = int(totals["examples"])
+            totals = _added(totals, sums)
+        examples = int(totals.get("examples", 0))
         if not examples:
             raise RunError(f"no example of {self.reader.source.name} can be used")
         # Sums over all processes; each example counts once.
+        found = metrics.means(totals, self.further)
         return {
-            **metrics.means(totals),
+            **{name: float(value) for name, value in found.items()},
             "examples": examples,
             "skipped": len(self.reader.source) - examples,
         }
@@ -138,7 +145,9 @@ class Evaluators:
         """See `Evaluator.create`; `evaluate_batch` returns the jitted step of a set."""
         return cls(
             {
-                name: Evaluator.create(config, evaluate_batch(name), source, layout, batch_size)
+                name: Evaluator.create(
+                    config, evaluate_batch(name), source, layout, batch_size, name
+                )
                 for name, source in sources.items()
             },
             frozenset(metric_names(config, sources)),
@@ -206,6 +215,8 @@ def gathered(weights: Tree, shardings: Tree) -> Tree:
     return jax.jit(lambda tree: tree, out_shardings=shardings)(weights)
 
 
-def _floats(sums: Scalars) -> dict[str, float]:
-    """The sums as Python floats: numpy's float32 would continue to add in single precision."""
-    return {name: float(value) for name, value in jax.device_get(sums).items()}
+def _added(totals: dict[str, Any], sums: Scalars) -> dict[str, Any]:
+    """Adds a batch's sums to the totals in double precision; float32 would lose small values."""
+    fetched: dict[str, Any] = jax.tree.map(np.float64, jax.device_get(sums))
+    added: dict[str, Any] = jax.tree.map(np.add, totals, fetched) if totals else fetched
+    return added

@@ -6,6 +6,7 @@ from 20 classes on, `top5`. For data with several labels, it has `labels`, multi
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ def sums(
     }
 
 
-def means(sums: dict[str, Any]) -> dict[str, Any]:
+def means(sums: dict[str, Any], further: "Registered" = ()) -> dict[str, Any]:
     """The metrics from `sums`, and the means of other sums over examples, such as the loss.
 
     - `top1`, `top5` (from 20 classes on): the share of examples whose label is in the first one or
@@ -73,12 +74,19 @@ def means(sums: dict[str, Any]) -> dict[str, Any]:
       above 0.5 is a positive prediction.
 
     A metric without anything to count is 0.
+
+    Args:
+      sums: including `examples`, their number.
+      further: the registered metrics to compute; their sums must be NumPy arrays.
     """
+    figures = {metric.name: metric.figure for metric in further}
     found = {}
     for name, total in sums.items():
         if name in _DIVISORS:
             count = sums[_DIVISORS[name]]
             found[name] = total / (count + (count == 0))
+        elif figure := figures.get(name):
+            found[name] = figure(total, sums["examples"])
         elif name not in _COUNTS:
             found[name] = total / sums["examples"]
     return found
@@ -91,38 +99,75 @@ def builtin_names(classes: int, multilabel: bool) -> list[str]:
     return ["loss", "top1", *(["top5"] if classes >= TOP5_CLASSES else [])]
 
 
-# Takes logits, float32 `[batch, classes]`, and the batch; returns float32 `[batch]`.
-PerExample = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
-Registered = tuple[tuple[str, PerExample], ...]
-_METRICS = Registry[PerExample]("metric")
+# Takes logits, float32 `[batch, classes]`, and the batch; returns an array `[batch, ...]` or a tree
+# of such arrays, as a dict.
+PerExample = Callable[[jax.Array, dict[str, jax.Array]], Any]
+# Takes the sums of these over the examples, float64, and the number of examples.
+Figure = Callable[[Any, float], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+      name: the metric's name.
+      per_example: returns the values to sum over the set.
+      figure: computes the metric from the sums; None: the sum divided by the number of examples.
+    """
+
+    name: str
+    per_example: PerExample
+    figure: Figure | None = None
+
+    def sum(self, logits: jax.Array, batch: dict[str, jax.Array]) -> Any:
+        """The sums over a batch; rows with `mask` 0 are ignored."""
+        real = batch["mask"] > 0
+
+        def total(each: jax.Array) -> jax.Array:
+            own = jnp.ndim(each) == 1 or self.figure is not None
+            if jnp.shape(each)[:1] != real.shape or not own:
+                raise UsageError(
+                    f"metric {self.name!r} returns an array {list(jnp.shape(each))} for a batch of "
+                    f"{len(real)}; expected a number per example, or, with figure=, an array"
+                )
+            rows = real.reshape(-1, *[1] * (each.ndim - 1))
+            return jnp.sum(jnp.where(rows, each, 0), axis=0)
+
+        return jax.tree.map(total, self.per_example(logits, batch))
+
+
+Registered = tuple[Metric, ...]
+_METRICS = Registry[Metric]("metric")
 # Other names in a record of `metrics.jsonl` or in the result of a command.
 _OF_RECORDS = ("skipped", "kind", "step", "time", "weights", "split", "seconds")
 
 
-def register(name: str) -> Callable[[PerExample], PerExample]:
+def register(name: str, *, figure: Figure | None = None) -> Callable[[PerExample], PerExample]:
     """Decorates a function as a metric for `config.eval.metrics`.
 
     The function takes the logits, float32 `[batch, classes]`, and the batch. It returns one number
     per example, `[batch]`. It is compiled, so it must use `jax.numpy`. The metric is the mean over
     the set's examples.
 
+    If the metric is not such a mean, the function returns an array per example, `[batch, ...]`, or
+    a dict of arrays. They are summed over the set. `figure(sums, examples)` computes the metric
+    from the sums, which are NumPy arrays, and the number of examples.
+
     Args:
       name: the metric's name, without a slash.
+      figure: see above; None: the mean.
 
     Raises:
       UsageError: the name is already used, or has a slash.
     """
 
     def decorate(function: PerExample) -> PerExample:
-        taken = (
-            *builtin_names(TOP5_CLASSES, False),
-            *builtin_names(1, True),
-            *_COUNTS,
-            *_OF_RECORDS,
-        )
+        builtin = (*builtin_names(TOP5_CLASSES, False), *builtin_names(1, True))
+        taken = (*builtin, *_COUNTS, *_OF_RECORDS)
         if name in taken or "/" in name:
             raise UsageError(f"metric {name!r} is already used, or has a slash; use another name")
-        _METRICS.add(name, function, where_is(function))
+        _METRICS.add(name, Metric(name, function, figure), where_is(function))
         return function
 
     return decorate
@@ -130,15 +175,14 @@ def register(name: str) -> Callable[[PerExample], PerExample]:
 
 def registered(asked: tuple[str, ...]) -> Registered:
     """The metrics with these names; raises `UsageError` if one does not exist."""
-    return tuple((name, _METRICS.find(name, "config.eval.metrics")) for name in asked)
+    return tuple(_METRICS.find(name, "config.eval.metrics") for name in asked)
 
 
 def further_sums(
     further: Registered, logits: jax.Array, batch: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """The sums of registered metrics over a batch; rows with `mask` 0 are ignored."""
-    real = batch["mask"] > 0
-    return {name: jnp.sum(jnp.where(real, one(logits, batch), 0)) for name, one in further}
+) -> dict[str, Any]:
+    """The sums of registered metrics over a batch, by name."""
+    return {metric.name: metric.sum(logits, batch) for metric in further}
 
 
 def topk_correct(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:

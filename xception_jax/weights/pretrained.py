@@ -28,6 +28,7 @@ from xception_jax.weights.tensors import (
     Tensors,
     flatten,
     from_library,
+    name_of,
     type_notes,
     variables,
 )
@@ -338,7 +339,7 @@ def load(model: Any, path: str | Path) -> None:
         shape, or the weights need another epsilon or padding.
     """
     source, own = open_pretrained(Path(path)), variables(model)
-    name = source.model or model.model_name
+    name = source.model or name_of(model)
     asked = source.overrides(name)
     for trait, value in _traits(model).items():
         if asked.get(trait, value) != value:

@@ -126,6 +126,14 @@ def parts(layer: nnx.Module) -> Iterator[tuple[str, Any]]:
                          "counterpart in Keras or timm")  # fmt: skip
 
 
+def name_of(model: Any) -> str:
+    """The name of a model from `models.create`; raises `UsageError` for any other model."""
+    name = getattr(model, "model_name", None)
+    if name is None:
+        raise UsageError(f"{type(model).__name__} has no model name; build it by models.create")
+    return str(name)
+
+
 def layers_of(
     library: str, model: Any, known: Mapping[type, NameLayers]
 ) -> Iterable[tuple[Any, str | None]]:
@@ -140,7 +148,7 @@ def layers_of(
     Raises:
       UsageError: the library has no such model, or nothing names its layers.
     """
-    name = model.model_name
+    name = name_of(model)
     theirs = models.elsewhere(library)
     if name not in theirs:
         raise UsageError(f"{library} has no {name}; it has: {', '.join(theirs)}")
