@@ -5,10 +5,12 @@ As a library:
     import xception_jax
 
     config = xception_jax.recipes.load("digits")
-    xception_jax.train.train(config, pathlib.Path("runs/digits"))
-    xception_jax.evaluate.evaluate(pathlib.Path("runs/digits"), step="best")
+    trained = xception_jax.train.train(config, pathlib.Path("runs/digits"))
+    best = xception_jax.evaluate.evaluate(trained.workdir, step="best")
+    print(best.metrics["top1"])
 
-Each module is imported on first use.
+A result is a frozen dataclass; its `to_json` returns the output of the command's `--json`. Each
+module is imported on first use.
 """
 
 import importlib

@@ -27,7 +27,7 @@ from xception_jax.augment import pipeline, randaugment
 from xception_jax.augment.pipeline import Augmentation
 from xception_jax.config import SCHEMA
 from xception_jax.data.batches import Reader
-from xception_jax.data.order import candidates
+from xception_jax.data.order import Order, candidates
 from xception_jax.data.skips import Skips
 from xception_jax.errors import ExampleError, UsageError, nearest
 from xception_jax.training import preflight
@@ -91,7 +91,7 @@ def draw(
     batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
     images = jnp.asarray(np.asarray(batch["image"])[:needed])
     reader = run.batches.reader
-    originals = _originals(reader, config, examples)
+    originals = _originals(reader, run.batches.order, examples)
     rows = [("original", originals)]
     if reader.images.crops or any(one.shape[0] != one.shape[1] for one in originals):
         rows.append(("cropped" if reader.images.crops else "squared", [*images]))
@@ -101,9 +101,8 @@ def draw(
     return _sheet(header, [(label, row[:examples]) for label, row in rows], cell)
 
 
-def _originals(reader: Reader, config: ConfigDict, examples: int) -> list[np.ndarray]:
+def _originals(reader: Reader, order: Order, examples: int) -> list[np.ndarray]:
     """The complete images of the first examples; an unusable one is replaced as in the run."""
-    order = reader.order(config.seed, config.data.batch_size)
 
     def usable(place: int) -> Iterator[np.ndarray]:
         for record in candidates(order, place, len(reader.source)):

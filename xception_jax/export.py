@@ -92,7 +92,7 @@ def export_run(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
             exif=config_lib.applies_exif(config),
         ),
-        activation=activation or activation_of(config, trained.metrics),
+        activation=activation or _activation_of(config, trained.metrics),
         platforms=platforms,
         resize=resize,
         class_names=meta.class_names,
@@ -206,7 +206,7 @@ def _export(
     return ExportResult(output, activation, tuple(platforms), class_names, about)
 
 
-def activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
+def _activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
     """The activation that turns logits into probabilities, which depends on the loss.
 
     The metrics of an evaluated checkpoint show whether the data has several labels per image.

@@ -56,8 +56,7 @@ def train(
 
     Raises:
       UsageError: the config, the data or the folder is invalid; nothing was compiled.
-      RunError: the run cannot continue, for example because the loss is not finite, a write failed,
-        or too many examples are unusable.
+      RunError: the loss is not finite, a write failed, or too many examples are unusable.
     """
     goodput = Goodput()
     with signals.stop_requested() as stop_requested:
@@ -137,8 +136,10 @@ def build_run(config: ConfigDict) -> Run:
     train_source = splits.open_training(config)
     eval_sources = splits.open_evaluation(config)
     functions = build.build(config, build.DataSpec.of(train_source))
+    reader = Reader.from_config(config, train_source, workers=config.data.workers)
     batches = TrainingBatches(
-        Reader.from_config(config, train_source, workers=config.data.workers),
+        reader,
+        order=reader.order(config.seed, config.data.batch_size),
         batch_size=config.data.batch_size,
         seed=config.seed,
         shard=HostShard.of_this_process(),

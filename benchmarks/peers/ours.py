@@ -36,7 +36,7 @@ def build(work: Work) -> Callable[[int], None]:
     if work.kind == "forward":
         images = jax.random.uniform(key, shape, minval=-1, maxval=1)
         weights = state.weights()
-        forward = jax.jit(lambda weights, x: state_lib.apply(graphdef, weights, x)[0])
+        forward = jax.jit(lambda weights, x: step.apply(graphdef, weights, x)[0])
 
         def run_forward(steps: int) -> None:
             for _ in range(steps):
@@ -74,7 +74,7 @@ def facts(work: Work) -> dict[str, object]:
         partial(state_lib.create_weights, partial(_make, work)), jax.random.key(0)
     )
     images = jax.ShapeDtypeStruct((work.batch, work.side, work.side, 3), jnp.float32)
-    program = jax.make_jaxpr(partial(state_lib.apply, graphdef))(weights, images).jaxpr
+    program = jax.make_jaxpr(partial(step.apply, graphdef))(weights, images).jaxpr
     passes = (3 if work.kind == "training" else 1) / work.batch
     return {
         "device": jax.devices()[0].device_kind,

@@ -210,7 +210,7 @@ def test_the_plain_form_is_our_model():
     plain = plain_flax.copy_weights(params, batch_stats, **changes)
     images = rng.uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     weights = {"params": params, "batch_stats": batch_stats}
-    logits, _ = jax.jit(state_lib.apply, static_argnums=0)(graphdef, weights, images)
+    logits, _ = jax.jit(step_lib.apply, static_argnums=0)(graphdef, weights, images)
     np.testing.assert_allclose(logits, nnx.jit(lambda m, x: m(x))(plain, images), rtol=1e-5)
 
     def loss_of(logits):
@@ -220,7 +220,7 @@ def test_the_plain_form_is_our_model():
     @jax.grad
     def our_gradients(params):
         weights = {"params": params, "batch_stats": batch_stats}
-        return loss_of(state_lib.apply(graphdef, weights, images, train=True)[0])
+        return loss_of(step_lib.apply(graphdef, weights, images, train=True)[0])
 
     @nnx.jit
     def plain_gradients(model):
@@ -265,7 +265,7 @@ def test_ten_training_steps_equal_those_of_the_plain_form():
         images = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
         labels = rng.integers(0, 10, 8, np.int32)
         batch = {"image": images, "label": labels, "mask": np.ones(8, np.float32)}
-        expected = plain_step(plain, optimizer, state_lib.normalize(images), labels)
+        expected = plain_step(plain, optimizer, step_lib.normalize(images), labels)
         state, metrics = train_step(state, batch)
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
     for kind, ours in ((nnx.Param, state.params), (nnx.BatchStat, state.batch_stats)):

@@ -1,5 +1,7 @@
 """Sets of evaluation, further metrics, and what is best: how the fields are read."""
 
+import math
+
 import pytest
 
 from xception_jax import config as config_lib
@@ -77,6 +79,12 @@ def test_which_is_best(text, best):
     criterion = Best.parse(text)
     rated = list(filter(criterion.is_in, RESULTS))
     assert max(rated, key=criterion.quality) is RESULTS[best]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("text", ["odd", "odd:min", "odd:max"])
+def test_what_is_not_finite_is_never_the_best(text, value):
+    assert not Best.parse(text).is_in({"top1": 0.9, "loss": 0.1, "odd": value})
 
 
 def test_of_several_labels_map_decides():

@@ -12,7 +12,7 @@ from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
 from xception_jax.models.layers import BatchNorm
-from xception_jax.training import state
+from xception_jax.training import state, step
 
 SMALL = {"width": 0.02, "middle_blocks": 1, "stem_stride": 1}
 
@@ -83,7 +83,7 @@ def small(**overrides) -> tuple:
     return state.graphdef_of(make, 16), weights, images
 
 
-run = jax.jit(state.apply, static_argnums=0, static_argnames="train")
+run = jax.jit(step.apply, static_argnums=0, static_argnames="train")
 
 
 def test_overrides_reach_the_network():
@@ -163,7 +163,7 @@ def test_remat_and_scan_change_the_program_not_the_function(fields):
         weights = state.create_weights(make, jax.random.key(0))
 
         def loss(params):
-            logits, batch_stats = state.apply(
+            logits, batch_stats = step.apply(
                 graphdef, {**weights, "params": params}, images, train=True
             )
             return jnp.square(logits).mean(), batch_stats

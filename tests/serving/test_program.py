@@ -23,7 +23,7 @@ from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import classify, program
-from xception_jax.training import sharding, state
+from xception_jax.training import sharding, state, step
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.workdir import read_config
 from xception_jax.utils import seal
@@ -61,7 +61,7 @@ def run_of(workdir: Path, weights: str = "ema"):
 @partial(jax.jit, static_argnums=0)
 def logits_of(graphdef, weights, pixels):
     """The model's own logits of uint8 pixels of its size."""
-    return state.apply(graphdef, weights, state.normalize(pixels))[0]
+    return step.apply(graphdef, weights, step.normalize(pixels))[0]
 
 
 def own(workdir: Path, pixels: np.ndarray, weights: str = "ema") -> np.ndarray:
@@ -116,7 +116,7 @@ def check_file(folder: Path, model, size: int, tmp_path: Path) -> None:
     brightness = np.array([0.2, 0.6, 1])[:, None, None, None]
     given = (pixels(3, size, size) * brightness).astype(np.uint8)
     quick = {"xla_backend_optimization_level": 0}
-    logits = jax.jit(lambda x: model(state.normalize(x)), compiler_options=quick)(given)
+    logits = jax.jit(lambda x: model(step.normalize(x)), compiler_options=quick)(given)
     expected = softmax(np.asarray(logits, np.float64), 1)
     assert np.ptp(expected) > 0.1
     found = alone(folder, {"given": given}, tmp_path)["given"]

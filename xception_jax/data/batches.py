@@ -139,6 +139,7 @@ class Reader:
         *,
         batch_size: int,
         seed: int,
+        order: Order | None = None,
         first_step: int = 0,
         share: HostShard = HostShard(),
         skips: Skips | None = None,
@@ -148,6 +149,7 @@ class Reader:
         Args:
           batch_size: examples in a batch over all processes.
           seed: seed of the order and the crops.
+          order: the result of `order` for these two, if it is already created.
           first_step: the step of the first batch.
           share: the part of each batch that this process reads.
           skips: records the unusable examples that were replaced; None: nothing may be skipped.
@@ -160,7 +162,7 @@ class Reader:
         Raises:
           RunError: more examples are unusable than `skips` allows.
         """
-        order = self.order(seed, batch_size)
+        order = self.order(seed, batch_size) if order is None else order
         crop_seed = int(np.random.SeedSequence(seed).generate_state(2)[1])
         cache = self._training_cache if not self._crops and self._fits else None
 

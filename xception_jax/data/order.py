@@ -9,7 +9,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grain
@@ -49,28 +49,27 @@ class Sampling:
     repeats: int = 1
 
 
-@dataclass(eq=False)
 class Shuffled(Order):
     """Every record once an epoch, each epoch in a different order.
 
-    Attributes:
+    Args:
       records: number of records.
       seed: below 2^32.
     """
 
-    records: int
-    seed: int
-    # By epoch. Two are stored: at the end of an epoch some threads are in the next one.
-    _made: dict[int, np.ndarray] = field(default_factory=dict, init=False)
-    _making: threading.Lock = field(default_factory=threading.Lock, init=False)
+    def __init__(self, records: int, seed: int):
+        self._records, self._seed = records, seed
+        # By epoch. Two are stored: at the end of an epoch some threads are in the next one.
+        self._made: dict[int, np.ndarray] = {}
+        self._making = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shuffled, (self.records, self.seed)
+        return Shuffled, (self._records, self._seed)
 
     def __getitem__(self, position: int) -> int:
-        epoch, index = divmod(position, self.records)
-        if self.records > _AT_ONCE:
-            return int(index_shuffle(index, self.records - 1, (self.seed + epoch) % 2**32, 4))
+        epoch, index = divmod(position, self._records)
+        if self._records > _AT_ONCE:
+            return int(index_shuffle(index, self._records - 1, (self._seed + epoch) % 2**32, 4))
         made = self._made.get(epoch)
         if made is None:
             with self._making:  # the first thread computes it for all
@@ -82,8 +81,8 @@ class Shuffled(Order):
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # Not `Generator.permutation`: NumPy guarantees only that the raw numbers stay the same.
-        bits = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
-        return np.argsort(bits.random_raw(self.records), kind="stable").astype(np.uint32)
+        bits = np.random.Philox(np.random.SeedSequence((self._seed, epoch)))
+        return np.argsort(bits.random_raw(self._records), kind="stable").astype(np.uint32)
 
 
 @dataclass(frozen=True)

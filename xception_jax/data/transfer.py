@@ -8,6 +8,7 @@ from functools import partial
 import jax
 
 from xception_jax.data.batches import Batch, HostShard, Reader
+from xception_jax.data.order import Order
 from xception_jax.data.skips import Skips
 
 Placed = Generator[dict[str, jax.Array], None, None]  # batches on the devices
@@ -19,12 +20,14 @@ class TrainingBatches:
 
     Attributes:
       reader: the reader of the split.
+      order: the order of its records, see `Reader.order`.
       batch_size, seed: see `Reader.training_batches`.
       shard: this process' part of a batch.
       sharding: the sharding of a batch.
     """
 
     reader: Reader
+    order: Order
     batch_size: int
     seed: int
     shard: HostShard
@@ -35,6 +38,7 @@ class TrainingBatches:
         batches = self.reader.training_batches(
             batch_size=self.batch_size,
             seed=self.seed,
+            order=self.order,
             first_step=first_step,
             share=self.shard,
             skips=skips,

@@ -1,8 +1,6 @@
 """The common base of the models: a sequence of blocks, global pooling and a head."""
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -53,22 +51,20 @@ def scaled(channels: int, width: float) -> int:
     return max(8, round(channels * width / 8) * 8)
 
 
-_apply: Callable[..., jax.Array] = operator.call  # takes a block, images and `train`
-
-
 def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
     applied: jax.Array = nnx.remat(lambda block, x: block(x, train=train))(block, x)
     return applied
 
 
-def _scan(apply: Callable[..., jax.Array], blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
+def _scan(blocks: Sequence[nnx.Module], x: jax.Array, *, train: bool, remat: bool) -> jax.Array:
     """Applies blocks of the same structure in turn, by a loop over their stacked weights."""
     graphdef = nnx.graphdef(blocks[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
 
     def body(x: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
-        block = nnx.merge(graphdef, weights)
-        return apply(block, x), nnx.state(block, nnx.BatchStat)
+        block: Any = nnx.merge(graphdef, weights)
+        x = _remat(block, x, train=train) if remat else block(x, train=train)
+        return x, nnx.state(block, nnx.BatchStat)
 
     x, batch_stats = jax.lax.scan(body, x, stacked)
     for i, block in enumerate(blocks):
@@ -100,7 +96,7 @@ class Network(nnx.Module):
     Attributes:
       head: computes the logits, or None.
       min_image_size: the smallest side of an image, in pixels.
-      matmul_precision: the precision of products and convolutions. `training.state.apply` passes it
+      matmul_precision: the precision of products and convolutions. `training.step.apply` passes it
         to `jax.default_matmul_precision`. None: JAX's default, on a TPU bfloat16 even for float32.
       scan_middle: whether to compile one block of `middle_flow`, whose blocks are equal, and loop
         over it: faster compilation, more memory. A model with such a flow can set it.
@@ -196,7 +192,6 @@ class Network(nnx.Module):
         self, blocks: Iterable[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
     ) -> jax.Array:
         """Applies some of the blocks in turn."""
-        apply = partial(_remat if self.remat else _apply, train=train)
         middle: list[nnx.Module] = []
         if self.scan_middle:
             blocks, all_middle = list(blocks), list(self.middle_flow)
@@ -205,10 +200,10 @@ class Network(nnx.Module):
             # Traces and compiled programs have the names of the paper's or library's modules.
             if middle and block is middle[0]:
                 with jax.named_scope("middle_flow"):
-                    x = _scan(apply, middle, x)
+                    x = _scan(middle, x, train=train, remat=self.remat)
             elif block not in middle:
                 with jax.named_scope(name):
-                    x = apply(block, x)
+                    x = _remat(block, x, train=train) if self.remat else block(x, train=train)
         return x
 
     def __call__(

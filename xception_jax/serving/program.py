@@ -21,7 +21,8 @@ from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import resize
-from xception_jax.training.state import Tree, apply, normalize
+from xception_jax.training.state import Tree
+from xception_jax.training.step import apply, normalize
 from xception_jax.utils import seal
 
 PLATFORMS = ("cpu", "cuda", "tpu")

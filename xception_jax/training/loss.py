@@ -1,6 +1,7 @@
 """The loss of an example."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,3 +57,8 @@ class Loss:
 
 
 SOFTMAX = Loss()
+
+
+def labels_of(batch: dict[str, Any]) -> Any:
+    """The batch's `labels` or `label`."""
+    return batch["labels"] if "labels" in batch else batch["label"]

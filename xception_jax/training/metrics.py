@@ -29,11 +29,6 @@ _DIVISORS = {"map": "labelled", "precision": "predictions", "recall": "positives
 _COUNTS = ("examples", *_DIVISORS.values())
 
 
-def labels_of(batch: dict[str, Any]) -> Any:
-    """The batch's `labels` or `label`."""
-    return batch["labels"] if "labels" in batch else batch["label"]
-
-
 def sums(
     logits: jax.Array, batch: dict[str, jax.Array], mesh: Mesh | None = None
 ) -> dict[str, jax.Array]:

@@ -1,7 +1,6 @@
-"""The state of a run, and the model as pure functions of the state."""
+"""The state of a run: its parts, its initial value and its frozen parts."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
-from xception_jax.training import sharding
-from xception_jax.training.sharding_rules import MODEL
 from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays
@@ -87,44 +83,6 @@ def graphdef_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -
             f"{model.min_image_size}: add --config.data.image_size={model.min_image_size}"
         )
     return split(model)[0]
-
-
-def normalize(images: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 in [-1, 1], as for the paper's and Keras' Xception."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
-def apply(
-    graphdef: Any,
-    weights: Tree,
-    images: jax.Array,
-    *,
-    train: bool = False,
-    key: jax.Array | None = None,
-    mesh: Mesh | None = None,
-) -> tuple[jax.Array, Tree]:
-    """Runs the model.
-
-    Args:
-      graphdef: from `graphdef_of`.
-      weights: `{"params", "batch_stats"}`.
-      images: from `normalize`, `[batch, height, width, 3]`.
-      train: whether to use batch statistics and dropout.
-      key: the key for dropout, in training.
-      mesh: the devices; needed if the head is sharded over them, see `sharding.for_head`.
-
-    Returns:
-      Logits `[batch, classes]`, and the updated batch statistics.
-    """
-    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
-    rngs = None if key is None else nnx.Rngs(dropout=key)
-    asked = model.matmul_precision
-    with jax.default_matmul_precision(asked) if asked else nullcontext():
-        pooled, place = model.pooled(images, train=train), None
-        if mesh is not None and MODEL in mesh.axis_names:
-            pooled, place = sharding.for_head(pooled, mesh)
-        logits = model.classify(pooled, train=train, rngs=rngs, place=place)
-    return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:

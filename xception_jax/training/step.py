@@ -8,21 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax.augment import pipeline
 from xception_jax.training import metrics, sharding
-from xception_jax.training.loss import SOFTMAX, Loss
+from xception_jax.training.loss import SOFTMAX, Loss, labels_of
 from xception_jax.training.sharding import Layout
+from xception_jax.training.sharding_rules import MODEL
 from xception_jax.training.state import (
     TrainState,
     Tree,
-    apply,
     combine,
     keep_frozen,
-    normalize,
     partition,
 )
 
@@ -100,6 +100,44 @@ class StepConfig:
         )
 
 
+def normalize(images: jax.Array) -> jax.Array:
+    """uint8 pixels to float32 in [-1, 1], as for the paper's and Keras' Xception."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def apply(
+    graphdef: Any,
+    weights: Tree,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Tree]:
+    """Runs the model.
+
+    Args:
+      graphdef: from `state.graphdef_of`.
+      weights: `{"params", "batch_stats"}`.
+      images: from `normalize`, `[batch, height, width, 3]`.
+      train: whether to use batch statistics and dropout.
+      key: the key for dropout, in training.
+      mesh: the devices; needed if the head is sharded over them, see `sharding.for_head`.
+
+    Returns:
+      Logits `[batch, classes]`, and the updated batch statistics.
+    """
+    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
+    rngs = None if key is None else nnx.Rngs(dropout=key)
+    asked = model.matmul_precision
+    with jax.default_matmul_precision(asked) if asked else nullcontext():
+        pooled, place = model.pooled(images, train=train), None
+        if mesh is not None and MODEL in mesh.axis_names:
+            pooled, place = sharding.for_head(pooled, mesh)
+        logits = model.classify(pooled, train=train, rngs=rngs, place=place)
+    return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
 def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
     """One optimizer step.
 
@@ -164,7 +202,7 @@ def _gradients(
         logits, batch_stats = apply(
             config.graphdef, all_weights, images, train=True, key=key, mesh=config.mesh
         )
-        losses = config.loss(logits, part.get("targets", metrics.labels_of(part)))
+        losses = config.loss(logits, part.get("targets", labels_of(part)))
         loss = jnp.sum(losses * part["mask"])
         return loss / examples, (
             batch_stats,
@@ -219,7 +257,7 @@ def evaluate_batch(
 ) -> Scalars:
     """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`."""
     logits, _ = apply(graphdef, weights, normalize(batch["image"]), mesh=mesh)
-    losses = loss(logits, metrics.labels_of(batch))
+    losses = loss(logits, labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
         **metrics.further_sums(further, logits, batch),

@@ -1,6 +1,7 @@
 """The manifest: no changed bit has an effect, and what is no manifest is told, never opened."""
 
 import json
+import math
 import os
 import socket
 from dataclasses import replace
@@ -44,6 +45,18 @@ def test_it_is_read_as_it_was_written(tmp_path):
     assert read.fields()["seal"] == META.fields()["seal"]
     assert manifest.newest_config(tmp_path) == (7, read.config)
     assert manifest.survey(tmp_path) == {7: read}
+
+
+def test_a_metric_that_is_not_finite_is_null():
+    odd = {"top1": 0.5, "loss": 1.25, "odd": math.inf}
+    fields = replace(META, metrics=odd).fields()
+    text = json.dumps(fields, allow_nan=False)
+    assert json.loads(text)["metrics"] == {**odd, "odd": None}
+    read = manifest.parse(text)
+    assert math.isnan(read.metrics["odd"])
+    assert read.fields()["seal"] == fields["seal"]
+    with pytest.raises(ValueError, match="metrics of another kind"):
+        manifest.parse(json.dumps(replace(META, metrics={**odd, "loss": math.nan}).fields()))
 
 
 def test_no_flipped_bit_has_an_effect():

@@ -64,3 +64,5 @@ def test_the_last_line_names_the_best_checkpoint_where_it_is_another_one(tmp_pat
     assert "overfits" in note
     assert f"{folder}/checkpoints/12; the best is 6, --step=best\n" in other
     assert other.endswith(f"evaluate --workdir='{folder}' --step=best")
+    _, none = verdict.lines(folder, 12, None, "odd")
+    assert none.startswith(f"done: {folder}/checkpoints/12; no checkpoint has a finite odd\n")

@@ -110,8 +110,7 @@ def open_split(
     A process lists the folder once.
 
     Args:
-      path: path of the folder, or of a table of labels, `.csv`; a relative one starts at
-        `data_dir`.
+      path: a folder or a table of labels, `.csv`; a relative path starts at `data_dir`.
       split: the name of a folder in it, in any case, or a synonym. `train` or `test` if these are
         split from one set of classes. `test` is the validation part if there is no test part.
         Parts and sums as in TFDS, `train[:10%]`.

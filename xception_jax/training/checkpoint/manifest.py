@@ -174,10 +174,8 @@ def from_fields(fields: dict[str, Any]) -> Meta:
         raise ValueError("has invalid digests")
     for name in ("class_names", "frozen"):
         fields[name] = tuple(fields.get(name, ()))
-    if found := fields.get("metrics"):
-        fields["metrics"] = {
-            name: math.nan if value is None else value for name, value in found.items()
-        }
+    if fields.get("metrics"):
+        fields["metrics"] = _with_nan(fields["metrics"])
     return Meta(**{"digest_algorithm": algorithm, **fields})
 
 
@@ -223,11 +221,16 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
         metrics = seal.parse(storage.bytes_of(path))
         if not _are_metrics(metrics):
             raise ValueError("they are invalid")
+        return _with_nan(metrics)
     except ValueError as error:
         raise DamagedCheckpointError(
             f"checkpoint {folder.name} is damaged: its metrics: {error}"
         ) from None
-    return metrics
+
+
+def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
+    """Metrics with NaN instead of JSON's null."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def check_regular(folder: Path, what: str | None = None) -> None:
