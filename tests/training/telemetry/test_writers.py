@@ -25,7 +25,7 @@ class Slow(LogWriter):
 @writers.register("no entry")
 class NoEntry(LogWriter):
     def __init__(self, info):
-        raise PermissionError("nobody is logged in\nand more")
+        raise PermissionError("not logged in\nand more")
 
 
 def test_a_slow_writer_holds_up_no_step(tmp_path, monkeypatch):
