@@ -211,6 +211,7 @@ def test_an_optimizer_is_optax_own_with_decay_and_rate(extended):
     found = [one.update(gradients, one.init(params), params)[0] for one in (ours, theirs)]
     np.testing.assert_allclose(found[0]["kernel"], found[1]["kernel"], rtol=1e-6)
     assert "lion" in schema.SCHEMA["optimizer.name"].choices
+    assert "polynomial" in schema.SCHEMA["optimizer.schedule"].choices
 
 
 def test_a_schedule_falls_to_zero_at_the_end(extended):
@@ -294,6 +295,15 @@ def test_a_config_of_a_run_that_needs_them_says_so(own_config, tmp_path):
         f"config.optimizer.lion_beta, model 'plain', which this package does not have; if the run "
         f"was trained with your own Python files, give them here too: --imports=FILE"
     )
+
+
+def test_a_config_of_a_run_with_an_own_schedule_says_so(clean, small_config, tmp_path):
+    flat = config_lib.portable(config_lib.flatten(small_config))
+    flat["optimizer.schedule"] = "polynomial"
+    with pytest.raises(UsageError, match=r"/config.json has schedule 'polynomial', which .*--imp"):
+        workdir._config(tmp_path, flat)
+    imports.load([str(FOLDER / "my_schedule.py")])
+    assert workdir._config(tmp_path, flat).optimizer.decay_power == 1.0
 
 
 def test_a_run_that_does_not_use_them_needs_none_of_them(extended, small_config):

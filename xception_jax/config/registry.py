@@ -90,8 +90,9 @@ class Registry(Generic[T]):
 
 
 def where_is(target: Any) -> str:
-    """A class or function as `module:name`."""
-    return f"{target.__module__}:{target.__qualname__}"
+    """A class or function as `module:name`; another callable as its class."""
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def outside_modules() -> list[str]:

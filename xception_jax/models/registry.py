@@ -109,7 +109,7 @@ def arguments(target: type[Any]) -> dict[str, Any]:
     Where its constructor takes further ones by `**`, they are those of the classes it derives from.
     """
     found: dict[str, Any] = {}
-    for kind in target.__mro__:
+    for kind in inspect.getmro(target) if inspect.isclass(target) else ():
         constructor = vars(kind).get("__init__")
         if constructor is None:
             continue
