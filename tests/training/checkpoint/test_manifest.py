@@ -55,7 +55,7 @@ def test_a_metric_that_is_not_finite_is_null():
     read = manifest.parse(text)
     assert math.isnan(read.metrics["odd"])
     assert read.fields()["seal"] == fields["seal"]
-    with pytest.raises(ValueError, match="metrics of another kind"):
+    with pytest.raises(ValueError, match="invalid metrics"):
         manifest.parse(json.dumps(replace(META, metrics={**odd, "loss": math.nan}).fields()))
 
 
