@@ -26,7 +26,7 @@ from xception_jax.data import readers, splits
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 from xception_jax.models import registry as model_registry
-from xception_jax.training import build, optimizer, preflight, schedules, workdir
+from xception_jax.training import build, optimizer, preflight, workdir
 from xception_jax.utils import imports
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.keras import names as keras_names
@@ -41,7 +41,7 @@ FILES = (
 TABLES = (
     schema.SCHEMA, schema.ADDED, schema.FIXED, registry._OUTSIDE,
     model_registry.MODELS._entries, readers._READERS._entries, optimizer._OPTIMIZERS._entries,
-    schedules._SCHEDULES._entries, pipeline._OPERATIONS._entries,
+    optimizer._SCHEDULES._entries, pipeline._OPERATIONS._entries,
 )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def test_a_schedule_says_whether_the_duration_may_change(schedule, may):
 def test_a_duration_of_an_own_schedule_is_in_steps(clean, small_config):
     pause = Field("1 epoch", "of late", str, duration=True)
 
-    @schedules.register("late", options={"pause": pause})
+    @optimizer.register_schedule("late", options={"pause": pause})
     def late(fields):
         return lambda count: fields.learning_rate * (count >= fields.pause)
 
@@ -249,8 +249,8 @@ def test_a_duration_of_an_own_schedule_is_in_steps(clean, small_config):
 
 def test_optimizers_and_schedules_are_those_that_the_schema_names():
     assert sorted(schema.SCHEMA["optimizer.name"].choices) == optimizer._OPTIMIZERS.names()
-    assert sorted(schema.SCHEMA["optimizer.schedule"].choices) == schedules._SCHEDULES.names()
-    for one in declared.declarations("training/schedules.py"):
+    assert sorted(schema.SCHEMA["optimizer.schedule"].choices) == optimizer._SCHEDULES.names()
+    for one in declared.declarations("training/optimizer.py", "register_schedule"):
         said = ("duration",) if one.value("until_end") else ()
         assert schema.FIXED["optimizer.schedule", one.name] == said, "of the import above"
 

@@ -21,7 +21,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Declaration:
-    """One decorator, `@register("name", ...)`, of a class or function.
+    """One decorator, as `@register("name", ...)`, of a class or function.
 
     Attributes:
       name: the registered name.
@@ -68,15 +68,16 @@ def _evaluated(node: ast.expr, tables: Mapping[str, ast.expr], calls: Mapping[st
 
 
 @cache
-def declarations(place: str) -> tuple[Declaration, ...]:
+def declarations(place: str, decorator: str = "register") -> tuple[Declaration, ...]:
     """The registrations in a file or in all files of a folder, sorted by file and line.
 
     Args:
       place: the path in the package, as `training/optimizer.py` or `models`.
+      decorator: the name of the decorator.
     """
     path = _PACKAGE / place
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
-    found = tuple(one for file in files for one in _of_file(file))
+    found = tuple(one for file in files for one in _of_file(file, decorator))
     if not found:
         raise RuntimeError(f"{path} has no .py files with registrations")
     return found
@@ -99,9 +100,9 @@ def _tables(tree: ast.Module) -> dict[str, ast.expr]:
     }
 
 
-def _of_file(file: Path) -> list[Declaration]:
+def _of_file(file: Path, decorator: str) -> list[Declaration]:
     text = file.read_text(encoding="utf-8")
-    if "\n@register(" not in text:
+    if f"\n@{decorator}(" not in text:
         return []
     tree = ast.parse(text)
     module = ".".join(file.relative_to(_PACKAGE.parent).with_suffix("").parts)
@@ -109,7 +110,7 @@ def _of_file(file: Path) -> list[Declaration]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             for call in node.decorator_list:
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator:
                     arguments = {str(word.arg): word.value for word in call.keywords}
                     name = ast.literal_eval(call.args[0])
                     found.append(Declaration(name, f"{module}:{node.name}", arguments, tables))

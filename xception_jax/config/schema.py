@@ -382,7 +382,7 @@ def _add_own() -> None:
             _insert(f"model.{key}", field)
     for one in declarations("training/optimizer.py"):
         add_choice("optimizer.name", one.name)
-    for one in declarations("training/schedules.py"):
+    for one in declarations("training/optimizer.py", "register_schedule"):
         fixes = ("duration",) if one.value("until_end") else ()
         add_choice("optimizer.schedule", one.name, fixes)
 

@@ -113,7 +113,7 @@ class Evaluator:
         if not examples:
             raise RunError(f"no example of {self.reader.source.name} can be used")
         # Sums over all processes; each example counts once.
-        found = metrics.means(totals, self.further)
+        found = metrics.means(totals, {metric.name: metric.figure for metric in self.further})
         return {
             **{name: float(value) for name, value in found.items()},
             "examples": examples,

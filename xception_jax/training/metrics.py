@@ -5,8 +5,9 @@ from 20 classes on, `top5`. For data with several labels, it has `labels`, multi
 `[batch, classes]`. The metrics are `map`, `precision` and `recall`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -59,7 +60,9 @@ def sums(
     }
 
 
-def means(sums: dict[str, Any], further: "Registered" = ()) -> dict[str, Any]:
+def means(
+    sums: dict[str, Any], figures: "Mapping[str, Figure | None]" = MappingProxyType({})
+) -> dict[str, Any]:
     """The metrics from `sums`, and the means of other sums over examples, such as the loss.
 
     - `top1`, `top5` (from 20 classes on): the share of examples whose label is in the first one or
@@ -72,9 +75,8 @@ def means(sums: dict[str, Any], further: "Registered" = ()) -> dict[str, Any]:
 
     Args:
       sums: including `examples`, their number.
-      further: the registered metrics to compute; their sums must be NumPy arrays.
+      figures: the `figure` of each registered metric by name, see `register`.
     """
-    figures = {metric.name: metric.figure for metric in further}
     found = {}
     for name, total in sums.items():
         if name in _DIVISORS:
