@@ -103,7 +103,7 @@ def test_all_fields_are_listed():
         ([DIGITS, "--workdir={folder}/file"], "/file is a file; give a folder"),
         ([DIGITS, "--workdir={folder}/file/run"], "/file/run cannot be created: Not a directory"),
         ([DIGITS, "--workdri={folder}"], "Unknown command line flag 'workdri'"),
-        ([DIGITS, "--workdir={folder}", "leftover"], "what is 'leftover'?"),
+        ([DIGITS, "--workdir={folder}", "leftover"], "unexpected argument 'leftover'"),
         (["--config=nowhere.py", "--workdir={folder}"], "nowhere.py"),
         (["--config={folder}/broken.py", "--workdir={folder}"], "broken.py:4: "),
         (["--config={folder}/lacking.py", "--workdir={folder}"],

@@ -18,7 +18,7 @@ from xception_jax.utils import seal
 
 def forget() -> None:
     """What this process has listed: a run is a process of its own."""
-    for cached in (folder_layout.find, folder_layout._list_classes, folder._read_split,
+    for cached in (folder_layout.find_layout, folder_layout._list_classes, folder._read_split,
                    label_file.read):  # fmt: skip
         cached.cache_clear()
 

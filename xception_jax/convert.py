@@ -62,13 +62,13 @@ def convert(
     """Converts weights.
 
     Args:
-      path: a weights file, or for the source format `xception_jax` also a run's folder.
-      output: the file to write; its name must have an ending of `ENDINGS`.
-      source_format: the format of `path`, a key of `ENDINGS`.
-      target_format: the format of `output`, a key of `ENDINGS`.
-      model: the model's name; None: the file contains it.
-      step: the checkpoint of a run: `latest`, `best` or a number.
-      weights: of a run: `ema` (averaged) or `raw`; None: averaged if the run has them.
+      path: a file of weights; with the source format `xception_jax` also a run's folder.
+      output: the file to write, with one of the `ENDINGS`.
+      source_format: format of `path`, one of `ENDINGS`.
+      target_format: format of `output`, one of `ENDINGS`.
+      model: name of the model, if the file does not contain it.
+      step: checkpoint of a run: `latest`, `best` or a number.
+      weights: weights of a run: `ema` (averaged) or `raw`; None: averaged if the run has them.
 
     Raises:
       UsageError: the weights are of another model, or cannot be read or written; nothing was

@@ -68,13 +68,13 @@ def prepare(
     """Prepares a data set, unless it is prepared.
 
     Args:
-      dataset: a TFDS data set: `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
-      data_dir: the folder of TFDS' data; None: TFDS' default.
-      manual_dir: the folder of files that TFDS cannot download; None: `DATA_DIR/downloads/manual`.
+      dataset: a TFDS name: `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
+      data_dir: folder of TFDS' data; None: TFDS' default.
+      manual_dir: folder of files that TFDS cannot download; None: `DATA_DIR/downloads/manual`.
       beam_options: Apache Beam's pipeline options, `NAME=VALUE`.
-      check_disk: whether to refuse if the disk looks too small.
-      check_archives: whether to refuse archives of an unexpected size, and too small splits.
-      console: where to print progress; None: standard output.
+      check_disk: refuse to start if the disk seems too small.
+      check_archives: refuse archives of another size than TFDS knows, and too small splits.
+      console: console for progress; by default standard output.
 
     Raises:
       UsageError: preparation cannot succeed.

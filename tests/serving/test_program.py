@@ -485,7 +485,7 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_made(exported, tmp_path):
     ("flags", "complaint"),
     [
         ([], "--workdir and --output are needed"),
-        (["--check=x", "--output=y"], "--check stands alone"),
+        (["--check=x", "--output=y"], "--check excludes --workdir"),
         (["--input=README.md", "--output=y", "--weights=raw"], "--weights are of a run, and"),
         (["--input=x", "--output=y", "--weights=raw"], "no weights at x"),
         (["--input=tests", "--output=y"], "no run in tests: it has no config.json"),

@@ -131,7 +131,7 @@ def run(command: ModuleType) -> NoReturn:
 
     def guarded(argv: Sequence[str]) -> None:
         if argv[1:]:
-            fail(f"what is {argv[1]!r}? Flags start with --; see --help", 2)
+            fail(f"unexpected argument {argv[1]!r}; flags start with --, see --help", 2)
         try:
             command.main()
         except Exception as error:

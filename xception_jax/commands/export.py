@@ -68,7 +68,7 @@ def main() -> None:
     check, workdir, output = _CHECK.value, _WORKDIR.value, _OUTPUT.value
     given = workdir or _INPUT.value
     if check and (given or output):
-        raise UsageError("--check stands alone: without --workdir, --input and --output")
+        raise UsageError("--check excludes --workdir, --input and --output")
     if _INPUT.value and workdir:
         raise UsageError("--input and --workdir both name weights; give one of them")
     if check:

@@ -123,7 +123,7 @@ def main() -> None:
     configs = plans.resolved(configs, console)
     if _PLOT.value:
         report.check_plot(_PLOT.value)
-    data = data_lib.find(
+    data = data_lib.find_spec(
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,
     )  # fmt: skip

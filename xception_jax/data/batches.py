@@ -141,7 +141,7 @@ class Reader:
         seed: int,
         order: Order | None = None,
         first_step: int = 0,
-        share: HostShard = HostShard(),
+        shard: HostShard = HostShard(),
         skips: Skips | None = None,
     ) -> Iterator[Batch]:
         """This process' share of the training batches, from `first_step` on, without end.
@@ -149,15 +149,15 @@ class Reader:
         Args:
           batch_size: examples in a batch over all processes.
           seed: seed of the order and the crops.
-          order: the result of `order` for these two, if it is already created.
+          order: the result of `order` for this seed and batch size, if it exists already.
           first_step: the step of the first batch.
-          share: the part of each batch that this process reads.
+          shard: the part of each batch that this process reads.
           skips: records the unusable examples that were replaced; None: nothing may be skipped.
 
         Yields:
           `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]` (in a multi-label set `labels`,
           multi-hot uint8 `[b, classes]`), `mask` float32 `[b]` (ones), with
-          `b = batch_size / share.count`.
+          `b = batch_size / shard.count`.
 
         Raises:
           RunError: more examples are unusable than `skips` allows.
@@ -173,13 +173,13 @@ class Reader:
             for row, position, drawn in zip(rows, positions, draws, strict=False):
                 render = partial(presets.render_center, self._square)
                 if drawn:
-                    whole = not self.host.decode_parts
-                    render = partial(decode.render_crop, self.images, drawn, whole=whole)
+                    complete = not self.host.decode_parts
+                    render = partial(decode.render_crop, self.images, drawn, complete=complete)
                 self._fill_row(batch, row, candidates(order, position, self._examples), render)
 
         steps = range(first_step, sys.maxsize // batch_size)
         workers = 0 if cache else self.host.workers
-        yield from self._batches(steps, batch_size, share, skips, order, fill, cache, workers)
+        yield from self._batches(steps, batch_size, shard, skips, order, fill, cache, workers)
 
     def order(self, seed: int, batch_size: int) -> Order:
         """The record at each position of the training stream; see `training_batches`.
@@ -200,7 +200,7 @@ class Reader:
         return order
 
     def evaluation_batches(
-        self, *, batch_size: int, share: HostShard = HostShard(), skips: Skips | None = None
+        self, *, batch_size: int, shard: HostShard = HostShard(), skips: Skips | None = None
     ) -> Iterator[Batch]:
         """This process' share of the split, in stored order, every example exactly once.
 
@@ -215,7 +215,7 @@ class Reader:
                 self._fill_evaluated(batch, row, order[position])
 
         steps = range(-(-self._examples // batch_size))
-        return self._batches(steps, batch_size, share, skips, order, fill, cache)
+        return self._batches(steps, batch_size, shard, skips, order, fill, cache)
 
     @property
     def note(self) -> str:
@@ -245,7 +245,7 @@ class Reader:
         self,
         steps: range,
         batch_size: int,
-        share: HostShard,
+        shard: HostShard,
         skips: Skips | None,
         order: Order,
         fill: Callable[[Batch, range, range], None],
@@ -255,15 +255,15 @@ class Reader:
         """This process' share of these steps' batches, made ahead; passes skipped rows to `skips`.
 
         Args:
-          steps, batch_size, share, skips: see `training_batches`.
+          steps, batch_size, shard, skips: see `training_batches`.
           order: the record at each position.
           fill: fills some rows of a batch with the examples at some positions.
           cache: cache with a row for each record; None: threads fill each batch by slices.
           workers: processes that make the batches; 0: this one.
         """
-        each = batch_size // share.count
+        each = batch_size // shard.count
         parts = range(
-            steps.start * share.count + share.index, steps.stop * share.count, share.count
+            steps.start * shard.count + shard.index, steps.stop * shard.count, shard.count
         )
         threads = Threads(self._threads, "batches")
 
@@ -341,7 +341,7 @@ class Reader:
         self._fill_row(batch, row, records, partial(presets.render_center, self._square))
 
     def _fill_evaluated(self, batch: Batch, row: int, record: int) -> None:
-        """Of a record, as evaluation sees it; a blank where it cannot be used or is none."""
+        """Fills a row with a record for evaluation; with a blank if it is unusable or no record."""
         records = [record] if record < self._examples else []
         self._fill_row(batch, row, records, partial(presets.render_center, self.images))
 
@@ -356,7 +356,7 @@ class Reader:
 
     @cached_property
     def _evaluation_cache(self) -> ImageCache:
-        # The last row is that of a blank.
+        # The last row is the blank.
         return ImageCache(self._room(self._examples + 1), self._fill_evaluated)
 
 

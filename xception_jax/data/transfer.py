@@ -40,7 +40,7 @@ class TrainingBatches:
             seed=self.seed,
             order=self.order,
             first_step=first_step,
-            share=self.shard,
+            shard=self.shard,
             skips=skips,
         )
         return to_devices(batches, self.sharding)

@@ -8,7 +8,7 @@ from xception_jax.errors import UsageError
 from xception_jax.training.build import DataSpec
 
 
-def find(
+def find_spec(
     config: ConfigDict,
     *,
     classes: int | None = None,
@@ -28,7 +28,7 @@ def find(
     """
     if classes is not None:
         try:
-            known = find(config)
+            known = find_spec(config)
         except UsageError:  # it is unknown or missing
             return DataSpec(classes, False, examples, eval_examples)
         if known.classes != classes:

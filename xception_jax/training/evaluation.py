@@ -96,7 +96,7 @@ class Evaluator:
           stopped.
         """
         batches = self.reader.evaluation_batches(
-            batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
+            batch_size=self.batch_size, shard=HostShard.of_this_process(), skips=skips
         )
         weights = gathered(weights, self.layout.weights)
         totals: dict[str, Any] = {}

@@ -44,7 +44,7 @@ def expanded(path: str | os.PathLike[str], allowed: Iterable[str] = ()) -> Path:
     url = _URL.match(text)
     scheme = (url[1] or url[2]).lower() if url else None
     if scheme and scheme not in allowed:
-        raise UsageError(f"a URL is no path here; {_instead(scheme)}")
+        raise UsageError(f"a URL is not a path here; {_instead(scheme)}")
     try:
         return Path(text).expanduser()
     except RuntimeError:

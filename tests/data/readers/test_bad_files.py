@@ -114,7 +114,7 @@ def test_hosts_threads_and_resuming_change_nothing_with_bad_records(tmp_path, ho
         shares = [
             batches(
                 source, 5 - first, **options, first_step=first, host=Host(threads),
-                share=HostShard(host, hosts), skips=taken(tmp_path)[0],
+                shard=HostShard(host, hosts), skips=taken(tmp_path)[0],
             )
             for host in range(hosts)
         ]  # fmt: skip

@@ -170,7 +170,7 @@ def outcome(encoded: bytes, box: decode.Box, *, whole: bool) -> np.ndarray | str
         return top, left, min(rows, height - top), min(columns, width - left)
 
     try:
-        return decode.decode_part(encoded, choose, whole=whole)
+        return decode.decode_part(encoded, choose, complete=whole)
     except ExampleError as error:
         return str(error)
 

@@ -110,7 +110,7 @@ def open_split(
     A process lists the folder once.
 
     Args:
-      path: a folder or a table of labels, `.csv`; a relative path starts at `data_dir`.
+      path: the folder, or a table of labels, `.csv`; a relative path starts at `data_dir`.
       split: the name of a folder in it, in any case, or a synonym. `train` or `test` if these are
         split from one set of classes. `test` is the validation part if there is no test part.
         Parts and sums as in TFDS, `train[:10%]`.
@@ -132,7 +132,7 @@ def open_split(
     """
     dataset = FOLDER + path
     root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
-    find = partial(folder_layout.find, root, rules, hold_out)
+    find = partial(folder_layout.find_layout, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
     layout, parts = _read(dataset, root, listed)
     names = [name for ranked, part in parts for name in ranked.names[part]]

@@ -99,7 +99,7 @@ def folders_in(folder: str, rules: int = RULES) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name, rules))
 
 
-def find(folder: str, rules: int = RULES) -> Found:
+def list_files(folder: str, rules: int = RULES) -> Found:
     """Lists the files below a folder, in no particular order; raises `OSError`.
 
     Links are followed, but no folder is visited twice: links may form loops. A file without an

@@ -103,7 +103,7 @@ class FolderLayout:
 
 
 @functools.lru_cache(maxsize=8)
-def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> FolderLayout:
+def find_layout(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> FolderLayout:
     """Finds the layout of a folder or a file of labels; raises `UsageError`, `OSError`.
 
     Args:
@@ -245,7 +245,7 @@ def _list_classes(folder: str, rules: int) -> Listing:
     for name, folders in sorted(_classes_in(folder, rules).items()):
         files: list[str] = []
         for own in folders:
-            found = folder_files.find(os.path.join(folder, own), rules)
+            found = folder_files.list_files(os.path.join(folder, own), rules)
             files += [f"{own}/{file}" for file in found.images]
             others += found.others
             hidden += found.hidden

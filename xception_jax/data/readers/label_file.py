@@ -110,7 +110,7 @@ class _Files:
     """
 
     def __init__(self, root: str, place: str, path: str):
-        found = folder_files.find(os.path.join(root, place))
+        found = folder_files.list_files(os.path.join(root, place))
         self.names = [place + name for name in sorted(found.images)]
         table = os.path.normpath(path)
         self.others = sorted(name for name in found.others if os.path.normpath(name) != table)

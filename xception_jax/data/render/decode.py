@@ -170,7 +170,7 @@ def _damaged(encoded: bytes, kind: str | None) -> str:
 
 
 def render_crop(
-    images: Images, drawn: Sequence[float], example: Example, into: np.ndarray, *, whole: bool
+    images: Images, drawn: Sequence[float], example: Example, into: np.ndarray, *, complete: bool
 ) -> None:
     """Makes a random crop for training.
 
@@ -179,15 +179,16 @@ def render_crop(
       drawn: see `random_box`.
       example: an encoded image.
       into: output, the crop, uint8 `[size, size, 3]`.
-      whole: decode the complete image, see `decode_part`.
+      complete: decode the complete image, see `decode_part`.
 
     Raises:
       ExampleError, MemoryError: see `decode`.
     """
     choose = partial(random_box, drawn, area=images.crop_area, aspect=images.crop_aspect)
     part = decode_part(
-        example.encoded, choose, example.name, whole=whole, exif=images.exif, white=images.white
-    )
+        example.encoded, choose, example.name, complete=complete, exif=images.exif,
+        white=images.white,
+    )  # fmt: skip
     resize(part, into)
 
 
@@ -196,20 +197,20 @@ def decode_part(
     choose: Callable[[int, int], Box],
     name: str = "it",
     *,
-    whole: bool = False,
+    complete: bool = False,
     exif: bool = True,
     white: int = 0,
 ) -> np.ndarray:
     """The part of a decoded image that `choose` selects by the image's height and width.
 
-    If libturbojpeg 3 is installed, only that part of a JPEG is decoded, unless `whole`. Both ways
-    give the same pixels and refuse the same files.
+    If libturbojpeg 3 is installed, only that part of a JPEG is decoded, unless `complete`. Both
+    ways give the same pixels and refuse the same files.
 
     Raises:
       ExampleError, MemoryError: see `decode`.
     """
     claim = examine(encoded, name)
-    if claim.kind == "JPEG" and not whole:
+    if claim.kind == "JPEG" and not complete:
         part = turbojpeg.part(encoded, choose)
         if part is not None:
             return part
