@@ -175,6 +175,7 @@ def test_names_are_told_where_the_locale_has_no_letters_for_them():
 
 
 @pytest.mark.slow
+@pytest.mark.long  # it trains for it; what names become there is above
 def test_a_class_with_an_accent_is_exported_under_an_ascii_locale(small_config, tmp_path):
     for split, name in itertools.product(("train", "test"), ("chat", "h\u00e9risson")):
         for i in range(8):

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.processes import digests, finish, records, result, signal_at
+from tests.processes import QUICK, digests, finish, records, result, signal_at
 from tests.weights import builders
 from xception_jax import config as config_lib
 from xception_jax.weights.pretrained import open_pretrained
@@ -26,7 +26,7 @@ def pretrained(tmp_path_factory):
 def tuned(pretrained, flags, tmp_path_factory):
     """Six steps from these weights, with the first three blocks frozen; and what was said."""
     workdir = tmp_path_factory.mktemp("tuned") / "run"
-    process = finish("main", *tuned_flags(flags, workdir, pretrained), "--json")
+    process = finish("main", *tuned_flags(flags, workdir, pretrained), "--json", env=QUICK)
     assert result(process)["step"] == 6
     return workdir, process.stderr
 
@@ -75,11 +75,11 @@ def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_
     workdir = tmp_path / "run"
     again = tuned_flags(flags, workdir, pretrained)
     # A checkpoint is written before the next one is begun: that of step 1 is there.
-    code, _ = signal_at(3, signal.SIGKILL, "main", *again)
+    code, _ = signal_at(3, signal.SIGKILL, "main", *again, env=QUICK)
     assert code == -signal.SIGKILL
     aside = pretrained.rename(pretrained.with_name("moved.weights.h5"))
     try:
-        process = finish("main", *again, "--json")
+        process = finish("main", *again, "--json", env=QUICK)
         assert result(process)["step"] == 6
         assert re.search("continues from the checkpoint of step [1-5]\n", process.stderr)
         assert "starts from" not in process.stderr
@@ -99,7 +99,8 @@ def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long]), 5])
+@pytest.mark.long  # in the short form, kills of runs that began from a file stand for these
+@pytest.mark.parametrize("first", [1, 5])
 def test_a_killed_run_that_began_from_a_checkpoint(undisturbed, flags, tmp_path, first):
     """The first kill comes before or after it has a checkpoint of its own."""
     began = undisturbed / "checkpoints" / "6"

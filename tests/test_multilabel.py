@@ -109,6 +109,7 @@ def test_the_step_takes_the_loss_that_the_config_says(small_config, name, multil
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a recipe does it in the short form
 def test_a_run_that_was_stopped_ends_the_same(config, tmp_path):
     train.train(config, tmp_path / "whole")
     config.duration = "16 steps"

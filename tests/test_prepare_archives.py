@@ -107,7 +107,14 @@ DAMAGED = [
 
 @pytest.mark.parametrize(
     ("name", "kind", "harm", "reason"),
-    [DAMAGED[0], *(pytest.param(*other, marks=pytest.mark.slow) for other in DAMAGED[1:])],
+    [
+        DAMAGED[0],
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (DAMAGED[2], DAMAGED[-1])),
+        *(
+            pytest.param(*other, marks=[pytest.mark.slow, pytest.mark.long])
+            for other in (DAMAGED[1], *DAMAGED[3:-1])
+        ),
+    ],
 )
 def test_a_damaged_archive_is_told_in_one_line(tmp_path, name, kind, harm, reason):
     data, path = tmp_path / "data", tmp_path / "manual" / name
@@ -168,7 +175,11 @@ def test_a_damaged_archive_is_exit_code_1(tmp_path):
 @pytest.mark.slow
 @needs("tensorflow", "prepare")
 @pytest.mark.parametrize(
-    ("split", "reason"), [("train", "ReadError: .*"), ("val", "OutOfRangeError: .*")]
+    ("split", "reason"),
+    [
+        pytest.param("train", "ReadError: .*", marks=pytest.mark.long),
+        ("val", "OutOfRangeError: .*"),
+    ],
 )
 def test_an_archive_of_imagenet_that_ends_too_soon_is_told(tmp_path, split, reason):
     write_imagenet(tmp_path / "tars", classes=3, each=7, validation=5)

@@ -237,7 +237,7 @@ def test_labels_count_towards_what_is_kept():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "hosts", [1, 3, *(pytest.param(hosts, marks=pytest.mark.long) for hosts in (2, 8))]
+    "hosts", [3, *(pytest.param(hosts, marks=pytest.mark.long) for hosts in (1, 2, 8))]
 )
 def test_worker_processes_change_nothing(hosts):
     flags.FLAGS.mark_as_parsed()

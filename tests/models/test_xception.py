@@ -83,7 +83,10 @@ def small(**overrides) -> tuple:
     return state.graphdef_of(make, 16), weights, images
 
 
-run = jax.jit(step.apply, static_argnums=0, static_argnames="train")
+run = jax.jit(
+    step.apply, static_argnums=0, static_argnames="train",
+    compiler_options={"xla_backend_optimization_level": 0},
+)  # fmt: skip
 
 
 def test_overrides_reach_the_network():

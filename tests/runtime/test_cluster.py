@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.processes import (
+    QUICKLY,
     ROOT,
     Several,
     command,
@@ -168,7 +169,8 @@ def test_a_process_that_can_say_nothing_ends_too():
     [
         ("memory", 1, r"error: out of memory on cpu: it wanted [\d,.]+ GiB; lower .* "
          r"--config=configs/digits.py --config.data.batch_size=8 --topology=SLICE --fit finds"),
-        pytest.param("disk", 1, "error: No space left on device", marks=pytest.mark.slow),
+        pytest.param("disk", 1, "error: No space left on device",
+                     marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("bug", 1, "error: KeyError: 'x'", marks=pytest.mark.slow),
         pytest.param("usage", 2, "error: no", marks=pytest.mark.slow),
     ],
@@ -387,7 +389,7 @@ def test_nothing_beside_a_training_in_the_same_job_disturbs_it(cluster_, flags, 
     port = free_port()
     with metadata_server() as metadata:
         env = [task_of(cluster_, process, port, metadata) for process in (0, 1)]
-        one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+        one_device = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {QUICKLY}"}
         tasks = [(command("main", *run), {**variables, **one_device}) for variables in env]
         with started(tmp_path / "first", tasks) as first:
             first.wait_until("step 5/")
@@ -465,9 +467,18 @@ def gone(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [truncate, flip, gone])
-@pytest.mark.parametrize("victim", [0, 1])
-def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, damage, victim):
+@pytest.mark.parametrize(
+    ("victim", "damage"),
+    [
+        (0, truncate),
+        (1, gone),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in ((0, flip), (0, gone), (1, truncate), (1, flip))
+        ),
+    ],
+)
+def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, victim, damage):
     """Each process has a view of the folder of its own, one of them with damage in it."""
     save_all(tmp_path / "0", [1, 2, 3])
     shutil.copytree(tmp_path / "0", tmp_path / "1")

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from xception_jax import evaluate, train
 from xception_jax.errors import RunError, UsageError
-from xception_jax.training import metrics, preflight
+from xception_jax.training import metrics, preflight, sharding, state
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.hooks import Hook
 from xception_jax.training.telemetry import records, writers
@@ -286,8 +286,8 @@ def test_sets_are_evaluated_until_a_signal_comes(small_config):
         asked.append(None)
         return len(asked) == 7  # 360 images are six batches of 64, of one device
 
-    state = run.init(jax.random.key(0))
-    assert run.evaluate(state.weights(), None, stop_requested) is None
+    begun = state.initialize(run.init, 0, sharding.replicated(run.layout.mesh))
+    assert run.evaluate(begun.weights(), None, stop_requested) is None
     assert len(asked) == 7
 
 

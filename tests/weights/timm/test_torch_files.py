@@ -123,8 +123,17 @@ def test_grey_images_have_timms_logits(tmp_path):
     np.testing.assert_allclose(kernel, adapted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["legacy_xception", "xception41", "xception65", "xception71",
-                                  "xception41p", "xception65p", "inception_v3"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "legacy_xception",
+        "xception41",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("xception65", "xception71", "xception41p", "xception65p", "inception_v3")
+        ),
+    ],
+)
 def test_features_only(name, tmp_path):
     """A backbone without a classifier has all tensors of the whole model's."""
     timm = import_timm()
