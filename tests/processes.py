@@ -105,7 +105,7 @@ def records(workdir: Path) -> list[tuple[str, int, float]]:
 
 
 def train_metrics(workdir: Path) -> dict[int, dict[str, float]]:
-    """Of each step that a run has logged, what the line says but for time and speed."""
+    """The logged line of each step, without time and speed."""
     measured = {"kind", "step", "time", "images_per_second", "seconds_per_step", "seconds_left"}
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     found = [record for record in map(json.loads, lines) if record["kind"] == "train"]
@@ -165,7 +165,7 @@ class Several:
 
 
 def free_port() -> int:
-    """One of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
 

@@ -65,8 +65,8 @@ def test_frozen_blocks_do_not_change_a_bit_and_the_others_do(tuned, pretrained, 
 def test_a_run_says_what_it_starts_from(tuned, pretrained):
     said = tuned[1]
     assert f"starts from {pretrained}" in said
-    assert "a fresh classifier of 10 classes: that of the weights has 3" in said
-    assert "config.model.pool_padding is 'symmetric', and the weights were made with 'same'" in said
+    assert "new classifier of 10 classes: the one of the weights has 3" in said
+    assert "model.pool_padding is 'symmetric', but the weights were trained with 'same'" in said
 
 
 @pytest.mark.slow

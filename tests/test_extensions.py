@@ -292,8 +292,8 @@ def test_a_config_of_a_run_that_needs_them_says_so(own_config, tmp_path):
         workdir._config(tmp_path, flat)
     assert str(caught.value) == (
         f"{tmp_path}/config.json has config.augment.negative, config.model.depth, "
-        f"config.optimizer.lion_beta, model 'plain', which are not of this package; a run that was "
-        f"trained with Python files of your own needs them here too: --imports=FILE"
+        f"config.optimizer.lion_beta, model 'plain', which this package does not have; if the run "
+        f"was trained with your own Python files, give them here too: --imports=FILE"
     )
 
 
@@ -351,7 +351,7 @@ def test_what_is_taken_is_refused(extended):
     def make(*_, depth=2):
         raise AssertionError
 
-    with pytest.raises(UsageError, match=r"model 'xception' of .*make is registered already, by "):
+    with pytest.raises(UsageError, match=r"model 'xception' of .*make is already registered by "):
         models.register("xception")(make)
     with pytest.raises(UsageError, match="the option 'width' must be an argument of "):
         models.register("mine", options={"width": Field(None, "of mine", int)})(Narrow)

@@ -41,8 +41,8 @@ def test_what_is_evaluated_on_is_named_and_a_change_is_told(tmp_path, small_conf
     both = {*named, *workdir.files_of(small_config, "test", None)}
     new_or_gone = len(both) * 2 - len(named) - len(changed)
     assert note == (
-        f"NOTE: evaluation takes other files than before: {new_or_gone} are new or gone; "
-        f"{run}/eval_files.txt names them as they are now"
+        f"NOTE: the files for evaluation have changed: {new_or_gone} were added or removed; "
+        f"{run}/eval_files.txt lists the current ones"
     )
     assert len((run / "eval_files.txt").read_text().splitlines()) == len(changed)
 
@@ -53,7 +53,7 @@ def test_no_file_is_written_for_a_set_that_is_no_folder(tmp_path, digits):
 
 
 def test_a_set_without_files_cannot_be_listed(small_config):
-    with pytest.raises(UsageError, match=r"--list_split: optical_digits/1\.0\.0:test is no folder"):
+    with pytest.raises(UsageError, match=r"--list_split .* optical_digits/1\.0\.0:test is not one"):
         workdir.files_of(small_config, "test", None)
 
 

@@ -189,7 +189,7 @@ def test_a_terminal_shows_tfds_progress(tmp_path):
     ) as process:  # fmt: skip
         os.close(inside)
         said = b""
-        # Linux ends the reading of a terminal that nobody holds open any more with an error.
+        # On Linux, reading a terminal that no process has open ends with an error.
         with contextlib.suppress(OSError):
             while part := os.read(terminal, 65536):
                 said += part

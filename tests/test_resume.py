@@ -82,7 +82,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
     signal_at(4, signal.SIGTERM, "main", *flags(workdir))
     process = finish("main", *flags(workdir, mesh__data=8))
     assert process.returncode == 2
-    assert "mesh.data was 1, is 8; --allow_config_changes lets" in process.stderr
+    assert "mesh.data was 1, is 8; add --allow_config_changes" in process.stderr
     moved = flags(workdir, mesh__data=8)
     assert result(finish("main", *moved, "--allow_config_changes", "--json"))["step"] == 12
     losses = [np.array([loss for kind, _, loss in records(f) if kind == "eval"])
@@ -92,7 +92,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
-    """In the user's own cache folder, wherever the workdir lies."""
+    """In the user's own cache folder, for any workdir."""
     env = QUICK | {
         "JAX_COMPILATION_CACHE_DIR": "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -111,7 +111,7 @@ def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
     process = finish("main", *flags(tmp_path / "moved", duration="4 steps"), env=env)
     assert "continues from the checkpoint of step 2" in process.stdout
-    assert programs() == before, "none was compiled anew"
+    assert programs() == before, "none was compiled again"
 
 
 @pytest.mark.slow
@@ -194,6 +194,6 @@ def test_a_config_changed_by_hand_is_refused_by_every_command(undisturbed, flags
         process = finish(*command)
         assert process.returncode == 2, process.stderr
         [line] = process.stderr.splitlines()
-        assert "is not what the run wrote: ema.decay was 0.9, is 0.5; undo that" in line
+        assert "was changed since the run wrote it: ema.decay was 0.9, is 0.5; undo" in line
     path.unlink()
     assert result(finish("evaluate", f"--workdir={workdir}", "--json"))["step"] == 12

@@ -14,7 +14,7 @@ from xception_jax.errors import UsageError
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.keras import files as keras_files
 from xception_jax.weights.keras import names as keras_names
-from xception_jax.weights.tensors import abstract, to_theirs
+from xception_jax.weights.tensors import abstract, to_library
 from xception_jax.weights.timm import files as timm_files
 from xception_jax.weights.timm import names as timm_names
 
@@ -45,7 +45,7 @@ class ConversionResult:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return {**asdict(self), "output": str(self.output)}
 
 
@@ -76,7 +76,7 @@ def convert(
     """
     _check_output(output, target_format)
     source = pretrained.open_pretrained(path, format=source_format, step=step, weights=weights)
-    source.check_whole()
+    source.check_head()
     name = model or source.model
     if name is None:
         raise UsageError(f"--model is needed: {path} does not name its model")
@@ -122,9 +122,9 @@ def _write(
         if getattr(shapes, "head", None) is not None and shapes.head.fc:
             raise UsageError("Keras' models have no fully connected layers before the classifier")
         layers = keras_names.layers(shapes)
-        theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], ours)
+        theirs = to_library([tensor for layer in layers for tensor in layer.tensors], ours)
         keras_files.write(draft, name, layers, theirs)
     elif format == "timm":
-        timm_files.write(draft, name, to_theirs(timm_names.tensors(shapes), ours))
+        timm_files.write(draft, name, to_library(timm_names.tensor_map(shapes), ours))
     else:
         converted.write(draft, about, ours)

@@ -1,6 +1,6 @@
-"""A model as a program that JAX alone runs: StableHLO, weights included. See docs/export.md."""
+"""Exports a model with its weights as a StableHLO program, which needs only JAX: docs/export.md."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("export")
@@ -32,14 +32,14 @@ _KNOWN = ("cpu", "cuda", "rocm", "tpu")
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An export that was written.
+    """A completed export.
 
     Attributes:
-      folder: holds the program, `model.json`, README and `classify.py`.
-      activation: `softmax` or `sigmoid`, which makes probabilities of the logits.
-      platforms: that the program is for.
-      class_names: what each output means, in order.
-      about: all that `model.json` says, see docs/export.md.
+      folder: has the program, `model.json`, README and `classify.py`.
+      activation: `softmax` or `sigmoid`, which turns logits into probabilities.
+      platforms: the platforms of the program.
+      class_names: the name of each output, in order.
+      about: the content of `model.json`, see docs/export.md.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class ExportResult:
     about: Mapping[str, object]
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return dict(self.about)
 
 
@@ -67,17 +67,17 @@ def export_run(
 
     Args:
       workdir: the run's folder.
-      output: the folder to make; one that holds something is refused.
+      output: the folder to create; it must be empty if it exists.
       step: `latest`, `best` or a number.
       weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
       activation: `softmax` or `sigmoid`; None: as the run was trained.
-      platforms: that the program is for: of `cpu`, `cuda`, `rocm`, `tpu`.
-      resize: `inside`: the program crops and resizes any image as the run's evaluation;
+      platforms: any of `cpu`, `cuda`, `rocm`, `tpu`.
+      resize: `inside`: the program crops and resizes any image as the run's evaluation does.
         `outside`: it takes images of the model's size. None: `inside` if `data.eval_preset` is
         `area`.
 
     Raises:
-      UsageError: there is no such run, checkpoint or platform, or the output is in use.
+      UsageError: there is no such run, checkpoint or platform, or the output is not empty.
       RunError: the checkpoint is damaged.
     """
     _check_target(platforms, output)
@@ -112,27 +112,31 @@ def export_file(
     platforms: Sequence[str] = serving.PLATFORMS,
     resize: str | None = None,
 ) -> ExportResult:
-    """Exports a file of weights, in float32; otherwise as `export_run`.
+    """Exports a weights file, in float32.
 
     Args:
-      path: of Keras, timm or `xception_jax.convert`.
-      model: its name; a converted file knows it.
+      path: a file of Keras, timm or `xception_jax.convert`.
+      output: see `export_run`.
+      model: the model's name; None: a converted file contains it.
+      activation: `softmax` or `sigmoid`; None: from the file.
+      platforms: see `export_run`.
+      resize: see `export_run`.
 
     Raises:
-      UsageError: it is no file of weights of that model, is damaged or has no classifier, or nobody
-        can tell the activation; there is no such platform, or the output is in use.
+      UsageError: the file is damaged, not of this model or has no classifier, or its activation is
+        unknown; there is no such platform, or the output is not empty.
     """
     _check_target(platforms, output)
     file = pretrained.open_pretrained(path)
-    file.check_whole()
+    file.check_head()
     name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
     if name is None:
-        raise UsageError(f"--model is needed: {path} does not say which of "
-                         f"{', '.join(pretrained.names(file.format))} it is")  # fmt: skip
+        raise UsageError(f"--model is needed: {path} does not name its model, one of "
+                         f"{', '.join(pretrained.model_names(file.format))}")  # fmt: skip
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():
-        raise UsageError(f"--input={path} does not say what images its weights were made for")
+        raise UsageError(f"--input={path} does not specify the images for its weights")
     activation = activation or _activation_of_file(file)
     about = file.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
@@ -159,7 +163,7 @@ def export_file(
 
 
 def _check_target(platforms: Sequence[str], output: Path) -> None:
-    """Refuses an unknown platform, and an output that holds something, before any work."""
+    """Refuses an unknown platform or an output that is not empty, before any work."""
     for platform in platforms:
         if platform not in _KNOWN:
             raise UsageError(
@@ -203,10 +207,10 @@ def _export(
 
 
 def _activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
-    """What makes probabilities of the logits: the counterpart of the loss.
+    """The activation that turns logits into probabilities, which depends on the loss.
 
-    An evaluated checkpoint tells whether the data has several labels an image; of another one the
-    data itself is asked.
+    The metrics of an evaluated checkpoint show whether the data has several labels per image.
+    Without metrics, the data is opened.
     """
     if metrics is not None or config.loss.name != "auto":
         return config_lib.loss_name(config, "map" in (metrics or {}))
@@ -215,10 +219,10 @@ def _activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> s
 
 
 def _activation_of_file(file: pretrained.Pretrained) -> str:
-    """What makes probabilities of the logits of a converted file.
+    """The activation of a weights file.
 
     Raises:
-      UsageError: neither the file nor the library that its weights are of tells.
+      UsageError: neither the file nor the library of its weights determines it.
     """
     if file.activation is not None:
         return str(file.activation)
@@ -226,10 +230,10 @@ def _activation_of_file(file: pretrained.Pretrained) -> str:
     while "of" in origin:
         origin = origin["of"]
     if "step" in origin:
-        raise UsageError(f"--input={file.path} is of a run, and does not say what its loss was: "
-                         f"give --activation=softmax or sigmoid")  # fmt: skip
+        raise UsageError(f"--input={file.path} is from a run, but does not contain its loss: give "
+                         f"--activation=softmax or sigmoid")  # fmt: skip
     if origin.get("format") == "keras":
-        raise UsageError(f"--input={file.path} is of a Keras file that does not say what makes "
-                         f"probabilities of the logits: give --activation=softmax (one of the "
-                         f"classes is right) or sigmoid (each by itself)")  # fmt: skip
+        raise UsageError(f"--input={file.path} is from a Keras file without an activation: give "
+                         f"--activation=softmax (one correct class) or sigmoid (several)"
+                         )  # fmt: skip
     return "softmax"

@@ -40,7 +40,7 @@ class PreparedDataset:
       file_format: `array_record` or `tfrecord`.
       splits: the number of examples by the name of the split.
       bytes: the size of its files.
-      prepared: True: `prepare` has done it now; False: it was there.
+      prepared: whether this call prepared it; False: it already existed.
     """
 
     dataset: str
@@ -51,7 +51,7 @@ class PreparedDataset:
     prepared: bool
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return {**asdict(self), "path": str(self.path)}
 
 

@@ -130,7 +130,7 @@ def test_multiply_adds_of_the_papers_network():
     found = counts.multiply_adds(counts.forward_program(shapes_of("xception"), 299))
     assert found == pytest.approx(8.357e9, rel=1e-3)
     assert found == models.size("xception").multiply_adds
-    assert found == models.size("legacy_xception").multiply_adds, "the same but for padding"
+    assert found == models.size("legacy_xception").multiply_adds, "the same except for padding"
     assert found == pytest.approx(SIZES["xception"][2] * 1e9, rel=0.01)
 
 
@@ -140,7 +140,7 @@ def test_features_at_299_and_the_least_image(name, side):
     assert outputs(lambda m, x: m.features(x), model, 299) == (2, side, side, 2048)
     least = model.min_image_size
     assert outputs(lambda m, x: m.features(x), model, least) == (2, 1, 1, 2048)
-    with pytest.raises(UsageError, match="least side"):
+    with pytest.raises(UsageError, match="the smallest side is"):
         outputs(lambda m, x: m(x), model, least - 1)
 
 

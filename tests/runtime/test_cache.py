@@ -1,4 +1,4 @@
-"""Folders in which nobody else can plant a program."""
+"""Cache folders that other users cannot write to."""
 
 import os
 import shutil

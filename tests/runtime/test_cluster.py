@@ -421,7 +421,7 @@ def test_a_mesh_that_leaves_out_a_process_is_refused_by_all(flags, tmp_path):
         assert run.codes() == [2, 2]
     for process in (0, 1):
         [line] = [one for one in run.said(process).splitlines() if one.startswith("error")]
-        assert "config.mesh.data is 2, which takes 2 of the 4 devices of 2 processes" in line
+        assert "config.mesh.data is 2, which uses 2 of the 4 devices of 2 processes" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -496,6 +496,6 @@ def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, victim, d
     said = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     assert all("\n2 [1, 2] " in out for out, _ in said), said
-    if (damage, victim) != (gone, 0):  # else nobody tells of it
+    if (damage, victim) != (gone, 0):  # otherwise no process reports it
         assert f"(process {victim} of 2)" in said[0][0]
         assert (tmp_path / "0" / "damaged" / "3").is_dir()

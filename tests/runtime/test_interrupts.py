@@ -1,4 +1,4 @@
-"""Ctrl-C on a real terminal, and SIGTERM, at moments when nobody is ready for them."""
+"""Ctrl-C on a real terminal, and SIGTERM, at moments when no handler is ready."""
 
 import os
 import signal
@@ -35,8 +35,8 @@ def test_ctrl_c_during_compilation_is_answered_and_a_second_one_ends_the_run(fla
         terminal.press_ctrl_c()
         assert terminal.end() == 130
         assert "step 1/12" not in terminal.said, "it still compiled"
-        assert terminal.said.count("stopped at once, without saving") == 1
-        assert "\x1b[?25h" in terminal.said.rpartition("stopped at once")[0], "the cursor is back"
+        assert terminal.said.count("stopped immediately, without saving") == 1
+        assert "\x1b[?25h" in terminal.said.rpartition("stopped imm")[0], "the cursor is back"
         assert_quiet(terminal)
 
 
@@ -93,7 +93,7 @@ def test_sigterm_to_all_processes_of_a_run_saves(flags, tmp_path):
         terminal.wait_until("step 3/5000")
         os.killpg(terminal.process.pid, signal.SIGTERM)
         assert terminal.end() == 0
-        assert "SIGTERM: stopping after this step, which is saved" in terminal.said
+        assert "SIGTERM: stopping and saving after this step" in terminal.said
         assert_quiet(terminal)
 
 

@@ -124,7 +124,7 @@ def test_an_array_of_another_shape_is_told_in_one_line(registered, digits, figur
     def wide(logits, batch):
         return logits if figure is None else logits.sum(axis=0)
 
-    told = r"^metric 'wide' gives an array \[\d+.*\] for a batch of 64; it takes a number for each"
+    told = r"^metric 'wide' returns an array \[\d+.*\] for a batch of 64; expected a number per"
     with pytest.raises(UsageError, match=told) as caught:
         evaluated(digits, 1, 64, "wide")
     assert "\n" not in str(caught.value)
@@ -146,4 +146,4 @@ def test_weights_that_are_cut_are_gathered_once(digits):
     assert seen[0].is_fully_replicated
     np.testing.assert_array_equal(seen[0], np.arange(16.0))
     evaluator({"kernel": seen[0]})
-    assert seen[-1] is seen[0], "nothing is copied that lies there already"
+    assert seen[-1] is seen[0], "arrays that are already in place are not copied"

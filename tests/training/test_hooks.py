@@ -294,7 +294,7 @@ def test_sets_are_evaluated_until_a_signal_comes(small_config):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"eval.best": "top-1"}, "'top-1', which is no metric of this run; did you mean 'top1'"),
+        ({"eval.best": "top-1"}, "'top-1', which is not a metric of this run; did you mean 'top1'"),
         ({"eval.best": "part/top1"}, "There are: loss, top1"),
         ({"eval.best": "top5"}, "did you mean"),
         ({"eval.also": ("part=trian",)}, "trian"),
@@ -319,5 +319,5 @@ def test_what_is_not_there_is_refused_before_the_run(small_config, changes, said
 
 @pytest.mark.parametrize("name", ["top1", "examples", "step", "time", "split", "a/b"])
 def test_a_metric_takes_no_name_that_means_something_else(name):
-    with pytest.raises(ValueError, match="is taken already, or has a slash"):
+    with pytest.raises(ValueError, match="is already used, or has a slash"):
         metrics.register(name)(wrong)

@@ -39,7 +39,7 @@ def test_what_is_a_path_and_what_is_not(monkeypatch):
             paths.local("--x", wrong)
 
 
-# Of each command: flags that are whole but for one, and the flags that name paths.
+# For each command: its flags without one, and the flags that are paths.
 COMMANDS = {
     "xception_jax.main": (["--config=configs/digits.py"], ["workdir"]),
     "xception_jax.evaluate": ([], ["workdir"]),

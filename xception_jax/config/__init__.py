@@ -1,4 +1,4 @@
-"""The config of a run: its schema, and what it means once nothing is left open.
+"""The config of a run: its schema, and the resolution of fields that are left open.
 
 Nothing here opens data or builds a model.
 """

@@ -1,6 +1,7 @@
-"""What the package itself registers, read from the text of its decorators.
+"""The package's own registrations, read from the source text of its decorators.
 
-The files with the decorators import JAX, which takes seconds. To list names and fields must not.
+Importing the files with the decorators would import JAX, which takes seconds. Listing names and
+fields must be fast.
 """
 
 import ast
@@ -23,10 +24,10 @@ class Declaration:
     """One decorator, as `@register("name", ...)`, of a class or function.
 
     Attributes:
-      name: what is registered.
+      name: the registered name.
       where: the class or function, as `module:name`.
-      arguments: the keyword arguments of the decorator, not evaluated yet.
-      tables: what the file assigns to names, not evaluated yet.
+      arguments: the keyword arguments of the decorator, not evaluated.
+      tables: the expressions that the file assigns to names, not evaluated.
     """
 
     name: str
@@ -37,12 +38,12 @@ class Declaration:
     def value(self, argument: str, default: Any = None, **calls: Callable[..., Any]) -> Any:
         """The value of an argument.
 
-        It is made of literals, of names that the file assigns such values to, and of `Field(...)`.
+        It can have literals, names with such values in the same file, and `Field(...)`.
 
         Args:
-          argument: its name.
-          default: what is returned where the decorator has no such argument.
-          **calls: further functions that may be called in it, by name.
+          argument: the argument's name.
+          default: returned if the decorator does not have the argument.
+          **calls: other functions that the value can call, by name.
         """
         if argument not in self.arguments:
             return default
@@ -68,30 +69,30 @@ def _evaluated(node: ast.expr, tables: Mapping[str, ast.expr], calls: Mapping[st
 
 @cache
 def declarations(place: str, decorator: str = "register") -> tuple[Declaration, ...]:
-    """What a file registers, or all files of a folder, in the order of names and lines.
+    """The registrations in a file or in all files of a folder, sorted by file and line.
 
     Args:
-      place: in the package, as `training/optimizer.py` or `models`.
-      decorator: what registers.
+      place: the path in the package, as `training/optimizer.py` or `models`.
+      decorator: the name of the decorator.
     """
     path = _PACKAGE / place
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     found = tuple(one for file in files for one in _of_file(file, decorator))
     if not found:
-        raise RuntimeError(f"{path} has no .py files that register something")
+        raise RuntimeError(f"{path} has no .py files with registrations")
     return found
 
 
 @cache
 def table(place: str, name: str) -> dict[str, Any]:
-    """What a file assigns to a name: a dict, as `Declaration.value` reads it."""
+    """The dict that a file assigns to a name, evaluated as in `Declaration.value`."""
     tables = _tables(ast.parse((_PACKAGE / place).read_text(encoding="utf-8")))
     found: dict[str, Any] = _evaluated(tables[name], tables, {"Field": Field})
     return found
 
 
 def _tables(tree: ast.Module) -> dict[str, ast.expr]:
-    """What a file assigns to names."""
+    """The expressions that a file assigns to names."""
     return {
         node.targets[0].id: node.value
         for node in tree.body

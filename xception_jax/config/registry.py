@@ -1,4 +1,4 @@
-"""Registries: what this package and files of its users add by name, without a change elsewhere."""
+"""Registries of named entries, which this package and files of users add without other changes."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from xception_jax.errors import UsageError, nearest
 T = TypeVar("T")
 
 _OURS = __name__.partition(".")[0]
-# The modules outside this package that have registered something, in order.
+# The modules of users that have registered something, in order.
 _OUTSIDE: dict[str, None] = {}
 
 
@@ -19,8 +19,8 @@ class Registry(Generic[T]):
     """Entries of one kind by name.
 
     Args:
-      kind: of the entries, for messages: `model`.
-      field: of the config, whose choices the names are; empty: none.
+      kind: the kind of the entries, for messages, as `model`.
+      field: the config field whose choices are the names; empty: none.
     """
 
     def __init__(self, kind: str, field: str = ""):
@@ -35,23 +35,24 @@ class Registry(Generic[T]):
         fields: Mapping[str, Field] | None = None,
         fixes: Iterable[str] = (),
     ) -> None:
-        """Adds an entry, and the fields of a config that it brings.
+        """Adds an entry and its config fields.
 
-        The same class or function may be added again, as a notebook does that runs a cell twice.
+        The same class or function can be added again, for example when a notebook runs a cell
+        twice.
 
         Args:
-          name: of the entry.
+          name: the entry's name.
           entry: what `find` returns.
-          where: the class or function that it stands for, see `where_is`.
-          fields: by their full names, as `model.depth`.
-          fixes: fields that a run with this entry cannot change, see `schema.add_choice`.
+          where: the class or function behind it, see `where_is`.
+          fields: config fields by their full names, as `model.depth`.
+          fixes: fields that a started run with this entry cannot change, see `schema.add_choice`.
 
         Raises:
-          UsageError: something else has the name of the entry or of a field.
+          UsageError: another entry or field already has the name.
         """
         known, _ = self._entries.get(name, (where, None))
         if known != where:
-            raise UsageError(f"{self.kind} {name!r} of {where} is registered already, by {known}")
+            raise UsageError(f"{self.kind} {name!r} of {where} is already registered by {known}")
         for field_name, field in (fields or {}).items():
             schema.add_field(field_name, field, f"{self.kind} {name}")
         if self.field:
@@ -62,26 +63,26 @@ class Registry(Generic[T]):
             _OUTSIDE[module] = None
 
     def find(self, name: str, asked_by: str = "") -> T:
-        """The entry of a name.
+        """The entry with a name.
 
         Args:
-          name: of the entry.
-          asked_by: what names it, for the message, as `config.eval.metrics`.
+          name: the entry's name.
+          asked_by: where the name was given, for the message, as `config.eval.metrics`.
 
         Raises:
-          UsageError: there is none.
+          UsageError: there is no such entry.
         """
         if name not in self._entries:
             close = nearest(name, self._entries) or ";"
             raise UsageError(
                 f"{asked_by}{': ' if asked_by else ''}no {self.kind} {name!r}{close} "
                 f"There are: {', '.join(self.names()) or 'none'} "
-                f"(--imports=FILE adds those of your own)"
+                f"(--imports=FILE adds your own)"
             )
         return self._entries[name][1]
 
     def names(self) -> list[str]:
-        """Those that there are."""
+        """The names of all entries, sorted."""
         return sorted(self._entries)
 
     def __contains__(self, name: str) -> bool:
@@ -95,5 +96,5 @@ def where_is(target: Any) -> str:
 
 
 def outside_modules() -> list[str]:
-    """The modules of users that have registered something, for a process that needs them too."""
+    """The modules of users that have registered something, for other processes that need them."""
     return [name for name in _OUTSIDE if name in sys.modules and name != "__main__"]

@@ -1,7 +1,7 @@
-"""Configs and their values: made, flattened, checked by the schema, and compared.
+"""Creates, flattens, checks and compares configs.
 
-A config file starts from `default()`, changes what it wants, and returns it from `get_config()`.
-The command line changes fields further with `--config.FIELD=VALUE`.
+A config file starts from `default()`, changes fields, and returns the config from `get_config()`.
+The command line changes fields with `--config.FIELD=VALUE`.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_dict
 from xception_jax.config.schema import ADDED, FIXED, SCHEMA
 from xception_jax.errors import UsageError, nearest
 
-# What a `config.json` means that was written before a field was there: what runs did then.
+# The values of fields that are missing in an older `config.json`: what runs did at that time.
 _BEFORE: dict[str, Any] = {
     "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
     "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
@@ -43,9 +43,9 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_flat(flat: dict[str, Any]) -> ConfigDict:
-    """The inverse of `flatten`, for a complete config such as `config.json` holds.
+    """The inverse of `flatten`, for the content of `config.json`.
 
-    Where one lacks a field, it is of an older version, and gets what that did.
+    If a field is missing, the config is of an older version, and the field gets its behaviour.
     """
     config = default()
     unknown(flat)
@@ -54,16 +54,16 @@ def from_flat(flat: dict[str, Any]) -> ConfigDict:
 
 
 def complete(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with all fields; one of an older version gets what that version did."""
+    """A flat config with all fields; missing ones get the behaviour of older versions."""
     return {**flatten(default()), **_BEFORE, **flat}
 
 
 def portable(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config as `config.json` holds it, for any machine and any program.
+    """A flat config for `config.json`, independent of the machine and of other extensions.
 
-    The fields of one machine are at their defaults: a `config.json` may be a stranger's, and what
-    lies in the compilation cache is run. Added fields at their defaults are left out, unless the
-    run's own model or optimizer has added them: without the others it can be read.
+    `compilation_cache` is reset to its default: a `config.json` can come from someone else, and the
+    programs in the cache are run. Added fields at their defaults are left out, unless the run's own
+    model, optimizer or schedule has added them. So other extensions are not needed to read it.
     """
     owners = {
         f"{kind} {flat.get(field)}"
@@ -83,21 +83,21 @@ def portable(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown(names: Any) -> None:
-    """Raises `UsageError` for the first name that is no field."""
+    """Raises `UsageError` for the first name that is not a field."""
     for name in names:
         if name not in SCHEMA:
             raise UsageError(f"config has no field {name!r}{nearest(name, SCHEMA)}")
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Checks every field by itself; raises `UsageError`."""
+    """Checks every field separately; raises `UsageError`."""
     flat = flatten(config)
     unknown(flat)
     for name, field in SCHEMA.items():
-        if name not in flat and name in ADDED:  # since the config was made, see `add_missing`
+        if name not in flat and name in ADDED:  # added later, see `add_missing`
             continue
         if name not in flat:
-            raise UsageError(f"config lacks {name}; start from xception_jax.config.default()")
+            raise UsageError(f"config has no {name}; start from xception_jax.config.default()")
         complaint = field.check(flat[name])
         if complaint:
             raise UsageError(f"config.{name} {complaint}")
@@ -110,13 +110,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def may_change(name: str, config: dict[str, Any]) -> bool:
-    """Whether a field may differ in a run that has begun: no step's result depends on it.
+    """Whether a field may change in a started run, because no step's result depends on it.
 
-    (But for the rounding of sums and, with `optimizer.microbatch`, the dropout's draws.)
+    Exceptions are the rounding of sums and, with `optimizer.microbatch`, the random dropout.
 
     Args:
-      name: of the field.
-      config: flat. The duration may change where the learning rate does not depend on it.
+      name: the field's name.
+      config: flat. The duration may change if the learning rate does not depend on it.
     """
     held = {
         fixed
@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
 
 
 def add_missing(config: ConfigDict) -> None:
-    """Gives a config the fields, at their defaults, that were added after it was made."""
+    """Adds the fields that were registered after the config was created, with their defaults."""
     flat = flatten(config)
     with config.unlocked():
         for name in ADDED.keys() - flat.keys():

@@ -1,12 +1,14 @@
 """Aligned Xception as in DeepLab (arXiv:1802.02611, section 3), in timm's definition.
 
-It differs from the Xception of arXiv:1610.02357 in that a strided depthwise convolution, the last
-of the three of a block, takes the place of max pooling, and batch normalization follows the
-depthwise convolutions too. The names and sizes are those of timm/models/xception_aligned.py: 41,
-65 and 71 count the convolutions; `p` is for pre-activation: normalization and ReLU come before
-the separable convolutions, and what the skip carries has been through them.
+It differs from the Xception of arXiv:1610.02357 in two ways. Instead of max pooling, the last of
+the three depthwise convolutions of a block has a stride. Batch normalization also follows the
+depthwise convolutions.
 
-Padding is PyTorch's: half of the window on each side, whatever the stride.
+The names and sizes are those of timm/models/xception_aligned.py: 41, 65 and 71 are the numbers of
+convolutions. `p` means pre-activation: normalization and ReLU precede the separable convolutions
+and also the skip.
+
+Padding is PyTorch's: half of the window on each side, for any stride.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,7 @@ _PADDING = "SYMMETRIC"
 class Stem(nnx.Module):
     """Two dense 3x3 convolutions, each with batch normalization and ReLU.
 
-    With pre-activation the second has neither: they begin the first block.
+    With pre-activation, the second has neither, because the first block begins with them.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Stem(nnx.Module):
 class Unit(nnx.Module):
     """A separable convolution with batch normalization after each of its two parts.
 
-    ReLU comes either once before it, or after each normalization.
+    There is either one ReLU before it, or a ReLU after each normalization.
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class Block(nnx.Module):
     Args:
       channels_in: channels of the input.
       channels: output channels of each unit in turn.
-      stride: of the last unit. The skip is projected where it is not 1 or the channels change.
-      last: no residual connection, and ReLU after each convolution instead of before.
-      layers: builds them.
+      stride: of the last unit. The skip is projected if it is not 1 or the channels change.
+      last: whether it is the last block: no residual connection, and ReLU after each convolution
+        instead of before.
+      layers: builds the layers.
     """
 
     def __init__(
@@ -113,9 +116,9 @@ class Block(nnx.Module):
 
 
 class PreactivationUnit(nnx.Module):
-    """A separable convolution; before it, unless it is its block's first, normalization and ReLU.
+    """Normalization, ReLU and a separable convolution.
 
-    The block's first gets what the block has normalized.
+    The first unit of a block has only the convolution, because the block normalizes its input.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class PreactivationUnit(nnx.Module):
 class PreactivationBlock(nnx.Module):
     """Normalization and ReLU, then three units and a residual connection around them.
 
-    The arguments are those of `Block`; the last has a ReLU at its end.
+    For the arguments see `Block`; the last block ends with a ReLU.
     """
 
     def __init__(
@@ -181,7 +184,7 @@ class PreactivationBlock(nnx.Module):
         ("timm xception65.tf_in1k", 79.558, 94.656),
         ("timm xception65.ra3_in1k", 83.186, 96.596),
     ],
-    # Of the weights that timm takes by itself, `ra3_in1k`; `tf_in1k` has 0.903.
+    # The crop of timm's default weights `ra3_in1k`; `tf_in1k` has 0.903.
     timm=Foreign("xception65", {"bn_epsilon": 1e-3}, crop=0.94, classifier="head.fc"),
     middle_blocks=16,
 )
@@ -213,18 +216,18 @@ class AlignedXception(Network):
     """Aligned Xception; without overrides `xception41`: 26,969,560 parameters at 1000 classes.
 
     Args:
-      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+      num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
-      rngs: the stream `params` makes the initial weights.
+      rngs: the stream `params` creates the initial weights.
       dtype: compute dtype.
-      entry_blocks: channels and stride of each block of the entry flow.
-      middle_blocks: blocks of the middle flow.
-      preactivation: as in 41p and 65p.
+      entry_blocks: channels and stride of each block in the entry flow.
+      middle_blocks: the number of blocks in the middle flow.
+      preactivation: whether to use pre-activation, as in 41p and 65p.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
       scan_middle: see `Network`.
-      bn_momentum: timm's value.
-      **shared: the options of `Network`. Their defaults are timm's, but for the `bn_epsilon` of
-        1e-5 of its 41p.
+      bn_momentum: the default is timm's.
+      **shared: the options of `Network`. Their defaults are timm's, except that timm's 41p has a
+        `bn_epsilon` of 1e-5.
     """
 
     def __init__(

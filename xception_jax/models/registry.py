@@ -1,4 +1,4 @@
-"""The models by name: which class builds each, and what is known of it.
+"""The registry of models: the class that builds each model, and facts about it.
 
 A model is a class with a decorator, in a file of this package or of a user:
 
@@ -23,15 +23,16 @@ C = TypeVar("C", bound=type[Any])
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model without its class, which needs JAX.
+    """The facts about a model without its class, which needs JAX.
 
     Attributes:
-      name: of the model.
+      name: the model's name.
       where: its class, as `module:name`.
-      defaults: the arguments of the class that have other defaults for this model.
-      size, published: see `register`.
-      elsewhere: what the model is in other libraries, by `keras` and `timm`.
-      target: the class, where it has been imported.
+      defaults: arguments of the class with other defaults for this model.
+      size: see `register`.
+      published: see `register`.
+      elsewhere: the model in other libraries, by `keras` and `timm`.
+      target: the class, if it is imported.
     """
 
     name: str
@@ -66,22 +67,23 @@ def register(
 ) -> Callable[[C], C]:
     """Decorates the class of a model: a `network.Network`, or an NNX module with its methods.
 
-    Its constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
-    any overrides, each with a default; by `**` also those of the class that it derives from. An
-    override is set by the field of `config.model` of its name, which is one of `models.options`
-    (`width`, `dropout`) or is declared in `options`.
+    The constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
+    any overrides with defaults, by `**` also those of its base class. An override is set by the
+    field of `config.model` with its name. The field is in `models.options` (`width`, `dropout`) or
+    declared in `options`.
 
     Args:
-      name: of the model. One class may have several, by several decorators.
-      size: parameters that training changes and multiply-adds of one image of 299 pixels, at 1000
-        classes; and the least side of an image. None: they are counted when someone asks.
-      published: where a result was published, top-1 and top-5 in percent; see `published.Result`.
-      options: further fields of `config.model`. Their default is None, for the class' own.
-      keras, timm: the same model in that library, whose weights are then read and written.
-      **defaults: arguments of the class that have other defaults for this model.
+      name: the model's name. A class can have several names, by several decorators.
+      size: the parameters that training changes, the multiply-adds of one image of 299 pixels, and
+        the smallest side of an image, all at 1000 classes. None: they are counted on demand.
+      published: the source of each result, top-1 and top-5 in percent; see `published.Result`.
+      options: additional fields of `config.model`. Their default is None, for the class's default.
+      keras: the same model in Keras, so that its weights can be read and written.
+      timm: the same model in timm.
+      **defaults: arguments of the class with other defaults for this model.
 
     Raises:
-      UsageError: the name is taken, or an option is no argument or has a default.
+      UsageError: the name is already used, or an option is not an argument or has a default.
     """
 
     def decorate(target: C) -> C:
@@ -93,7 +95,7 @@ def register(
             if key not in known or field.default is not None:
                 raise UsageError(
                     f"model {name!r}: the option {key!r} must be an argument of {card.where} with "
-                    f"a default, and None the default of its Field"
+                    f"a default, and the default of its Field must be None"
                 )
         MODELS.add(name, replace(card, target=target), card.where, fields)
         return target
@@ -138,9 +140,9 @@ def _card(
 
 
 def add_own(registry: Registry[Card]) -> None:
-    """Adds the models of this package, from the text of their decorators.
+    """Adds the models of this package from the source text of their decorators.
 
-    Their modules import JAX, which takes seconds: to list the models must not.
+    Importing their modules would import JAX, which takes seconds; listing models must be fast.
     """
     for one in declarations("models"):
         said = {key: one.value(key, Foreign=Foreign) for key in one.arguments}

@@ -43,8 +43,7 @@ class Stem(nnx.Module):
 class Unit(nnx.Module):
     """A separable convolution and its batch normalization.
 
-    A ReLU comes before them where `relu` is set, max pooling after them where `pool` names its
-    padding.
+    With `relu`, a ReLU precedes them. If `pool` is set, max pooling with this padding follows.
     """
 
     def __init__(
@@ -73,11 +72,12 @@ class Block(nnx.Module):
     Args:
       channels_in: channels of the input.
       channels: output channels of each separable convolution in turn.
-      downsample: end with a 3x3/2 max pooling, and project the skip; else the skip is the identity.
-      first_relu: a ReLU before the first convolution (block 2 alone has none).
-      residual: have the connection; without, the block is its convolutions.
+      downsample: whether to end with a 3x3 max pooling of stride 2 and project the skip; otherwise
+        the skip is the identity.
+      first_relu: whether a ReLU precedes the first convolution (not in block 2).
+      residual: whether there is a residual connection.
       pool_padding: of the max pooling, see `ops.conv`.
-      layers: builds them.
+      layers: builds the layers.
     """
 
     def __init__(
@@ -141,31 +141,35 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
 _OPTIONS = {
     "segments": Field(
         None,
-        "Xception: of the channels, each with a 3x3 convolution of its own, in separable "
-        "convolutions; None: each channel is one",
+        "Xception: number of channel segments, each with its own 3x3 convolution, in separable "
+        "convolutions; None: one segment per channel",
         int,
         low=1,
     ),
     "order": Field(
         None,
-        "Xception: of the 3x3 and the 1x1 convolution of separable ones; None: spatial_first",
+        "Xception: order of the 3x3 and the 1x1 convolution in separable convolutions; None: "
+        "spatial_first",
         str,
         choices=("spatial_first", "pointwise_first"),
     ),
     "intermediate_activation": Field(
-        None, "Xception: between these two; None: none", str, choices=("none", "relu", "elu")
+        None,
+        "Xception: activation between these two; None: none",
+        str,
+        choices=("none", "relu", "elu"),
     ),
-    "residual": Field(None, "Xception: connections around the blocks; None: True", bool),
+    "residual": Field(None, "Xception: residual connections around the blocks; None: True", bool),
     "pool_padding": Field(
         None,
-        "Xception: of max pooling; same: as TensorFlow; symmetric: as PyTorch; None: the model's "
-        "own default",
+        "Xception: padding of max pooling; same: as in TensorFlow; symmetric: as in PyTorch; None: "
+        "the model's default",
         str,
         choices=("same", "symmetric"),
     ),
 }
 _KERAS = Foreign("Xception", {"bn_epsilon": 1e-3, "pool_padding": "same"})
-# timm's port of it differs in these (timm/models/xception.py).
+# The differences of timm's port (timm/models/xception.py).
 _TIMM = Foreign("legacy_xception", {"bn_epsilon": 1e-5, "pool_padding": "symmetric"}, crop=0.8975)
 
 
@@ -191,23 +195,24 @@ class Xception(Network):
     """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.
 
     Args:
-      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+      num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
-      rngs: the stream `params` makes the initial weights.
+      rngs: the stream `params` creates the initial weights.
       dtype: compute dtype.
-      middle_blocks: blocks of the middle flow.
+      middle_blocks: the number of blocks in the middle flow.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
-      segments, order, intermediate_activation: of every separable convolution, see
-        `layers.SeparableConv`. Without, they are depthwise separable.
-      residual: connections around the blocks; the paper's figure 9 leaves them out.
+      segments: of every separable convolution, see `layers.SeparableConv`; None: depthwise.
+      order: of every separable convolution.
+      intermediate_activation: of every separable convolution.
+      residual: whether blocks have residual connections; figure 9 of the paper compares both.
       pool_padding: `same`, or `symmetric` as timm's `legacy_xception` (timm/models/xception.py).
       scan_middle: see `Network`.
-      dropout: before the classifier; the paper has 0.5 on ImageNet.
+      dropout: dropout rate before the classifier; the paper has 0.5 on ImageNet.
       **shared: the options of `Network`. The paper has `fc_units` of (4096, 4096) on JFT. It does
-        not state the batch normalization; Keras' values are the defaults.
+        not state the settings of batch normalization; the defaults are Keras'.
 
     Raises:
-      UsageError: `order`, `intermediate_activation` or `pool_padding` is not known.
+      UsageError: `order`, `intermediate_activation` or `pool_padding` is unknown.
     """
 
     def __init__(
@@ -236,7 +241,7 @@ class Xception(Network):
         layers = self.make_layers(rngs, separable_options=options)
         self._build(middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
         self.head = self.make_head(scaled(2048, self.width), num_classes, layers)
-        # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
+        # The stem's output then has one pixel. Keras requires 71, which gives features of 3x3.
         self.min_image_size = 2 * stem_stride + 3
 
     def _build(

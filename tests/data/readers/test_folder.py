@@ -142,7 +142,7 @@ def test_a_class_may_be_called_train(tmp_path):
 def test_a_relative_path_starts_at_the_data_dir(tmp_path):
     fill(tmp_path / "pets", ["train/cat/1.jpg", "train/dog/1.jpg"])
     source = readers.open_split("folder:pets", "train", str(tmp_path))
-    assert source.name.startswith("folder:pets@"), "the same wherever the data lies"
+    assert source.name.startswith("folder:pets@"), "the same for any folder of the data"
     assert len(source) == 2
 
 

@@ -81,7 +81,7 @@ def test_the_memory_figure_agrees_with_the_verdict_on_both_sides(small_config):
     fit = planner.fit(small_config, topology, data, remat=False, say=print)
     assert 0 < fit.batch < fit.refused == fit.batch + 256
     assert fit.bytes < fit.device_bytes < fit.refused_bytes
-    # Not by far: a batch more is all that lies between.
+    # Close to the limit: one more batch does not fit.
     assert fit.bytes > 0.8 * fit.device_bytes
 
 

@@ -114,7 +114,7 @@ def test_damage_of_a_step_leads_to_the_one_before(tmp_path):
 
 
 def test_another_frozen_part_takes_the_place_of_one_that_no_step_needs(tmp_path):
-    """As of a run that was killed before its first step was saved, and began anew."""
+    """As after a kill before the first step was saved, and a new start."""
     save(tmp_path, 1)
     first = frozen_folder(tmp_path)
     (first.parent / "0123456789abcdef.orbax-checkpoint-tmp").mkdir()
@@ -153,7 +153,7 @@ def test_damage_is_told_and_moves_no_step(tmp_path, damage):
         except DamagedFrozenPartError as error:
             message = str(error)
             assert message.startswith(f"the frozen part {folder} ")
-            assert message.endswith("put a copy of that folder there, or begin another run")
+            assert message.endswith("restore a copy of that folder, or start a new run")
         else:
             assert_equal(state, make_state(2))
             unnoticed.append(str(name))

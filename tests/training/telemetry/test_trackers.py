@@ -33,7 +33,7 @@ def stopped_killed_and_resumed(workdir: Path, flags: list[str]) -> str:
 
 
 def in_wandb_file(path: Path) -> Iterator[Any]:
-    """Its records; the file is a log of LevelDB's form after a header."""
+    """Its records; the file is a log in LevelDB's format after a header."""
     from wandb.proto import wandb_internal_pb2
 
     data, at, whole = path.read_bytes(), 7, b""

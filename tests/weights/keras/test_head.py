@@ -226,7 +226,7 @@ def dense(units, activation=None, **options):
 average, maximum = layer("GlobalAveragePooling2D"), layer("GlobalMaxPooling2D")
 dropout, norm = layer("Dropout", 0.3), layer("BatchNormalization", epsilon=1e-5)
 last = dense(4, "softmax")
-ALONE = "of which a file of weights alone says too little"
+ALONE = "which cannot be read from weights without a config"
 JUDGED = {".weights.h5": ALONE, "legacy.h5": ALONE}
 PIXELS = True
 
@@ -294,7 +294,7 @@ KINDS = {
     ),
     "Rescaling to [0, 255]": (
         nested(average, last, before=[layer("Rescaling", 255.0)]), "xception", None, False,
-        dict.fromkeys(FORMATS[:2], "nothing tells which images it takes") | JUDGED,
+        dict.fromkeys(FORMATS[:2], "the range of its input cannot be inferred") | JUDGED,
     ),
     "divided by an operation": (divided(average, last), "xception", "softmax", PIXELS, {}),
     "ReLU as an object": (
@@ -377,9 +377,9 @@ def without_softmax(keras, model):
 
 
 def convert(path, name):
-    """What the command makes of a file: the header, the tensors, and what is to be said."""
+    """The command's result for a file: the header, the tensors, and the notes."""
     source = pretrained.open_pretrained(path, format="keras")
-    source.check_whole()
+    source.check_head()
     about = source.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
     return about, source.tensors(abstract(name, source.num_classes, built), name), source.notes()

@@ -1,7 +1,8 @@
-"""The map to timm's tensors, of timm/models/xception.py, xception_aligned.py and inception_v3.py.
+"""The map to timm's tensors of timm/models/xception.py, xception_aligned.py and inception_v3.py.
 
-It is that of timm 1.0.31. `num_batches_tracked` of batch normalization has no counterpart and no
-influence; the auxiliary tower of Inception V3, `AuxLogits`, is for training. Both are left out.
+It is based on timm 1.0.31. Two kinds of tensors are left out: `num_batches_tracked` of batch
+normalization, which has no effect, and Inception V3's auxiliary head `AuxLogits`, which is only
+used in training.
 """
 
 from collections.abc import Iterator
@@ -34,11 +35,11 @@ _STEM = ["1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"]
 _Named = Iterator[tuple[nnx.Module, str]]
 
 
-def tensors(model: Any) -> list[Tensor]:
-    """The map, for a model of ours.
+def tensor_map(model: Any) -> list[Tensor]:
+    """A model's tensors with their names in timm.
 
     Raises:
-      UsageError: timm has no place for some of its tensors.
+      UsageError: timm has no counterpart of some tensor.
     """
     if getattr(model, "head", None) is not None and model.head.fc:
         raise UsageError("timm's models have no fully connected layers before the classifier")
@@ -58,8 +59,8 @@ def classifier_biases() -> set[str]:
     return {f"{theirs.classifier}.bias" for theirs in models.elsewhere("timm").values()}
 
 
-def left_out(name: str) -> bool:
-    """Whether a tensor of timm's is one that has no part in the logits."""
+def is_unused(name: str) -> bool:
+    """Whether a tensor of timm's has no effect on the logits."""
     return name.endswith("num_batches_tracked") or name.startswith("AuxLogits.")
 
 
@@ -79,7 +80,7 @@ def _inception(model: Any) -> _Named:
 
 
 def _branch(branch: Any, name: str) -> _Named:
-    """A branch's convolutions: `NAME`, or `NAME_1` and on; the last may be two, `a` and `b`."""
+    """A branch's convolutions: `NAME`, or `NAME_1`, `NAME_2` etc.; the last can be `a` and `b`."""
     if isinstance(branch, ConvNorm):
         yield from _conv_norm(branch, name)
     elif isinstance(branch, Chain):
@@ -133,7 +134,7 @@ def _legacy(model: Any) -> _Named:
     for i, (_, block) in enumerate(blocks, start=1):
         place = 0
         for unit in block.units:
-            place += unit.relu  # timm counts the activations too
+            place += unit.relu  # timm also counts the activations
             yield unit.conv.depthwise, f"block{i}.rep.{place}.conv1"
             yield unit.conv.pointwise, f"block{i}.rep.{place}.pointwise"
             yield unit.bn, f"block{i}.rep.{place + 1}"
