@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common. Imports nothing heavy."""
+"""Shared parsing of the commands' arguments. Imports nothing that takes long."""
 
 import argparse
 import ast
@@ -9,7 +9,7 @@ from xception_jax.errors import UsageError
 
 
 def assignment(text: str) -> tuple[str, object]:
-    """`NAME=VALUE`, the value a Python literal or else a string."""
+    """Parses `NAME=VALUE`; the value is a Python literal or else a string."""
     name, found, value = text.partition("=")
     if not found or not name.strip() or " " in name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -22,14 +22,14 @@ def assignment(text: str) -> tuple[str, object]:
 
 
 def count(text: str) -> int:
-    """A whole number above 0."""
+    """Parses an integer above 0."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
     return int(text)
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a command and ends the process; what the user can mend is one line, exit code 2."""
+    """Runs a command and ends the process; user errors are one line, exit code 2."""
     try:
         sys.exit(main())
     except (UsageError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The peers that a benchmark knows, the virtual environments they run in, and their processes."""
+"""The peers of the benchmarks, their virtual environments and their processes."""
 
 import contextlib
 import json
@@ -28,16 +28,16 @@ class ContenderError(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """Whom we measure.
+    """A measured implementation.
 
     Attributes:
-      module: in `benchmarks/peers`.
-      variant: one of the module's.
+      module: its module in `benchmarks/peers`.
+      variant: one of the module's variants.
       venv: its virtual environment, see `requirements`.
-      environment: more variables of its process.
-      platforms: where it takes part without being asked for.
-      any_model: it knows every model of ours, not `xception` alone.
-      overrides: it knows our models' overrides.
+      environment: additional environment variables of its process.
+      platforms: platforms on which it runs by default.
+      any_model: whether it has all our models, not only `xception`.
+      overrides: whether it supports our models' overrides.
     """
 
     module: str
@@ -54,7 +54,7 @@ PEERS = {
     "ours": Peer("ours", any_model=True, overrides=True),
     "ours_plain": Peer("ours_plain", overrides=True),
     "keras_jax": Peer("keras_jax", "", "keras_jax", {"KERAS_BACKEND": "jax"}),
-    # On CPU the graph without XLA is the faster: 233 against 826 CPU-ms an image (training at 96).
+    # On CPU the graph without XLA is faster: 233 against 826 CPU-ms an image (training at 96).
     "keras_tf": Peer("keras_tf", "graph", "keras_tf", _ON_TENSORFLOW),
     "keras_tf_xla": Peer("keras_tf", "xla", "keras_tf", _ON_TENSORFLOW, ("gpu",)),
     "torch": Peer("timm_torch", "channels_last", "torch"),
@@ -64,7 +64,7 @@ PEERS = {
 
 
 def requirements(venv: str, platform: str) -> tuple[str, ...]:
-    """What pip is to install in a virtual environment; nothing in `ours`, which runs this."""
+    """The packages that pip installs in a virtual environment; none in `ours`, which runs this."""
     gpu = platform == "gpu"
     return {
         "ours": (),
@@ -78,16 +78,16 @@ def requirements(venv: str, platform: str) -> tuple[str, ...]:
 
 
 def packages(venv: str, platform: str) -> tuple[str, ...]:
-    """The packages that matter in a virtual environment, by name."""
+    """The names of the main packages of a virtual environment."""
     names = [re.split(r"[\[=]", text)[0] for text in requirements(venv, platform)]
     return tuple(names) or ("jax", "jaxlib", "flax", "optax")
 
 
 def interpreter(venv: str, platform: str, folder: Path) -> Path:
-    """Python in a virtual environment under `folder`, which is made if it is not there as wanted.
+    """Python in a virtual environment under `folder`, which is made if missing or out of date.
 
     Raises:
-      ContenderError: pip could not install what it needs.
+      ContenderError: pip could not install the packages.
     """
     wanted = requirements(venv, platform)
     if not wanted:
@@ -113,9 +113,9 @@ def interpreter(venv: str, platform: str, folder: Path) -> Path:
 def interpreters(
     venvs: Iterable[str], platform: str, folder: Path | None
 ) -> tuple[dict[str, Path], list[str]]:
-    """See `interpreter`: of several, and a line for each that there is not.
+    """`interpreter` for several environments, and a line for each that cannot be made.
 
-    Without a folder all contenders run in this Python, with what is installed there.
+    Without a folder all contenders run in this Python, with its installed packages.
     """
     found, missing = {}, []
     for venv in dict.fromkeys(venvs):
@@ -130,13 +130,12 @@ def interpreters(
 
 
 class Worker:
-    """A contender's process: see `peers/worker.py` for what is said.
+    """A contender's process; `peers/worker.py` describes the messages.
 
-    It runs only while it is asked; in between it is stopped, with its threads and its children, so
-    that nothing it does ahead takes the processor from the others. For that it is a process group
-    of its own, which the terminal's Ctrl-C does not reach: `close` ends it. Of a parent that is
-    killed, the system hangs up the groups that are stopped, and a worker that runs finds its
-    standard input at its end.
+    It runs only during its turn. Otherwise it is suspended, with its threads and children, so that
+    it takes no processor time from the others. Therefore it has its own process group, which the
+    terminal's Ctrl-C does not reach; `close` ends it. If the parent is killed, the system sends
+    SIGHUP to suspended groups, and a running worker reads the end of its standard input.
     """
 
     def __init__(self, name: str, peer: Peer, python: Path, platform: str):
@@ -152,10 +151,10 @@ class Worker:
         )
 
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends a message and lets the process go on until it answers.
+        """Sends a message and lets the process run until it answers.
 
         Raises:
-          ContenderError: the process is gone; with the last thing that it said.
+          ContenderError: the process has ended; the message has its last line.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -170,15 +169,15 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGSTOP)
             return json.loads(answer)
         code = self._process.wait()
-        with contextlib.suppress(ProcessLookupError):  # it left no children
+        with contextlib.suppress(ProcessLookupError):  # there are no children left
             os.killpg(self._process.pid, signal.SIGKILL)
         self._errors.seek(0)
         last = _last_line(self._errors.read())
         raise ContenderError(f"{self.name}: stopped with exit code {code}: {last}")
 
     def close(self) -> None:
-        """Ends the process and its children, also while they are stopped."""
-        if self._process.returncode is None:  # else `ask` has done it; the number may be another's
+        """Ends the process and its children, also while they are suspended."""
+        if self._process.returncode is None:  # else it has ended, and its number may be reused
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
         self._errors.close()
@@ -187,10 +186,10 @@ class Worker:
 def start_worker(
     name: str, peer: Peer, python: Path, platform: str, request: Mapping[str, Any]
 ) -> tuple[Worker, dict[str, Any]]:
-    """A worker that has built what the request asks for, and what it said of it.
+    """Starts a worker that builds the requested work; returns it and its first answer.
 
     Raises:
-      ContenderError: it could not.
+      ContenderError: the worker failed.
     """
     worker = Worker(name, peer, python, platform)
     asked = {
@@ -207,17 +206,17 @@ def start_worker(
 
 
 def say(error: ContenderError) -> str:
-    """Tells people of it; returns the line."""
+    """Prints an error and returns the line."""
     print(f"  {error}", flush=True)
     return str(error)
 
 
 def _environment(platform: str) -> dict[str, str]:
     common = {
-        "PYTHONPATH": str(ROOT),  # this checkout, wherever the package is installed from
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes that outlives the compilation
-        "JAX_TRACEBACK_FILTERING": "off",  # the last line is then the error, not a hint
-        # Compilation is measured, too.
+        "PYTHONPATH": str(ROOT),  # this checkout, not the installed package
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no process pool that outlives the compilation
+        "JAX_TRACEBACK_FILTERING": "off",  # so that the last line is the error, not a hint
+        # Compilation is measured too.
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }

@@ -1,9 +1,9 @@
-"""Measures what a checkpoint's digests cost: bytes that they move, and CPU time on one core.
+"""Measures the cost of a checkpoint's digests: bytes moved, and CPU time on one core.
 
     python -m benchmarks.digest
 
-Bytes are those that XLA counts in the compiled programs, for the state of `configs/imagenet.py`.
-They are set beside those of one training step on each slice of `benchmarks/results/plan.csv`.
+Bytes are XLA's counts for the compiled programs, for the state of `configs/imagenet.py`. They are
+compared with the bytes of one training step on each slice of `benchmarks/results/plan.csv`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--rounds", type=count, default=7, help="(%(default)s)")
-    add("--width", type=float, default=1.0, help="of the network (%(default)s)")
+    add("--width", type=float, default=1.0, help="width of the network (%(default)s)")
     add("--output", type=Path, default=record.RESULTS / "digest.csv", help="CSV file (%(default)s)")
     return parser.parse_args()
 
@@ -88,7 +88,7 @@ def shapes_of_state(width: float) -> state_lib.TrainState:
 
 @jax.jit
 def _sum(leaf: jax.Array) -> jax.Array:
-    """What reads an array once, and does least."""
+    """The cheapest operation that reads an array once."""
     return jnp.sum(leaf)
 
 
@@ -100,7 +100,7 @@ PROGRAMS: dict[str, Any] = {
 
 
 def bytes_moved(program: Any, shapes: Any) -> float:
-    """Of the programs of all leaves, on this platform."""
+    """Bytes that the programs of all leaves move, on this platform."""
     found: dict[Any, float] = {}
     total = 0.0
     for leaf in jax.tree.leaves(shapes):
@@ -112,7 +112,7 @@ def bytes_moved(program: Any, shapes: Any) -> float:
 
 
 def cpu_times(shapes: Any, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds that each takes for a whole state: all in turn, in each round."""
+    """CPU seconds of each program for a complete state; all run in turn in each round."""
     state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
 
     def plain() -> None:
@@ -124,7 +124,7 @@ def cpu_times(shapes: Any, rounds: int) -> dict[str, list[float]]:
         "sum": plain,
     }
     took: dict[str, list[float]] = {name: [] for name in contenders}
-    for measured in (False, *[True] * rounds):  # once before, for what is compiled
+    for measured in (False, *[True] * rounds):  # the first run compiles
         for name, run in contenders.items():
             before = time.process_time()
             run()

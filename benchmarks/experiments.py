@@ -1,12 +1,12 @@
-"""Runs the variants of one of the paper's experiments, and draws what comes out.
+"""Runs the variants of one of the paper's experiments and draws the results.
 
     python -m benchmarks.experiments residual
     python -m benchmarks.experiments activation --seeds 5 --output benchmarks/results/activation.csv
 
-Each variant of `configs/experiments.py` is trained with each seed on the embedded digits (or, with
-`--scale imagenet`, as the paper did), one run after the other, in processes of their own. Where
-`--workdir` names a folder, the runs are kept there, and what was interrupted continues. The result
-is a CSV with every evaluation of every run, and beside it, with the same name, a PNG of the curves.
+Each variant of `configs/experiments.py` is trained with each seed on the embedded digits (with
+`--scale imagenet`, as in the paper), one run after the other, each in its own process. `--workdir`
+names a folder for the runs, where interrupted ones resume. The result is a CSV with every
+evaluation of every run, and a PNG of the curves with the same name.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Row = Mapping[str, str | int | float]
 
 
 def train(variant: str, seed: int, workdir: Path, overrides: Sequence[tuple[str, object]]) -> None:
-    """Trains one variant to its end, or goes on with it."""
+    """Trains one variant to its end, or resumes it."""
     fields = [("seed", seed), *overrides]
     command = [
         sys.executable, "-m", "xception_jax.main", f"--config=configs/experiments.py:{variant}",
@@ -48,7 +48,7 @@ def evaluations(workdir: Path) -> list[dict[str, float]]:
 
 
 def draw(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """The mean top-1 of each variant over the steps; between its least and its largest, shaded."""
+    """Draws the mean top-1 of each variant over the steps; the range over the seeds is shaded."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -69,7 +69,7 @@ def draw(path: Path, title: str, rows: Sequence[Row]) -> None:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """A line for each variant: its top-1 at the end, mean and range over the seeds."""
+    """A line for each variant: its final top-1, mean and range over the seeds."""
     lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         last = {row["seed"]: 100 * float(row["top1"]) for row in rows if row["variant"] == variant}
@@ -82,7 +82,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def run(options: argparse.Namespace, folder: Path) -> list[Row]:
-    """Trains all variants; seeds outermost, so that an interrupted experiment is a smaller one."""
+    """Trains all variants, seed by seed, so that an interrupted experiment has complete seeds."""
     rows: list[Row] = []
     suffix = "/digits" if options.scale == "digits" else ""
     for seed in range(options.seeds):
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=("digits", "imagenet"), default="digits")
     parser.add_argument("--seeds", type=count, default=3, help="(%(default)s)")
     parser.add_argument("--output", type=Path, help="CSV file (results/EXPERIMENT_SCALE.csv)")
-    parser.add_argument("--workdir", type=Path, help="folder that keeps the runs; else none does")
+    parser.add_argument("--workdir", type=Path, help="folder for the runs; by default temporary")
     parser.add_argument(
         "--override", type=assignment, nargs="*", default=[], metavar="FIELD=VALUE",
         help="fields of the config to change in all variants",

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Measures forward pass and training step beside the peers on a machine with an NVIDIA GPU, into
-# benchmarks/results/step_gpu.csv. Takes no arguments of its own; what is given goes to step.py:
+# benchmarks/results/step_gpu.csv. All arguments go to step.py:
 #   benchmarks/gpu.sh
 #   benchmarks/gpu.sh --peers ours torch_compiled --rounds 3
 #   benchmarks/gpu.sh --installed --peers ours torch_compiled keras_jax
-# Needs Python 3.11 or later, the driver, and about 25 GB for the virtual environments, which are
-# kept in the cache folder (XDG_CACHE_HOME) for the next time. With --installed as the first
-# argument nothing is installed: all contenders run in python3, with what it has.
+# Needs Python 3.11 or later, the driver, and about 25 GB for the virtual environments, which stay
+# in the cache folder (XDG_CACHE_HOME) for the next time. With --installed as the first argument
+# nothing is installed: all contenders run in python3, with its packages.
 set -euo pipefail
 
 case "${1:-}" in
@@ -41,8 +41,8 @@ if [ "$#" -gt 0 ]; then
   measure "$@"
   exit
 fi
-# All contenders of a work hold their memory at the same time: at a batch of 128 not all of them
-# find room in 80 GB. A contender that is missing has been named; the others' rows are written.
+# All contenders of a work hold their memory at the same time: at a batch of 128 not all of them fit
+# into 80 GB. A missing contender is named; the rows of the others are written.
 measure --work forward:299:128 training:299:64 || missing=1
 measure --append --work training:299:128 --peers ours keras_tf_xla torch torch_compiled || missing=1
 exit "${missing:-0}"

@@ -1,11 +1,11 @@
-"""Measures what images of each format take to decode, and what the checks before a decode cost.
+"""Measures memory and time to decode each image format, and the cost of the checks before it.
 
     python -m benchmarks.images
 
-Memory and CPU time are those of whole pictures of 12 megapixels, each decoded in a process of its
-own: memory is by how much the process, which returns what it frees, grows at its peak. The checks
-are timed on the JPEGs of `benchmarks.input` (500x375, 110 KB): each is checked and decoded, the two
-in turn.
+Memory and CPU time are those of complete pictures of 12 megapixels, each decoded in its own
+process. Memory is the growth of the process at its peak; it returns freed memory to the system. The
+checks are timed on the JPEGs of `benchmarks.input` (500x375, 110 KB), each checked and decoded in
+turn.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from xception_jax.data.render import decode
 from xception_jax.data.render.containers.common import PLAIN
 
 REPEATS = 8  # of a picture of 500x375, along each side
-LIMIT = 2**27  # pixels: OPENCV_IO_MAX_IMAGE_PIXELS unless set
+LIMIT = 2**27  # pixels: the default of OPENCV_IO_MAX_IMAGE_PIXELS
 FILES = 64  # JPEGs whose checks are timed
 
 
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--rounds", type=count, default=7, help="of the checks (%(default)s)")
+    add("--rounds", type=count, default=7, help="rounds of the checks (%(default)s)")
     add("--repeats", type=count, default=REPEATS,
         help="side of the pictures, in pictures of 500x375 (%(default)s)")  # fmt: skip
     add("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="NAME",
@@ -78,7 +78,7 @@ def _pillow(kind: str, mode: str = "RGB", **options: Any) -> Callable[[np.ndarra
 
 
 def _opencv(suffix: str, factor: int, *options: int) -> Callable[[np.ndarray], bytes]:
-    """Of 16 bits a sample: the samples of 8 bits times a factor."""
+    """An encoder with 16 bits a sample: the 8-bit samples times a factor."""
 
     def encode(pixels: np.ndarray) -> bytes:
         return cv2.imencode(suffix, pixels.astype(np.uint16) * factor, options)[1].tobytes()
@@ -118,11 +118,11 @@ FORMATS: dict[str, Callable[[np.ndarray], bytes]] = {
 
 
 def costs(name: str, repeats: int) -> dict[str, str]:
-    """A row on one format."""
+    """The row of one format."""
     picture = pictures.picture(np.random.default_rng(0))
     small, large = (FORMATS[name](np.tile(picture, (n, n, 1))) for n in (1, repeats))
-    # A fresh process: what another format has left behind would be taken before more is asked for.
-    # It returns what it frees at once, so that its size is what is held.
+    # A new process, since memory freed by another format would be reused. It returns freed memory
+    # to the system at once, so that its size is the memory in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         grown, seconds = pool.apply(_decode, (small, large))
@@ -139,21 +139,21 @@ def costs(name: str, repeats: int) -> dict[str, str]:
 
 
 def _decode(small: bytes, large: bytes) -> tuple[int, float]:
-    """By how many bytes this process grows at its peak, and its CPU seconds."""
-    decode.decode(small)  # loads and makes what a decoder needs once
+    """The growth of this process at its peak, bytes, and its CPU seconds."""
+    decode.decode(small)  # initializes the decoder
     status = Path("/proc/self/status")
 
     def peak() -> int:
         return 1024 * int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0])
 
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before, began = peak(), time.process_time()
-    decode.decode(large, white=4095)  # of 16 bits a sample, it takes more than the plain way
+    decode.decode(large, white=4095)  # with 16 bits a sample this takes more memory than without
     return peak() - before, time.process_time() - began
 
 
 def checked(rounds: int) -> dict[str, str]:
-    """A row on the checks of JPEGs, as a share of what OpenCV takes to decode them."""
+    """The row of the checks of JPEGs, as a share of OpenCV's time to decode them."""
     rng = np.random.default_rng(0)
     files = [pictures.jpeg(pictures.picture(rng)) for _ in range(FILES)]
     shares, checks, decodes = [], [], []

@@ -1,10 +1,10 @@
 """Measures the input, from files to batches, beside tf.data and torch's DataLoader.
 
-All read the same JPEGs (of 110 KB, made on first use) on the same core, take random crops of them
-to the same size, and flip them where that is the host's work. Each is a process of its own in a
-virtual environment of its own; in each round each has its turn, while the others are stopped, their
-threads and child processes too. So what a turn's batches cost falls into that turn, and on the one
-core wall time is no less than CPU time, which is that of all threads and child processes.
+All read the same JPEGs (of 110 KB, made on first use) on the same core, take random crops of the
+same size, and flip them if that is the host's work. Each contender is a process in its own virtual
+environment. In each round every contender has its turn, while the others are suspended with their
+threads and child processes. So the cost of a turn's batches falls into that turn. CPU time is that
+of all threads and child processes; on one core, wall time is at least as long.
 """
 
 import argparse
@@ -42,20 +42,20 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME",
         help=f"of {', '.join(PEERS)} (all)")  # fmt: skip
-    add("--side", type=count, default=299, help="of the crops, pixels (%(default)s)")
+    add("--side", type=count, default=299, help="side of the crops, pixels (%(default)s)")
     add("--batch", type=count, default=64, help="(%(default)s)")
     add("--rounds", type=count, default=5, help="(%(default)s)")
-    add("--seconds", type=float, default=3.0, help="least length of a turn (%(default)s)")
+    add("--seconds", type=float, default=3.0, help="minimum length of a turn (%(default)s)")
     add("--pictures", type=Path, default=PICTURES, help="folder, made if missing (%(default)s)")
     add("--output", type=Path, help="CSV file (benchmarks/results/input.csv)")
-    add("--venvs", type=Path, default=VENVS, help="of the peers' environments (%(default)s)")
+    add("--venvs", type=Path, default=VENVS, help="folder of the peers' venvs (%(default)s)")
     options = parser.parse_args()
     options.output = options.output or record.RESULTS / "input.csv"
     return options
 
 
 def main() -> int:
-    """Measures, prints and writes; 1 where a contender is missing."""
+    """Measures, prints and writes; returns 1 if a contender is missing."""
     options = parse()
     folder = pictures.write(options.pictures.expanduser().absolute())
     peers = {name: PEERS[name] for name in options.peers}

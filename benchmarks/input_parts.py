@@ -1,6 +1,6 @@
-"""Measures parts of our own input on one core: a record, small images, a start far into a run.
+"""Measures parts of our input on one core: a record, small images, a start far into a run.
 
-The pictures are those of `benchmarks.input`; for the record they are prepared as array_record.
+The pictures are those of `benchmarks.input`; to measure a record they are prepared as array_record.
 """
 
 import argparse
@@ -103,13 +103,13 @@ def prepare(folder: Source, data_dir: str) -> Source:
     """The pictures of a folder as an array_record set."""
     tfds.disable_progress_bar()
     BenchmarkPictures.folder = folder
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
         BenchmarkPictures(data_dir=data_dir, file_format="array_record").download_and_prepare()
     return readers.open_split("benchmark_pictures", "train", data_dir)
 
 
 def reading(source: Source) -> float:
-    """CPU milliseconds for a record, not decoded."""
+    """CPU milliseconds to read a record, without decoding."""
     before = time.process_time()
     for index in range(len(source)):
         source[index]
@@ -117,7 +117,7 @@ def reading(source: Source) -> float:
 
 
 def small() -> Callable[[], float]:
-    """Images a CPU second, of a set that has been made once."""
+    """Measures images a CPU second for a set that is completely in memory."""
     rng = np.random.default_rng(0)
     shape = (SMALL_SIDE, SMALL_SIDE, 3)
     encoded = [cv2.imencode(".png", rng.integers(0, 255, shape, np.uint8))[1].tobytes()
@@ -127,7 +127,7 @@ def small() -> Callable[[], float]:
     reader = Reader(source, Images(SMALL_SIDE), Host(memory=2**30))
     batches = reader.training_batches(batch_size=SMALL_BATCH, seed=0)
     steps = -(-SMALL // SMALL_BATCH)
-    for _ in range(steps + 16):  # every image is asked for once, with what is made ahead
+    for _ in range(steps + 16):  # makes every image once, including batches made ahead
         next(batches)
 
     def measure() -> float:
@@ -140,12 +140,12 @@ def small() -> Callable[[], float]:
 
 
 def start(source: Source, step: int) -> float:
-    """Seconds until the first batch of 64 is there."""
+    """Seconds until the first batch of 64 images."""
     images = Images(299, (0.08, 1.0), (3 / 4, 4 / 3))
     before = time.perf_counter()
     next(Reader(source, images).training_batches(batch_size=64, seed=0, first_step=step))
     took = time.perf_counter() - before
-    time.sleep(1)  # for what has been made ahead
+    time.sleep(1)  # until batches that are made ahead are done
     return took
 
 

@@ -1,15 +1,15 @@
-"""What the training loop costs around the step: images/s of whole runs against the bare step.
+"""Measures the overhead of the training loop: images/s of complete runs and of the bare step.
 
     python -m benchmarks.loop
     python -m benchmarks.loop --config configs/digits.py --change data.image_size=48 --steps 40
 
-In each round the bare step takes so many steps on a batch that lies on the device, and then
-`train.loop` takes as many: with its input, metrics, log, and checkpoints twice in between. On CPU
-one core stands for the accelerator: XLA is bound to it, and Python and the input's threads to the
-others, so that as elsewhere the host's work can hide behind the device's.
+In each round the bare step runs `--steps` times on a batch that is on the device. Then `train.loop`
+runs as many steps, with its input, metrics, log, and two checkpoints. On CPU one core is the
+accelerator: XLA is bound to it, and Python and the input's threads to the other cores. So the
+host's work can overlap with the device's, as on other platforms.
 
-Also measured, in a process of its own: the time that Python needs to call a step, with a
-pass-through function on the whole state of the paper's model, without and with averaged weights.
+A separate process measures the time that Python needs to call a step: a pass-through function on
+the complete state of the paper's model, without and with averaged weights.
 """
 
 import argparse
@@ -48,10 +48,11 @@ from xception_jax.training.telemetry.profiling import Profile
 
 
 def config_from(path: str, changes: Mapping[str, object], steps: int) -> ConfigDict:
-    """The config of a file, changed, of so many steps with two checkpoints.
+    """The config of a file with changes, for `steps` steps with two checkpoints.
 
     Raises:
-      UsageError: a change is not possible. OSError: the file cannot be read.
+      UsageError: a change is invalid.
+      OSError: the file cannot be read.
     """
     spec = util.spec_from_file_location("config", path)
     assert spec is not None
@@ -78,7 +79,7 @@ def config_from(path: str, changes: Mapping[str, object], steps: int) -> ConfigD
 
 
 def give_the_device_its_own_core() -> None:
-    """Binds XLA CPU's threads, which start now, to one core, and later ones to the others."""
+    """Binds XLA's CPU threads, which start here, to one core, and later threads to the others."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])
     on_cpu = jax.default_backend() == "cpu"
@@ -86,8 +87,8 @@ def give_the_device_its_own_core() -> None:
 
 
 def bare(run: train.Run, state: Any, steps: int) -> float:
-    """Seconds a step on a batch that lies on the device."""
-    state = jax.tree.map(lambda leaf: leaf.copy(), state)  # the step takes its argument's memory
+    """Seconds a step on a batch that is on the device."""
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)  # the step donates its argument
     batch = next(run.batches(0))
     begin = time.perf_counter()
     for _ in range(steps):
@@ -97,7 +98,7 @@ def bare(run: train.Run, state: Any, steps: int) -> float:
 
 
 def looped(run: train.Run, state: Any, steps: int) -> float:
-    """Seconds a step of `train.loop`, its one evaluation at the end left out."""
+    """Seconds a step of `train.loop`, without the evaluation at its end."""
     state = jax.tree.map(lambda leaf: leaf.copy(), state)
     spent: list[float] = []
 
@@ -132,22 +133,22 @@ def looped(run: train.Run, state: Any, steps: int) -> float:
 
 
 def python_overhead(with_ema: bool, calls: int = 300) -> tuple[int, float]:
-    """Arrays in the paper's model's whole state, and seconds to call a jitted function of it."""
+    """Number of arrays in the state of the paper's model, and seconds to call a jitted function."""
     config = config_lib.default()
     make_model = state_lib.model_maker(config, 1000)
     run_optimizer = optimizer.from_config(config, 100)[0]
     mesh = sharding.make_mesh(1)
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     shapes = state_lib.shapes_of(partial(state_lib.create, make_model, run_optimizer, with_ema))
     # The arrays' sizes do not matter, their number does.
-    state = jax.tree.map(lambda leaf: jax.device_put(np.zeros(1, leaf.dtype), whole), shapes)
-    through = jax.jit(lambda state: state, in_shardings=(whole,), out_shardings=whole,
+    state = jax.tree.map(lambda leaf: jax.device_put(np.zeros(1, leaf.dtype), replicated), shapes)
+    through = jax.jit(lambda state: state, in_shardings=(replicated,), out_shardings=replicated,
                       donate_argnums=0)  # fmt: skip
     return len(jax.tree.leaves(state)), per_call(through, state, calls)
 
 
 def per_call(function: Callable[[Any], Any], state: Any, calls: int) -> float:
-    """The median of single calls."""
+    """The median time of a call, seconds."""
     times = []
     for _ in range(calls):
         begin = time.perf_counter()
@@ -164,8 +165,8 @@ def main() -> None:
     )
     parser.add_argument("--config", default="configs/digits.py", help="(%(default)s)")
     parser.add_argument("--change", nargs="*", default=[], type=assignment, metavar="FIELD=VALUE",
-                        help="of it")  # fmt: skip
-    parser.add_argument("--steps", type=count, default=100, help="in each round (%(default)s)")
+                        help="changes of the config")  # fmt: skip
+    parser.add_argument("--steps", type=count, default=100, help="steps a round (%(default)s)")
     parser.add_argument("--rounds", type=count, default=5, help="(%(default)s)")
     parser.add_argument("--output", type=Path, help="CSV file to write")
     options = parser.parse_args()
@@ -179,9 +180,9 @@ def main() -> None:
     give_the_device_its_own_core()
     config = config_from(options.config, dict(options.change), options.steps)
     run = train.build_run(config)
-    whole = sharding.replicated(run.layout.mesh)
-    state = state_lib.initialize(run.init, config.seed, whole)
-    looped(run, state, options.steps)  # compiles all
+    replicated = sharding.replicated(run.layout.mesh)
+    state = state_lib.initialize(run.init, config.seed, replicated)
+    looped(run, state, options.steps)  # compiles everything
     pairs = []
     for _ in range(options.rounds):
         pairs.append((bare(run, state, options.steps), looped(run, state, options.steps)))

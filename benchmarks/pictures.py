@@ -1,8 +1,8 @@
-"""JPEGs to read when none may be shipped: as large as ImageNet's, and as dear to decode.
+"""Synthetic JPEGs with the size and the decoding cost of ImageNet's.
 
-Noise whose spectrum falls like that of photographs, 500x375, its quality chosen so that a file
-has the 110 KB of ImageNet's mean: what a decoder has to do depends on pixels and bits, not on what
-there is to see.
+They contain noise with a spectrum like that of photographs, 500x375. Their quality is chosen for
+files of 110 KB, the mean of ImageNet. The cost of decoding depends on pixels and bits, not on the
+content.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ _BYTES = 110_000
 
 
 def picture(rng: np.random.Generator) -> np.ndarray:
-    """uint8 `[375, 500, 3]`: amplitudes fall with the frequency, and the channels go together."""
+    """uint8 `[375, 500, 3]`: amplitudes fall with the frequency, and channels are correlated."""
     rows, columns = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)
     amplitude = 1 / np.maximum(np.hypot(rows, columns), 1 / WIDTH)
     noise = np.fft.rfft2(rng.normal(size=(4, HEIGHT, WIDTH))) * amplitude
@@ -26,7 +26,7 @@ def picture(rng: np.random.Generator) -> np.ndarray:
 
 
 def jpeg(image: np.ndarray) -> bytes:
-    """Encoded with colours at half the resolution, at the quality that comes nearest in size."""
+    """Encodes with colours at half the resolution and the lowest quality that reaches the size."""
 
     def encoded(quality: int) -> bytes:
         return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
@@ -39,7 +39,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def write(folder: Path, count: int = 256, classes: int = 4) -> Path:
-    """`folder/train/CLASS/N.jpg`, the same each time; left alone where it is there already."""
+    """Writes `folder/train/CLASS/N.jpg`, always the same; does nothing if it is complete."""
     complete = folder / "complete.txt"
     if not complete.exists() or complete.read_text(encoding="utf-8") != str(count):
         rng = np.random.default_rng(0)

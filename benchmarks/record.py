@@ -1,4 +1,4 @@
-"""Result files: a CSV table under lines of comment that say how to make it again."""
+"""Result files: a CSV table below comments that say how to reproduce it."""
 
 import csv
 import datetime
@@ -37,18 +37,18 @@ def versions(packages: Iterable[str]) -> str:
 
 
 def write(path: Path, rows: list[Mapping[str, object]], notes: Mapping[str, str]) -> None:
-    """Writes rows of the same keys, under the command line, the date and the notes.
+    """Writes rows with the same keys, below the command line, the date and the notes.
 
     Args:
-      path: of the CSV file.
+      path: path of the CSV file.
       rows: at least one; the keys of the first are the columns.
-      notes: such as `machine` and `versions`; each becomes a line `# name: text`.
+      notes: notes such as `machine` and `versions`; each becomes a line `# name: text`.
     """
     script = Path(sys.argv[0])  # absolute under `python -m`
     command = shlex.join(["python", "-m", f"{script.parent.name}.{script.stem}", *sys.argv[1:]])
     head = {"command": command, "date": datetime.date.today().isoformat(), **notes}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: a run that is interrupted leaves the results that it had.
+    # Completely or not at all: an interrupted run leaves the earlier results.
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {name}: {text}\n" for name, text in head.items())
@@ -66,10 +66,10 @@ def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 def earlier(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What a file that is to be added to keeps: notes on how it was made, and its rows.
+    """The notes and rows that a file keeps when new rows are added.
 
     Raises:
-      UsageError: it was made on another machine, and one line on the machine heads all its rows.
+      UsageError: it was made on another machine; its note on the machine is for all rows.
     """
     if not path.exists():
         return {}, []

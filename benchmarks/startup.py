@@ -1,11 +1,11 @@
-"""How long a run takes to begin: import, help, the first step and the first line of progress.
+"""Measures the start of a run: import, help, the first step and the first line of progress.
 
     python -m benchmarks.startup
     python -m benchmarks.startup --rounds 3 --output benchmarks/results/startup.csv
 
-Each round starts the README's first command twice in a process of its own: with an empty
-compilation cache (cold), then with the one that this left behind (warm). Times are seconds of
-wall clock from the start of the command.
+Each round starts the README's first command twice, each time in a new process: with an empty
+compilation cache (cold), then with the resulting cache (warm). Times are seconds of wall clock from
+the start of the command.
 """
 
 import argparse
@@ -25,14 +25,14 @@ _FIRST_LINE = "compilation included"
 
 
 def seconds_of(*command: str) -> float:
-    """From the start of a command to its end."""
+    """Seconds from the start of a command to its end."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begin
 
 
 def first_progress(config: str, cache: Path) -> dict[str, float]:
-    """Seconds to the first line that a run prints, and to that of its first step."""
+    """Seconds to the first line of a run's output, and to the line of its first step."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     with tempfile.TemporaryDirectory() as folder:
         command = ["-m", "xception_jax.main", f"--config={config}", f"--workdir={folder}"]
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/digits.py", help="of the run (%(default)s)")
+    parser.add_argument("--config", default="configs/digits.py", help="config (%(default)s)")
     parser.add_argument("--rounds", type=count, default=3, help="(%(default)s)")
     parser.add_argument("--output", type=Path, help="CSV file to write")
     options = parser.parse_args()

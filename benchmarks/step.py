@@ -1,10 +1,9 @@
 """Measures a forward pass and a training step of our model and its peers, side by side.
 
-Each contender is a process of its own, in a virtual environment of its own, that stays on the same
-cores. All contenders of a work are built first; then come the rounds, and in each of them every
-contender has its turn, in an order drawn anew, while the others are stopped. What is reported are
-medians over the rounds, and the ratios to ours within a round: so what else the machine does
-meets all alike.
+Each contender is a process in its own virtual environment; all are bound to the same cores. All
+contenders of a work are built first. Then, in each round, every contender has its turn in a random
+order, while the others are suspended. The results are medians over the rounds, and ratios to ours
+within a round. So other load on the machine affects all contenders equally.
 """
 
 import argparse
@@ -34,7 +33,7 @@ _EXAMPLE = """examples:
   python -m benchmarks.step --work training:96:8 --peers ours torch --rounds 5
   python -m benchmarks.step --work forward:75:1 --override width=0.1 middle_blocks=1 --rounds 2
 """
-# What tells a row from the others.
+# The columns that identify a row.
 _KEY = ("model", "work", "side", "batch", "dtype", "allocator", "contender")
 
 Row = dict[str, Any]
@@ -49,7 +48,7 @@ class Work(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Work":
-        """Of the form `training:96:8`."""
+        """Parses `training:96:8`."""
         kind, side, batch = text.split(":")
         if kind not in ("forward", "training"):
             raise ValueError(kind)
@@ -58,10 +57,10 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Peak:
-    """What the machine can do, on a second of one core's time or a GPU's.
+    """Peak performance of the machine, in a second of CPU time or a GPU's time.
 
     Attributes:
-      flops: floating-point operations of a product of matrices.
+      flops: floating-point operations of a matrix product.
       bandwidth: bytes read and written by a copy.
     """
 
@@ -71,7 +70,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Arena:
-    """What all works of a command have in common."""
+    """The settings that all works of a command share."""
 
     options: argparse.Namespace
     peers: Mapping[str, Peer]
@@ -81,7 +80,7 @@ class Arena:
     def start(
         self, name: str, peer: Peer, work: Work, allocator: str
     ) -> tuple[Worker, dict[str, Any]]:
-        """A worker that is ready, and what it said; raises `ContenderError`."""
+        """A ready worker and its first answer; raises `ContenderError`."""
         options = self.options
         request = {
             **work._asdict(),
@@ -96,7 +95,7 @@ class Arena:
 
 
 def main() -> int:
-    """Measures, prints and writes; 1 where a contender is missing."""
+    """Measures, prints and writes; returns 1 if a contender is missing."""
     options = parse()
     earlier, kept = record.earlier(options.output) if options.append else ({}, [])
     peers = {name: PEERS[name] for name in options.peers}
@@ -135,7 +134,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    """The command line, with what depends on other arguments filled in."""
+    """The command line, with defaults that depend on other arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=_EXAMPLE,
@@ -145,7 +144,7 @@ def parse() -> argparse.Namespace:
     add("--model", default="xception", help="a name of xception_jax.models (%(default)s)")
     add(
         "--override", nargs="*", default=[], type=assignment, metavar="NAME=VALUE",
-        help="of the model's arguments",
+        help="overrides of the model's arguments",
     )  # fmt: skip
     add(
         "--work", nargs="+", type=Work.parse, metavar="KIND:SIDE:BATCH",
@@ -155,23 +154,23 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     add(
         "--peers", nargs="+", choices=PEERS, metavar="NAME",
-        help=f"of {', '.join(PEERS)} (all that suit platform and model)",
+        help=f"of {', '.join(PEERS)} (all that support platform and model)",
     )  # fmt: skip
     add("--rounds", type=count, default=7, help="(%(default)s)")
-    add("--seconds", type=float, default=1.0, help="least length of a turn (%(default)s)")
-    add("--platform", choices=("cpu", "gpu"), help="(gpu where there is an NVIDIA driver)")
-    add("--cores", type=int, default=1, help="on CPU: that every worker stays on (%(default)s)")
+    add("--seconds", type=float, default=1.0, help="minimum length of a turn (%(default)s)")
+    add("--platform", choices=("cpu", "gpu"), help="(gpu if there is an NVIDIA driver)")
+    add("--cores", type=int, default=1, help="on CPU: number of cores of a worker (%(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     add(
         "--allocator", nargs="+", choices=("default", "kept"),
         help="kept: freed memory stays in the process, in huge pages (on CPU both, else default)",
     )  # fmt: skip
     add("--output", type=Path, help="CSV file (benchmarks/results/step_PLATFORM.csv)")
-    add("--append", action="store_true", help="keep other rows of a file that is there")
-    add("--venvs", type=Path, default=VENVS, help="of the peers' environments (%(default)s)")
+    add("--append", action="store_true", help="keep other rows of an existing file")
+    add("--venvs", type=Path, default=VENVS, help="folder of the peers' venvs (%(default)s)")
     add(
         "--installed", action="store_true",
-        help="the peers run in this Python with what it has, for a machine without a network",
+        help="run the peers in this Python with its packages, on a machine without a network",
     )  # fmt: skip
     options = parser.parse_args()
     if options.platform is None:
@@ -194,7 +193,7 @@ def parse() -> argparse.Namespace:
 
 
 def cores_to_use(options: argparse.Namespace) -> tuple[int, ...]:
-    """The last ones of those that this process may use; none on a GPU, where all are used."""
+    """The last of the cores that this process may use; none on a GPU, which means all."""
     if options.platform == "gpu":
         return ()
     allowed = sorted(os.sched_getaffinity(0))
@@ -204,7 +203,7 @@ def cores_to_use(options: argparse.Namespace) -> tuple[int, ...]:
 
 
 def measure_peak(arena: Arena) -> Peak:
-    """The best of some rounds of a large product and of a large copy."""
+    """The best rates of a large product and a large copy over some rounds."""
     best = {}
     clock = _clock(arena.options)
     for variant, unit in (("product", "flops"), ("copy", "bytes")):
@@ -219,7 +218,7 @@ def measure_peak(arena: Arena) -> Peak:
 def measure(
     arena: Arena, work: Work, allocator: str
 ) -> tuple[Rounds, dict[str, dict[str, Any]], list[str]]:
-    """Runs all contenders at one work, see `turns.take_turns`."""
+    """Runs all contenders on one work, see `turns.take_turns`."""
     print(f"\n{':'.join(map(str, work))}, {arena.options.dtype}, allocator {allocator}")
     starts = {
         name: partial(arena.start, name, peer, work, allocator)
@@ -238,11 +237,11 @@ def summary(
 ) -> list[Row]:
     """A row for each contender.
 
-    Columns: see `turns.times`. `share_of_peak` is the work's multiply-adds (times two) over
-    the time and over `Peak.flops`, and `share_of_bandwidth` the bytes that it moves at least over
-    the time and `Peak.bandwidth`, both as `peers/counts.py` counts them in our model, whoever the
-    contender is. `compile_seconds` is what the first step took more than the second,
-    `peak_memory_mib` the process' and its children's on the host, see `peers/worker.py`.
+    Columns: see `turns.times`. `share_of_peak` is the work's multiply-adds (times two), divided by
+    the time and `Peak.flops`. `share_of_bandwidth` is the minimum of bytes that it moves, divided
+    by the time and `Peak.bandwidth`. For all contenders, both are counted in our model, see
+    `peers/counts.py`. `compile_seconds` is the time of the first step minus that of a later one.
+    `peak_memory_mib` is the host memory of the process and its children, see `peers/worker.py`.
     """
     clock = _clock(arena.options)
     needs = _only(ready.get("ours", {}), "flops_per_image", "bytes_per_image")
@@ -271,7 +270,7 @@ def summary(
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """The columns that tell most, aligned."""
+    """Prints the main columns, aligned."""
     names = {
         "work": "work", "side": "side", "batch": "batch", "allocator": "allocator",
         "contender": "contender", "cpu_ms_per_image_median": "cpu ms", "ratio_cpu": "ratio",
@@ -295,7 +294,7 @@ def _model(options: argparse.Namespace) -> str:
 
 
 def _clock(options: argparse.Namespace) -> str:
-    """Which seconds count: on CPU those of all threads, which other processes lengthen least."""
+    """The clock of the results: on CPU the time of all threads, which other load affects least."""
     return "wall" if options.platform == "gpu" else "cpu"
 
 
@@ -306,5 +305,5 @@ def _only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         arguments.run(main)
-    except ContenderError as error:  # not even the machine itself could be measured
+    except ContenderError as error:  # the machine's peak could not be measured
         raise SystemExit(str(error)) from None

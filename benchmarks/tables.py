@@ -1,6 +1,6 @@
 """Rewrites tables in docs/ from the result files: python -m benchmarks.tables [--check]
 
-What stands between `<!-- table: NAME -->` and `<!-- end -->` is made of results/NAME.csv.
+Text between `<!-- table: NAME -->` and `<!-- end -->` is generated from results/NAME.csv.
 """
 
 import argparse
@@ -12,21 +12,23 @@ from benchmarks import arguments, record
 
 _DOCUMENTS = Path(__file__).parents[1] / "docs"
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# What tells one work of benchmarks/step.py from another.
+# The columns that identify a work of benchmarks/step.py.
 _WORK = ("model", "work", "side", "batch", "dtype", "allocator")
 
 Rows = Sequence[Mapping[str, str]]
 
 
 def main() -> int:
-    """Rewrites the documents, or with `--check` says 1 if that would change one."""
+    """Rewrites the documents; with `--check`, returns 1 if that would change one."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tables",
         description="Rewrites the tables of docs/*.md from the result files.",
         epilog="example: python -m benchmarks.tables --check",
     )
-    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
-    parser.add_argument("--document", type=Path, help="one of them alone")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if out of date"
+    )
+    parser.add_argument("--document", type=Path, help="only this document")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the CSVs")
     options = parser.parse_args()
     stale = 0
@@ -44,7 +46,7 @@ def main() -> int:
 
 
 def rewritten(text: str, results: Path) -> str:
-    """A document's text with its tables made anew from the CSV files in a folder."""
+    """A document's text with its tables generated from the CSV files in a folder."""
 
     def table(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
@@ -57,12 +59,12 @@ def rewritten(text: str, results: Path) -> str:
 
 
 def of_file(path: Path) -> str:
-    """A result file as a Markdown table over a line that says where it comes from."""
+    """A result file as a Markdown table, with a line on its origin below."""
     notes, rows = record.read(path)
     if rows and {*_WORK, "contender"} <= set(rows[0]):
         lines = of_works(rows, "wall" if notes.get("platform") == "gpu" else "cpu")
     else:
-        # A file with parts of a whole is shown by its wholes.
+        # A file with partial sums is shown by its totals.
         rows = [{k: v for k, v in row.items() if k != "part"} for row in rows
                 if row.get("part", "all") == "all"]  # fmt: skip
         lines = [list(rows[0]), *(list(row.values()) for row in rows)]
@@ -74,15 +76,15 @@ def of_file(path: Path) -> str:
 def of_works(rows: Rows, clock: str) -> list[list[str]]:
     """Contenders by works: milliseconds an image, their ratio to ours and its spread.
 
-    Under them, what ours makes of the machine.
+    Below them, our shares of the machine's peak rates.
 
     Args:
-      rows: of benchmarks/step.py.
-      clock: `cpu` or `wall`, whose milliseconds.
+      rows: rows of benchmarks/step.py.
+      clock: the clock of the milliseconds, `cpu` or `wall`.
     """
     works = list(dict.fromkeys(tuple(row[name] for name in _WORK) for row in rows))
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
-    # Model, dtype and allocator stand in the heading only where they tell works apart.
+    # Model, dtype and allocator are in the heading only if they differ between works.
     told = [i for i, values in enumerate(zip(*works, strict=True)) if len(set(values)) > 1]
     headings = []
     for work in works:
@@ -111,7 +113,7 @@ def _cell(row: Mapping[str, str], clock: str) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as a table, the first of them its heading."""
+    """Lines of cells as a table; the first line is the heading."""
     head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 

@@ -1,13 +1,13 @@
-"""What the TPU compiler says of the training step, without a TPU.
+"""The TPU compiler's figures for the training step, without a TPU.
 
     pip install -e '.[plan]'
     python -m benchmarks.tpu_compile --chips v5e:2x2 v6e:2x2            # a quarter of an hour
     python -m benchmarks.tpu_compile --blocks short --check             # the gate: minutes
 
-The real step of `configs/imagenet.py`, in bfloat16, is compiled for a topology; libtpu writes down
-the schedule of each operation as it goes. An operation is taken to last as long as its schedule,
-or as its bytes take at the memory's bandwidth, whichever is longer; the step as the sum. That
-ranks variants of a program; as absolute time it is unproven, since no device has been seen.
+The real step of `configs/imagenet.py`, in bfloat16, is compiled for a topology, and libtpu writes
+the schedule of each operation. The time of an operation is that of its schedule or of its bytes at
+the memory's bandwidth, whichever is longer. The time of the step is the sum. This ranks variants of
+a program; as absolute time it is unproven, since it was never compared with a device.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _REAL_COPY = 2_000_000
 Row = dict[str, object]
 
 
-# Figures that `--check` compares: name, and by how much of itself each may grow.
+# Figures that `--check` compares: name, and allowed relative growth.
 TOLERANCES = {"larger_mcycles": 0.03, "temporary_gb": 0.05, "all_reduces": 0.0, "real_copies": 0.0,
               "without_schedule": 0.1}  # fmt: skip
 _KEYS = ("chips", "blocks", "batch", "side", "microbatch", "overrides")
@@ -40,9 +40,9 @@ def measure(request: Mapping[str, object]) -> list[Row]:
     """The rows of one topology: `all`, then by stage and direction, then by class of operation."""
     topology = chips.parse(str(request["chips"]))
     told = {**request, **topology.request, "schedules": True}
-    answer = compiler.ask(told, module="benchmarks.tpu_program")
+    answer = compiler.compile_program(told, module="benchmarks.tpu_program")
     if not answer.cycles:
-        raise RunError("libtpu left no schedules; is it another version's dump?")
+        raise RunError("libtpu wrote no schedules; is it another version?")
     costs = list(Program(answer.hlo, answer.cycles).costs())
     groups: dict[str, list[Cost]] = {"all": costs}
     groups |= _grouped(costs, lambda c: f"{c.stage} {'backward' if c.backward else 'forward'}")
@@ -52,9 +52,9 @@ def measure(request: Mapping[str, object]) -> list[Row]:
     fields["overrides"] = " ".join(f"{k}={v}" for k, v in dict(request["overrides"]).items())
     rows = [{**{k: fields[k] for k in _KEYS}, "part": part, **_sums(members, topology.chip)}
             for part, members in groups.items()]  # fmt: skip
-    whole = _whole(rows[0], costs, topology.chip, int(request["batch"]), answer.figures)
+    total = _total(rows[0], costs, topology.chip, int(request["batch"]), answer.figures)
     return [
-        {**row, **(whole if i == 0 else dict.fromkeys(whole, ""))} for i, row in enumerate(rows)
+        {**row, **(total if i == 0 else dict.fromkeys(total, ""))} for i, row in enumerate(rows)
     ]
 
 
@@ -66,7 +66,7 @@ def _grouped(costs: Iterable[Cost], key: Callable[[Cost], str]) -> dict[str, lis
 
 
 def _natural(name: str) -> tuple[str, int, str]:
-    """`block2` before `block10`."""
+    """A sort key that puts `block2` before `block10`."""
     first, _, rest = name.partition(" ")
     letters = first.rstrip("0123456789")
     return letters, int(first[len(letters) :] or 0), rest
@@ -85,15 +85,15 @@ def _sums(costs: list[Cost], chip: Chip) -> Row:
     }
 
 
-def _whole(sums: Row, costs: list[Cost], chip: Chip, batch: int, figures: Mapping[str, Any]) -> Row:
+def _total(sums: Row, costs: list[Cost], chip: Chip, batch: int, figures: Mapping[str, Any]) -> Row:
     seconds = float(str(sums["larger_mcycles"])) / chip.ghz / 1e3
     prefetch = chip.memory_cycles(sum(c.bytes for c in costs if c.kind == "prefetch"))
     hidden = prefetch - exposed_cycles(costs, chip.memory_cycles)
     copies = [c for c in costs if c.kind == "copy" and c.bytes / c.rounds > _REAL_COPY]
     return {
         "images_per_s_chip": round(batch / seconds, 1),
-        # Asynchronous copies between HBM and on-chip memory go on beside what computes: counted
-        # only as far as they do not fit there, or not at all.
+        # Asynchronous copies between HBM and on-chip memory overlap with computation. The first
+        # figure counts only the part that does not overlap, the second none.
         "overlapped_mcycles": round(float(str(sums["larger_mcycles"])) - hidden / 1e6, 3),
         "without_prefetch_mcycles": round(float(str(sums["larger_mcycles"])) - prefetch / 1e6, 3),
         "temporary_gb": round(figures["memory"]["temporary"] / 1e9, 3),
@@ -107,7 +107,7 @@ def _whole(sums: Row, costs: list[Cost], chip: Chip, batch: int, figures: Mappin
 
 
 def worse(row: Mapping[str, object], before: Iterable[Mapping[str, str]]) -> str | None:
-    """What is worse than in the committed row of the same program, in a line; None: nothing."""
+    """The first figure that is worse than committed for the same program; None: none is."""
     same = [old for old in before if all(str(row[k]) == old[k] for k in (*_KEYS, "part"))]
     if not same:
         return f"{row['chips']}: no committed figures for these arguments; write them with --output"
@@ -153,7 +153,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"topologies; kinds: {', '.join(CHIPS)} (default: %(default)s)",
     )
     add("--batch", type=int, default=64, help="images a chip (default: %(default)s)")
-    add("--side", type=int, default=299, help="of the images, pixels (default: %(default)s)")
+    add("--side", type=int, default=299, help="side of the images, pixels (default: %(default)s)")
     add("--microbatch", type=int, default=0, help="optimizer.microbatch (default: 0, no limit)")
     add(
         "--override",
@@ -169,11 +169,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="all",
         help="short: the stem, one block of the entry flow and two of the middle flow",
     )
-    add(
-        "--check", action="store_true", help="exit 1 where a figure is worse than the committed one"
-    )
+    add("--check", action="store_true", help="exit 1 if a figure is worse than the committed one")
     add("--output", type=Path, help="CSV file to write")
-    add("--append", action="store_true", help="keep other rows of a file that is there")
+    add("--append", action="store_true", help="keep other rows of an existing file")
     return parser.parse_args(argv)  # fmt: skip
 
 

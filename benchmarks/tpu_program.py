@@ -1,7 +1,7 @@
-"""Compiles the training step for a TPU that is not there, in a process of its own.
+"""Compiles the training step for a TPU without the TPU, in a separate process.
 
-What `xception_jax.planning.program` is to a plan, this is to `tpu_compile.py`, whose requests name
-sizes and overrides of `configs/imagenet.py`, and a shorter network.
+`tpu_compile.py` uses it as a plan uses `xception_jax.planning.program`. A request gives sizes and
+overrides of `configs/imagenet.py`, or a shorter network.
 """
 
 import json
@@ -15,8 +15,6 @@ from ml_collections import ConfigDict
 from configs import imagenet
 from xception_jax import config as config_lib
 from xception_jax.models import xception
-from xception_jax.models.layers import Layers
-from xception_jax.models.network import make_head
 from xception_jax.planning import program, steps
 from xception_jax.training import state as state_lib
 from xception_jax.training.build import DataSpec
@@ -37,31 +35,27 @@ def config_of(request: dict[str, Any], devices: int) -> ConfigDict:
 
 
 def short_maker(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
-    """The stem, block 2, and two blocks built like the middle flow's, but of 128 channels."""
-    whole = state_lib.model_maker(config, NUM_CLASSES)
+    """A short network: the stem, block 2, and two middle-flow blocks with 128 channels."""
+    make_full = state_lib.model_maker(config, NUM_CLASSES)
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        model: Any = whole(rngs)
-        fields = config_lib.model_overrides(config)
-        layers = Layers(
-            rngs, model.dtype, fields["bn_epsilon"], fields["bn_momentum"],
-            fields["bn_virtual_batch"],
-        )  # fmt: skip
-        # At its own size: where the maps are smaller, one of the stem's gradients takes the
-        # compiler four minutes.
+        model: Any = make_full(rngs)
+        layers = model.make_layers(rngs)
+        # At full size: with smaller feature maps, the compiler takes four minutes for one of the
+        # stem's gradients.
         model.entry_flow = nnx.List(list(model.entry_flow)[:1])
         model.middle_flow = nnx.List(
             xception.Block(128, (128, 128, 128), downsample=False, layers=layers) for _ in range(2)
         )
         model.exit_flow = nnx.List([])
-        model.head = make_head(128, NUM_CLASSES, (), fields["dropout"], layers)
+        model.head = model.make_head(128, NUM_CLASSES, layers)
         return model
 
     return make
 
 
 def main(request: dict[str, Any]) -> None:
-    """Compiles and leaves the answer in the request's folder."""
+    """Compiles and writes the answer to the request's folder."""
     mesh = program.mesh_of(request["topology"], request["options"])
     config = config_of(request, mesh.size)
     make_model = short_maker(config) if request["short"] else None

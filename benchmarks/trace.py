@@ -1,10 +1,10 @@
-"""Where a training step spends its time: a trace, summed up by stage and by kind of operation.
+"""Traces a training step and sums its time by stage and by kind of operation.
 
     python -m benchmarks.trace --side 299 --batch 4
     python -m benchmarks.trace --side 96 --batch 8 --override width=0.5 --folder traces
 
-The folder then holds the trace itself, for xprof or https://ui.perfetto.dev. Times are sums over
-the device's (on CPU: the threads') operations. See docs/speed.md for what to expect.
+The folder keeps the trace for xprof or https://ui.perfetto.dev. Times are sums over the operations
+of the device (on CPU: of its threads). docs/speed.md has results.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = .*op_name=\"([^\"]*)\"")
 def compiled_step(
     side: int, batch: int, dtype: str, overrides: dict[str, Any]
 ) -> tuple[Any, state_lib.TrainState, step.Batch]:
-    """The training step, compiled, a state and a batch for it."""
+    """The compiled training step, and a state and a batch for it."""
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         return models.create(
@@ -57,7 +57,7 @@ def compiled_step(
 
 
 def operations(folder: Path) -> Counter[str]:
-    """Nanoseconds of each operation of the compiled program in the trace in a folder."""
+    """Nanoseconds of each operation of the compiled program, from the trace in a folder."""
     spent: Counter[str] = Counter()
     for path in folder.rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
@@ -70,12 +70,12 @@ def operations(folder: Path) -> Counter[str]:
 
 
 def directed(op_name: str) -> str:
-    """The stage that an operation is of, and whether forward or backward."""
+    """The stage of an operation, and whether it is forward or backward."""
     return f"{stage(op_name)} {'backward' if 'transpose(' in op_name else 'forward'}"
 
 
 def kind(instruction: str, op_name: str) -> str:
-    """What an operation does, coarsely."""
+    """The kind of an operation."""
     last = op_name.rsplit("/", 1)[-1]
     if "dot_general" in op_name or instruction.startswith("dot"):
         return "product of matrices"
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--side", type=count, default=96, help="of the images (%(default)s)")
+    parser.add_argument("--side", type=count, default=96, help="side of images (%(default)s)")
     parser.add_argument("--batch", type=count, default=8, help="(%(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
@@ -100,10 +100,10 @@ def main() -> None:
         default=[],
         type=assignment,
         metavar="NAME=VALUE",
-        help="of the model",
+        help="overrides of the model's arguments",
     )
-    parser.add_argument("--steps", type=count, default=3, help="that are traced (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="where the trace is left")
+    parser.add_argument("--steps", type=count, default=3, help="traced steps (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the trace")
     options = parser.parse_args()
     overrides = dict(options.override)
     preflight.check_profiler()

@@ -1,6 +1,6 @@
-"""Contenders in turn: rounds in which each has its turn, and what is made of their times.
+"""Rounds in which each contender has its turn, and statistics of their times.
 
-Whose turn it is not is stopped, see `contenders.Worker`.
+Waiting contenders are suspended, see `contenders.Worker`.
 """
 
 import contextlib
@@ -11,22 +11,22 @@ from typing import Any
 
 from benchmarks.contenders import ContenderError, Worker, say
 
-Rounds = dict[str, list[dict[str, float]]]  # what each turn took, by contender
+Rounds = dict[str, list[dict[str, float]]]  # the times of each turn, by contender
 
 
 def take_turns(
     starts: Mapping[str, Callable[[], tuple[Worker, dict[str, Any]]]], rounds: int, clock: str
 ) -> tuple[Rounds, dict[str, dict[str, Any]], list[str]]:
-    """Starts all contenders, then gives each its turn in every round, in an order drawn anew.
+    """Starts all contenders, then gives each its turn in every round, in a random order.
 
     Args:
-      starts: by contender.
-      rounds: their number.
-      clock: `cpu` or `wall`, what is shown on the way.
+      starts: functions that start a worker, by contender.
+      rounds: number of rounds.
+      clock: `cpu` or `wall`, the time to print.
 
     Returns:
-      The rounds and what was said before them, of each contender that came through, and a line
-      for each that did not.
+      The rounds and the first answers of the contenders that succeeded, and a line for each that
+      failed.
     """
     took: Rounds = {}
     ready: dict[str, dict[str, Any]] = {}
@@ -60,11 +60,11 @@ def take_turns(
 
 
 def times(rounds: Rounds, name: str, reference: str = "ours") -> dict[str, Any]:
-    """Columns of a result file: what a contender's turns took, and beside whom.
+    """Columns of a result file: times of a contender's turns, and ratios to the reference.
 
-    CPU time is that of all threads. `ratio_*` is the median over the rounds of the contender's
-    time to the reference's in the same round, with the least and the greatest; empty where the
-    reference is missing.
+    CPU time is that of all threads. `ratio_*` is the contender's time divided by the reference's in
+    the same round: median, minimum and maximum over the rounds. It is empty if the reference is
+    missing.
     """
     columns: dict[str, Any] = {}
     for clock in ("cpu", "wall"):
@@ -83,5 +83,5 @@ def times(rounds: Rounds, name: str, reference: str = "ours") -> dict[str, Any]:
 
 
 def digits(value: float) -> str:
-    """Four digits that count, and no exponent in what is large."""
+    """A number with four significant digits, without an exponent if it is large."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

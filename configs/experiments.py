@@ -1,22 +1,21 @@
-"""The paper's experiments (arXiv:1610.02357v3), each variant by the name of both.
+"""The paper's experiments (arXiv:1610.02357v3); a variant is named EXPERIMENT/VARIANT.
 
     python -m xception_jax.main --config=configs/experiments.py:residual/without --workdir=runs/bare
     python -m xception_jax.main --config=configs/experiments.py:residual/without/digits \
         --workdir=runs/bare_digits
 
-    architecture   Xception against Inception V3                          table 1, figure 6
-    residual       with and without residual connections                  figure 9
-    activation     nothing, ReLU or ELU between the separable steps       figure 10
-    fc             without and with fully connected layers                table 2, there on JFT
-    spectrum       from a regular to a depthwise separable convolution    section 1.2; not in the
-                                                                          paper's experiments
+    architecture: Xception against Inception V3 (table 1, figure 6)
+    residual: with and without residual connections (figure 9)
+    activation: none, ReLU or ELU inside the separable convolutions (figure 10)
+    fc: without and with fully connected layers (table 2, there on JFT)
+    spectrum: from a regular to a depthwise separable convolution (section 1.2; not one of the
+        paper's experiments)
 
 A variant is `configs/imagenet.py` with a few fields changed. With `/digits` it is scaled down to
-the embedded handwritten digits: `configs/digits.py` for half of its epochs (`architecture` at 40
-pixels and an eighth of the channels, for Inception V3 needs larger images; `residual` with all
-eight blocks of the middle flow, for what it is about is depth).
-`python -m benchmarks.experiments` runs all variants of an experiment, over several seeds, and draws
-what comes out.
+the embedded handwritten digits: `configs/digits.py` for half of its epochs. `architecture` then has
+40 pixels and an eighth of the channels, because Inception V3 needs larger images. `residual` has
+all eight blocks of the middle flow, because it is about depth. `python -m benchmarks.experiments`
+runs all variants of an experiment with several seeds and draws the results.
 """
 
 from typing import Any
@@ -46,9 +45,9 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# On the digits, in place of or besides the above.
+# Changes for the digits, added to the above.
 _DIGITS: dict[str, dict[str, Any]] = {
-    # Inception V3 pads nothing in its stem: it takes 39 pixels at least.
+    # Inception V3's stem has no padding: it needs at least 39 pixels.
     "architecture/xception": {"data.image_size": 40, "model.width": 0.125},
     "architecture/inception_v3": {
         "data.image_size": 40,
@@ -56,7 +55,7 @@ _DIGITS: dict[str, dict[str, Any]] = {
         "model.middle_blocks": None,
         "optimizer.weight_decay": 4e-4,
     },
-    # All eight middle blocks: what the connections are for is depth.
+    # All eight middle blocks, because the connections matter in deep networks.
     "residual/with": {"model.middle_blocks": 8},
     "residual/without": {"model.middle_blocks": 8},
     # As wide as the features, times two, as in the paper.
@@ -65,7 +64,7 @@ _DIGITS: dict[str, dict[str, Any]] = {
 
 
 def names() -> list[str]:
-    """The variants, as `get_config` takes them, at the paper's scale."""
+    """The names of the variants for `get_config`, at the paper's scale."""
     return [f"{name}/{variant}" for name, variants in EXPERIMENTS.items() for variant in variants]
 
 

@@ -1,4 +1,4 @@
-"""The commands that a launcher runs or, with --dry-run, prints; and how launchers end."""
+"""Runs or, with --dry-run, prints a launcher's commands; and error handling of launchers."""
 
 import argparse
 import difflib
@@ -20,28 +20,28 @@ INSTALL = {
     "docker": "install Docker, https://docs.docker.com/engine/install",
 }
 
-# What to do about what gcloud and kubectl complain of, by a piece of their words.
-_MENDS = [
+# Fixes for errors of gcloud and kubectl, by a part of the message.
+_FIXES = [
     (r"no more capacity|STOCKOUT|ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources",
      "the zone has none free now; wait in a queue, or try another --zone or --spot"),
     (r"quota|RESOURCE_EXHAUSTED",
-     "ask for quota at https://console.cloud.google.com/iam-admin/quotas, or take a smaller "
+     "ask for quota at https://console.cloud.google.com/iam-admin/quotas, or use a smaller "
      "--type, another --zone or --spot"),
     (r"Invalid value for \[--zone\]|[Ll]ocation .* (is not found|does not exist)|Unknown zone"
      r"|Permission denied on 'locations/",
-     "see which zones have it: gcloud compute tpus locations list"),
+     "list the zones that have it: gcloud compute tpus locations list"),
     (r"[Aa]ccelerator.?[Tt]ype|[Mm]achine.?[Tt]ype",
-     "see what the zone has: gcloud compute tpus accelerator-types list --zone=ZONE"),
+     "list the types of the zone: gcloud compute tpus accelerator-types list --zone=ZONE"),
     (r'no matches for kind "JobSet"|the server doesn.t have a resource type "jobset"',
      "the cluster has no JobSet controller; install it: "
      "https://jobset.sigs.k8s.io/docs/installation"),
     (r"PERMISSION_DENIED|403|[Uu]nauthorized|gcloud auth login",
-     "see whether gcloud auth list names the right account, and ask for the role"),
+     "check that gcloud auth list shows the right account, and ask for the role"),
 ]  # fmt: skip
 
 
 class CommandError(RunError):
-    """A command that failed; `text` is all that it wrote on standard error."""
+    """A command that failed; `text` is its standard error."""
 
     def __init__(self, message: str, text: str = ""):
         super().__init__(message)
@@ -53,13 +53,13 @@ class UnfinishedError(RunError):
 
 
 class Commands:
-    """Runs commands, each a list that no shell ever sees, or only prints them.
+    """Runs commands, given as lists without a shell, or only prints them.
 
     Args:
-      dry_run: print, do not run; questions remain without an answer.
+      dry_run: print, do not run; `ask` then returns None.
 
     Attributes:
-      printed: the commands that a dry run would have run, in order.
+      printed: the commands of a dry run, in order.
     """
 
     def __init__(self, dry_run: bool = False):
@@ -68,7 +68,7 @@ class Commands:
         self._lock = threading.Lock()
 
     def tell(self, argv: Sequence[str]) -> None:
-        """Says what is about to run, quoted so that a shell would run the same."""
+        """Prints a command before it runs, quoted for a shell."""
         with self._lock:
             if self.dry_run:
                 self.printed.append(list(argv))
@@ -78,7 +78,7 @@ class Commands:
         """Runs a command to its end and returns its standard output; "" in a dry run.
 
         Raises:
-          CommandError: it failed; the message has its last line and what to do.
+          CommandError: it failed; the message has its last line and the fix.
           UsageError: there is no such program.
         """
         self.tell(argv)
@@ -99,7 +99,7 @@ class Commands:
         return done.stdout
 
     def ask(self, argv: Sequence[str], absent: str = "NOT_FOUND|not found|NotFound") -> str | None:
-        """Like `run`; None where the thing asked about is not there, and in a dry run."""
+        """Like `run`; None if the queried object does not exist, and in a dry run."""
         try:
             return self.run(argv) or None
         except CommandError as error:
@@ -114,16 +114,16 @@ def missing(program: str) -> UsageError:
 
 
 def failure(argv: Sequence[str], code: int, text: str) -> str:
-    """One line: which command failed, what it said last, what to do about it."""
+    """One line: the failed command, its last message, and the fix if it is known."""
     words = [word for word in argv if not word.startswith("-")][:5]
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [f"exit code {code}"]
     said = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-    mend = next((mend for pattern, mend in _MENDS if re.search(pattern, text)), None)
-    return f"{' '.join(words)} failed: {said}" + (f"; {mend}" if mend else "")
+    fix = next((fix for pattern, fix in _FIXES if re.search(pattern, text)), None)
+    return f"{' '.join(words)} failed: {said}" + (f"; {fix}" if fix else "")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports bad flags in one line, naming the nearest one; shows the module's text with --help.
+    """Reports a bad flag in one line with the nearest one; --help shows the module's docstring.
 
     Args:
       doc: the module's docstring, with an example.
@@ -151,35 +151,35 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The launcher's own arguments, and those after `--`, which go to `xception_jax.main`."""
     if "--" not in argv:
         return list(argv), []
-    cut = list(argv).index("--")
-    return list(argv[:cut]), list(argv[cut + 1 :])
+    at = list(argv).index("--")
+    return list(argv[:at]), list(argv[at + 1 :])
 
 
 def training_arguments(arguments: Sequence[str], workdir: str, processes: int) -> list[str]:
-    """What `xception_jax.main` gets: the user's arguments as they are, and what the launcher knows.
+    """The arguments for `xception_jax.main`: the user's, unchanged, and those of the launcher.
 
     Args:
-      arguments: the user's.
-      workdir: of the run.
-      processes: how many it starts. A run that finds another number on its machines refuses to
-        train; else each could train alone, all in one workdir.
+      arguments: the user's arguments.
+      workdir: the folder of the run.
+      processes: number of processes that the launcher starts. If a run finds another number, it
+        refuses to train; otherwise each process could train alone in the same workdir.
 
     Raises:
-      UsageError: no config, or a workdir among the arguments: the launcher needs to know it.
+      UsageError: there is no config, or there is a workdir, which the launcher must know.
     """
     names = {argument.split("=", 1)[0].lstrip("-") for argument in arguments}
     if "workdir" in names:
-        raise UsageError("--workdir goes before the --, to the launcher, which hands it on")
+        raise UsageError("--workdir goes before the --, to the launcher, which passes it on")
     if "config" not in names:
-        raise UsageError("what is to be trained? Add: -- --config=configs/imagenet.py")
+        raise UsageError("the config is missing. Add: -- --config=configs/imagenet.py")
     return [f"--num_processes={processes}", *arguments, f"--workdir={workdir}"]
 
 
 def check_name(name: str, what: str = "name", most: int = 61) -> str:
-    """The name, if Google Cloud and Kubernetes allow it.
+    """Returns the name if Google Cloud and Kubernetes allow it.
 
     Raises:
-      UsageError: it has other letters than they take, or too many.
+      UsageError: it has other characters, or too many.
     """
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > most:
         raise UsageError(
@@ -204,7 +204,7 @@ def check_workdir(workdir: str) -> str:
 def main(command: Callable[[list[str]], dict[str, object] | None]) -> NoReturn:
     """Runs a launcher and ends the process.
 
-    Exit codes: 0 done; 1 failed; 2 bad usage; 75, EX_TEMPFAIL, not finished: run it again; 130
+    Exit codes: 0 done; 1 failed; 2 bad usage; 75 (EX_TEMPFAIL) not finished, run it again; 130
     Ctrl-C.
     """
     try:

@@ -7,9 +7,9 @@ r"""Trains on Compute Engine: TPU v5p, v6e, TPU7x, one machine or a slice; or on
         --image-project=deeplearning-platform-release --image-family=FAMILY \
         --bucket=my-bucket --workdir=runs/imagenet -- --config=configs/imagenet.py
 
-What stands after -- goes to `python -m xception_jax.main` as it is. The same command run again
-continues: machines that were preempted are made anew, a run goes on from its newest checkpoint.
-Several machines with GPUs take launch.gke or launch.slurm, where they find one another.
+Arguments after -- go to `python -m xception_jax.main` unchanged. Running the same command again
+continues: it replaces preempted machines, and the run resumes from its newest checkpoint. For
+several machines with GPUs use launch.gke or launch.slurm, where processes can find each other.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from xception_jax.errors import UsageError
 
 # One machine: docs.cloud.google.com/compute/docs/tpus/create-tpu-vm-instance. Several, as a managed
 # instance group (MIG) with a workload policy: .../tpus/create-tpu-mig-multi-host-slice. Images:
-# .../tpu/docs/tpu-os-images. Preempted ones are to be deleted and made anew: .../spot-compute.
+# .../tpu/docs/tpu-os-images. Preempted ones must be deleted and created again: .../spot-compute.
 _IMAGE_PROJECT = "ubuntu-os-accelerator-images"
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _GONE = {"TERMINATED", "STOPPED", "SUSPENDED"}
@@ -56,7 +56,7 @@ class ComputeEngine:
 
     @property
     def workers(self) -> int:
-        """Machines."""
+        """Number of machines."""
         return self.slice.hosts if self.slice else 1
 
     @property
@@ -70,10 +70,10 @@ class ComputeEngine:
         return ["gcloud", "compute", *words, *place[where], *project]
 
     def create(self) -> None:
-        """Makes what is not there; deletes first what was preempted."""
+        """Creates missing machines; first deletes preempted ones."""
         state = self.state()
         if state == "gone":
-            fleet.say("the machines were preempted or stopped; making them anew")
+            fleet.say("the machines were preempted or stopped; creating them again")
             self.delete()
         self.made = True
         if state not in ("absent", "gone"):
@@ -86,7 +86,7 @@ class ComputeEngine:
             )
 
     def _machine(self) -> list[str]:
-        """What one machine is like; the flags of `instances create` and `instance-templates`."""
+        """Flags for one machine, for `instances create` and `instance-templates`."""
         args = self._args
         kind = self.slice.machine_type if self.slice else args.machine_type
         family = args.image_family or (self.slice.kind.image if self.slice else None)
@@ -105,7 +105,8 @@ class ComputeEngine:
         if args.spot:
             options.append("--provisioning-model=SPOT")
         if args.max_run_duration or args.spot:
-            # What runs out of its time is gone; what is preempted remains to be seen as such.
+            # A machine is deleted at the end of its time. A preempted one stays, so that its state
+            # shows the preemption.
             options.append(
                 f"--instance-termination-action={'DELETE' if args.max_run_duration else 'STOP'}"
             )
@@ -116,7 +117,7 @@ class ComputeEngine:
     def _create_group(self) -> None:
         name, region = self._args.name, self._region
         assert self.slice is not None
-        # Each of the three may be there from a time before that did not come further.
+        # Each of the three may exist from an earlier, incomplete attempt.
         if not self._there("resource-policies", name, where="region"):
             self._commands.run(self._gcloud(
                 "resource-policies", "create", "workload-policy", name, "--type=HIGH_THROUGHPUT",
@@ -129,7 +130,7 @@ class ComputeEngine:
             self._commands.run(self._gcloud(
                 "instance-templates", "create", name, *template, where=""
             ))  # fmt: skip
-        # Bulk: all the machines or none; a half slice would only cost.
+        # Bulk: all machines or none, since half a slice is useless.
         self._commands.run(self._gcloud(
             "instance-groups", "managed", "create", name, f"--size={self.workers}",
             f"--template={name}", "--target-size-policy-mode=bulk",
@@ -175,7 +176,7 @@ class ComputeEngine:
         return None if text is None else json.loads(text)
 
     def delete(self) -> None:
-        """Deletes the machines, and what the group was made of."""
+        """Deletes the machines, and the template and policy of the group."""
         name, ask = self._args.name, self._commands.ask
         if self.workers == 1:
             ask(self._gcloud("instances", "delete", name, "--quiet"))
@@ -186,7 +187,7 @@ class ComputeEngine:
         self.made, self._found = False, []
 
     def _instance(self, worker: int) -> str:
-        """The name of a machine. Those of a group are Compute Engine's own; a dry run has none."""
+        """The name of a machine. In a group, Compute Engine chooses it; a dry run makes one up."""
         if self.workers == 1:
             return str(self._args.name)
         if self._commands.dry_run:
@@ -219,17 +220,17 @@ def parser() -> Parser:
     machines.add_arguments(parser)
     parser.add_argument("--type", help="TPUs: v6e-8, v5p-16, or a shape, tpu7x:2x2x2")
     parser.add_argument("--machine-type", help="GPUs: one machine, as a3-highgpu-8g")
-    parser.add_argument("--image-family", help="unless given, that of the TPU")
-    parser.add_argument("--image-project", help=f"unless given, {_IMAGE_PROJECT}")
+    parser.add_argument("--image-family", help="image family; by default that of the TPU")
+    parser.add_argument("--image-project", help=f"project of the image; default {_IMAGE_PROJECT}")
     parser.add_argument("--boot-disk-size", default="200GB")
     parser.add_argument(
-        "--max-run-duration", help="the machines delete themselves after, as 12h, come what may"
+        "--max-run-duration", help="delete the machines after this time in any case, as 12h"
     )
     return parser
 
 
 def command(argv: list[str]) -> dict[str, object] | None:
-    """Does what a command line says; see `machines.command`."""
+    """Runs a command line; see `machines.command`."""
     return machines.command(argv, parser(), ComputeEngine)
 
 

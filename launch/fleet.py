@@ -1,6 +1,6 @@
-"""Machines that one reaches by ssh, and what one does on all of them.
+"""Machines that are reached by ssh, and operations on all of them.
 
-Whoever rents them out, `tpu_vm` and `compute_engine` say how they are made, found and reached.
+`tpu_vm` and `compute_engine` create, find and reach the machines of their provider.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from launch.commands import CommandError, Commands, training_arguments
 from xception_jax.errors import RunError
 from xception_jax.utils.text import printable
 
-# Where the bucket is on every machine unless one wants it elsewhere.
+# Default mount point of the bucket on every machine.
 MOUNT = "/mnt/bucket"
-# Where the worker keeps its things, in the home folder.
+# The worker's folder in the home folder.
 HOME = "xception_jax"
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -28,9 +28,9 @@ class Fleet(Protocol):
     """Machines of one provider.
 
     Attributes:
-      extra: of the package, for its accelerators: `tpu` or `cuda`.
-      made: whether `create` was begun, so that something may be there to be deleted.
-      delete_flags: that `delete` needs besides the zone and the project.
+      extra: the package's extra for the accelerators: `tpu` or `cuda`.
+      made: whether `create` has started, so that machines may exist.
+      delete_flags: flags of `delete` other than zone and project.
     """
 
     extra: str
@@ -39,36 +39,36 @@ class Fleet(Protocol):
 
     @property
     def workers(self) -> int:
-        """Their number, one process each."""
+        """Number of machines, with one process each."""
 
     def create(self) -> None:
-        """Makes what is not there; gives back first what was preempted."""
+        """Creates missing machines; first deletes preempted ones."""
 
     def state(self) -> str:
-        """`absent`, `ready`, `gone` (preempted or failed), or, in capitals, what it waits for."""
+        """`absent`, `ready`, `gone` (preempted or failed), or the provider's state, in capitals."""
 
     def delete(self) -> None:
-        """Deletes all that `create` made, as far as it is there."""
+        """Deletes everything that `create` made, if it exists."""
 
     def ssh(self, worker: int, remote: str) -> list[str]:
-        """The command that has a worker's shell do `remote`."""
+        """The command that runs `remote` in a worker's shell."""
 
     def scp(self, worker: int, *files: str) -> list[str]:
         """The command that copies files into the worker's `HOME`."""
 
 
 def remote(*words: str) -> str:
-    """What a worker's shell has to be told so that it runs just these words."""
+    """The worker's command with these arguments, quoted for its shell."""
     return shlex.join(("python3", f"{HOME}/worker.py", *words))
 
 
 def each(
     commands: Commands, fleet: Fleet, what: str, command: Callable[[int], list[str]]
 ) -> list[str]:
-    """Runs a command for every worker, some at a time; returns what they wrote.
+    """Runs a command for every worker, several in parallel; returns their outputs.
 
     Raises:
-      RunError: it failed on some worker; all those are named.
+      RunError: it failed on some workers, which the message names.
     """
     if commands.dry_run:
         return [commands.run(command(worker)) for worker in range(fleet.workers)]
@@ -92,12 +92,12 @@ def each(
 
 
 def say(text: str) -> None:
-    """Tells of progress, on standard error."""
+    """Prints progress on standard error."""
     print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def wait_ready(commands: Commands, fleet: Fleet, poll: float) -> None:
-    """Waits until the machines are there, in a queue for as long as it takes; says why it waits.
+    """Waits until the machines are ready, without a time limit; prints why it waits.
 
     Raises:
       RunError: the request was refused, or the machines are gone.
@@ -113,7 +113,7 @@ def wait_ready(commands: Commands, fleet: Fleet, poll: float) -> None:
 
 
 def connect(commands: Commands, fleet: Fleet, poll: float, patience: float) -> None:
-    """Makes the worker's folder on every machine; a fresh one takes a while to let one in."""
+    """Makes the worker's folder on every machine; retries, since a new machine needs time."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -148,7 +148,7 @@ def start(
     code: source.Checkout,
     arguments: list[str],
 ) -> None:
-    """Starts training on every machine; where it runs already, that is left alone."""
+    """Starts training on every machine where it is not running already."""
     workdir = f"{args.mount}/{args.workdir}"
     arguments = training_arguments(arguments, workdir, fleet.workers)
     command = remote("start", code.archive.name, f"{workdir}/logs", "--", *arguments)

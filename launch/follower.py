@@ -1,4 +1,4 @@
-"""The log of a run on several machines, as it comes, until all of them have ended."""
+"""Shows the log of a run on several machines live, until all of them have ended."""
 
 import dataclasses
 import json
@@ -18,18 +18,18 @@ Events = queue.Queue[tuple[int, str | End]]
 
 
 def unreachable(reason: str) -> End:
-    """The end of a worker that no one knows the end of."""
+    """The end of a worker whose actual end is unknown."""
     return {"state": "unreachable", "code": None, "reason": reason}
 
 
 @dataclasses.dataclass
 class Follower:
-    """Shows the log of all workers as it comes, and takes care that none outlives another's end.
+    """Shows the log of all workers live, and stops the other workers after one has failed.
 
     Args:
-      grace: seconds that the others have, after one failed, before they are stopped.
-      patience: seconds that a worker may be out of reach before it counts as lost.
-      poll: seconds between two tries to reach it.
+      grace: seconds until the others are stopped after one failed.
+      patience: seconds that a worker may be unreachable before it counts as lost.
+      poll: seconds between two attempts to reach a worker.
     """
 
     commands: Commands
@@ -39,7 +39,7 @@ class Follower:
     poll: float
 
     def follow(self) -> dict[int, End]:
-        """Returns how each worker ended: `{"state": ..., "code": ..., "stopped": ...}`."""
+        """Returns the end of each worker: `{"state": ..., "code": ..., "stopped": ...}`."""
         if self.commands.dry_run:
             for worker in range(self.fleet.workers):
                 self.commands.tell(self.fleet.ssh(worker, remote("follow", "0")))
@@ -68,7 +68,7 @@ class Follower:
         return ends
 
     def _one(self, worker: int, events: Events) -> None:
-        """Reads one worker's log to its end, connecting anew wherever the connection breaks."""
+        """Reads one worker's log to its end; reconnects when the connection breaks."""
         offset, lost_since = 0, None
         while True:
             command = self.fleet.ssh(worker, remote("follow", str(offset)))
@@ -93,7 +93,7 @@ class Follower:
     def _follow_one(self, worker: int, events: Events) -> None:
         try:
             self._one(worker, events)
-        except Exception as error:  # else the main thread would wait for this one for ever
+        except Exception as error:  # otherwise the main thread would wait forever
             events.put((worker, unreachable(str(error))))
 
     def _stop_others(self, ends: dict[int, End]) -> None:
@@ -102,12 +102,12 @@ class Follower:
         for worker in left:
             try:
                 self.commands.run(self.fleet.ssh(worker, remote("stop", "30")))
-            except CommandError as error:  # its thread will find that it cannot be reached
+            except CommandError as error:  # the worker's own thread reports it as unreachable
                 say(str(error))
 
 
 def lines_of(command: list[str], complaints: list[str]) -> Iterator[str]:
-    """The lines that a command writes, as they come; what it complains of goes into the list."""
+    """The lines of a command's output as they come; its standard error goes into `complaints`."""
     try:
         process = subprocess.Popen(
             command,
@@ -130,7 +130,7 @@ def lines_of(command: list[str], complaints: list[str]) -> Iterator[str]:
 
 
 def parse(line: str) -> End:
-    """A line of the worker's; what is not its own, as a banner, stands as a line of the log."""
+    """A message of the worker; other lines, such as a banner, become lines of the log."""
     try:
         message = json.loads(line)
     except ValueError:
@@ -139,7 +139,7 @@ def parse(line: str) -> End:
 
 
 def describe(end: End) -> str:
-    """How a worker ended, in words."""
+    """The end of a worker, in words."""
     if end["state"] == "unreachable":
         return f"cannot be reached: {end['reason']}"
     if end["state"] != "exited":

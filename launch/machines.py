@@ -1,4 +1,4 @@
-"""The command line for rented machines, from their creation to their end."""
+"""The command line for rented machines, from creation to deletion."""
 
 import argparse
 import json
@@ -21,20 +21,20 @@ from xception_jax.utils import paths
 from xception_jax.utils.text import shell_join
 
 VERBS = {
-    "run": "all of it: create, install, start, follow, then delete if --delete-after",
+    "run": "everything: create, install, start, follow, then delete if --delete-after",
     "create": "rent the machines and wait for them",
     "install": "mount the bucket and install the code on every machine",
     "start": "start training on every machine, or continue it",
     "follow": "show the log until the run ends",
-    "status": "say how the machines are",
-    "stop": "let the run save and end, on every machine",
+    "status": "print the state of the machines",
+    "stop": "make the run save and end, on every machine",
     "fetch": "copy the run's results from the bucket to --to",
-    "delete": "give the machines back: from then on nothing is billed",
+    "delete": "delete the machines, which ends their costs",
 }
 
 
 def stop(commands: Commands, fleet: Fleet) -> None:
-    """Lets the run save and end."""
+    """Makes the run save and end."""
     command = remote("stop", "600")
     for worker, text in enumerate(
         each(commands, fleet, "stopping", lambda w: fleet.ssh(w, command))
@@ -44,7 +44,7 @@ def stop(commands: Commands, fleet: Fleet) -> None:
 
 
 def fetch(commands: Commands, bucket: str, workdir: str, to: str, checkpoints: bool) -> None:
-    """Copies a run's results from the bucket; what is there already is not copied again."""
+    """Copies a run's results from the bucket, except files that are already there."""
     to = str(paths.local("--to", to))
     commands.run(["mkdir", "-p", to])
     without = [] if checkpoints else ["--exclude=(checkpoints|damaged)/.*"]
@@ -56,16 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that all providers' commands share."""
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="; ".join(
         f"{verb}: {text}" for verb, text in VERBS.items()))  # fmt: skip
-    parser.add_argument("name", help="of the machines: make one up for each run")
-    parser.add_argument("--zone", required=True, help="where, as us-east5-b")
-    parser.add_argument("--project", help="Google Cloud project; unless given, gcloud's own")
+    parser.add_argument("name", help="name of the machines: choose a new one for each run")
+    parser.add_argument("--zone", required=True, help="zone of the machines, as us-east5-b")
+    parser.add_argument("--project", help="Google Cloud project; by default gcloud's own")
     parser.add_argument("--bucket", help="Cloud Storage bucket for the run, and perhaps the data")
-    parser.add_argument("--mount", default=MOUNT, help="where the bucket is on the machines")
-    parser.add_argument("--workdir", help="of the run, inside the bucket, as runs/imagenet")
-    parser.add_argument("--spot", action="store_true", help="cheap machines that may be taken back")
-    parser.add_argument("--network", help="VPC network; unless given, the project's default")
-    parser.add_argument("--subnetwork", help="of the network")
-    parser.add_argument("--service-account", help="as which the machines read and write the bucket")
+    parser.add_argument("--mount", default=MOUNT, help="mount point of the bucket on the machines")
+    parser.add_argument("--workdir", help="folder of the run in the bucket, as runs/imagenet")
+    parser.add_argument(
+        "--spot", action="store_true", help="use cheap spot machines, which may be preempted"
+    )
+    parser.add_argument("--network", help="VPC network; by default the project's own")
+    parser.add_argument("--subnetwork", help="subnetwork of the network")
+    parser.add_argument(
+        "--service-account", help="account with which the machines read and write the bucket"
+    )
     parser.add_argument(
         "--internal-ip", action="store_true", help="reach the machines by their internal addresses"
     )
@@ -74,15 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", default=".", help="fetch: local folder")
     parser.add_argument(
-        "--checkpoints", action="store_true", help="fetch: the checkpoints too, not only the logs"
+        "--checkpoints", action="store_true", help="fetch: also the checkpoints, not only the logs"
     )
     parser.add_argument(
-        "--grace", type=float, default=60, help="seconds the other workers have when one failed"
+        "--grace",
+        type=float,
+        default=60,
+        help="seconds until the other workers are stopped after one failed",
     )
     parser.add_argument(
-        "--patience", type=float, default=300, help="seconds a worker may be out of reach"
+        "--patience", type=float, default=300, help="seconds that a worker may be unreachable"
     )
-    parser.add_argument("--poll", type=float, default=10, help="seconds between two looks")
+    parser.add_argument("--poll", type=float, default=10, help="seconds between two status checks")
     parser.add_argument(
         "--dry-run", action="store_true", help="print every command, quoted; run nothing"
     )
@@ -94,10 +101,10 @@ def command(
     parser: Parser,
     make: Callable[[Commands, argparse.Namespace], Fleet],
 ) -> dict[str, object] | None:
-    """Does what a provider's command line says; returns what `--json` prints.
+    """Runs a provider's command line; returns the output for `--json`.
 
     Raises:
-      UsageError: the command line will not do.
+      UsageError: the command line is invalid.
       RunError: a command, or the run on some worker, failed.
     """
     own, arguments = split_arguments(argv)
@@ -129,12 +136,12 @@ def act(
     arguments: list[str],
     prog: str,
 ) -> dict[str, object]:
-    """Does one verb; see `VERBS`."""
+    """Runs one verb; see `VERBS`."""
     verb = args.verb
     if verb == "run":
         return run(commands, fleet, args, arguments, prog)
     if verb == "create":
-        with told_of_costs(fleet, args, prog):
+        with reminder_of_costs(fleet, args, prog):
             fleet.create()
             wait_ready(commands, fleet, args.poll)
     elif verb == "install":
@@ -164,11 +171,11 @@ def run(
     arguments: list[str],
     prog: str,
 ) -> dict[str, object]:
-    """Everything, from machines to results; what is there and runs already is not done again."""
+    """Runs everything from machines to results; skips steps that are already done."""
     code = source.pack()
-    # A bucket that is not there is better known of before anything is rented.
+    # First, so that a missing bucket is reported before anything is rented.
     commands.run(["gcloud", "storage", "buckets", "describe", f"gs://{args.bucket}"])
-    with told_of_costs(fleet, args, prog):
+    with reminder_of_costs(fleet, args, prog):
         fleet.create()
         wait_ready(commands, fleet, args.poll)
         connect(commands, fleet, args.poll, args.patience)
@@ -178,7 +185,7 @@ def run(
 
 
 def conclude(commands: Commands, fleet: Fleet, args: argparse.Namespace) -> dict[str, object]:
-    """Follows the run to its end and says what to do next.
+    """Follows the run to its end; an error says what to do next.
 
     Raises:
       UnfinishedError: it was stopped, or its machines are lost.
@@ -189,7 +196,7 @@ def conclude(commands: Commands, fleet: Fleet, args: argparse.Namespace) -> dict
     if any(end["state"] != "exited" for end in failed.values()):
         raise UnfinishedError(
             f"worker {', '.join(map(str, failed))}: {describe(next(iter(failed.values())))}; the "
-            f"machines are {fleet.state()}; run the same command again: it goes on from the newest "
+            f"machines are {fleet.state()}; run the same command again: it resumes from the newest "
             f"checkpoint in the workdir"
         )
     if failed:
@@ -200,10 +207,10 @@ def conclude(commands: Commands, fleet: Fleet, args: argparse.Namespace) -> dict
     return {"workers": ends}
 
 
-class told_of_costs:  # noqa: N801 (used like a function)
-    """Inside, machines are made: at the end they are deleted, or one is told that they cost money.
+class reminder_of_costs:  # noqa: N801 (used like a function)
+    """A context that creates machines: on exit it deletes them or reminds of their costs.
 
-    `--delete-after` deletes them once the run ended, well or not; Ctrl-C leaves them and the run.
+    `--delete-after` deletes them when the run has ended or failed. Ctrl-C leaves machines and run.
     """
 
     def __init__(self, fleet: Fleet, args: argparse.Namespace, prog: str):

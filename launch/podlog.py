@@ -1,28 +1,28 @@
-"""The log of pods, each line once, however often the connection breaks."""
+"""The log of pods, each line once, also after broken connections."""
 
 import re
 
 
 class Shown:
-    """What of a log has been shown: a connection made anew brings all of it again.
+    """The lines of a log that have been shown: a new connection repeats the complete log.
 
-    Kubernetes counts whole seconds in `--since-time`, so that would bring lines twice, too.
+    `--since-time` of Kubernetes has a resolution of seconds, so it would also repeat lines.
     """
 
     def __init__(self) -> None:
-        # Of each pod: the time of the last line shown, and how many lines of that time were.
+        # For each pod: the time of the last line shown, and the number of lines with that time.
         self._last: dict[str, tuple[str, int]] = {}
         self._seen: dict[str, tuple[str, int]] = {}
 
     def begin(self) -> None:
-        """The log comes from its beginning."""
+        """The log starts from its beginning again."""
         self._seen = {}
 
     def new(self, line: str) -> str | None:
-        """A line as it is to be shown, without its time; None where it has been shown.
+        """The line to show, without its time; None if it has been shown.
 
         Args:
-          line: `[pod/NAME/CONTAINER] TIME TEXT`, where times of a pod never fall.
+          line: `[pod/NAME/CONTAINER] TIME TEXT`; times of a pod never decrease.
         """
         match = re.fullmatch(r"(\[\S+\]) (\d{4}-\d\S+) ?(.*\n?)", line, re.DOTALL)
         if not match:
@@ -37,6 +37,6 @@ class Shown:
 
 
 def _order(seen: tuple[str, int]) -> tuple[str, str, int]:
-    """Sorts times such as `2026-01-01T00:00:00.12Z`, whose fractions have any number of digits."""
-    whole, _, fraction = seen[0].rstrip("Z").partition(".")
-    return whole, fraction, seen[1]
+    """A sort key for times such as `2026-01-01T00:00:00.12Z`, with fractions of any length."""
+    seconds, _, fraction = seen[0].rstrip("Z").partition(".")
+    return seconds, fraction, seen[1]

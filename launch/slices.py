@@ -1,4 +1,4 @@
-"""TPU slices as Google Cloud rents them: their hosts, machine types and labels.
+"""TPU slices on Google Cloud: hosts, machine types and labels.
 
 Names and shapes are those of `xception_jax.utils.slices`. Sources, all under docs.cloud.google.com:
 tpu/docs/v4, v5e, v5p, v6e and tpu7x (chips of a host), tpu/docs/runtimes (runtime versions),
@@ -13,13 +13,13 @@ from xception_jax.utils import slices
 
 @dataclass(frozen=True)
 class Generation:
-    """How one generation of TPUs is rented.
+    """Rental facts of one generation of TPUs.
 
     Attributes:
-      machine: machine type for each number of chips a host may have, `{chips: type}`.
+      machine: machine type for each possible number of chips of a host, `{chips: type}`.
       label: value of the node label `cloud.google.com/gke-tpu-accelerator`.
-      runtime: runtime version of the Cloud TPU API; None where that API does not have it.
-      image: image family on Compute Engine; None where only the Cloud TPU API and GKE have it.
+      runtime: runtime version of the Cloud TPU API; None if that API does not have it.
+      image: image family on Compute Engine; None if only the Cloud TPU API and GKE have it.
     """
 
     machine: dict[int, str]
@@ -57,7 +57,7 @@ class Slice:
 
     @property
     def kind(self) -> Generation:
-        """How all slices of its generation are rented."""
+        """The rental facts of its generation."""
         return GENERATIONS[self.generation]
 
     @property
@@ -66,32 +66,32 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """Of the whole slice."""
+        """Number of chips of the slice."""
         return slices.chips_of(self.topology)
 
     @property
     def chips_per_host(self) -> int:
-        """One host holds up to eight chips; where there are several hosts, each holds four."""
+        """A single host has up to eight chips; with several hosts, each has four."""
         return self.chips if self.chips in self.kind.machine else 4
 
     @property
     def hosts(self) -> int:
-        """Machines, and so processes."""
+        """Number of machines, which is the number of processes."""
         return self.chips // self.chips_per_host
 
     @property
     def machine_type(self) -> str:
-        """Of each host."""
+        """Machine type of each host."""
         return self.kind.machine[self.chips_per_host]
 
     @property
     def accelerator_type(self) -> str:
-        """Its name in the Cloud TPU API, which does not tell shapes of one size apart."""
+        """Its name in the Cloud TPU API, which is the same for all shapes of one size."""
         return f"{self._shapes.prefixes[0]}-{self.chips * self._shapes.cores}"
 
     @property
     def is_default_shape(self) -> bool:
-        """Whether `accelerator_type` says all there is to say."""
+        """Whether `accelerator_type` also determines the shape."""
         return self.topology == self._shapes.default_shape(self.chips)
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ def parse(text: str) -> Slice:
     """The slice of a name, `v5litepod-16`, `v6e-8`, `tpu7x-8`, or of a shape, `v4:2x2x4`.
 
     Raises:
-      UsageError: there is no such slice; the nearest is named.
+      UsageError: there is no such slice; the message names the nearest.
     """
     kind, shape = slices.parse(text)
     return Slice(kind.name, shape)

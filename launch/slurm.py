@@ -1,12 +1,12 @@
-r"""Trains on a SLURM cluster; the job comes back by itself after its time limit or a preemption.
+r"""Trains on a SLURM cluster; after its time limit or a preemption the job is queued again.
 
     python -m launch.slurm --nodes=2 --gpus-per-node=8 --time=4:00:00 --partition=gpu \
         --workdir=/shared/runs/imagenet -- \
         --config=configs/imagenet.py --config.data.data_dir=/shared/data
 
-What stands after -- goes to `python -m xception_jax.main` as it is. The workdir and the data lie on
-a file system that all nodes share. At the end of its time the run saves, ends, and is queued again;
-started again it continues, until it is done.
+Arguments after -- go to `python -m xception_jax.main` unchanged. All nodes must share the file
+system of the workdir and the data. Before its time limit the run saves and ends, and its job is
+queued again. The restarted run resumes, until it is done.
 """
 
 import os
@@ -19,7 +19,7 @@ from xception_jax.errors import UsageError
 from xception_jax.utils import paths
 from xception_jax.utils.text import printable, quoted
 
-# sbatch's flags: slurm.schedmd.com/sbatch.html. JAX' own rule for the devices of a process:
+# sbatch's flags: slurm.schedmd.com/sbatch.html. JAX' rule for the devices of a process:
 # github.com/jax-ml/jax, jax/_src/clusters/slurm_cluster.py and distributed.py.
 SCRIPT = ROOT / "launch" / "train.sbatch"
 
@@ -27,30 +27,36 @@ SCRIPT = ROOT / "launch" / "train.sbatch"
 def parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__ or "", prog="python -m launch.slurm")
-    parser.add_argument("--workdir", required=True, help="of the run, on a shared file system")
+    parser.add_argument(
+        "--workdir", required=True, help="folder of the run, on a shared file system"
+    )
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=0, help="0: train on CPUs")
     parser.add_argument(
         "--processes",
         choices=("node", "gpu"),
         default="node",
-        help="node: one a node, with all its GPUs; gpu: one for each GPU",
+        help="node: one process a node, with all its GPUs; gpu: one for each GPU",
     )
-    parser.add_argument("--cpus-per-process", type=int, help="to decode images, about 8 a GPU")
-    parser.add_argument("--time", help="limit, as 4:00:00; unless given, the partition's")
+    parser.add_argument(
+        "--cpus-per-process", type=int, help="cores to decode images, about 8 for each GPU"
+    )
+    parser.add_argument("--time", help="time limit, as 4:00:00; by default the partition's")
     parser.add_argument("--partition")
     parser.add_argument("--account")
     parser.add_argument("--job-name", default="xception_jax")
     parser.add_argument(
-        "--warning", type=int, default=180, help="seconds before the limit to save and stop"
+        "--warning", type=int, default=180, help="seconds before the time limit to save and stop"
     )
-    parser.add_argument("--python", default=sys.executable, help="where the package is installed")
+    parser.add_argument(
+        "--python", default=sys.executable, help="the Python in which the package is installed"
+    )
     parser.add_argument(
         "--sbatch",
         action="append",
         default=[],
         metavar="FLAG",
-        help="one more, as --sbatch=--qos=x",
+        help="an additional flag of sbatch, as --sbatch=--qos=x",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the commands, quoted; run nothing"
@@ -60,10 +66,10 @@ def parser() -> Parser:
 
 
 def command(argv: list[str]) -> dict[str, object] | None:
-    """Submits the job, and says how to follow and to end it; returns what `--json` prints.
+    """Submits the job and prints how to follow and end it; returns the output for `--json`.
 
     Raises:
-      UsageError: the flags will not do.
+      UsageError: the flags are invalid.
       CommandError: sbatch refused.
     """
     own, arguments = split_arguments(argv)
@@ -86,7 +92,7 @@ def command(argv: list[str]) -> dict[str, object] | None:
         f"--nodes={args.nodes}",
         f"--ntasks-per-node={per_node}",
         f"--output={workdir.replace('%', '%%')}/slurm-%j.out",
-        # A job that comes back goes on in the same log.
+        # A requeued job appends to the same log.
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{args.warning}",
@@ -98,13 +104,13 @@ def command(argv: list[str]) -> dict[str, object] | None:
     options += [f"--{flag}={getattr(args, flag)}" for flag in ("time", "partition", "account")
                 if getattr(args, flag)]  # fmt: skip
     commands = Commands(args.dry_run)
-    # sbatch does not make the folder of the log; a job without one fails and leaves no trace.
+    # sbatch does not make the folder of the log; without it a job fails without a message.
     commands.run(["mkdir", "-p", workdir])
     own_device = "own" if args.processes == "gpu" else devices
     text = commands.run(["sbatch", *options, *args.sbatch, str(SCRIPT), own_device, *train])
     if args.dry_run:
         return {"commands": commands.printed} if args.json else None
-    job = text.strip().split(";")[0]  # then comes the cluster's name, if there are several
+    job = text.strip().split(";")[0]  # the name of the cluster follows if there are several
     path = Path(workdir) / f"slurm-{job}.out"
     print(
         printable(f"job {job}; its log: tail -F {quoted(path)}; to save and end it: scancel {job}"),

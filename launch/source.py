@@ -1,6 +1,6 @@
-"""The checkout as one archive: what is committed, changed and new, but nothing that git ignores.
+"""The checkout as one archive: committed, changed and new files, except those that git ignores.
 
-So a run on rented machines is of the code as it lies there, and its archive's name says which.
+So a run on rented machines uses the current code, which the name of its archive identifies.
 """
 
 import gzip
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Checkout:
-    """The code that is to run.
+    """The code of a run.
 
     Attributes:
-      archive: where its archive is, once `write` was called; named after `digest`.
-      digest: of names and contents: the same for the same files.
-      commit: that it comes from.
-      changed: files that differ from the commit or are new.
-      packed: the files, as tar, not yet compressed.
+      archive: path of its archive after `write`; named after `digest`.
+      digest: digest of names and contents: the same for the same files.
+      commit: the commit that it is based on.
+      changed: number of files that differ from the commit or are new.
+      packed: the files, as uncompressed tar.
     """
 
     archive: Path
@@ -37,8 +37,8 @@ class Checkout:
     packed: bytes
 
     def write(self) -> None:
-        """Writes the archive, as a whole or not at all; the same digest is the same archive."""
-        cache.make_private(self.archive.parent)  # the machines run what is in it
+        """Writes the archive completely or not at all; the same digest means the same archive."""
+        cache.make_private(self.archive.parent)  # the machines run the code in it
         if self.archive.exists():
             return
         draft = self.archive.with_name(f"{self.archive.name}.{os.getpid()}")
@@ -54,14 +54,14 @@ def pack(root: Path = ROOT) -> Checkout:
     """Packs a checkout; writes nothing.
 
     Raises:
-      UsageError: it is no git checkout.
+      UsageError: it is not a git checkout.
     """
     names = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name in sorted(set(names)):
             path = root / name
-            if name and path.is_file():  # one deleted but not committed is still listed
+            if name and path.is_file():  # git also lists files deleted without a commit
                 data = path.read_bytes()
                 info = tarfile.TarInfo(name)
                 info.size, info.mode = len(data), 0o755 if os.access(path, os.X_OK) else 0o644
@@ -88,7 +88,7 @@ def _git(root: Path, *arguments: str) -> str:
         raise UsageError("there is no git on the PATH; install it") from None
     except subprocess.CalledProcessError as error:
         raise UsageError(
-            f"{root} is no git checkout with a commit: {error.stderr.strip()}; launchers run from "
-            f"a clone"
+            f"{root} is not a git checkout with a commit: {error.stderr.strip()}; launchers run "
+            f"from a clone"
         ) from None
     return done.stdout

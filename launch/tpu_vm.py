@@ -4,11 +4,11 @@ r"""Trains on a Cloud TPU VM or a slice of them, from creation to results.
         --workdir=runs/imagenet --delete-after -- \
         --config=configs/imagenet.py --config.data.data_dir=/mnt/bucket/data
 
-What stands after -- goes to `python -m xception_jax.main` as it is. The same command run again
-continues: machines that were preempted are made anew, a run goes on from its newest checkpoint. The
-request waits in Google's queue for as long as it takes; --direct asks once.
+Arguments after -- go to `python -m xception_jax.main` unchanged. Running the same command again
+continues: it replaces preempted machines, and the run resumes from its newest checkpoint. The
+request waits in Google's queue without a time limit; --direct asks once.
 
-Google no longer develops the Cloud TPU API that this uses, and TPU7x is not in it: see
+Google no longer develops the Cloud TPU API that this uses, and it has no TPU7x: see
 launch.compute_engine and launch.gke.
 """
 
@@ -45,7 +45,7 @@ class TpuVm:
 
     @property
     def workers(self) -> int:
-        """Hosts of the slice."""
+        """Number of hosts of the slice."""
         return self.slice.hosts
 
     def _gcloud(self, *words: str) -> list[str]:
@@ -62,17 +62,17 @@ class TpuVm:
         return [f"--type={self.slice.generation}", f"--topology={self.slice.topology}"]
 
     def create(self) -> None:
-        """Makes what is not there; deletes first what was preempted or failed."""
+        """Creates the TPU if it is missing; first deletes one that was preempted or failed."""
         args, state = self._args, self.state()
         if state == "gone":
-            fleet.say("the TPU was preempted or failed; making it anew")
+            fleet.say("the TPU was preempted or failed; creating it again")
             self.delete()
         self.made = True
         if state not in ("absent", "gone"):
             return
         version = "--version" if args.direct else "--runtime-version"
         options = [*self._shape(), f"{version}={self.slice.kind.runtime}"]
-        # Without it the machines may read the bucket, but not write to it.
+        # Without this scope the machines can read the bucket, but not write to it.
         options.append("--scopes=https://www.googleapis.com/auth/cloud-platform")
         for flag in ("network", "subnetwork", "service_account"):
             if getattr(args, flag):
@@ -95,7 +95,7 @@ class TpuVm:
         if described is None:
             return "absent"
         state = json.loads(described)["state"]
-        # A node says it in one word, a queued resource in an object.
+        # A node's state is a word, a queued resource's an object.
         word = state["state"] if isinstance(state, dict) else state
         return "ready" if word in _READY else "gone" if word in _GONE else word
 
@@ -129,12 +129,12 @@ def parser() -> Parser:
     machines.add_arguments(parser)
     parser.add_argument("--type", help="v5litepod-16, v6e-8, or a shape, v5p:4x4x4")
     parser.add_argument("--direct", action="store_true", help="ask once; do not wait in the queue")
-    parser.add_argument("--wait", help="longest wait in the queue, as 6h; unless given, no limit")
+    parser.add_argument("--wait", help="longest wait in the queue, as 6h; by default no limit")
     return parser
 
 
 def command(argv: list[str]) -> dict[str, object] | None:
-    """Does what a command line says; see `machines.command`."""
+    """Runs a command line; see `machines.command`."""
     return machines.command(argv, parser(), TpuVm)
 
 

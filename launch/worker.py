@@ -1,13 +1,13 @@
-"""Runs on each machine that a launcher rents: installs, mounts, trains, and tells of it.
+"""Runs on each machine that a launcher rents: installs, mounts, trains, and reports its state.
 
     python3 xception_jax/worker.py state
 
-It needs only the Python that the machine's image has (3.10 or newer) and its standard library. All
-it keeps lies in one folder, `~/xception_jax`; `XCEPTION_JAX_HOME` names another.
+It needs only the Python of the machine's image (3.10 or newer) and its standard library. All its
+files are in one folder, `~/xception_jax`; `XCEPTION_JAX_HOME` names another.
 
-The training process lives apart from the connection that started it. A supervisor waits for it,
-hands SIGTERM on to it, and writes down how it ended. It holds a lock as long as it lives, so that
-what is no longer running is known to be so, even after a restart of the machine.
+The training process does not depend on the connection that started it. A supervisor waits for it,
+forwards SIGTERM to it, and stores its exit code. The supervisor holds a lock while it runs. So a
+run that has ended is recognized, even after a restart of the machine.
 """
 
 import argparse
@@ -27,23 +27,23 @@ from typing import IO, Any
 HOME = Path(os.environ.get("XCEPTION_JAX_HOME") or Path.home() / "xception_jax")
 STATE, LOCK, LOG = HOME / "state.json", HOME / "lock", HOME / "log.txt"
 
-# What a stopped run ends with where a restart is wanted: EX_TEMPFAIL of sysexits.h.
+# Exit code of a stopped run that should be restarted: EX_TEMPFAIL of sysexits.h.
 STOPPED = 75
 
 
-# Seconds that a supervisor has to come up.
+# Seconds until a supervisor must have started.
 PATIENCE = 20.0
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces a file as a whole or not at all."""
+    """Replaces a file completely or not at all."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
 
 def run(*command: str, text: str | None = None) -> None:
-    """Says and runs a command; ends this process with one line if it fails."""
+    """Prints and runs a command; ends this process with one line if it fails."""
     print(shlex.join(command), flush=True)
     done = subprocess.run(
         command, input=text, encoding="utf-8", stdout=subprocess.DEVNULL, check=False
@@ -53,13 +53,13 @@ def run(*command: str, text: str | None = None) -> None:
 
 
 def mount(bucket: str, folder: Path) -> None:
-    """Mounts a bucket, once; installs gcsfuse where it is missing.
+    """Mounts a bucket, unless it is mounted; installs gcsfuse if it is missing.
 
-    The installation is that of docs.cloud.google.com/storage/docs/cloud-storage-fuse/install.
-    Orbax renames a folder when a checkpoint is whole. gcsfuse refuses that in a bucket without
-    hierarchical namespace unless told up to what size (github.com/GoogleCloudPlatform/gcsfuse,
-    docs/semantics.md). What one machine writes, the others see at once only without a cache of
-    names and sizes: all of them write a checkpoint together.
+    Installation: docs.cloud.google.com/storage/docs/cloud-storage-fuse/install. Orbax renames a
+    folder when a checkpoint is complete. In a bucket without hierarchical namespace gcsfuse refuses
+    that, unless a size limit is set (github.com/GoogleCloudPlatform/gcsfuse, docs/semantics.md).
+    All machines write a checkpoint together. They see each other's files at once only without a
+    cache of names and sizes.
     """
     if os.path.ismount(folder):
         return
@@ -69,7 +69,7 @@ def mount(bucket: str, folder: Path) -> None:
             for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
             if "=" in line
         )["VERSION_CODENAME"].strip('"')
-        import urllib.request  # here, since it takes longer than all the others together
+        import urllib.request  # here, since it takes longer than all other imports together
 
         key = "/usr/share/keyrings/cloud.google.asc"
         with urllib.request.urlopen(
@@ -89,21 +89,21 @@ def mount(bucket: str, folder: Path) -> None:
 
 
 def install_packages(*names: str) -> None:
-    """Installs packages of the system; a fresh machine may still be updating itself, so waits."""
+    """Installs system packages; waits while a new machine updates itself."""
     wait = ("-o", "DPkg::Lock::Timeout=600")
     run("sudo", "apt-get", *wait, "update", "-q")
     run("sudo", "apt-get", *wait, "install", "-q", "-y", *names)
 
 
 def code_of(archive: str) -> Path:
-    """Where the code of an archive lies once it is installed."""
+    """The folder of an archive's installed code."""
     return HOME / archive.removesuffix(".tar.gz")
 
 
 def install(archive: Path, extra: str) -> None:
-    """Unpacks the code and installs it with an extra of its, `tpu` or `cuda`, unless it is there.
+    """Unpacks and installs the code with an extra, `tpu` or `cuda`, unless it is installed.
 
-    uv brings the Python that the package needs: Ubuntu 22.04, which the TPU images are, has 3.10.
+    uv installs the Python that the package needs: the TPU images are Ubuntu 22.04, which has 3.10.
     """
     code = code_of(archive.name)
     wanted = f"{code.name}[{extra}]"
@@ -141,15 +141,15 @@ def running() -> bool:
     return False
 
 
-def claim(lock: IO[str]) -> None:
-    """Takes the lock; one who only looks, as `running`, holds it for a moment."""
+def acquire(lock: IO[str]) -> None:
+    """Takes the lock; retries, since `running` holds it for a moment."""
     for _ in range(100):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             time.sleep(0.05)
-    sys.exit("another run is going on here")
+    sys.exit("another run is active on this machine")
 
 
 def state() -> dict[str, Any]:
@@ -170,22 +170,22 @@ def supervise(command: list[str], folder: Path, logs: Path | None) -> int:
 
     Args:
       command: the program and its arguments.
-      folder: where it starts.
-      logs: where a copy of the log goes at the end, if it can be written.
+      folder: its working folder.
+      logs: folder for a copy of the log at the end, if it can be written.
     """
     with LOCK.open("w", encoding="utf-8") as lock:
-        claim(lock)
+        acquire(lock)
         begun = {"command": command, "started": time.time(), "supervisor": os.getpid()}
         stopped: list[int] = []
         process: list[subprocess.Popen[bytes]] = []
 
-        def hand_on(number: int, frame: object) -> None:
+        def forward(number: int, frame: object) -> None:
             stopped.append(number)
             for one in process:
                 one.send_signal(signal.SIGTERM)
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, hand_on)
+            signal.signal(number, forward)
         process.append(subprocess.Popen(command, cwd=folder, start_new_session=True))
         if stopped:  # between the two lines above
             process[0].send_signal(signal.SIGTERM)
@@ -199,7 +199,7 @@ def supervise(command: list[str], folder: Path, logs: Path | None) -> int:
 
 
 def copy_log(logs: Path) -> None:
-    """Leaves the log with the run's results, under the machine's name and the time."""
+    """Copies the log to the run's results, under the machine's name and the time."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -209,7 +209,7 @@ def copy_log(logs: Path) -> None:
 
 
 def start(archive: str, logs: str, arguments: list[str]) -> None:
-    """Starts training apart from this process; does nothing where it runs already."""
+    """Starts training independently of this process; does nothing if it runs already."""
     if running():
         print("already running")
         return
@@ -238,18 +238,19 @@ def start(archive: str, logs: str, arguments: list[str]) -> None:
 def compiled_beside(workdir: str) -> str:
     """The folder for compiled programs of a run in a bucket: it outlives the machines.
 
-    Whoever can write to the bucket can have them run a program; so it is with the run itself.
+    Anyone who can write to the bucket can make the machines run a program, here and in the run
+    itself.
     """
     return str(Path(workdir).parent / ".compiled")
 
 
 def follow(offset: int) -> None:
-    """Prints the log from a byte on until the run ends: a line of JSON for each line of it.
+    """Prints the log from a byte on until the run ends, a line of JSON for each line of the log.
 
-    `{"offset": bytes up to here, "line": text}`, at the end `{"end": what `state` gives}`.
+    A line is `{"offset": bytes up to here, "line": text}`; the last is `{"end": result of state}`.
     """
     while True:
-        now = state()  # before the log is read, so that none of it is missed
+        now = state()  # before the log is read, so that no line is missed
         with LOG.open("rb") if LOG.exists() else open(os.devnull, "rb") as log:
             log.seek(offset)
             for line in log:
@@ -265,7 +266,7 @@ def follow(offset: int) -> None:
 
 
 def stop(grace: float) -> None:
-    """Asks the run to save and stop; kills it where it takes longer than `grace` seconds."""
+    """Asks the run to save and stop; kills it if it takes longer than `grace` seconds."""
     now = state()
     if now["state"] == "running":
         os.kill(now["supervisor"], signal.SIGTERM)
@@ -280,10 +281,10 @@ def stop(grace: float) -> None:
 
 
 def container(command: list[str]) -> int:
-    """Runs a command in the foreground; as `supervise`, but a stopped run ends with 75.
+    """Runs a command in the foreground, as `supervise`, but a stopped run exits with 75.
 
-    The training command ends with 0 when it saves and stops on SIGTERM. In a Kubernetes Job that
-    counts as done, and a pod that was preempted would not be started again.
+    The training command exits with 0 when it saves and stops on SIGTERM. A Kubernetes Job would
+    count that as done and would not restart a preempted pod.
     """
     HOME.mkdir(parents=True, exist_ok=True)
     code = supervise(command, Path.cwd(), None)
@@ -295,8 +296,8 @@ def container(command: list[str]) -> int:
 
 def main() -> int:
     argv = sys.argv[1:]
-    cut = argv.index("--") if "--" in argv else len(argv)
-    own, command = argv[:cut], argv[cut + 1 :]
+    at = argv.index("--") if "--" in argv else len(argv)
+    own, command = argv[:at], argv[at + 1 :]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

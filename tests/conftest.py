@@ -15,12 +15,15 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/compiled")
+# A run has dozens of programs that compile in less than JAX' own bound of a second.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 from ml_collections import ConfigDict
 
 from tests.processes import finish, result
 from xception_jax import config as config_lib
+from xception_jax.config import registry
 from xception_jax.data import readers
 from xception_jax.data.source import Source
 
@@ -34,11 +37,34 @@ LONGEST = [
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 
+# Files and folders whose tests get the marker `compiles`: XLA takes most of their time, which no
+# version of Python changes.
+COMPILING = [
+    "models", "planning/test_steps.py", "serving/test_program.py", "test_convert.py",
+    "test_multilabel.py", "test_plan.py", "test_resume.py", "test_train.py",
+    "training/test_precision.py", "training/test_sharding.py", "training/test_step.py",
+]  # fmt: skip
 
+
+@pytest.hookimpl(tryfirst=True)  # before the markers choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the order is otherwise that of the files."""
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    compiling = {here / name for name in COMPILING}
+    for item in items:
+        if not compiling.isdisjoint([item.path, *item.path.parents]):
+            item.add_marker("compiles")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_tests():
+    """Keeps the processes that compile plans from importing test modules that register something.
+
+    Test modules are all imported when they are collected.
+    """
+    registry._OUTSIDE.clear()
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +95,9 @@ def make_small_config() -> ConfigDict:
     # At a higher rate a ReLU or a pooling soon flips somewhere, and what was rounding is no more.
     config.optimizer.learning_rate = 0.001
     config.optimizer.reference_batch = 0
+    # Unlike a cosine no other program for each duration: runs of any find each other's compiled.
+    config.optimizer.schedule, config.optimizer.decay_rate = "staircase", 0.5
+    config.optimizer.decay_every = "256 examples"
     config.optimizer.weight_decay = 1e-4
     config.ema.decay = 0.9
     config.mesh.data = 1

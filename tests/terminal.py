@@ -62,7 +62,7 @@ class Terminal:
     def _read(self) -> str:
         try:
             return os.read(self._ours, 2**16).decode(errors="replace")
-        except OSError:  # nobody has the terminal open any more
+        except OSError:  # no process has the terminal open
             return ""
 
     def alive(self) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import xception_jax
+from tests import conftest
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +49,18 @@ def test_every_slow_test_is_in_a_part_of_the_long_run():
     ]
     assert len(slow) > 30
     assert [str(path) for path in slow if not {str(path), *map(str, path.parents)} & named] == []
+
+
+def test_the_files_that_the_order_and_the_marker_name_are_there():
+    for name in conftest.LONGEST + conftest.COMPILING:
+        assert (ROOT / "tests" / name).exists(), name
+
+
+def test_the_workflow_takes_all_default_tests_on_each_python():
+    """The short form leaves those with the marker `compiles` to the oldest."""
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    assert "LONG: ${{ matrix.part == 'newest' && '--long' || '' }}" in workflow
+    assert "- run: .ci/run --long newest\n" in workflow
 
 
 def test_the_version_is_the_same_everywhere():

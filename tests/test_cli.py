@@ -97,13 +97,13 @@ def test_all_fields_are_listed():
          "config has no field 'data.batchsize'; did you mean 'data.batch_size'?"),
         ([DIGITS, "--workdir={folder}", "--config.data.batch_size=many"], "data.batch_size"),
         ([DIGITS, "--workdir={folder}", "--config.data.batch_size=63"],
-         "config.data.batch_size is 63, which 8 devices do not divide; take 56 or 64"),
+         "config.data.batch_size is 63, not divisible by the 8 devices; use 56 or 64"),
         ([DIGITS, "--workdir={folder}", "--config.data.dataset=optical_digit"],
          "no data set 'optical_digit'"),
-        ([DIGITS, "--workdir={folder}/file"], "/file is a file; name a folder"),
-        ([DIGITS, "--workdir={folder}/file/run"], "/file/run cannot be made: Not a directory"),
+        ([DIGITS, "--workdir={folder}/file"], "/file is a file; give a folder"),
+        ([DIGITS, "--workdir={folder}/file/run"], "/file/run cannot be created: Not a directory"),
         ([DIGITS, "--workdri={folder}"], "Unknown command line flag 'workdri'"),
-        ([DIGITS, "--workdir={folder}", "leftover"], "what is 'leftover'?"),
+        ([DIGITS, "--workdir={folder}", "leftover"], "unexpected argument 'leftover'"),
         (["--config=nowhere.py", "--workdir={folder}"], "nowhere.py"),
         (["--config={folder}/broken.py", "--workdir={folder}"], "broken.py:4: "),
         (["--config={folder}/lacking.py", "--workdir={folder}"],
@@ -175,6 +175,7 @@ def test_names_are_told_where_the_locale_has_no_letters_for_them():
 
 
 @pytest.mark.slow
+@pytest.mark.long  # it trains for it; what names become there is above
 def test_a_class_with_an_accent_is_exported_under_an_ascii_locale(small_config, tmp_path):
     for split, name in itertools.product(("train", "test"), ("chat", "h\u00e9risson")):
         for i in range(8):

@@ -80,7 +80,7 @@ def test_a_file_beside_a_run_stands_for_no_module_of_a_library(tmp_path):
     done = said(str(program), "evaluate", "--workdir=.", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
         2,
-        "error: no run in .: it holds no config.json\n",
+        "error: no run in .: it has no config.json\n",
     )
 
 

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.processes import digests, finish, records, result, signal_at
+from tests.processes import QUICK, digests, finish, records, result, signal_at
 from tests.weights import builders
 from xception_jax import config as config_lib
 from xception_jax.weights.pretrained import open_pretrained
@@ -26,7 +26,7 @@ def pretrained(tmp_path_factory):
 def tuned(pretrained, flags, tmp_path_factory):
     """Six steps from these weights, with the first three blocks frozen; and what was said."""
     workdir = tmp_path_factory.mktemp("tuned") / "run"
-    process = finish("main", *tuned_flags(flags, workdir, pretrained), "--json")
+    process = finish("main", *tuned_flags(flags, workdir, pretrained), "--json", env=QUICK)
     assert result(process)["step"] == 6
     return workdir, process.stderr
 
@@ -65,8 +65,8 @@ def test_frozen_blocks_do_not_change_a_bit_and_the_others_do(tuned, pretrained, 
 def test_a_run_says_what_it_starts_from(tuned, pretrained):
     said = tuned[1]
     assert f"starts from {pretrained}" in said
-    assert "a fresh classifier of 10 classes: that of the weights has 3" in said
-    assert "config.model.pool_padding is 'symmetric', and the weights were made with 'same'" in said
+    assert "new classifier of 10 classes: the one of the weights has 3" in said
+    assert "model.pool_padding is 'symmetric', but the weights were trained with 'same'" in said
 
 
 @pytest.mark.slow
@@ -75,11 +75,11 @@ def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_
     workdir = tmp_path / "run"
     again = tuned_flags(flags, workdir, pretrained)
     # A checkpoint is written before the next one is begun: that of step 1 is there.
-    code, _ = signal_at(3, signal.SIGKILL, "main", *again)
+    code, _ = signal_at(3, signal.SIGKILL, "main", *again, env=QUICK)
     assert code == -signal.SIGKILL
     aside = pretrained.rename(pretrained.with_name("moved.weights.h5"))
     try:
-        process = finish("main", *again, "--json")
+        process = finish("main", *again, "--json", env=QUICK)
         assert result(process)["step"] == 6
         assert re.search("continues from the checkpoint of step [1-5]\n", process.stderr)
         assert "starts from" not in process.stderr
@@ -99,7 +99,8 @@ def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long]), 5])
+@pytest.mark.long  # in the short form, kills of runs that began from a file stand for these
+@pytest.mark.parametrize("first", [1, 5])
 def test_a_killed_run_that_began_from_a_checkpoint(undisturbed, flags, tmp_path, first):
     """The first kill comes before or after it has a checkpoint of its own."""
     began = undisturbed / "checkpoints" / "6"
@@ -149,7 +150,10 @@ def test_a_run_to_keras_timm_and_our_own_and_on(tuned, tmp_path):
 def test_bad_usage_is_one_line_and_nothing_is_written(pretrained, tmp_path):
     out = tmp_path / "out.safetensors"
     for flags, said in (
-        ((f"--output={out}", "--model=xception41"), "keras has no xception41; it has: xception"),
+        (
+            (f"--output={out}", "--model=xception41"),
+            "keras has no xception41; it has: inception_v3",
+        ),
         (("--output=a.keras", "--to=keras"), "a .keras file needs a config that only Keras makes"),
     ):
         process = finish("convert", "--from=keras", f"--input={pretrained}", *flags)

@@ -26,6 +26,19 @@ HOUSE_WORDS = {
     r"whoever": "each",
     r"besides": "also",
     r"likewise": "the same",
+    r"lest": "so that ... not",
+    r"wherefore|(where|there)(of|by|in|upon)|[ht]hither|(wh|th)ence": "simpler words",
+    r"(who|what|which)soever": "any",
+    r"so (many|few|much) that": "the number",
+    r"that which": "what, or the noun",
+    r"(of|from) these the": "the first of these",
+    r"(is|are|was|were) to be": "must be, or the future",
+    r"but for": "except",
+    r"what there is to": "the noun",
+    r"knows? (nothing|anything) of": "does not depend on",
+    r"tells? of": "reports",
+    r"upon": "on",
+    r"nought|naught|aught|amiss": "nothing, wrong",
 }
 
 

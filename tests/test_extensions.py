@@ -14,26 +14,34 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.processes import ROOT, finish
+from tests.weights import builders
 from xception_jax import config as config_lib
-from xception_jax import contact_sheet, models, train, weights
+from xception_jax import contact_sheet, convert, models, train, weights
 from xception_jax.augment import pipeline
-from xception_jax.config import Field, overrides, registry, schema
+from xception_jax.config import Field, declared, overrides, registry, schema
 from xception_jax.data import readers, splits
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 from xception_jax.models import registry as model_registry
 from xception_jax.training import build, optimizer, preflight, workdir
 from xception_jax.utils import imports
-from xception_jax.weights import converted
+from xception_jax.weights import converted, pretrained
+from xception_jax.weights.keras import names as keras_names
+from xception_jax.weights.tensors import abstract
+from xception_jax.weights.timm import names as timm_names
 
 FOLDER = Path(__file__).parent / "extensions"
-FILES = ("my_augmentation.py", "my_data.py", "my_model.py", "my_optimizer.py")
+FILES = (
+    "my_augmentation.py", "my_data.py", "my_model.py", "my_optimizer.py", "my_relatives.py",
+    "my_schedule.py",
+)  # fmt: skip
 TABLES = (
-    schema.SCHEMA, schema._ADDED, registry._OUTSIDE, model_registry.MODELS._entries,
-    readers._READERS._entries, optimizer._OPTIMIZERS._entries, pipeline._OPERATIONS._entries,
+    schema.SCHEMA, schema.ADDED, schema.FIXED, registry._OUTSIDE,
+    model_registry.MODELS._entries, readers._READERS._entries, optimizer._OPTIMIZERS._entries,
+    optimizer._SCHEDULES._entries, pipeline._OPERATIONS._entries,
 )  # fmt: skip
 
 
@@ -113,15 +121,66 @@ def test_a_model_brings_its_option(extended, small_config):
     small_config.model.update(name="plain", depth=None)
     with pytest.raises(UsageError, match=r"plain does not take .*, config\.model\.width; add"):
         preflight.check_without_data(small_config, 1)
-    assert "  model.depth = None\n      convolutions; None: 2" in config_lib.describe()
+    assert "  model.depth = None\n      convolutions; None: 2\n  data." in config_lib.describe()
 
 
 def test_weights_of_a_library_are_not_those_of_an_own_model(extended, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
     model = models.create("plain", num_classes=2, rngs=nnx.Rngs(0))
-    with pytest.raises(UsageError, match="neither Keras nor timm has weights of a Plain"):
+    with pytest.raises(UsageError, match="timm has no plain; it has: inception_v3, "):
         weights.load(model, path)
+
+
+@pytest.mark.parametrize("kind", ["keras", "timm"])
+def test_a_class_derived_from_one_here_has_its_names_elsewhere(extended, tmp_path, kind):
+    write = {"keras": builders.write_keras, "timm": builders.write_timm}[kind]
+    own = models.elsewhere(kind)["short_xception"].overrides
+    model = builders.create("short_xception", **own)
+    path = write(model, tmp_path / {"keras": "a.weights.h5", "timm": "a.safetensors"}[kind])
+    names = {"keras": keras_names, "timm": timm_names}[kind].tensors
+    same = abstract("xception", 3, {**builders.SMALL, "middle_blocks": 2})
+    assert names(model) == names(same)
+    other = builders.create("short_xception", seed=1, **own)
+    weights.load(other, path)
+    for name, array in builders.arrays(model).items():
+        np.testing.assert_array_equal(array, builders.arrays(other)[name], err_msg=name)
+    source = pretrained.open_pretrained(path)
+    assert source.usual_crop("short_xception") == {"keras": 1.0, "timm": 0.9}[kind]
+    assert source.num_classes == 3
+
+
+def test_a_model_of_torch_is_read_by_names_of_its_own(extended, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    features = []
+    for channels in (3, 16):
+        conv = torch.nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        features += [conv, torch.nn.BatchNorm2d(16, eps=1e-3), torch.nn.ReLU()]
+    theirs = torch.nn.Sequential()
+    theirs.features, theirs.classifier = torch.nn.Sequential(*features), torch.nn.Linear(16, 5)
+    for norm in (features[1], features[4]):
+        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 9, 9, 3)).astype(np.float32)
+    with torch.no_grad():
+        maps = theirs.eval().features(torch.from_numpy(images).permute(0, 3, 1, 2))
+        expected = theirs.classifier(maps.mean((2, 3))).numpy()
+    model = models.create("plain_torch", num_classes=5, rngs=nnx.Rngs(0))
+    weights.load(model, tmp_path / "a.pth")
+    np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+    headless = models.create("plain_torch", num_classes=None, rngs=nnx.Rngs(0))
+    weights.load(headless, tmp_path / "a.pth")
+    np.testing.assert_allclose(headless(images), maps.mean((2, 3)).numpy(), rtol=1e-4, atol=1e-5)
+    output = tmp_path / "back.safetensors"
+    ours = tmp_path / "b.safetensors"
+    convert.convert(tmp_path / "a.pth", ours, source_format="timm", model="plain_torch")
+    convert.convert(ours, output, source_format="xception_jax", target_format="timm")
+    back = load_file(output)
+    for name, tensor in theirs.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(back[name], tensor.numpy(), err_msg=name)
 
 
 def test_a_model_without_written_facts_is_counted(extended):
@@ -152,10 +211,48 @@ def test_an_optimizer_is_optax_own_with_decay_and_rate(extended):
     found = [one.update(gradients, one.init(params), params)[0] for one in (ours, theirs)]
     np.testing.assert_allclose(found[0]["kernel"], found[1]["kernel"], rtol=1e-6)
     assert "lion" in schema.SCHEMA["optimizer.name"].choices
+    assert "polynomial" in schema.SCHEMA["optimizer.schedule"].choices
 
 
-def test_the_optimizers_are_those_that_the_schema_names():
+def test_a_schedule_falls_to_zero_at_the_end(extended):
+    config = config_lib.default()
+    config.duration, config.data.batch_size, config.optimizer.warmup = "120 steps", 16, "20 steps"
+    config.optimizer.schedule, config.optimizer.decay_power = "polynomial", 2.0
+    config_lib.check_fields(config)
+    _, rate = optimizer.from_config(config, 1000)
+    highest = 0.045 * 16 / 256
+    for step, share in {10: 0.5, 20: 1.0, 70: 0.25, 120: 0.0}.items():
+        assert float(rate(step)) == pytest.approx(highest * share, rel=1e-5)
+    flat = config_lib.flatten(config)
+    assert not config_lib.may_change("duration", flat)
+    assert "optimizer.decay_power" in config_lib.portable(flat)
+
+
+@pytest.mark.parametrize(("schedule", "may"), [("cosine", False), ("staircase", True)])
+def test_a_schedule_says_whether_the_duration_may_change(schedule, may):
+    flat = config_lib.flatten(config_lib.default())
+    assert config_lib.may_change("duration", flat | {"optimizer.schedule": schedule}) is may
+
+
+def test_a_duration_of_an_own_schedule_is_in_steps(clean, small_config):
+    pause = Field("1 epoch", "of late", str, duration=True)
+
+    @optimizer.register_schedule("late", options={"pause": pause})
+    def late(fields):
+        return lambda count: fields.learning_rate * (count >= fields.pause)
+
+    small_config = config_lib.settled(small_config, None)
+    small_config.optimizer.schedule, small_config.optimizer.pause = "late", "1.5 epochs"
+    _, rate = optimizer.from_config(small_config, 128)  # three steps of 64
+    assert [bool(rate(step)) for step in range(5)] == [False, False, False, True, True]
+
+
+def test_optimizers_and_schedules_are_those_that_the_schema_names():
     assert sorted(schema.SCHEMA["optimizer.name"].choices) == optimizer._OPTIMIZERS.names()
+    assert sorted(schema.SCHEMA["optimizer.schedule"].choices) == optimizer._SCHEDULES.names()
+    for one in declared.declarations("training/optimizer.py", "register_schedule"):
+        said = ("duration",) if one.value("until_end") else ()
+        assert schema.FIXED["optimizer.schedule", one.name] == said, "of the import above"
 
 
 def test_an_augmentation_acts_on_its_share_of_the_images(extended):
@@ -187,7 +284,7 @@ def test_an_augmentation_acts_on_its_share_of_the_images(extended):
 
 def test_a_config_of_a_run_that_needs_them_says_so(own_config, tmp_path):
     flat = config_lib.portable(config_lib.flatten(own_config))
-    for table in (schema.SCHEMA, schema._ADDED):
+    for table in (schema.SCHEMA, schema.ADDED):
         for name in ("model.depth", "optimizer.lion_beta", "augment.negative"):
             table.pop(name)
     model_registry.MODELS._entries.pop("plain")
@@ -195,9 +292,18 @@ def test_a_config_of_a_run_that_needs_them_says_so(own_config, tmp_path):
         workdir._config(tmp_path, flat)
     assert str(caught.value) == (
         f"{tmp_path}/config.json has config.augment.negative, config.model.depth, "
-        f"config.optimizer.lion_beta, model 'plain', which are not of this package; a run that was "
-        f"trained with Python files of your own needs them here too: --imports=FILE"
+        f"config.optimizer.lion_beta, model 'plain', which this package does not have; if the run "
+        f"was trained with your own Python files, give them here too: --imports=FILE"
     )
+
+
+def test_a_config_of_a_run_with_an_own_schedule_says_so(clean, small_config, tmp_path):
+    flat = config_lib.portable(config_lib.flatten(small_config))
+    flat["optimizer.schedule"] = "polynomial"
+    with pytest.raises(UsageError, match=r"/config.json has schedule 'polynomial', which .*--imp"):
+        workdir._config(tmp_path, flat)
+    imports.load([str(FOLDER / "my_schedule.py")])
+    assert workdir._config(tmp_path, flat).optimizer.decay_power == 1.0
 
 
 def test_a_run_that_does_not_use_them_needs_none_of_them(extended, small_config):
@@ -245,13 +351,13 @@ def test_what_is_taken_is_refused(extended):
     def make(*_, depth=2):
         raise AssertionError
 
-    with pytest.raises(UsageError, match=r"model 'xception' of .*make is registered already, by "):
+    with pytest.raises(UsageError, match=r"model 'xception' of .*make is already registered by "):
         models.register("xception")(make)
     with pytest.raises(UsageError, match="the option 'width' must be an argument of "):
         models.register("mine", options={"width": Field(None, "of mine", int)})(Narrow)
     with pytest.raises(UsageError, match=r"model mine cannot add config\.model\.depth: .*plain"):
         models.register("mine", options={"depth": Field(None, "metres", float)})(Narrow)
-    with pytest.raises(UsageError, match=r"cannot add config.optimizer.momentum: .*every config"):
+    with pytest.raises(UsageError, match=r"cannot add config.optimizer.momentum: .*this package"):
         optimizer.register("mine", options={"momentum": Field(3, "mine", int)})(make)
     with pytest.raises(UsageError, match="a prefix is a word and a colon"):
         readers.register("npz")(make)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.readers.test_folder_layouts import write
-from tests.processes import digests, finish, result
+from tests.processes import QUICK, digests, finish, result
 from tests.training.test_workdir import begin
 from xception_jax import config as config_lib
 from xception_jax.data import splits
@@ -18,7 +18,7 @@ from xception_jax.utils import seal
 
 def forget() -> None:
     """What this process has listed: a run is a process of its own."""
-    for cached in (folder_layout.find, folder_layout._list_classes, folder._read_split,
+    for cached in (folder_layout.find_layout, folder_layout._list_classes, folder._read_split,
                    label_file.read):  # fmt: skip
         cached.cache_clear()
 
@@ -41,8 +41,8 @@ def test_what_is_evaluated_on_is_named_and_a_change_is_told(tmp_path, small_conf
     both = {*named, *workdir.files_of(small_config, "test", None)}
     new_or_gone = len(both) * 2 - len(named) - len(changed)
     assert note == (
-        f"NOTE: evaluation takes other files than before: {new_or_gone} are new or gone; "
-        f"{run}/eval_files.txt names them as they are now"
+        f"NOTE: the files for evaluation have changed: {new_or_gone} were added or removed; "
+        f"{run}/eval_files.txt lists the current ones"
     )
     assert len((run / "eval_files.txt").read_text().splitlines()) == len(changed)
 
@@ -53,7 +53,7 @@ def test_no_file_is_written_for_a_set_that_is_no_folder(tmp_path, digits):
 
 
 def test_a_set_without_files_cannot_be_listed(small_config):
-    with pytest.raises(UsageError, match=r"--list_split: optical_digits/1\.0\.0:test is no folder"):
+    with pytest.raises(UsageError, match=r"--list_split .* optical_digits/1\.0\.0:test is not one"):
         workdir.files_of(small_config, "test", None)
 
 
@@ -85,11 +85,11 @@ def test_an_old_run_goes_on_bit_identically(tmp_path, flags):
     given = {"data__dataset": f"folder:{data}", "data__batch_size": 16}
     old = {**given, "data__folder_rules": 1}
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    result(finish("main", *flags(whole, **old, duration="6 steps"), "--json"))
-    result(finish("main", *flags(moved, **old, duration="4 steps"), "--json"))
+    result(finish("main", *flags(whole, **old, duration="6 steps"), "--json", env=QUICK))
+    result(finish("main", *flags(moved, **old, duration="4 steps"), "--json", env=QUICK))
     without_rules(moved)
     again = finish("main", *flags(moved, **given, duration="6 steps"), "--allow_config_changes",
-                   "--json")  # fmt: skip
+                   "--json", env=QUICK)  # fmt: skip
     assert result(again)["step"] == 6
     assert digests(moved, 6) == digests(whole, 6)
     assert not (moved / "damaged").exists()

@@ -109,6 +109,7 @@ def test_the_step_takes_the_loss_that_the_config_says(small_config, name, multil
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a recipe does it in the short form
 def test_a_run_that_was_stopped_ends_the_same(config, tmp_path):
     train.train(config, tmp_path / "whole")
     config.duration = "16 steps"
@@ -175,7 +176,7 @@ def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_pat
     assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
     assert steps[-1]["learning_rate"] == pytest.approx(0.0009), "one stair down"
     assert all(math.isfinite(value) for value in found.values())
-    assert found["map"] > 0.8, "guesses in random order have about 0.5"
+    assert found["map"] > 0.8, "predictions in random order have about 0.5"
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     again = result(finish("evaluate", f"--workdir={whole}", "--json", env=env))
     assert {name: again[name] for name in found} == pytest.approx(found, rel=1e-4)
@@ -191,9 +192,9 @@ def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_pat
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("loss.name", "softmax", "config.loss.name is 'softmax', for one label an image, and "
-         "tiny_scenes/1.0.0:train has several; take sigmoid"),
-        ("loss.class_weights", (1.0, 2.0), "config.loss.class_weights holds 2 numbers; it takes "
+        ("loss.name", "softmax", "config.loss.name is 'softmax', for one label per image, but "
+         "tiny_scenes/1.0.0:train has several; use sigmoid"),
+        ("loss.class_weights", (1.0, 2.0), "config.loss.class_weights has 2 numbers; give "
          "one for each of the 6 classes of tiny_scenes/1.0.0:train"),
         ("loss.class_weights", (1.0,) * 5 + (0.0,), "config.loss.class_weights is (1.0, 1.0, 1.0, "
          "1.0, 1.0, 0.0); it takes at least 1e-06 and at most 1000000.0"),

@@ -66,7 +66,7 @@ def test_statistics_over_the_whole_batch_stand_between_layers(small_config):
         ([], "--config is needed"),
         ([IMAGENET, "--topology=v5e:4x5"], "no TPU slice 'v5e:4x5'; did you mean 'v5e:4x8'?"),
         ([IMAGENET, "--fit"], "--fit needs a slice: --topology=v5e:4x4"),
-        ([IMAGENET, "--sweep=v5e:2x2", "--topology=v5e:4x4"], "leave out --topology"),
+        ([IMAGENET, "--sweep=v5e:2x2", "--topology=v5e:4x4"], "remove --topology"),
         ([IMAGENET, "--plot=plan.png"], "--plot draws what --sweep"),
         ([IMAGENET, "--batch_per_chip=0"], "batch_per_chip"),
         ([IMAGENET, "--topology=v5e:4x4", "--csv=nowhere/plan.csv"],

@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 
 from tests import builders
-from tests.processes import ROOT, as_nobody, command, finish, result, signal_at
+from tests.processes import QUICK, ROOT, as_nobody, command, finish, result, signal_at
 from tests.tiny_datasets import as_tfrecord, jpeg
 from xception_jax import prepare
 from xception_jax.data import readers
@@ -132,7 +132,7 @@ def test_what_it_needs_by_hand_is_said_and_checked(tmp_path):
     (manual / "photos.tar").write_bytes(b"0123456789")
     found, said = prepared("sample_by_hand", tmp_path, manual_dir=str(manual))
     assert found.prepared
-    assert f"by hand, in {manual}: {wants}\n" in said
+    assert f"manually, in {manual}: {wants}\n" in said
     assert "disk: about 10 bytes" in said
 
 
@@ -189,7 +189,7 @@ def test_a_terminal_shows_tfds_progress(tmp_path):
     ) as process:  # fmt: skip
         os.close(inside)
         said = b""
-        # Linux ends the reading of a terminal that nobody holds open any more with an error.
+        # On Linux, reading a terminal that no process has open ends with an error.
         with contextlib.suppress(OSError):
             while part := os.read(terminal, 65536):
                 said += part
@@ -370,14 +370,14 @@ def test_imagenet_from_its_archives_to_an_evaluation(tmp_path):
         "--config=configs/imagenet.py", f"--workdir={run}",
         *(f"--config.{name}={value}" for name, value in overrides.items()),
     )  # fmt: skip
-    code, said = signal_at(2, signal.SIGTERM, "main", *train)
+    code, said = signal_at(2, signal.SIGTERM, "main", *train, env=QUICK)
     assert code == 0, said
     stopped = int(said.split("stopped at step ")[1].split()[0])
     assert 2 <= stopped < 6
-    resumed = finish("main", *train, "--json")
+    resumed = finish("main", *train, "--json", env=QUICK)
     assert f"continues from the checkpoint of step {stopped}" in resumed.stderr
     found = result(resumed)
     assert (found["step"], found["examples"]) == (6, 5)
-    evaluated = result(finish("evaluate", f"--workdir={run}", "--json"))
+    evaluated = result(finish("evaluate", f"--workdir={run}", "--json", env=QUICK))
     assert evaluated["examples"] == 5
     assert evaluated["loss"] == pytest.approx(found["loss"], rel=1e-6)

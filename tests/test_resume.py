@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.processes import (
+    QUICK,
     averaged,
     digests,
     finish,
@@ -28,10 +29,10 @@ from xception_jax.training.checkpoint.checkpoints import Checkpoints
     "step",
     [
         6,
-        *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 11)),
+        pytest.param(1, marks=pytest.mark.slow),
         *(
             pytest.param(step, marks=[pytest.mark.slow, pytest.mark.long])
-            for step in (2, 3, 4, 5, 7, 8, 9, 10)
+            for step in (2, 3, 4, 5, 7, 8, 9, 10, 11)
         ),
     ],
 )
@@ -81,7 +82,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
     signal_at(4, signal.SIGTERM, "main", *flags(workdir))
     process = finish("main", *flags(workdir, mesh__data=8))
     assert process.returncode == 2
-    assert "mesh.data was 1, is 8; --allow_config_changes lets" in process.stderr
+    assert "mesh.data was 1, is 8; add --allow_config_changes" in process.stderr
     moved = flags(workdir, mesh__data=8)
     assert result(finish("main", *moved, "--allow_config_changes", "--json"))["step"] == 12
     losses = [np.array([loss for kind, _, loss in records(f) if kind == "eval"])
@@ -91,8 +92,8 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
-    """In the user's own cache folder, wherever the workdir lies."""
-    env = {
+    """In the user's own cache folder, for any workdir."""
+    env = QUICK | {
         "JAX_COMPILATION_CACHE_DIR": "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
@@ -110,7 +111,7 @@ def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")
     process = finish("main", *flags(tmp_path / "moved", duration="4 steps"), env=env)
     assert "continues from the checkpoint of step 2" in process.stdout
-    assert programs() == before, "none was compiled anew"
+    assert programs() == before, "none was compiled again"
 
 
 @pytest.mark.slow
@@ -147,9 +148,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed,
     ("number", "part"),
     [
         (errno.EIO, "params/d/"),
-        (errno.ESTALE, "params/manifest.ocdbt"),
-        (errno.EMFILE, "opt_state/_METADATA"),
         (errno.ETIMEDOUT, "meta/"),
+        pytest.param(errno.ESTALE, "params/manifest.ocdbt", marks=pytest.mark.long),
+        pytest.param(errno.EMFILE, "opt_state/_METADATA", marks=pytest.mark.long),
     ],
 )
 def test_reads_of_a_checkpoint_that_fail_for_a_while_move_nothing(
@@ -193,6 +194,6 @@ def test_a_config_changed_by_hand_is_refused_by_every_command(undisturbed, flags
         process = finish(*command)
         assert process.returncode == 2, process.stderr
         [line] = process.stderr.splitlines()
-        assert "is not what the run wrote: ema.decay was 0.9, is 0.5; undo that" in line
+        assert "was changed since the run wrote it: ema.decay was 0.9, is 0.5; undo" in line
     path.unlink()
     assert result(finish("evaluate", f"--workdir={workdir}", "--json"))["step"] == 12

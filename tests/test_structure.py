@@ -1,7 +1,9 @@
 """The house rules that keep the code readable in one sitting."""
 
 import ast
+import functools
 import graphlib
+import itertools
 import re
 from pathlib import Path
 
@@ -39,23 +41,28 @@ def part(module: str) -> str | None:
     return names[1] if names[0] == "xception_jax" and len(names) > 1 else None
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def is_command(node: ast.stmt) -> bool:
     """Whether this is what runs where a module is started as a command."""
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
-def imported(path: Path) -> set[str]:
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
     """The modules of the package that one imports, at the top or inside a function."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if not is_command(node)]
-    found = set()
-    for node in ast.walk(tree):
+    body = [node for node in parsed(path).body if not is_command(node)]
+    found: set[str] = set()
+    for node in itertools.chain.from_iterable(map(ast.walk, body)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in NAMES else node.module for name in names}
-    return found & NAMES.keys()
+    return frozenset(found & NAMES.keys())
 
 
 def imports(path: Path) -> set[str]:
@@ -102,7 +109,7 @@ def test_commands_alone_have_flags(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_the_library_knows_no_configs_and_imports_by_full_names(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0
             assert (node.module or "").split(".")[0] != "configs"
@@ -114,7 +121,7 @@ def test_the_library_knows_no_configs_and_imports_by_full_names(path):
     "path", MODULES + LAUNCHERS, ids=lambda p: str(p.relative_to(PACKAGE.parent))
 )
 def test_no_function_is_longer_than_sixty_lines(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{node.name} of {path.name}"
 
@@ -141,7 +148,7 @@ def without_encoding(call: ast.Call) -> bool:
 def test_every_text_file_has_an_encoding(folder):
     """Else it is the locale's, which is ASCII where LC_ALL=C."""
     for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call):
                 assert not without_encoding(node), f"{path}:{node.lineno}"
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests import tiny_datasets
-from tests.processes import finish, records, result, run_code
+from tests.processes import QUICK, finish, records, result, run_code
 from xception_jax.data.render import turbojpeg
 from xception_jax.runtime import cache
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 ):
     workdir = tmp_path / "run"
     wild = flags(workdir, optimizer__learning_rate=1e18, checkpoint__every="1 step")
-    process = finish("main", *wild)
+    process = finish("main", *wild, env=QUICK)
     assert process.returncode == 1
     [line] = process.stderr.splitlines()
     # The first step makes the weights enormous; the second sees what comes of it.
@@ -121,10 +121,12 @@ def test_any_data_set_trains_by_name(tmp_path):
         "--config.data.dataset=tiny_photos", f"--config.data.data_dir={tmp_path}",
         "--config.data.batch_size=8", "--config.model.bn_virtual_batch=8", "--config.mesh.data=1",
         "--config.data.image_size=24", "--config.model.width=0.02", "--config.duration=3 steps",
-        "--config.model.middle_blocks=1",
+        "--config.model.middle_blocks=1", env=QUICK,
     )  # fmt: skip
     assert result(process)["examples"] == 20
-    how = "the random crop is decoded, by" if turbojpeg.library() else "JPEGs are decoded whole"
+    how = (
+        "the random crop is decoded, by" if turbojpeg.library() else "JPEGs are decoded completely"
+    )
     assert how in process.stderr
 
 

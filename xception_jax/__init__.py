@@ -1,4 +1,4 @@
-"""Xception and its relatives in JAX: training, evaluation and checkpoints that nothing disturbs.
+"""Xception and its relatives in JAX: reproducible training, exact evaluation, safe checkpoints.
 
 As a library:
 
@@ -9,8 +9,8 @@ As a library:
     best = xception_jax.evaluate.evaluate(trained.workdir, step="best")
     print(best.metrics["top1"])
 
-A result is a frozen dataclass; its `to_json` gives what the command prints with `--json`. The
-modules are imported when they are first used.
+A result is a frozen dataclass; its `to_json` returns the output of the command's `--json`. Each
+module is imported on first use.
 """
 
 import importlib

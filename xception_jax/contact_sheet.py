@@ -1,6 +1,6 @@
-"""What each augmentation does to the examples of a config: a contact sheet."""
+"""A contact sheet: the effect of each augmentation on examples of a config."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("contact_sheet")
@@ -34,8 +34,8 @@ from xception_jax.training import preflight
 from xception_jax.utils.text import printable
 from xception_jax.weights import initial
 
-# Strengths that show, where a config has an augmentation off.
-_TELLING: dict[str, Any] = {
+# Visible strengths, for augmentations that are off in the config.
+_VISIBLE: dict[str, Any] = {
     "flip": True,
     "shift": 0,  # an eighth of the side
     "brightness": 0.5,
@@ -52,9 +52,9 @@ _INK, _PAPER, _GAP = 40, 255, 4
 
 
 def names() -> list[str]:
-    """The rows there are, besides the originals and the whole config."""
+    """The names of the possible rows, without the originals and the row of the complete config."""
     return [
-        *_TELLING,
+        *_VISIBLE,
         *pipeline.registered(),
         *(f"randaugment.{name}" for name in randaugment.NAMES),
     ]
@@ -68,14 +68,14 @@ def draw(
     cell: int = 96,
     say: Callable[[str], None] = print,
 ) -> np.ndarray:
-    """The contact sheet; the arguments are the command's flags, and `say` takes its notes.
+    """Draws the contact sheet; the arguments are the command's flags, and `say` prints notes.
 
     Returns:
       uint8 `[height, width, 3]`, RGB.
 
     Raises:
-      UsageError: the config or its data will not do, or there is no such row.
-      RunError: more examples cannot be used than the run may skip.
+      UsageError: the config or its data is invalid, or there is no such row.
+      RunError: more examples are unusable than the run may skip.
     """
     for name in only:
         if name not in names():
@@ -91,9 +91,9 @@ def draw(
     batch = next(run.batches(0, Skips(None, config.data.max_skipped, say)))
     images = jnp.asarray(np.asarray(batch["image"])[:needed])
     reader = run.batches.reader
-    whole = _originals(reader, run.batches.order, examples)
-    rows = [("original", whole)]
-    if reader.images.crops or any(one.shape[0] != one.shape[1] for one in whole):
+    originals = _originals(reader, run.batches.order, examples)
+    rows = [("original", originals)]
+    if reader.images.crops or any(one.shape[0] != one.shape[1] for one in originals):
         rows.append(("cropped" if reader.images.crops else "squared", [*images]))
     rows += [(label, [*row]) for label, row in _rows(config, images, only)]
     labels = np.asarray(batch["labels" if run.train_source.multilabel else "label"])[:examples]
@@ -102,7 +102,7 @@ def draw(
 
 
 def _originals(reader: Reader, order: Order, examples: int) -> list[np.ndarray]:
-    """The whole images of the first examples; where one cannot be used, of the one in its place."""
+    """The complete images of the first examples; an unusable one is replaced as in the run."""
 
     def usable(place: int) -> Iterator[np.ndarray]:
         for record in candidates(order, place, len(reader.source)):
@@ -113,7 +113,7 @@ def _originals(reader: Reader, order: Order, examples: int) -> list[np.ndarray]:
 
 
 def _class_of(label: np.ndarray, names: Sequence[str]) -> str:
-    """Number and name of an example's class, or of each that a multi-hot label has."""
+    """Number and name of an example's class, or of each class in a multi-hot label."""
     numbers = label.nonzero()[0].tolist() if label.ndim else [int(label)]
     return ", ".join(f"{number} {names[number]}" for number in numbers)
 
@@ -121,9 +121,9 @@ def _class_of(label: np.ndarray, names: Sequence[str]) -> str:
 def _rows(
     config: ConfigDict, images: jax.Array, only: Sequence[str]
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Labels and what becomes of the images, as in the run's first step.
+    """Yields labels and augmented images, as in the run's first step.
 
-    Unless `only` names them, of the augmentations that are on, and of all of these together.
+    The rows are those of `only`; if it is empty, the augmentations that are on, then all together.
     """
     settings = pipeline.Augmentation.from_config(config.augment)
     keys = pipeline.example_keys(config.seed, jnp.asarray(0), len(images))
@@ -143,7 +143,7 @@ def _rows(
             yield name if strength is True else f"{name} {shown}", augmented(alone, images)
             continue
         operation = randaugment.NAMES.index(name.removeprefix("randaugment."))
-        # Two columns to the one side, two to the other.
+        # The sign of the magnitude alternates every two columns.
         levels = settings.magnitude / 10 * (-1.0) ** (jnp.arange(len(images)) // 2)
         yield name, apply(images, operation, levels)
     if on and not only:
@@ -151,7 +151,7 @@ def _rows(
 
 
 def _on(settings: Augmentation) -> list[str]:
-    """The rows of what is on; RandAugment's operations where that is."""
+    """The rows of augmentations that are on; with RandAugment, also its operations."""
     on = dict(settings.registered)
     return [
         name for name in names() if on.get(name) or getattr(settings, name.partition(".")[0], 0)
@@ -159,16 +159,16 @@ def _on(settings: Augmentation) -> list[str]:
 
 
 def _alone(settings: Augmentation, name: str, side: int) -> tuple[Any, Augmentation]:
-    """The strength of one augmentation, and settings in which it alone is on."""
-    off: dict[str, Any] = {**dict.fromkeys(_TELLING, 0), "registered": ()}
+    """The strength of one augmentation, and settings in which only this one is on."""
+    off: dict[str, Any] = {**dict.fromkeys(_VISIBLE, 0), "registered": ()}
     if name in pipeline.registered():
-        strength = dict(settings.registered).get(name) or _telling(name)
+        strength = dict(settings.registered).get(name) or _visible(name)
         return strength, dataclasses.replace(settings, **{**off, "registered": ((name, strength),)})
-    strength = getattr(settings, name) or _TELLING[name] or max(1, side // 8)
+    strength = getattr(settings, name) or _VISIBLE[name] or max(1, side // 8)
     return strength, dataclasses.replace(settings, **{**off, name: strength})
 
 
-def _telling(name: str) -> Any:
+def _visible(name: str) -> Any:
     """The largest strength of a registered operation that is off in the config, else 1."""
     field = SCHEMA[f"augment.{name}"]
     if field.kind not in (bool, int, float):
@@ -207,7 +207,7 @@ def _sheet(
 
 
 def _font() -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, bool]:
-    """A font of this machine, and whether it knows more than ASCII, as Pillow's own does not."""
+    """A font of this machine, and whether it has more than ASCII; Pillow's own font has not."""
     for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
         with contextlib.suppress(OSError):
             return ImageFont.truetype(name, 13), True
@@ -222,7 +222,7 @@ def _plain(text: str) -> str:
 
 
 def _fitted(image: np.ndarray, cell: int) -> np.ndarray:
-    """An image whose longer side is as long as the cell's."""
+    """An image resized so that its longer side is that of the cell."""
     longer = max(image.shape[:2])
     height, width = (max(1, round(side * cell / longer)) for side in image.shape[:2])
     how = cv2.INTER_AREA if longer > cell else cv2.INTER_NEAREST
@@ -230,7 +230,7 @@ def _fitted(image: np.ndarray, cell: int) -> np.ndarray:
 
 
 def write(path: pathlib.Path, sheet: np.ndarray) -> None:
-    """Writes the picture as a whole or not at all."""
+    """Writes the picture completely or not at all."""
     encoded = cv2.imencode(path.suffix.lower(), sheet[..., ::-1])[1].tobytes()
     draft = path.with_name(path.name + ".tmp")
     try:

@@ -1,6 +1,6 @@
 """Weights from and to Keras, timm and this project's own file."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("convert")
@@ -14,11 +14,11 @@ from xception_jax.errors import UsageError
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.keras import files as keras_files
 from xception_jax.weights.keras import names as keras_names
-from xception_jax.weights.tensors import abstract, to_theirs
+from xception_jax.weights.tensors import abstract, to_library
 from xception_jax.weights.timm import files as timm_files
 from xception_jax.weights.timm import names as timm_names
 
-# How the names of files end that can be written.
+# Endings of the files that can be written.
 ENDINGS = {
     "keras": (".weights.h5", ".h5", ".hdf5"),
     "timm": (".safetensors", ".pth"),
@@ -45,7 +45,7 @@ class ConversionResult:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return {**asdict(self), "output": str(self.output)}
 
 
@@ -63,23 +63,23 @@ def convert(
 
     Args:
       path: a file of weights; with the source format `xception_jax` also a run's folder.
-      output: the file to write. Its name ends as `ENDINGS` says.
-      source_format: of `ENDINGS`, whose weights `path` holds.
-      target_format: of `ENDINGS`, whose `output` will be.
-      model: its name, if the file does not say it.
-      step: of a run: `latest`, `best` or a number.
-      weights: of a run: `ema` (averaged) or `raw`; None: averaged if the run has them.
+      output: the file to write, with one of the `ENDINGS`.
+      source_format: format of `path`, one of `ENDINGS`.
+      target_format: format of `output`, one of `ENDINGS`.
+      model: name of the model, if the file does not contain it.
+      step: checkpoint of a run: `latest`, `best` or a number.
+      weights: weights of a run: `ema` (averaged) or `raw`; None: averaged if the run has them.
 
     Raises:
-      UsageError: the weights are not of that model, or cannot be read or written; nothing was
+      UsageError: the weights are of another model, or cannot be read or written; nothing was
         written.
     """
     _check_output(output, target_format)
     source = pretrained.open_pretrained(path, format=source_format, step=step, weights=weights)
-    source.check_whole()
+    source.check_head()
     name = model or source.model
     if name is None:
-        raise UsageError(f"--model is needed: {path} does not say which of them it is")
+        raise UsageError(f"--model is needed: {path} does not name its model")
     overrides = pretrained.effective(name, source.overrides(name))
     built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)
@@ -112,7 +112,7 @@ def _check_output(output: Path, format: str) -> None:
         raise UsageError(f"--output={output}: {why}--to={format} writes a file whose name ends in "
                          f"{' or '.join(ENDINGS[format])}")  # fmt: skip
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UsageError(f"--output={output} is a folder, or in one that is not there")
+        raise UsageError(f"--output={output} is a folder, or its folder does not exist")
 
 
 def _write(
@@ -122,9 +122,9 @@ def _write(
         if getattr(shapes, "head", None) is not None and shapes.head.fc:
             raise UsageError("Keras' models have no fully connected layers before the classifier")
         layers = keras_names.layers(shapes)
-        theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], ours)
+        theirs = to_library([tensor for layer in layers for tensor in layer.tensors], ours)
         keras_files.write(draft, name, layers, theirs)
     elif format == "timm":
-        timm_files.write(draft, name, to_theirs(timm_names.tensors(shapes), ours))
+        timm_files.write(draft, name, to_library(timm_names.tensor_map(shapes), ours))
     else:
         converted.write(draft, about, ours)

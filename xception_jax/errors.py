@@ -1,4 +1,4 @@
-"""What a user can mend: reported as one line with exit code 2, never as a traceback."""
+"""Errors that are reported in one line, never as a traceback."""
 
 import difflib
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Bad input. The message is one line: what is wrong, what was expected, how to mend it."""
+    """Bad input, exit code 2. The message is one line: the fault, what was expected, the fix."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -16,7 +16,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on. The message is one line, reported with exit code 1."""
+    """A run that cannot continue. The message is one line, reported with exit code 1."""
 
 
 class ReadError(RunError):
@@ -24,11 +24,11 @@ class ReadError(RunError):
 
 
 class ExampleError(RunError):
-    """An example that cannot be used. A run skips it while `data.max_skipped` allows.
+    """An unusable example. A run skips it while `data.max_skipped` allows.
 
     Args:
-      name: of the example: its file, or its number and split.
-      reason: goes on from the name, as `cannot be read: Permission denied`.
+      name: the name of the example: its file, or its number and split.
+      reason: continues a sentence that begins with the name: `cannot be read: Permission denied`.
     """
 
     def __init__(self, name: str, reason: str):

@@ -1,9 +1,9 @@
-"""Evaluation of a run's checkpoint: exact metrics over whole splits.
+"""Evaluates a run's checkpoint: exact metrics over full splits.
 
-Reads only the weights it needs, and checks every one of them against its digest.
+It only reads the weights that it needs, and checks all of them against their digests.
 """
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("evaluate")
@@ -36,11 +36,11 @@ def evaluate(
       workdir: the run's folder.
       step: `latest`, `best` or a number.
       weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
-      split: to evaluate on; None: the run's `data.eval_split`, and the sets of its `eval.also`.
-      data_dir: where TFDS keeps its data, if it has moved.
+      split: the split; None: the run's `data.eval_split` and the sets of its `eval.also`.
+      data_dir: the folder of TFDS' data, if it was moved.
       batch_size: over all devices; 0: the run's. It does not change the result.
-      max_skipped: the share of the examples that may be skipped; None: the run's.
-      say: takes a line on what is read or skipped.
+      max_skipped: the maximum share of examples to skip; None: the run's.
+      say: prints a line about the data or skipped examples.
 
     Raises:
       UsageError: there is no such run, checkpoint, split or kind of weights.
@@ -63,6 +63,6 @@ def evaluate(
     evaluators = Evaluators.create(config, evaluate_batch, sources, layout, batch_size)
     skips = Skips(workdir, most, say, flag="--max_skipped")
     metrics = evaluators(trained.weights(layout.weights), skips)
-    assert metrics is not None, "nobody asks it to stop"
+    assert metrics is not None, "without stop_requested it is never stopped"
     split = split or config.data.eval_split
     return EvaluationResult(workdir, trained.step, trained.kind, split, metrics)

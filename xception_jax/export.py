@@ -1,6 +1,6 @@
-"""A model as a program that JAX alone runs: StableHLO, weights included. See docs/export.md."""
+"""Exports a model with its weights as a StableHLO program, which needs only JAX: docs/export.md."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("export")
@@ -21,14 +21,14 @@ _KNOWN = ("cpu", "cuda", "rocm", "tpu")
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An export that was written.
+    """A completed export.
 
     Attributes:
-      folder: holds the program, `model.json`, README and `classify.py`.
-      activation: `softmax` or `sigmoid`, which makes probabilities of the logits.
-      platforms: that the program is for.
-      class_names: what each output means, in order.
-      about: all that `model.json` says, see docs/export.md.
+      folder: has the program, `model.json`, README and `classify.py`.
+      activation: `softmax` or `sigmoid`, which turns logits into probabilities.
+      platforms: the platforms of the program.
+      class_names: the name of each output, in order.
+      about: the content of `model.json`, see docs/export.md.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class ExportResult:
     about: Mapping[str, object]
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return dict(self.about)
 
 
@@ -56,17 +56,17 @@ def export_run(
 
     Args:
       workdir: the run's folder.
-      output: the folder to make; one that holds something is refused.
+      output: the folder to create; it must be empty if it exists.
       step: `latest`, `best` or a number.
       weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
       activation: `softmax` or `sigmoid`; None: as the run was trained.
-      platforms: that the program is for: of `cpu`, `cuda`, `rocm`, `tpu`.
-      resize: `inside`: the program crops and resizes any image as the run's evaluation;
+      platforms: any of `cpu`, `cuda`, `rocm`, `tpu`.
+      resize: `inside`: the program crops and resizes any image as the run's evaluation does.
         `outside`: it takes images of the model's size. None: `inside` if `data.eval_preset` is
         `area`.
 
     Raises:
-      UsageError: there is no such run, checkpoint or platform, or the output is in use.
+      UsageError: there is no such run, checkpoint or platform, or the output is not empty.
       RunError: the checkpoint is damaged.
     """
     _check_target(platforms, output)
@@ -83,15 +83,19 @@ def export_file(
     platforms: Sequence[str] = serving.PLATFORMS,
     resize: str | None = None,
 ) -> ExportResult:
-    """Exports a file of weights, in float32; otherwise as `export_run`.
+    """Exports a weights file, in float32.
 
     Args:
-      path: of Keras, timm or `xception_jax.convert`.
-      model: its name; a converted file knows it.
+      path: a file of Keras, timm or `xception_jax.convert`.
+      output: see `export_run`.
+      model: the model's name; None: a converted file contains it.
+      activation: `softmax` or `sigmoid`; None: from the file.
+      platforms: see `export_run`.
+      resize: see `export_run`.
 
     Raises:
-      UsageError: it is no file of weights of that model, is damaged or has no classifier, or nobody
-        can tell the activation; there is no such platform, or the output is in use.
+      UsageError: the file is damaged, not of this model or has no classifier, or its activation is
+        unknown; there is no such platform, or the output is not empty.
     """
     _check_target(platforms, output)
     inferred = inference.of_file(path, model, activation)
@@ -99,7 +103,7 @@ def export_file(
 
 
 def _check_target(platforms: Sequence[str], output: Path) -> None:
-    """Refuses an unknown platform, and an output that holds something, before any work."""
+    """Refuses an unknown platform or an output that is not empty, before any work."""
     for platform in platforms:
         if platform not in _KNOWN:
             raise UsageError(

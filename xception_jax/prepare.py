@@ -1,6 +1,6 @@
 """Preparation of a TFDS data set as array_record, by its own unmodified builder."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("prepare")
@@ -40,7 +40,7 @@ class PreparedDataset:
       file_format: `array_record` or `tfrecord`.
       splits: the number of examples by the name of the split.
       bytes: the size of its files.
-      prepared: True: `prepare` has done it now; False: it was there.
+      prepared: whether this call prepared it; False: it already existed.
     """
 
     dataset: str
@@ -51,7 +51,7 @@ class PreparedDataset:
     prepared: bool
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return {**asdict(self), "path": str(self.path)}
 
 
@@ -68,17 +68,17 @@ def prepare(
     """Prepares a data set, unless it is prepared.
 
     Args:
-      dataset: of TFDS: `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
-      data_dir: where TFDS keeps its data; None: TFDS' own default.
-      manual_dir: folder of what TFDS cannot download; None: `DATA_DIR/downloads/manual`.
+      dataset: a TFDS name: `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
+      data_dir: folder of TFDS' data; None: TFDS' default.
+      manual_dir: folder of files that TFDS cannot download; None: `DATA_DIR/downloads/manual`.
       beam_options: Apache Beam's pipeline options, `NAME=VALUE`.
-      check_disk: refuse to begin if the disk looks too small.
-      check_archives: refuse an archive of another size than TFDS knows, and too small splits.
-      console: where progress goes; standard output unless given.
+      check_disk: refuse to start if the disk seems too small.
+      check_archives: refuse archives of another size than TFDS knows, and too small splits.
+      console: console for progress; by default standard output.
 
     Raises:
-      UsageError: it cannot succeed.
-      RunError: it failed or was interrupted. Either way nothing is left that would open.
+      UsageError: preparation cannot succeed.
+      RunError: it failed or was interrupted. No data set is left that could be opened.
     """
     from tensorflow_datasets.core import constants
 
@@ -113,9 +113,9 @@ def prepare(
 
 
 def _check_complete(builder: Any, published: Mapping[str, int]) -> None:
-    """Raises `RunError` where splits are too small, and removes them.
+    """Raises `RunError` if splits are too small, and removes them.
 
-    A tar that is damaged where one of its files begins looks like one that ends there.
+    A tar with a damaged file header looks like one that ends there.
     """
     found = {name: split.num_examples for name, split in builder.info.splits.items()}
     few = ", ".join(
@@ -126,13 +126,13 @@ def _check_complete(builder: Any, published: Mapping[str, int]) -> None:
     if few:
         shutil.rmtree(builder.data_dir)
         raise RunError(
-            f"{builder.info.full_name} has come out with {few}, and is removed again: an archive "
-            f"is not whole. Fetch it again, or keep what there is with --nocheck_archives"
+            f"{builder.info.full_name} has only {few} and was removed: an archive is incomplete. "
+            f"Download it again, or keep an incomplete data set with --nocheck_archives"
         )
 
 
 def _pipeline_options(options: Sequence[str]) -> Any:
-    """Apache Beam's options, None where none are given."""
+    """Apache Beam's options; None if none are given."""
     if not options:
         return None
     try:
@@ -143,7 +143,7 @@ def _pipeline_options(options: Sequence[str]) -> Any:
         ) from None
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):  # argparse tells of a bad value there
+        with contextlib.redirect_stderr(complaint):  # argparse prints errors there
             parsed = PipelineOptions(flags=[f"--{option}" for option in options])
             parsed.get_all_options()
     except SystemExit:
@@ -153,31 +153,31 @@ def _pipeline_options(options: Sequence[str]) -> Any:
 
 
 def _build(builder: Any, manual: Path, options: Any) -> None:
-    """Runs the builder; whatever stops it, nothing is left that would open."""
+    """Runs the builder; if it fails, no data set is left that could be opened."""
     import tensorflow_datasets as tfds
 
     config = tfds.download.DownloadConfig(
         manual_dir=manual if manual.is_dir() else None,
         beam_options=options,
-        try_download_gcs=False,  # what lies there is tfrecord
+        try_download_gcs=False,  # the data there is tfrecord
     )
     with (
         _alone(Path(builder.data_dir)),
         _interruptible(),
-        _told(builder),
-        _damage_told(builder, manual),
-        contextlib.redirect_stdout(io.StringIO()),  # TFDS tells of its work in prints
+        _known_errors(builder),
+        _damaged_archives(builder, manual),
+        contextlib.redirect_stdout(io.StringIO()),  # TFDS prints its progress
     ):
         builder.download_and_prepare(download_config=config, file_format="array_record")
 
 
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Keeps other processes from preparing the same, and removes what killed ones have left."""
+    """Locks out other processes that prepare the same, and removes files of killed ones."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".prepare_{target.name}.lock").open("w", encoding="utf-8") as lock:
         try:
-            # The system drops the lock with the process, however it ends.
+            # The system releases the lock when the process ends, also when it is killed.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another process is preparing {target}") from None
@@ -188,7 +188,7 @@ def _alone(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lets SIGTERM end the builder as Ctrl-C does: TFDS then removes what it has written."""
+    """Makes SIGTERM end the builder as Ctrl-C does: TFDS then removes its unfinished files."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -197,8 +197,8 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(builder: Any) -> Iterator[None]:
-    """Turns what is known to go wrong in a builder into one line."""
+def _known_errors(builder: Any) -> Iterator[None]:
+    """Turns the known errors of a builder into one line."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import download_manager, extractor, util
 
@@ -210,7 +210,7 @@ def _told(builder: Any) -> Iterator[None]:
             "interrupted; nothing half-written is left, and the same command starts again"
         ) from None
     except ImportError as error:
-        # TFDS raises some anew, with the name in the message alone.
+        # TFDS wraps some errors; only the message contains the name.
         found = re.search(r"No module named '(\w+)", str(error))
         if not found:
             raise
@@ -233,8 +233,8 @@ def _told(builder: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _damage_told(builder: Any, manual: Path) -> Iterator[None]:
-    """Turns what is raised of an archive that is cut short or damaged into one line."""
+def _damaged_archives(builder: Any, manual: Path) -> Iterator[None]:
+    """Turns the errors for a truncated or damaged archive into one line."""
     try:
         yield
     except Exception as error:
@@ -242,9 +242,9 @@ def _damage_told(builder: Any, manual: Path) -> Iterator[None]:
             EOFError, gzip.BadGzipFile, lzma.LZMAError, tarfile.ReadError, zipfile.BadZipFile,
             zlib.error,
         )  # fmt: skip
-        if "tensorflow" in sys.modules:  # its files raise where others return no bytes
+        if "tensorflow" in sys.modules:  # at the end, its files raise where others return no bytes
             kinds += (sys.modules["tensorflow"].errors.OutOfRangeError,)
-        # TFDS raises some anew, as another type.
+        # TFDS wraps some errors in another type.
         damage: BaseException | None = error
         while damage and not isinstance(damage, kinds):
             damage = damage.__cause__
@@ -252,6 +252,6 @@ def _damage_told(builder: Any, manual: Path) -> Iterator[None]:
             raise
         reason = " ".join(f"{type(damage).__name__}: {damage}".split())
         raise RunError(
-            f"{builder.info.full_name} cannot be prepared: an archive of those in {manual} or "
-            f"{builder._data_dir_root}/downloads is damaged; fetch it again ({reason})"
+            f"{builder.info.full_name} cannot be prepared: an archive in {manual} or "
+            f"{builder._data_dir_root}/downloads is damaged; download it again ({reason})"
         ) from None

@@ -1,6 +1,6 @@
-"""A run from its config to its last checkpoint, in the order in which it happens."""
+"""Training: a run from its config to its last checkpoint, in the order in which it happens."""
 
-if __name__ == "__main__":  # first: --help and a misspelt flag need not wait for JAX
+if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
 
     commands.run("train")
@@ -45,18 +45,18 @@ def train(
     allow_config_changes: bool = False,
     hooks: Sequence[Hook] = (),
 ) -> TrainResult:
-    """Trains in `folder`, from its newest checkpoint on if it has one.
+    """Trains a model, or continues from the newest checkpoint in `folder`.
 
     Args:
       config: see `xception_jax.config`.
-      folder: holds everything that the run writes; made if it is not there.
-      console: where progress goes; standard output unless given.
-      allow_config_changes: continue a run though harmless fields of its config have changed.
-      hooks: called from step to step, after the run's own; see `training.hooks`.
+      folder: the workdir, for all output of the run; created if missing.
+      console: where to print progress; None: standard output.
+      allow_config_changes: whether to continue a run although harmless fields of its config differ.
+      hooks: called between steps, after the run's own hooks; see `training.hooks`.
 
     Raises:
-      UsageError: the config, the data or the folder will not do; nothing has been compiled.
-      RunError: it cannot go on: its loss is not finite, a write failed, too many bad examples.
+      UsageError: the config, the data or the folder is invalid; nothing was compiled.
+      RunError: the loss is not finite, a write failed, or too many examples are unusable.
     """
     goodput = Goodput()
     with signals.stop_requested() as stop_requested:
@@ -100,7 +100,7 @@ def train(
 
 @dataclass(frozen=True)
 class RunServices:
-    """What a run writes to, calls and listens to, from step to step."""
+    """The services that the loop uses between steps."""
 
     checkpoints: Checkpoints
     log: Telemetry
@@ -111,7 +111,7 @@ class RunServices:
 
 @dataclass(frozen=True)
 class Run(build.Functions):
-    """What a run is made of, once its config has met the devices and the data."""
+    """The functions of a run, with its data and its devices."""
 
     train_source: Source
     total_steps: int
@@ -120,12 +120,12 @@ class Run(build.Functions):
 
     @property
     def meta(self) -> Meta:
-        """What its checkpoints say of the run, at step 0."""
+        """The manifest of the run's checkpoints, at step 0."""
         data, config = self.train_source, config_lib.portable(config_lib.flatten(self.config))
         return Meta(0, data.name, len(data), data.class_names, config, frozen=self.frozen)
 
     def every(self, name: str) -> Callable[[int], bool]:
-        """Says of a step whether it is the first to reach another multiple of a field's period."""
+        """A function of a step: whether it is the first to reach a multiple of a field's period."""
         size = {"batch_size": self.config.data.batch_size, "epoch": len(self.train_source)}
         length = config_lib.period(self.config, name, size["epoch"])
         return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
@@ -158,7 +158,7 @@ def build_run(config: ConfigDict) -> Run:
 
 
 def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, list[str]]:
-    """The newest intact checkpoint's state, else a fresh one; and what is to be said of it."""
+    """The state of the newest intact checkpoint or a new state, and notes for the user."""
     shardings = run.layout.state
     state, meta, damaged = checkpoints.restore_newest(sharding.place(run.shapes, shardings))
     notes = [f"DAMAGED: {note}" for note in damaged]
@@ -170,7 +170,7 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 
 def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: Telemetry) -> None:
-    """Says what is about to run, on what."""
+    """Prints the model, the data, the devices and notes."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params, run.frozen))
     mesh = run.layout.mesh
     if mesh.size > 1:
@@ -187,11 +187,11 @@ def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: 
 
 
 def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
-    """Steps from `first` to the run's end, or to a signal to stop; returns the last step done."""
+    """Runs from step `first` to the end or to a signal to stop; returns the last completed step."""
     log, checkpoints, hooks = services.log, services.checkpoints, services.hooks
     done, total = first, run.total_steps
     save_due, evaluation_due = run.every("checkpoint.every"), run.every("eval.every")
-    # A signal may have come during this evaluation, or the config now asks for further metrics.
+    # A signal could have stopped this evaluation, or the config now has more metrics.
     due = first and (evaluation_due(first) or first == total)
     if due and not run.evaluate.have_found(checkpoints.metrics(first)):
         if (result := evaluate_at(run, state, first, services)) is None:
@@ -231,7 +231,7 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
 def evaluate_at(
     run: Run, state: TrainState, step: int, services: RunServices
 ) -> dict[str, float] | None:
-    """Evaluates the weights of a step and tells of it; None where a signal came in between."""
+    """Evaluates the weights of a step and logs the results; None if a signal stopped it."""
     with services.log.pause("evaluation"):
         result = run.evaluate(state.weights(), services.skips, services.stop_requested)
     if result:
@@ -240,7 +240,7 @@ def evaluate_at(
 
 
 def conclude(run: Run, checkpoints: Checkpoints, result: TrainResult, log: Telemetry) -> None:
-    """Says where the run stands and what to do next."""
+    """Prints the state of the run and the next command."""
     if not result.finished:
         log.say(f"stopped at step {result.step} and saved; the same command continues")
         return

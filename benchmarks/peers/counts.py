@@ -1,4 +1,4 @@
-"""The bytes that a JAX program has to read and write at least."""
+"""The minimum of bytes that a JAX program must read and write."""
 
 from jax.extend.core import Jaxpr
 
@@ -6,10 +6,10 @@ from xception_jax.models.counts import products
 
 
 def bytes_moved(jaxpr: Jaxpr) -> int:
-    """Bytes of operands and results of a program's products of matrices and convolutions.
+    """Bytes of operands and results of a program's matrix products and convolutions.
 
-    As if all else were done while these read and write, and as if no cache held anything between
-    two of them.
+    Assumes that all other operations overlap with these, and that no cache keeps data between two
+    of them.
     """
     return sum(
         times * value.aval.size * value.aval.dtype.itemsize

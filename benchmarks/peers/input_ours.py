@@ -1,8 +1,8 @@
-"""Our own input, from the files to arrays on the device.
+"""Our input, from the files to arrays on the device.
 
-Variants: `threads` and `workers` (one process) read a folder of pictures and decode their crops
-alone, `whole` all of them, by threads; `floor` does nothing but decode bytes that lie in memory,
-all of them, by OpenCV, and resize a part as our input does.
+Variants: `threads` and `workers` (one process) read a folder of pictures and decode only the crops.
+`whole` decodes complete pictures, by threads. `floor` only decodes complete pictures from memory
+with OpenCV and resizes a part as our input does.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def _stream(work: Work) -> Callable[[int], None]:
         Images(size=work.side, crop_area=AREA, crop_aspect=ASPECT),
         Host(workers=1 if work.variant == "workers" else 0, decode_parts=work.variant != "whole"),
     )
-    flags.FLAGS.mark_as_parsed()  # Grain asks for that before it starts a process
+    flags.FLAGS.mark_as_parsed()  # Grain needs this before it starts a process
     mesh = sharding.make_mesh(1)
     batches = transfer.to_devices(
         reader.training_batches(batch_size=work.batch, seed=0), sharding.by_example(mesh)

@@ -1,7 +1,7 @@
-"""tf.data as ImageNet recipes have it: shuffled files, a random crop decoded, resized, flipped.
+"""tf.data as in ImageNet recipes: shuffled files, a random crop decoded, resized, flipped.
 
-Variants: `bicubic` (antialiased) and `bilinear` give float32 in [-1, 1], `bilinear_uint8` gives
-bytes as we do.
+Variants: `bicubic` (antialiased) and `bilinear` give float32 in [-1, 1]; `bilinear_uint8` gives
+uint8, as our input.
 """
 
 from collections.abc import Callable

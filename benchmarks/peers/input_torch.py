@@ -24,7 +24,7 @@ def build(work: Work) -> Callable[[int], None]:
             ]
         ),
     )
-    # Long enough that no worker starts anew within a turn.
+    # Long enough that no epoch ends, which would restart the worker, within a turn.
     endless = torch.utils.data.RandomSampler(data, replacement=True, num_samples=10_000_000)
     loader = torch.utils.data.DataLoader(
         data, work.batch, sampler=endless, num_workers=1, drop_last=True

@@ -1,7 +1,7 @@
 """Keras' Xception on JAX; the environment sets `KERAS_BACKEND=jax`.
 
-The step is the stateless one of Keras' guide to writing a training loop in JAX, with its state
-donated: `train_on_batch` does the same and copies the state from and to the variables besides.
+The step is the stateless one of Keras' guide to writing a training loop in JAX, with donated state.
+`train_on_batch` does the same, but also copies the state from and to the variables.
 """
 
 from collections.abc import Callable

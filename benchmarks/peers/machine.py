@@ -1,7 +1,7 @@
-"""What the machine gives at best, measured as if it were a peer.
+"""The peak performance of the machine, measured like a peer.
 
-Variants: `product`, of two large square matrices; `copy`, of an array that no cache holds. On CPU
-in numpy (OpenBLAS), on GPU in JAX. One step counts as one image: the work's batch is 1.
+Variants: `product` of two large square matrices; `copy` of an array larger than any cache. On CPU
+in NumPy (OpenBLAS), on GPU in JAX. One step counts as one image: the work's batch is 1.
 """
 
 from collections.abc import Callable

@@ -65,7 +65,7 @@ def build(work: Work) -> Callable[[int], None]:
 
 
 def facts(work: Work) -> dict[str, object]:
-    """The device's name, and what an image needs at least, see `counts`: `flops`, `bytes`.
+    """The device's name, and the minimum of `flops` and `bytes` an image, see `counts`.
 
     A training step counts as three times the forward pass.
     """

@@ -1,6 +1,6 @@
-"""Xception (arXiv:1610.02357v3, figure 5) in plain Flax NNX, as one would write it at first.
+"""Xception (arXiv:1610.02357v3, figure 5) in plain Flax NNX, a straightforward first version.
 
-Independent of the package: the yardstick of its speed, and in the tests of its numbers.
+Independent of the package: the reference for its speed, and in the tests for its numbers.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class SeparableConv(nnx.Module):
 
 
 def batch_norm(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Batch normalization as Keras has it."""
+    """Batch normalization with Keras' settings."""
     return nnx.BatchNorm(channels, momentum=0.99, epsilon=1e-3, dtype=dtype, rngs=rngs)
 
 
@@ -125,8 +125,8 @@ class Xception(nnx.Module):
 
     Args:
       num_classes: size of the logits.
-      rngs: the stream `params` makes the weights, the stream `dropout` is used in training.
-      width, middle_blocks, stem_stride, dropout, dtype: as of `xception_jax.models.xception`.
+      rngs: the stream `params` initializes the weights; training uses the stream `dropout`.
+      width, middle_blocks, stem_stride, dropout, dtype: see `xception_jax.models.xception`.
     """
 
     def __init__(
@@ -175,11 +175,11 @@ class Xception(nnx.Module):
 
 
 def copy_weights(params: Any, batch_stats: Any, **changes: Any) -> Xception:
-    """A plain model with the weights of ours.
+    """A plain model with the weights of the package's model.
 
     Args:
-      params, batch_stats: of `xception_jax`, nested dicts.
-      **changes: the arguments besides `num_classes` and `rngs` that our model was built with.
+      params, batch_stats: nested dicts of `xception_jax`.
+      **changes: the arguments of the package's model, without `num_classes` and `rngs`.
     """
     num_classes = params["head"]["classifier"]["bias"].shape[0]
     model = Xception(num_classes, rngs=nnx.Rngs(0), **changes)
@@ -191,11 +191,11 @@ def copy_weights(params: Any, batch_stats: Any, **changes: Any) -> Xception:
 
 
 def from_ours(tree: Any, plain: Any) -> Any:
-    """Our nested dict of parameters, of their gradients or of statistics in the plain form.
+    """Converts a nested dict of parameters, gradients or statistics to the plain form.
 
     Args:
-      tree: ours.
-      plain: a nested dict of the plain model's, for its shapes.
+      tree: the package's nested dict.
+      plain: a nested dict of the plain model, for its shapes.
     """
     # The plain model has no module `head`, and its 1x1 kernels have four axes.
     tree = {**{k: v for k, v in tree.items() if k != "head"}, **tree.get("head", {})}

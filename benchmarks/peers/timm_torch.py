@@ -13,7 +13,7 @@ from worker import Work
 
 
 def create_model() -> torch.nn.Module:
-    """The model, fresh."""
+    """A new model."""
     torchvision_operators.declare()
     import timm
 

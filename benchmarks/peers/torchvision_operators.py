@@ -1,7 +1,7 @@
-"""torchvision beside a torch of another build, CPU against CUDA: its operators declared, not made.
+"""Makes torchvision work with a torch of another build (CPU, CUDA): declares its operators.
 
-Its compiled operators do not load there, and without them its Python code does not import. What is
-used of it here, and by timm's models, needs none of them.
+Its compiled operators do not load in this case, and without them its Python code does not import.
+The parts used here and by timm's models need none of them.
 """
 
 import torch
@@ -15,7 +15,7 @@ _library = None  # declarations last as long as this does
 
 
 def declare() -> None:
-    """Makes `import torchvision` possible where it is not."""
+    """Makes `import torchvision` possible."""
     global _library
     try:
         import torchvision  # noqa: F401

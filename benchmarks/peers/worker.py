@@ -1,23 +1,23 @@
 """The worker's end of a measurement: `python worker.py NAME` serves the peer in `NAME.py`.
 
-Runs in every peer's virtual environment, so nothing but the standard library is imported here,
-and of our package what needs no more than that.
-The parent writes lines of JSON on the standard input and reads answers on the standard output:
+Runs in every peer's virtual environment, so this module imports only the standard library and
+modules of our package that need nothing else. The parent writes lines of JSON to the standard input
+and reads answers from the standard output:
 
     <- {"kind": "training", "side": 96, ...}   the fields of `Work`, once
     -> {"compile_seconds": ..., ...}           built, compiled and warm
     <- {}                                      one round, as often as the parent likes
     -> {"wall": ..., "cpu": ..., ...}          seconds an image, and the most memory so far
 
-After each answer the parent stops this process and its children until it asks again, so that
-nothing is made ahead while others have their turn. A turn follows on the one before, or on the
-warm-up, as if there had been no pause: with as much begun ahead as it leaves behind, so what it
-takes is what its own batches cost.
+After each answer the parent suspends this process and its children until the next message, so that
+no batches are made ahead during other turns. A turn continues where the one before, or the warm-up,
+ended. It starts with as many prepared batches as it leaves, so its time is the cost of its own
+batches.
 
-A peer's module has `build(work)`, which makes the model and its input and returns `run(steps)`:
-that many steps, and not before the last of them is done does it return. A module may also have
-`facts(work)`, more things to tell the parent. The module is imported after the process has been
-bound to its cores, since XLA, torch and TensorFlow size their thread pools when they start.
+A peer's module has `build(work)`, which makes the model and its input and returns `run(steps)`.
+This function returns when the last step is done. A module may also have `facts(work)`, which
+returns more fields for the answer. The module is imported after the process is bound to its cores,
+since XLA, torch and TensorFlow size their thread pools on import.
 """
 
 import importlib
@@ -39,22 +39,22 @@ from xception_jax.runtime.allocator import keep_freed_memory
 
 @dataclass(frozen=True)
 class Work:
-    """What the parent asks for.
+    """The parent's request.
 
     Attributes:
       kind: `forward` or `training`.
-      side: of the images, in pixels.
+      side: side of the images, pixels.
       batch: images a step.
-      dtype: `float32` or `bfloat16`, of the computation.
-      model: a name of `xception_jax.models`; the peers other than ours know `xception` alone.
-      overrides: of the model's arguments.
-      variant: of the peer, see its module.
+      dtype: dtype of the computation, `float32` or `bfloat16`.
+      model: a name of `xception_jax.models`; peers other than ours have only `xception`.
+      overrides: overrides of the model's arguments.
+      variant: variant of the peer, see its module.
       platform: `cpu` or `gpu`.
-      cores: numbers of the cores to stay on; none: all that there are.
+      cores: numbers of the cores to run on; none: all cores.
       keep_memory: see `xception_jax.runtime.allocator`.
-      seconds: that a turn should take at least, by the rate of the warm-up.
-      packages: whose versions to report.
-      data: folder of pictures, for the peers that only read.
+      seconds: minimum length of a turn, by the rate of the warm-up.
+      packages: packages whose versions are reported.
+      data: folder of pictures, for peers that only read.
     """
 
     kind: str
@@ -74,10 +74,10 @@ class Work:
 
 def serve(name: str) -> None:
     """Serves the peer in the module `name` until the standard input ends."""
-    # What libraries print must not come between the answers.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # Else a child that outlives this process keeps the parent waiting for an answer.
+    # Otherwise the parent waits for an answer while a child outlives this process.
     os.register_at_fork(after_in_child=answers.close)
 
     def answer(values: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def serve(name: str) -> None:
     peer = importlib.import_module(name)
     run = peer.build(work)
     first = _seconds(run, 1)["wall"]
-    # Not after the warm-up, for it is a pause in which batches are made ahead.
+    # Before the warm-up, since this is a pause in which batches are made ahead.
     said = {
         "versions": {package: metadata.version(package) for package in work.packages},
         **(peer.facts(work) if hasattr(peer, "facts") else {}),
@@ -107,10 +107,10 @@ def serve(name: str) -> None:
 
 
 def _warm_up(run: Callable[[int], None], seconds: float) -> float:
-    """Seconds a step takes in the steady state.
+    """Seconds a step in the steady state.
 
-    Steps are run without a pause, each time twice as many as before, until that takes `seconds`.
-    By then what was made before the first of the last run's steps is nothing beside them.
+    Runs steps without a pause, each time twice as many as before, until they take `seconds`. Then
+    the batches prepared before the last run are negligible.
     """
     steps = 1
     while (took := _seconds(run, steps)["wall"]) < seconds:
@@ -119,28 +119,28 @@ def _warm_up(run: Callable[[int], None], seconds: float) -> float:
 
 
 def _seconds(run: Callable[[int], None], steps: int) -> dict[str, float]:
-    """What `run(steps)` takes: of the time (`wall`) and of the processor's (`cpu`)."""
+    """Wall and CPU seconds of `run(steps)`, as `wall` and `cpu`."""
     begin = _clocks()
     run(steps)
     return {name: now - begin[name] for name, now in _clocks().items()}
 
 
 def _clocks() -> dict[str, float]:
-    """The time, and what all threads and all children have spent of the processor's."""
+    """The time, and the CPU time of all threads and children."""
     children = sum(_cpu_of(child) for child in _children())
     return {"wall": time.perf_counter(), "cpu": time.process_time() + children}
 
 
 def _cpu_of(process: int) -> float:
-    """User's and system's seconds of another process, from Linux."""
+    """User and system CPU seconds of another process, on Linux."""
     fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_memory() -> float:
-    """MiB that this process and its children have had resident at most, from Linux.
+    """Peak resident MiB of this process and its children, on Linux.
 
-    The sum of each one's own peak; pages that they share count in each.
+    The sum of the single peaks; shared pages count in each process.
     """
     kilobytes = 0
     for process in (os.getpid(), *_children()):
@@ -154,6 +154,6 @@ def _children() -> list[int]:
 
 
 if __name__ == "__main__":
-    # The peers' modules `from worker import Work`: let them find this module, not a second one.
+    # The peers' modules import `Work` from `worker`, which must be this module, not a second one.
     sys.modules["worker"] = sys.modules["__main__"]
     serve(sys.argv[1])

@@ -7,8 +7,8 @@ r"""Trains on Google Kubernetes Engine, as a JobSet, on TPUs or on GPUs.
         --config.data.data_dir=/mnt/bucket/data
     python -m launch.gke render run1 --gpu=nvidia-h100-80gb --gpus-per-node=8 --nodes=2 ...
 
-What stands after -- goes to `python -m xception_jax.main` as it is. The JobSet starts the run anew
-when a node is preempted or a process fails; it goes on from its newest checkpoint.
+Arguments after -- go to `python -m xception_jax.main` unchanged. If a node is preempted or a
+process fails, the JobSet restarts the run, which resumes from its newest checkpoint.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from xception_jax.errors import RunError, UsageError
 
 VERBS = {
     "image": "build the checkout's image and push it",
-    "nodes": "make a pool of nodes that the run fits on",
+    "nodes": "create a node pool for the run",
     "render": "print the manifest",
     "run": "apply the manifest and follow the run to its end",
     "follow": "show the log until the run ends",
-    "status": "say how the run is",
+    "status": "print the state of the run",
     "fetch": "copy the run's results from the bucket to --to",
-    "delete": "delete the run; with --nodes-too its pool, which costs money",
+    "delete": "delete the run; with --nodes-too also its node pool, which costs money",
 }
 
 
@@ -45,40 +45,46 @@ def parser() -> Parser:
     parser = Parser(__doc__ or "", prog="python -m launch.gke")
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="; ".join(
         f"{verb}: {text}" for verb, text in VERBS.items()))  # fmt: skip
-    parser.add_argument("name", nargs="?", default="", help="of the run, or of the pool of nodes")
+    parser.add_argument("name", nargs="?", default="", help="name of the run or the node pool")
     parser.add_argument("--type", help="TPUs: v5litepod-16, v6e-8, or a shape, tpu7x:2x2x2")
     parser.add_argument(
         "--gpu", help="GPUs: value of the node label cloud.google.com/gke-accelerator"
     )
     parser.add_argument("--gpus-per-node", type=int, default=8)
-    parser.add_argument("--nodes", type=int, default=1, help="with --gpu: their number")
-    parser.add_argument("--image", help="container image; image gives it a tag unless it has one")
-    parser.add_argument("--extra", choices=("tpu", "cuda"), help="image: what for")
-    parser.add_argument("--bucket", help=f"Cloud Storage bucket, mounted as {fleet.MOUNT}")
-    parser.add_argument("--workdir", help="of the run, inside the bucket, as runs/imagenet")
-    parser.add_argument("--namespace", default="default")
-    parser.add_argument("--context", help="of kubectl; unless given, the current one")
+    parser.add_argument("--nodes", type=int, default=1, help="with --gpu: number of nodes")
     parser.add_argument(
-        "--service-account", default="default", help="of Kubernetes, that may write to the bucket"
+        "--image", help="container image; the verb image adds a tag if there is none"
     )
-    parser.add_argument("--spot", action="store_true", help="nodes that may be taken back")
-    parser.add_argument("--max-restarts", type=int, default=10, help="after failures of the run")
     parser.add_argument(
-        "--termination-grace", type=int, default=120, help="seconds to save in, before the end"
+        "--extra", choices=("tpu", "cuda"), help="image: the accelerators of the image"
+    )
+    parser.add_argument("--bucket", help=f"Cloud Storage bucket, mounted as {fleet.MOUNT}")
+    parser.add_argument("--workdir", help="folder of the run in the bucket, as runs/imagenet")
+    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--context", help="kubectl's context; by default the current one")
+    parser.add_argument(
+        "--service-account",
+        default="default",
+        help="Kubernetes service account with write access to the bucket",
+    )
+    parser.add_argument("--spot", action="store_true", help="spot nodes, which may be preempted")
+    parser.add_argument(
+        "--max-restarts", type=int, default=10, help="limit of restarts after failures of the run"
+    )
+    parser.add_argument(
+        "--termination-grace", type=int, default=120, help="seconds to save before the end"
     )
     parser.add_argument("--cluster", help="nodes: the GKE cluster")
-    parser.add_argument("--zone", help="nodes: where the machines are")
-    parser.add_argument("--location", help="nodes: of the cluster, if that is a region")
-    parser.add_argument("--project", help="Google Cloud project; unless given, gcloud's own")
-    parser.add_argument("--machine-type", help="nodes: with --gpu, as a3-highgpu-8g")
-    parser.add_argument(
-        "--nodes-too", action="store_true", help="delete: the pool of nodes as well"
-    )
-    parser.add_argument("--pool", help="delete --nodes-too: the pool, unless named as the run")
+    parser.add_argument("--zone", help="nodes: zone of the machines")
+    parser.add_argument("--location", help="nodes: location of the cluster, if it is a region")
+    parser.add_argument("--project", help="Google Cloud project; by default gcloud's own")
+    parser.add_argument("--machine-type", help="nodes with --gpu: machine type, as a3-highgpu-8g")
+    parser.add_argument("--nodes-too", action="store_true", help="delete: also the node pool")
+    parser.add_argument("--pool", help="delete --nodes-too: the pool, if not named as the run")
     parser.add_argument("--delete-after", action="store_true", help="run: delete it at its end")
     parser.add_argument("--to", default=".", help="fetch: local folder")
-    parser.add_argument("--checkpoints", action="store_true", help="fetch: the checkpoints too")
-    parser.add_argument("--poll", type=float, default=10, help="seconds between two looks")
+    parser.add_argument("--checkpoints", action="store_true", help="fetch: also the checkpoints")
+    parser.add_argument("--poll", type=float, default=10, help="seconds between two status checks")
     parser.add_argument(
         "--dry-run", action="store_true", help="print every command, quoted; run nothing"
     )
@@ -87,10 +93,10 @@ def parser() -> Parser:
 
 
 def check(args: argparse.Namespace, arguments: list[str]) -> None:
-    """Raises `UsageError` for flags that do not go together."""
+    """Raises `UsageError` for flags that contradict each other."""
     verb = args.verb
     if verb != "image":
-        check_name(args.name, most=40)  # names of pods are made of it
+        check_name(args.name, most=40)  # pod names contain it
     if verb in ("render", "run", "nodes") and bool(args.type) == bool(args.gpu):
         raise UsageError(f"{verb} needs --type=tpu7x:2x2x2 for TPUs, or --gpu for GPUs")
     if args.nodes < 1 or args.gpus_per_node < 1:
@@ -110,10 +116,10 @@ def check(args: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def command(argv: list[str]) -> dict[str, object] | None:
-    """Does what a command line says; returns what `--json` prints.
+    """Runs a command line; returns the output for `--json`.
 
     Raises:
-      UsageError: the command line will not do.
+      UsageError: the command line is invalid.
       RunError: a command or the run failed.
     """
     own, arguments = split_arguments(argv)

@@ -1,4 +1,4 @@
-"""A JobSet in the cluster: applied, followed to its end, deleted."""
+"""Applies, follows and deletes a JobSet in the cluster."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ _SELECTOR = "jobset.sigs.k8s.io/jobset-name"
 
 
 class Run:
-    """A JobSet that is in the cluster, or will be."""
+    """A run's JobSet, in the cluster or not yet."""
 
     def __init__(self, commands: Commands, args: argparse.Namespace):
         self._commands, self._args = commands, args
@@ -26,7 +26,7 @@ class Run:
         return ["kubectl", *words, f"--namespace={self._args.namespace}", *context]
 
     def state(self) -> str:
-        """`absent`, `Completed`, `Failed`, or `running`; with the number of restarts, if any."""
+        """`absent`, `Completed`, `Failed` or `running`."""
         text = self._commands.ask(self._kubectl("get", "jobset", self._args.name, "--output=json"))
         if text is None:
             return "absent"
@@ -37,7 +37,7 @@ class Run:
         return "running"
 
     def apply(self, manifest: str) -> None:
-        """Creates the run, unless it is running; one that ended makes place for it."""
+        """Creates the run unless it is running; replaces one that has ended."""
         state = self.state()
         if state in ("Completed", "Failed"):
             self.delete()
@@ -49,14 +49,14 @@ class Run:
             self._commands.run(self._kubectl("apply", f"--filename={path}"))
 
     def delete(self) -> None:
-        """Deletes the JobSet, its pods, and what let them find one another."""
+        """Deletes the JobSet, its pods, and their role and role binding."""
         for kind, name in (("jobset", ""), ("rolebinding", "-finds-pods"), ("role", "-finds-pods")):
             self._commands.run(
                 self._kubectl("delete", kind, f"{self._args.name}{name}", "--ignore-not-found")
             )
 
     def waiting(self) -> str:
-        """Why pods do not run yet: what Kubernetes says of the first that waits, else ""."""
+        """Kubernetes' reason why the first pending pod waits; "" if none is pending."""
         selector = f"--selector={_SELECTOR}={self._args.name}"
         text = self._commands.run(self._kubectl("get", "pods", selector, "--output=json"))
         for one in json.loads(text)["items"] if text else []:
@@ -72,7 +72,7 @@ class Run:
         return ""
 
     def follow(self) -> str:
-        """Shows the log of all pods until the run ends; returns how: Completed or Failed."""
+        """Shows the log of all pods until the run ends; returns Completed or Failed."""
         logs = self._kubectl(
             "logs", f"--selector={_SELECTOR}={self._args.name}", f"--container={CONTAINER}",
             "--follow", "--prefix", "--timestamps", "--max-log-requests=256", "--tail=-1",
@@ -92,7 +92,7 @@ class Run:
         return state
 
     def _show(self, logs: list[str], shown: podlog.Shown) -> None:
-        """Prints what is new in the log, until it or the connection ends."""
+        """Prints new lines of the log, until it or the connection ends."""
         self._commands.tell(logs)
         shown.begin()
         complaints: list[str] = []

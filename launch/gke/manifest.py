@@ -1,4 +1,4 @@
-"""The Kubernetes objects of a run: a JobSet, and what lets its pods find one another."""
+"""The Kubernetes objects of a run: a JobSet, and the role by which its pods find each other."""
 
 import argparse
 from typing import Any
@@ -14,9 +14,9 @@ CONTAINER = "train"
 
 
 def manifest(args: argparse.Namespace, arguments: list[str]) -> list[dict[str, Any]]:
-    """The Kubernetes objects of a run, as `parser` and the training arguments describe it.
+    """The Kubernetes objects of a run, from the launcher's flags and the training arguments.
 
-    Where its labels and fields come from: docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus
+    Sources of labels and fields: docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus
     and .../tpu-multislice (TPU node labels, `google.com/tpu`), .../how-to/gpus (GPU node labels),
     .../cloud-storage-fuse-csi-driver-ephemeral (the bucket), jobset.sigs.k8s.io/docs/concepts and
     github.com/kubernetes-sigs/jobset, examples/failure-policy (restarts).
@@ -26,11 +26,11 @@ def manifest(args: argparse.Namespace, arguments: list[str]) -> list[dict[str, A
         "kind": "JobSet",
         "metadata": {"name": args.name, "namespace": args.namespace},
         "spec": {
-            # The headless service by whose names the pods know one another.
+            # The headless service that gives the pods names.
             "network": {"enableDNSHostnames": True, "subdomain": args.name},
             "failurePolicy": {
                 "maxRestarts": args.max_restarts,
-                # What a preemption stopped is not the run's fault, however often it happens.
+                # Preemptions are not the run's fault, so their restarts are unlimited.
                 "rules": [
                     {
                         "name": "stopped",
@@ -48,14 +48,14 @@ def manifest(args: argparse.Namespace, arguments: list[str]) -> list[dict[str, A
 
 
 def job(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """The Job of all nodes, one process each, that succeeds or fails as a whole."""
+    """The Job of all nodes, with one process each; all succeed or the Job fails."""
     nodes = nodes_of(args)
     stopped = {"containerName": CONTAINER, "operator": "In", "values": [STOPPED]}
     return {
         "completionMode": "Indexed",
         "completions": nodes,
         "parallelism": nodes,
-        # One process that fails ends all: they cannot go on without it.
+        # One failed process ends the Job: the others cannot continue without it.
         "backoffLimit": 0,
         "podFailurePolicy": {
             "rules": [
@@ -68,14 +68,14 @@ def job(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
 
 
 def nodes_of(args: argparse.Namespace) -> int:
-    """The nodes of the run, a process each."""
+    """Number of nodes of the run, with one process each."""
     return slices.parse(args.type).hosts if args.type else int(args.nodes)
 
 
 def placement(
     args: argparse.Namespace,
 ) -> tuple[dict[str, str], list[dict[str, str]], dict[str, int]]:
-    """Labels that the nodes have, what a pod tolerates of them, and the devices of one."""
+    """Labels that select the nodes, tolerations of a pod, and the devices of a node."""
     if args.type:
         tpu = slices.parse(args.type)
         selector = {
@@ -96,7 +96,7 @@ def placement(
 
 
 def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """The template of the pods: one a node."""
+    """The template of the pods, one a node."""
     selector, tolerations, devices = placement(args)
     workdir = f"{fleet.MOUNT}/{args.workdir}"
     arguments = training_arguments(arguments, workdir, nodes_of(args))
@@ -130,13 +130,13 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
                         "driver": "gcsfuse.csi.storage.gke.io",
                         "volumeAttributes": {
                             "bucketName": args.bucket,
-                            # As `worker.mount`, and why.
+                            # The options of `worker.mount`, which gives the reasons.
                             "mountOptions": "implicit-dirs,rename-dir-limit=10000,"
                             "metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0",
                         },
                     },
                 },
-                # That of a container is 64 MB; NCCL and workers of the input share more.
+                # A container's default is 64 MB; NCCL and the input's workers need more.
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
             ],
         },
@@ -144,13 +144,13 @@ def pod(args: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
 
 
 def _environment(workdir: str) -> list[dict[str, str]]:
-    """Of the training process."""
+    """The environment variables of the training process."""
     variables = {"PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": compiled_beside(workdir)}
     return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def access(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What lets JAX ask Kubernetes for the job's other pods, as GPU nodes have no other way.
+    """The role by which JAX asks Kubernetes for the job's other pods; needed on GPU nodes.
 
     Source: docs.jax.dev/en/latest/multi_process.html#kubernetes-example.
     """
@@ -178,7 +178,7 @@ def access(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def unexpanded(word: str) -> str:
-    """The word as Kubernetes has to be given it: it would put variables in place of `$(NAME)`."""
+    """The word escaped for Kubernetes, which would expand `$(NAME)`."""
     return word.replace("$", "$$")
 
 

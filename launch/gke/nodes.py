@@ -1,4 +1,4 @@
-"""Pools of nodes that a run fits on, and the image that they run."""
+"""Node pools for a run, and the container image."""
 
 import argparse
 
@@ -11,10 +11,10 @@ from xception_jax.runtime import cache
 
 
 def create_nodes(commands: Commands, args: argparse.Namespace) -> None:
-    """Makes a pool of nodes for the slice or the GPUs.
+    """Creates a node pool for the slice or the GPUs.
 
-    Source: docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus; on TPU7x, where a placement
-    policy stands for the topology, .../docs/concepts/tpu-ironwood.
+    Source: docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus; for TPU7x, where a placement
+    policy sets the topology, .../docs/concepts/tpu-ironwood.
     """
     if not (args.cluster and args.zone):
         raise UsageError("nodes needs --cluster and --zone")
@@ -53,7 +53,7 @@ def create_nodes(commands: Commands, args: argparse.Namespace) -> None:
 
 
 def delete_nodes(commands: Commands, args: argparse.Namespace) -> None:
-    """Deletes a pool of nodes, and the placement policy of a TPU7x slice."""
+    """Deletes a node pool, and the placement policy of a TPU7x slice."""
     if not (args.cluster and args.zone):
         raise UsageError("delete --nodes-too needs --cluster and --zone")
     project = [f"--project={args.project}"] if args.project else []

@@ -1,4 +1,4 @@
-"""The command that measures, on next to nothing; what it measures is nobody's business here."""
+"""The command that measures, on a tiny model; the measured values do not matter here."""
 
 import re
 import subprocess

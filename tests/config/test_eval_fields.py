@@ -32,7 +32,7 @@ def test_a_set_is_a_split_or_a_named_one(text, expected):
         (("a/b=train",), "SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT"),
         (("mnist@test",), "SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT"),
         (("a=",), "SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT"),
-        (("a=train", "a=test"), "two sets of the name 'a'"),
+        (("a=train", "a=test"), "two sets with the name 'a'"),
     ],
 )
 def test_what_names_no_set_is_refused(texts, said):
@@ -49,7 +49,7 @@ def test_metrics_are_of_all_sets_or_of_one():
     found = {name: config_lib.eval_metrics(config, name) for name in ("", "train", "real")}
     assert found == {"": ("one",), "train": ("one",), "real": ("one", "two")}
     config.eval.metrics = ("reel/two",)
-    with pytest.raises(UsageError, match=r"'reel/two', and config.eval.also no set 'reel'"):
+    with pytest.raises(UsageError, match=r"'reel/two', but config.eval.also has no set 'reel'"):
         config_lib.eval_metrics(config)
 
 

@@ -85,7 +85,7 @@ def test_forms_of_a_change():
     assert changes == {
         "seed": 4, "augment.flip": True, "log.tensorboard": False, "data.mix": ("a", "b"),
     }  # fmt: skip
-    with pytest.raises(UsageError, match="lacks a value: it takes a whole number"):
+    with pytest.raises(UsageError, match="needs a value: it takes a whole number"):
         overrides.take(["--config.seed"])
 
 

@@ -189,7 +189,7 @@ def test_threads_fill_slices_of_a_batch(rows, threads):
     [whole] = batches(numbered(50), 1, batch_size=2 * rows, seed=5, host=Host(1))
     [made] = batches(
         numbered(50), 1, batch_size=2 * rows, seed=5, host=Host(threads),
-        share=HostShard(1, 2),
+        shard=HostShard(1, 2),
     )  # fmt: skip
     assert_same([{name: column[rows:] for name, column in whole.items()}], [made])
 
@@ -237,7 +237,7 @@ def test_labels_count_towards_what_is_kept():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "hosts", [1, 3, *(pytest.param(hosts, marks=pytest.mark.long) for hosts in (2, 8))]
+    "hosts", [3, *(pytest.param(hosts, marks=pytest.mark.long) for hosts in (1, 2, 8))]
 )
 def test_worker_processes_change_nothing(hosts):
     flags.FLAGS.mark_as_parsed()
@@ -258,7 +258,7 @@ def assert_nothing_changes(
         shares = [
             batches(
                 source, 7 - first, images=images, host=host, batch_size=batch, seed=5,
-                first_step=first, share=HostShard(index, hosts), sampling=sampling,
+                first_step=first, shard=HostShard(index, hosts), sampling=sampling,
             )
             for index in range(hosts)
         ]  # fmt: skip
@@ -358,7 +358,7 @@ def test_evaluation_covers_the_split_exactly_once(count, hosts, each):
     shares = [
         list(
             Reader(source, CROPPED).evaluation_batches(
-                batch_size=hosts * each, share=HostShard(host, hosts)
+                batch_size=hosts * each, shard=HostShard(host, hosts)
             )
         )
         for host in range(hosts)

@@ -22,7 +22,7 @@ def photos(tmp_path, monkeypatch) -> Source:
 
 
 class Unread:
-    """Records that nobody may read."""
+    """Records that must not be read."""
 
     def __len__(self) -> int:
         return 9
@@ -101,5 +101,5 @@ def test_sets_that_cannot_be_one(photos):
         joined.join([photos, numbered(5)])
     several = dataclasses.replace(photos, name="scenes", multilabel=True)
     for parts in ([photos, several], [several, photos]):
-        with pytest.raises(UsageError, match="scenes has several labels an image, and tiny_photos"):
+        with pytest.raises(UsageError, match="scenes has several labels per image, but tiny_"):
             joined.join(parts)

@@ -46,7 +46,7 @@ class Cloud:
         programs.mkdir()
         for name in PROGRAMS:
             (programs / name).symlink_to(STAND_IN)
-        # That of the machines, in place of one that a version manager would choose anew each time.
+        # The machines' own one, instead of one that a version manager would choose each time.
         (programs / "python3").symlink_to(Path(sys.executable).resolve())
         self.answers({})
         self.training({"lines": ["step 1/1"], "code": 0})

@@ -40,7 +40,7 @@ def test_help_shows_an_example_and_imports_nothing_heavy(launcher, cloud):
         ("tpu_vm", "run pod1 --zone=z --type=v4-8 --bucket=b --workdir=a/../../x -- --config=c",
          "give a path inside the bucket"),
         ("tpu_vm", "run pod1 --zone=z --type=v4-8 --bucket=b --workdir=r",
-         "what is to be trained? Add: -- --config=configs/imagenet.py"),
+         "the config is missing. Add: -- --config=configs/imagenet.py"),
         ("tpu_vm", "run pod1 --zone=z --type=v4-8 --bucket=b --workdir=r -- --config=c --workdir=x",
          "--workdir goes before the --"),
         ("tpu_vm", "run pod1 --zne=z", "--zone"),

@@ -56,8 +56,8 @@ def test_every_shape_is_refused_or_makes_whole_hosts(generation, sides):
     [
         ("v7-8", "no TPU slice 'v7-8'; did you mean"),
         ("v5lite-16", "did you mean 'v5litepod-"),
-        ("v5e-12", "v5e- goes with chips: 1, 4, 8, 16"),
-        ("v4-7", "did you mean 'v4-8'? v4- goes with cores, two a chip: 8, 16"),
+        ("v5e-12", "v5e- counts chips: 1, 4, 8, 16"),
+        ("v4-7", "did you mean 'v4-8'? v4- counts cores, two a chip: 8, 16"),
         ("v5e:4x2", "no TPU slice 'v5e:4x2'; did you mean 'v5e:2x4'?"),
         ("v5p:4x4x2", "no TPU slice 'v5p:4x4x2'; did you mean 'v5p:2x4x4'?"),
     ],

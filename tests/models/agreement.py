@@ -13,7 +13,7 @@ SIZES = (299, 150, 101)
 
 
 def create(name: str, **overrides: object) -> nnx.Module:
-    """The model with a classifier of 1000 classes; its weights are to be replaced."""
+    """The model with a classifier of 1000 classes; the test replaces its weights."""
     make = jax.jit(
         lambda: nnx.split(models.create(name, num_classes=1000, rngs=nnx.Rngs(0), **overrides))[1],
         compiler_options={"xla_backend_optimization_level": 0},

@@ -19,11 +19,10 @@ safetensors = pytest.importorskip("safetensors.torch")
     [
         ("legacy_xception", {}),
         ("inception_v3", {"bn_scale": True, "count_padding": True}),
-        ("xception41", {}),
-        ("xception65p", {}),
+        ("xception41p", {}),
         *(
             pytest.param(name, {}, marks=pytest.mark.long)
-            for name in ("xception65", "xception71", "xception41p")
+            for name in ("xception41", "xception65", "xception71", "xception65p")
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

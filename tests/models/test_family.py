@@ -1,5 +1,6 @@
 """Every model by name: its size as its source counts it, its shapes, its step, its table."""
 
+import re
 from dataclasses import replace
 from functools import cache, partial
 
@@ -11,12 +12,14 @@ import pytest
 from flax import nnx
 
 from tests.processes import finish, result
-from xception_jax import models, train
+from xception_jax import models, recipes, train
+from xception_jax.config import SCHEMA, overrides
+from xception_jax.config.declared import declarations
 from xception_jax.config.registry import Registry, where_is
 from xception_jax.errors import UsageError
-from xception_jax.models import counts, published, registry
+from xception_jax.models import counts, options, published, registry
 from xception_jax.models.layers import BatchNorm
-from xception_jax.training import optimizer, state, step
+from xception_jax.training import optimizer, preflight, state, step
 
 # Trainable parameters and batch statistics at 1000 classes, as Keras 3.15 and timm 1.0.31 count
 # them (Keras for inception_v3 and xception), and billions of multiply-adds at 299, as timm's
@@ -63,6 +66,36 @@ def test_what_is_read_of_the_decorators_is_what_they_register():
         assert read.find(name) == replace(registry.MODELS.find(name), target=None)
 
 
+def test_fields_of_models_are_declared_with_the_models():
+    """Each by the models that take it, or once for several."""
+    declared = {one.name: set(one.value("options", {})) for one in declarations("models")}
+    taken = {name: set(models.overrides(name)) for name in SIZES}
+    of_all = {"name", "dtype", "matmul_precision"}
+    fields = {key.removeprefix("model.") for key in SCHEMA if key.startswith("model.")} - of_all
+    for name in SIZES:
+        assert taken[name] & fields == declared[name] | (set(options.FIELDS) & taken[name])
+    assert fields == set(options.FIELDS).union(*declared.values())
+    for key in options.FIELDS:
+        assert sum(key in overrides for overrides in taken.values()) > 2, key
+    assert set(options.FIELDS) >= options.OF_TRAINING
+    assert "segments" not in taken["inception_v3"]
+
+
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_a_recipe_trains_every_model_or_says_which_fields_are_not_its_own(recipe):
+    for name in SIZES:
+        config = recipes.load(recipe)
+        config.model.name = name
+        try:
+            preflight._check_model(config)
+        except UsageError as error:
+            told = re.fullmatch(f"{name} does not take (.*); add (.*)", str(error))
+            _, changes = overrides.take(told[2].split())
+            assert [f"config.{field}" for field in changes] == told[1].split(", ")
+            overrides.apply(config, changes)
+            preflight._check_model(config)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters(name):
     parameters, statistics, _ = SIZES[name]
@@ -97,7 +130,7 @@ def test_multiply_adds_of_the_papers_network():
     found = counts.multiply_adds(counts.forward_program(shapes_of("xception"), 299))
     assert found == pytest.approx(8.357e9, rel=1e-3)
     assert found == models.size("xception").multiply_adds
-    assert found == models.size("legacy_xception").multiply_adds, "the same but for padding"
+    assert found == models.size("legacy_xception").multiply_adds, "the same except for padding"
     assert found == pytest.approx(SIZES["xception"][2] * 1e9, rel=0.01)
 
 
@@ -107,7 +140,7 @@ def test_features_at_299_and_the_least_image(name, side):
     assert outputs(lambda m, x: m.features(x), model, 299) == (2, side, side, 2048)
     least = model.min_image_size
     assert outputs(lambda m, x: m.features(x), model, least) == (2, 1, 1, 2048)
-    with pytest.raises(UsageError, match="least side"):
+    with pytest.raises(UsageError, match="the smallest side is"):
         outputs(lambda m, x: m(x), model, least - 1)
 
 

@@ -43,7 +43,7 @@ def test_virtual_batches_are_normalized_each_by_itself():
 
 
 def test_virtual_batches_must_divide_the_batch():
-    with pytest.raises(ValueError, match="10 does not divide into virtual batches of 4"):
+    with pytest.raises(ValueError, match="10 is not divisible into virtual batches of 4"):
         BatchNorm(3, virtual_batch=4)(images(10, 2, 2, 3), train=True)
 
 

@@ -100,9 +100,9 @@ def test_a_short_run_takes_no_nought_hours(steps, said, small_config):
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
-        ({"model.bn_virtual_batch": None}, ["the whole batch of 64, of which a device holds 32; "
-                                            "with config.model.bn_virtual_batch=32 it needs none"]),
-        ({"model.bn_virtual_batch": 64}, ["virtual batches of 64, of which a device holds 32"]),
+        ({"model.bn_virtual_batch": None}, ["the complete batch of 64, of which a device has 32; "
+                                            "config.model.bn_virtual_batch=32 avoids this"]),
+        ({"model.bn_virtual_batch": 64}, ["virtual batches of 64, of which a device has 32"]),
         ({"model.bn_virtual_batch": 32}, []),
         ({"mesh.model": 2}, ["the devices of config.mesh.model share the head's layers"]),
     ],
@@ -149,8 +149,8 @@ def test_answers_are_kept_and_found_again(child, tmp_path):
     answer = {"key": "abc", "memory": {}, "flops": 1.0}
     asked = child(answer, hlo="HloModule")
     request = {"topology": "v5e:2x2", "options": {}, "flags": "", "schedules": True}
-    first = compiler.ask(request, known=tmp_path / "known")
-    again = compiler.ask(request, known=tmp_path / "known")
+    first = compiler.compile_program(request, known=tmp_path / "known")
+    again = compiler.compile_program(request, known=tmp_path / "known")
     assert first == again
     assert first.hlo == "HloModule"
     assert "dump_to" in asked[0][1]
@@ -161,13 +161,13 @@ def test_a_compiler_that_fails_is_one_line(child):
     child({"key": "abc"}, returncode=1, stderr="Traceback\nValueError: bad layout\nSee there.\n")
     request = {"topology": "v5e:2x2", "options": {}, "flags": "", "schedules": False}
     with pytest.raises(RunError, match="v5e:2x2 does not compile: ValueError: bad layout"):
-        compiler.ask(request)
+        compiler.compile_program(request)
     child({"key": "abc"}, returncode=1, stderr="xception_jax.errors.UsageError: too small: 3\n")
     with pytest.raises(UsageError, match=r"^too small: 3$"):
-        compiler.ask(request)
+        compiler.compile_program(request)
     child({"key": "abc"}, returncode=-9)
     with pytest.raises(RunError, match="ended by signal 9"):
-        compiler.ask(request)
+        compiler.compile_program(request)
 
 
 def test_a_program_that_is_refused_says_what_it_needs(child, small_config, tmp_path, monkeypatch):
@@ -175,5 +175,7 @@ def test_a_program_that_is_refused_says_what_it_needs(child, small_config, tmp_p
     child({"key": "abc", "refused": {"needs": 20 * 2**30, "has": 15.75 * 2**30}})
     said = []
     with pytest.raises(planner.DoesNotFitError, match=r"needs 20.00 GiB, .* has 15.75"):
-        planner.ask("train", small_config, chips.parse("v5e:1x1"), DataSpec(10), said.append)
+        planner.compile_step(
+            "train", small_config, chips.parse("v5e:1x1"), DataSpec(10), said.append
+        )
     assert "the training step of 64 images on v5e:1x1" in said[0]

@@ -9,7 +9,7 @@ from xception_jax.training import sharding
 def test_the_steps_are_those_of_a_run(small_config):
     small_config.mesh.data = 8
     run = train.build_run(small_config)
-    data = data_lib.find(small_config)
+    data = data_lib.find_spec(small_config)
     state = sharding.place(run.shapes, run.layout.state)
 
     batch = steps.batch_of(small_config.data.batch_size, small_config, run.layout.mesh, data)

@@ -1,4 +1,4 @@
-"""Folders in which nobody else can plant a program."""
+"""Cache folders that other users cannot write to."""
 
 import os
 import shutil
@@ -76,7 +76,7 @@ def link(base: Path) -> tuple[Path, str]:
 
 def file(base: Path) -> tuple[Path, str]:
     (base / "it").touch()
-    return base / "it", "it is no folder"
+    return base / "it", "it is not a folder"
 
 
 def below_a_file(base: Path) -> tuple[Path, str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.processes import (
+    QUICKLY,
     ROOT,
     Several,
     command,
@@ -168,7 +169,8 @@ def test_a_process_that_can_say_nothing_ends_too():
     [
         ("memory", 1, r"error: out of memory on cpu: it wanted [\d,.]+ GiB; lower .* "
          r"--config=configs/digits.py --config.data.batch_size=8 --topology=SLICE --fit finds"),
-        pytest.param("disk", 1, "error: No space left on device", marks=pytest.mark.slow),
+        pytest.param("disk", 1, "error: No space left on device",
+                     marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("bug", 1, "error: KeyError: 'x'", marks=pytest.mark.slow),
         pytest.param("usage", 2, "error: no", marks=pytest.mark.slow),
     ],
@@ -387,7 +389,7 @@ def test_nothing_beside_a_training_in_the_same_job_disturbs_it(cluster_, flags, 
     port = free_port()
     with metadata_server() as metadata:
         env = [task_of(cluster_, process, port, metadata) for process in (0, 1)]
-        one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+        one_device = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {QUICKLY}"}
         tasks = [(command("main", *run), {**variables, **one_device}) for variables in env]
         with started(tmp_path / "first", tasks) as first:
             first.wait_until("step 5/")
@@ -419,7 +421,7 @@ def test_a_mesh_that_leaves_out_a_process_is_refused_by_all(flags, tmp_path):
         assert run.codes() == [2, 2]
     for process in (0, 1):
         [line] = [one for one in run.said(process).splitlines() if one.startswith("error")]
-        assert "config.mesh.data is 2, which takes 2 of the 4 devices of 2 processes" in line
+        assert "config.mesh.data is 2, which uses 2 of the 4 devices of 2 processes" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -465,9 +467,18 @@ def gone(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [truncate, flip, gone])
-@pytest.mark.parametrize("victim", [0, 1])
-def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, damage, victim):
+@pytest.mark.parametrize(
+    ("victim", "damage"),
+    [
+        (0, truncate),
+        (1, gone),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in ((0, flip), (0, gone), (1, truncate), (1, flip))
+        ),
+    ],
+)
+def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, victim, damage):
     """Each process has a view of the folder of its own, one of them with damage in it."""
     save_all(tmp_path / "0", [1, 2, 3])
     shutil.copytree(tmp_path / "0", tmp_path / "1")
@@ -485,6 +496,6 @@ def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, damage, v
     said = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     assert all("\n2 [1, 2] " in out for out, _ in said), said
-    if (damage, victim) != (gone, 0):  # else nobody tells of it
+    if (damage, victim) != (gone, 0):  # otherwise no process reports it
         assert f"(process {victim} of 2)" in said[0][0]
         assert (tmp_path / "0" / "damaged" / "3").is_dir()

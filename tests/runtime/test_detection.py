@@ -101,7 +101,7 @@ def test_open_mpi_names_all_or_the_run_is_refused(environment):
         ({}, {"required": True}, "--distributed needs a cluster"),
         ({**SLURM, "SLURM_PROCID": "x"}, {}, "SLURM .* cannot be read: .*--nodistributed"),
         ({"PMI_SIZE": "2", "PMI_RANK": "0"}, {}, r"MPI started 2 processes .*\$PMI_SIZE"),
-        (SLURM, {"processes": 4, "required": False}, "leave one of them out"),
+        (SLURM, {"processes": 4, "required": False}, "remove one of them"),
     ],
 )
 def test_what_a_run_insists_on_has_to_be_there(environment, variables, arguments, message):

@@ -1,4 +1,4 @@
-"""Ctrl-C on a real terminal, and SIGTERM, at moments when nobody is ready for them."""
+"""Ctrl-C on a real terminal, and SIGTERM, at moments when no handler is ready."""
 
 import os
 import signal
@@ -35,8 +35,8 @@ def test_ctrl_c_during_compilation_is_answered_and_a_second_one_ends_the_run(fla
         terminal.press_ctrl_c()
         assert terminal.end() == 130
         assert "step 1/12" not in terminal.said, "it still compiled"
-        assert terminal.said.count("stopped at once, without saving") == 1
-        assert "\x1b[?25h" in terminal.said.rpartition("stopped at once")[0], "the cursor is back"
+        assert terminal.said.count("stopped immediately, without saving") == 1
+        assert "\x1b[?25h" in terminal.said.rpartition("stopped imm")[0], "the cursor is back"
         assert_quiet(terminal)
 
 
@@ -58,7 +58,9 @@ def test_ctrl_c_with_worker_processes_saves_and_leaves_nothing_behind(flags, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_two_signals_end_the_workers_too(flags, tmp_path, number):
     with Terminal("main", *flags(tmp_path / "run", **WORKERS)) as terminal:
         terminal.wait_until("step 3/5000")
@@ -91,31 +93,35 @@ def test_sigterm_to_all_processes_of_a_run_saves(flags, tmp_path):
         terminal.wait_until("step 3/5000")
         os.killpg(terminal.process.pid, signal.SIGTERM)
         assert terminal.end() == 0
-        assert "SIGTERM: stopping after this step, which is saved" in terminal.said
+        assert "SIGTERM: stopping and saving after this step" in terminal.said
         assert_quiet(terminal)
 
 
+COMMANDS = {
+    "contact_sheet": ["--config=configs/digits.py", "--output={folder}/sheet.png"],
+    "evaluate": ["--workdir={run}"],
+    "export": ["--workdir={run}", "--output={folder}/exported"],
+    "convert": ["--from=xception_jax", "--input={run}", "--output={folder}/w.safetensors"],
+    "plan": ["--config=configs/digits.py"],
+    "prepare": ["--dataset=mnist", "--data-dir={folder}/data"],
+}
+
+
 @pytest.mark.parametrize(
-    ("module", "arguments"),
+    ("module", "after_s"),
     [
-        ("contact_sheet", ["--config=configs/digits.py", "--output={folder}/sheet.png"]),
+        ("contact_sheet", 0),
+        *(pytest.param(name, 0, marks=pytest.mark.slow) for name in [*COMMANDS][1:]),
+        pytest.param("evaluate", 2, marks=pytest.mark.slow),
         *(
-            pytest.param(*command, marks=pytest.mark.slow)
-            for command in (
-                ("evaluate", ["--workdir={run}"]),
-                ("export", ["--workdir={run}", "--output={folder}/exported"]),
-                (
-                    "convert",
-                    ["--from=xception_jax", "--input={run}", "--output={folder}/w.safetensors"],
-                ),
-                ("plan", ["--config=configs/digits.py"]),
-                ("prepare", ["--dataset=mnist", "--data-dir={folder}/data"]),
-            )
+            pytest.param(name, 2, marks=[pytest.mark.slow, pytest.mark.long])
+            for name in COMMANDS
+            if name != "evaluate"
         ),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("after_s", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_every_command_ends_in_one_line_at_ctrl_c(request, tmp_path, module, arguments, after_s):
+)
+def test_every_command_ends_in_one_line_at_ctrl_c(request, tmp_path, module, after_s):
+    arguments = COMMANDS[module]
     run = request.getfixturevalue("undisturbed") if "{run}" in str(arguments) else None
     given = [flag.format(run=run, folder=tmp_path) for flag in arguments]
     with Terminal(module, *given) as terminal:

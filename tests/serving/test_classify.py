@@ -146,19 +146,19 @@ def test_a_file_becomes_what_evaluation_makes_of_it(preset, folders, files):
 
 
 SAID = {
-    "area": "the centred square of 0.9 of the shorter side, resized to 96 x 96 pixels (averaged",
-    "inception": "the centre of both sides, 0.875 of each, squeezed to 96 x 96 pixels (bilinear",
-    "keras": "all of the picture, squeezed to 96 x 96 pixels (the nearest ones)",
-    "timm": "the centred 96 x 96 pixels, after the shorter side has become 107 (antialiased",
+    "area": "the centred square of 0.9 of the shorter side, resized to 96 x 96 pixels (area",
+    "inception": "the centre of both sides, 0.875 of each, resized to 96 x 96 pixels (bilinear",
+    "keras": "the complete picture, resized to 96 x 96 pixels (nearest pixels)",
+    "timm": "the centred 96 x 96 pixels, after the shorter side is resized to 107 (antialiased",
 }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_readme_names_the_resize(preset, folders):
     text = (folders[preset] / "README.md").read_text()
-    turns = "turns an image by" if preset == "area" else "ignores"
+    turns = "rotates an image by" if preset == "area" else "ignores"
     assert f"the caller {turns} its EXIF orientation; then the caller takes {SAID[preset]}" in text
-    assert "images of one size only, 96 x 96 pixels" in text
+    assert "images of 96 x 96 pixels" in text
     assert "python classify.py IMAGE..." in text
     assert [other for other in SAID if SAID[other] in text] == [preset]
 

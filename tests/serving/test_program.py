@@ -149,7 +149,7 @@ def test_a_converted_file_gives_the_models_own_probabilities(narrow, tmp_path):
     assert about["source"]["of"]["file"] == "timm.safetensors"
     assert about["resize"] == {"by": "caller", "preset": "timm", "size": 96, "crop": 0.8975}
     assert (
-        "(antialiased bicubic); the weights do not tell the crop: 0.8975 is the usual one"
+        "(antialiased bicubic); the weights do not specify the crop, 0.8975 is a usual value"
         in (about["preprocessing"])
     )
     check_file(tmp_path / "out", model, 96, tmp_path)
@@ -193,7 +193,7 @@ def single(path, kind, activation=None):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("keras", "is of a Keras file that does not say what makes probabilities"),
+        ("keras", "is from a Keras file without an activation"),
         ("timm", "softmax over one class is 1.0 for every image"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_file_that_cannot_be_exported_is_told_in_one_line(narrow, tmp_path):
     for file, said in (
         ("timm.safetensors", "--model is needed: "),
         ("run.safetensors", "give --activation=softmax or sigmoid"),
-        ("bare.safetensors", "does not say what images its weights were made for"),
+        ("bare.safetensors", "does not specify the images for its weights"),
     ):
         process = finish("export", f"--input={tmp_path / file}", f"--output={tmp_path / 'out'}")
         assert process.returncode == 2
@@ -336,7 +336,7 @@ def test_a_flipped_bit_is_found_and_named(copy):
 
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
-    [("calling_convention", 10**6, "export it anew"), ("format", 4, "reads formats 1, 2, 3")],
+    [("calling_convention", 10**6, "export again"), ("format", 4, "reads formats 1, 2, 3")],
 )
 def test_a_program_of_another_age_is_refused(copy, field, value, complaint):
     about = json.loads((copy / "model.json").read_text())
@@ -401,10 +401,10 @@ def test_a_file_of_an_export_that_is_not_what_was_written_is_named(name, copy, t
     for made in (lambda: None, lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
         path.unlink(missing_ok=True)
         made()
-        assert damaged(copy) == f"{path} is damaged: it is gone, or is no file"
+        assert damaged(copy) == f"{path} is damaged: it is missing, or not a file"
     process = finish("export", f"--check={copy}")
     assert process.returncode == 1
-    assert process.stderr == f"error: {path} is damaged: it is gone, or is no file\n"
+    assert process.stderr == f"error: {path} is damaged: it is missing, or not a file\n"
 
 
 FIRST_FIELDS = (
@@ -485,10 +485,10 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_made(exported, tmp_path):
     ("flags", "complaint"),
     [
         ([], "--workdir and --output are needed"),
-        (["--check=x", "--output=y"], "--check stands alone"),
+        (["--check=x", "--output=y"], "--check excludes --workdir"),
         (["--input=README.md", "--output=y", "--weights=raw"], "--weights are of a run, and"),
         (["--input=x", "--output=y", "--weights=raw"], "no weights at x"),
-        (["--input=tests", "--output=y"], "no run in tests: it holds no config.json"),
+        (["--input=tests", "--output=y"], "no run in tests: it has no config.json"),
         (["--workdir=nowhere", "--output=y"], "no run in nowhere"),
         (["--check=nowhere"], "no exported model in nowhere"),
     ],

@@ -1,13 +1,22 @@
-"""Sums over a split in double precision."""
+"""Sums over a split in double precision, and what registered metrics make of them."""
+
+import json
+import runpy
+from itertools import pairwise
 
 import jax
 import numpy as np
 import pytest
+import sklearn.metrics
 
-from xception_jax.data.batches import Host, Reader
+from tests.processes import ROOT
+from xception_jax.config import registry
+from xception_jax.config.registry import Registry
+from xception_jax.data.batches import Host, HostShard, Reader
 from xception_jax.data.order import Sampling
 from xception_jax.data.render.decode import Images
-from xception_jax.training import sharding
+from xception_jax.errors import UsageError
+from xception_jax.training import metrics, sharding
 from xception_jax.training.evaluation import Evaluator
 
 
@@ -42,6 +51,85 @@ def test_sums_do_not_lose_what_a_float32_would(digits, batch_size):
     assert evaluator({})["examples"] == 360
 
 
+@pytest.fixture
+def registered(monkeypatch):
+    """The registered metrics of a test, which takes them back."""
+    monkeypatch.setattr(metrics, "_METRICS", Registry("metric"))
+    monkeypatch.setattr(registry, "_OUTSIDE", {})
+
+
+def evaluated(digits, devices, batch_size, *names):
+    """Registered metrics and top-1 of fixed logits, and the logits and labels by themselves."""
+    kernel = np.random.default_rng(0).normal(0, 0.002, (192, 10)).astype(np.float32)
+    further = metrics.registered(names)
+
+    def logits_of(images):
+        return images.reshape(len(images), -1).astype(np.float32) @ kernel
+
+    def evaluate_batch(weights, batch):
+        logits = logits_of(batch["image"])
+        return metrics.further_sums(further, logits, batch) | metrics.sums(logits, batch)
+
+    mesh = sharding.make_mesh(devices)
+    jitted = jax.jit(
+        evaluate_batch,
+        in_shardings=(sharding.replicated(mesh), sharding.by_example(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )
+    reader, layout = Reader(digits["test"], Images(8)), sharding.Layout.replicated(mesh)
+    found = Evaluator(reader, layout, jitted, batch_size, further)({})
+    [batch] = reader.evaluation_batches(batch_size=360, shard=HostShard(0, 1))
+    return found, logits_of(batch["image"]), batch["label"]
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 360), (1, 50), (8, 64), (8, 376)])
+def test_a_metric_that_is_no_mean_is_exact_over_batches_and_devices(
+    registered, digits, devices, batch_size
+):
+    code = runpy.run_path(str(ROOT / "tests" / "extensions" / "my_evaluator.py"))
+
+    @metrics.register("balanced", figure=lambda s, _: (s["right"] / s["all"])[s["all"] > 0].mean())
+    def balanced(logits, batch):
+        own = jax.nn.one_hot(batch["label"], 10)
+        return {"all": own, "right": own * (logits.argmax(-1) == batch["label"])[:, None]}
+
+    @metrics.register("largest")
+    def largest(logits, batch):
+        return logits.max(axis=-1)
+
+    found, logits, labels = evaluated(digits, devices, batch_size, "ece", "balanced", "largest")
+    guesses = logits.argmax(axis=-1)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    confidence, edges = shares.max(axis=1), np.linspace(0, 1, code["BINS"] + 1)
+    ece = 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            gap = (guesses == labels)[inside].mean() - confidence[inside].mean()
+            ece += inside.mean() * abs(gap)
+    assert ece > 0.05
+    assert found["ece"] == pytest.approx(ece, rel=1e-5)
+    expected = sklearn.metrics.balanced_accuracy_score(labels, guesses)
+    assert found["balanced"] == pytest.approx(expected, rel=1e-9)
+    assert found["top1"] == pytest.approx((guesses == labels).mean(), rel=1e-9)
+    assert abs(found["balanced"] - found["top1"]) > 1e-4, "the classes are of unequal sizes"
+    assert found["largest"] == pytest.approx(logits.max(axis=1).mean(), rel=1e-5)
+    assert found["examples"] == 360
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("figure", [None, lambda sums, examples: 0.0])
+def test_an_array_of_another_shape_is_told_in_one_line(registered, digits, figure):
+    @metrics.register("wide", figure=figure)
+    def wide(logits, batch):
+        return logits if figure is None else logits.sum(axis=0)
+
+    told = r"^metric 'wide' returns an array \[\d+.*\] for a batch of 64; expected a number per"
+    with pytest.raises(UsageError, match=told) as caught:
+        evaluated(digits, 1, 64, "wide")
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_that_are_cut_are_gathered_once(digits):
     mesh, seen = sharding.make_mesh(8), []
 
@@ -58,4 +146,4 @@ def test_weights_that_are_cut_are_gathered_once(digits):
     assert seen[0].is_fully_replicated
     np.testing.assert_array_equal(seen[0], np.arange(16.0))
     evaluator({"kernel": seen[0]})
-    assert seen[-1] is seen[0], "nothing is copied that lies there already"
+    assert seen[-1] is seen[0], "arrays that are already in place are not copied"

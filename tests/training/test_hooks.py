@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from xception_jax import evaluate, train
 from xception_jax.errors import RunError, UsageError
-from xception_jax.training import metrics, preflight
+from xception_jax.training import metrics, preflight, sharding, state
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.hooks import Hook
 from xception_jax.training.telemetry import records, writers
@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[2]
 def contributed():
     """What the files of a user add, as CONTRIBUTING.md shows them."""
     found: dict = {}
-    for name in ("my_metric.py", "my_writer.py"):
+    for name in ("my_metric.py", "my_evaluator.py", "my_writer.py"):
         code = (ROOT / "tests" / "extensions" / name).read_text()
         assert len(code.splitlines()) < 30
         assert f"```python\n{code}```" in (ROOT / "CONTRIBUTING.md").read_text()
@@ -286,23 +286,26 @@ def test_sets_are_evaluated_until_a_signal_comes(small_config):
         asked.append(None)
         return len(asked) == 7  # 360 images are six batches of 64, of one device
 
-    state = run.init(jax.random.key(0))
-    assert run.evaluate(state.weights(), None, stop_requested) is None
+    begun = state.initialize(run.init, 0, sharding.replicated(run.layout.mesh))
+    assert run.evaluate(begun.weights(), None, stop_requested) is None
     assert len(asked) == 7
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"eval.best": "top-1"}, "'top-1', which is no metric of this run; did you mean 'top1'"),
+        ({"eval.best": "top-1"}, "'top-1', which is not a metric of this run; did you mean 'top1'"),
         ({"eval.best": "part/top1"}, "There are: loss, top1"),
         ({"eval.best": "top5"}, "did you mean"),
         ({"eval.also": ("part=trian",)}, "trian"),
         (
             {"eval.metrics": ("wron",)},
-            "'wron', which no imported file registers; did you mean 'wrong'",
+            r"^config.eval.metrics: no metric 'wron'; did you mean 'wrong'\? There are: .*--",
         ),
-        ({"log.writers": ("wandbb",)}, "'wandbb'; did you mean 'wandb'"),
+        (
+            {"log.writers": ("wandbb",)},
+            r"^config.log.writers: no log writer 'wandbb'; did you mean 'wandb'\? There are: ",
+        ),
         ({"log.writers": ("gone",)}, "'gone', which needs: pip install 'xception_jax.gone.'"),
     ],
 )
@@ -316,5 +319,5 @@ def test_what_is_not_there_is_refused_before_the_run(small_config, changes, said
 
 @pytest.mark.parametrize("name", ["top1", "examples", "step", "time", "split", "a/b"])
 def test_a_metric_takes_no_name_that_means_something_else(name):
-    with pytest.raises(ValueError, match="is taken already, or has a slash"):
-        metrics.register(name)
+    with pytest.raises(ValueError, match="is already used, or has a slash"):
+        metrics.register(name)(wrong)

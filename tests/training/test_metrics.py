@@ -49,11 +49,11 @@ def pictures(seed, count, classes):
 
 
 def average_precision(k, logits, positives):
-    """Of one picture, guess by guess."""
+    """Of one picture, prediction by prediction."""
     best = sorted(range(len(logits)), key=lambda c: -logits[c])[:k]
     right, total = 0, 0.0
-    for place, guess in enumerate(best, start=1):
-        if positives[guess]:
+    for place, prediction in enumerate(best, start=1):
+        if positives[prediction]:
             right += 1
             total += right / place
     return total / max(1, min(k, positives.sum()))
@@ -82,7 +82,7 @@ def test_the_metrics_of_one_label_agree_with_scikit_learn(classes, ranks):
 
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), k=st.sampled_from((1, 3, 100)))
 @hypothesis.settings(max_examples=25, deadline=None)
-def test_average_precision_guess_by_guess(seed, k):
+def test_average_precision_by_hand(seed, k):
     logits, labels = pictures(seed, 5, 12)
     found = AVERAGE_PRECISION(k, logits, labels)
     expected = [average_precision(k, *picture) for picture in zip(logits, labels, strict=True)]
@@ -91,7 +91,7 @@ def test_average_precision_guess_by_guess(seed, k):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_multilabel_metrics_agree_with_scikit_learn(seed):
-    """Of all guesses, average precision is the label ranking's; but for pictures without any."""
+    """With all classes it is the label ranking average precision, except without labels."""
     logits, labels = pictures(seed, 30, 12)
     mask = np.float32(np.arange(30) < 27)
     batch = {"labels": jnp.asarray(labels, jnp.uint8), "mask": jnp.asarray(mask)}
@@ -111,7 +111,7 @@ def test_multilabel_metrics_agree_with_scikit_learn(seed):
     assert sums["examples"] == 27
 
 
-def test_more_classes_than_guesses_are_looked_at():
+def test_more_classes_than_predictions():
     """A label at rank 100 counts, one at rank 101 does not."""
     logits = np.tile(-np.arange(130, dtype=np.float32), (3, 1))
     labels = np.zeros((3, 130), np.uint8)
@@ -132,7 +132,7 @@ def test_counts_are_whole_numbers():
     """A batch has more pairs of image and class than the 2^24 that a float32 counts to."""
     batch = {"labels": jnp.ones((2, 12), jnp.uint8), "mask": jnp.ones(2)}
     sums = jax.eval_shape(metrics.sums, jnp.ones((2, 12)), batch)
-    counted = ("guesses", "positives", "precision", "recall", "labelled", "examples")
+    counted = ("predictions", "positives", "precision", "recall", "labelled", "examples")
     assert {sums[name].dtype for name in counted} == {np.dtype("int32")}
 
 

@@ -40,7 +40,7 @@ def asked(small_config, request):
 def test_training_and_evaluation_multiply_as_asked(asked):
     config = config_lib.resolve(asked)
     run = train.build_run(config)
-    data = data_lib.find(config)
+    data = data_lib.find_spec(config)
     state_shapes = sharding.place(run.shapes, run.layout.state)
     batch = steps.batch_of(64, config, run.layout.mesh, data)
     traced = run.train_step.trace(state_shapes, batch)

@@ -1,4 +1,4 @@
-"""What lies where, and that a run does not depend on it."""
+"""Shardings, and that a run's result does not depend on them."""
 
 import math
 import re
@@ -117,7 +117,7 @@ def test_a_cut_state_trains_as_the_whole_one(small_config, shard, freeze, frozen
     np.testing.assert_allclose(found, losses, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
-    for part in sharding_rules.CUT[shard]:
+    for part in sharding_rules.SHARDED[shard]:
         kernels = [
             x for x in jax.tree.leaves(getattr(cut, part)) if x.size >= sharding_rules.SMALLEST
         ]
@@ -247,5 +247,5 @@ def test_a_shared_head_gathers_no_weights(small_config):
 
 def test_an_axis_that_cuts_nothing_is_refused(small_config):
     small_config.mesh.data, small_config.mesh.model = 2, 4
-    with pytest.raises(UsageError, match=r"config\.mesh\.model is 4, which divides no layer"):
+    with pytest.raises(UsageError, match=r"config\.mesh\.model is 4, but no layer of the"):
         train.build_run(small_config)

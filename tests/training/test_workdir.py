@@ -77,7 +77,7 @@ def test_harmless_fields_may_change_with_the_flag(tmp_path, small_config):
     begin(tmp_path, small_config)
     small_config.log.every = "9 steps"
     with (
-        pytest.raises(UsageError, match="--allow_config_changes lets them"),
+        pytest.raises(UsageError, match="add --allow_config_changes to allow"),
         workdir.lock_workdir(tmp_path, small_config),
     ):
         pass
@@ -127,7 +127,7 @@ def test_a_folder_that_is_a_file(tmp_path, small_config):
     path = tmp_path / "file"
     path.write_text("mine")
     with (
-        pytest.raises(UsageError, match="is a file; name a folder"),
+        pytest.raises(UsageError, match="is a file; give a folder"),
         workdir.lock_workdir(path, small_config),
     ):
         pass
@@ -137,7 +137,7 @@ def test_a_folder_that_is_a_file(tmp_path, small_config):
 def test_a_file_in_place_of_the_folder_of_checkpoints(tmp_path, small_config):
     (tmp_path / "checkpoints").write_text("")
     with (
-        pytest.raises(UsageError, match="checkpoints is no folder; move it away"),
+        pytest.raises(UsageError, match="checkpoints is not a folder; move it away"),
         workdir.lock_workdir(tmp_path, small_config),
     ):
         pass
@@ -157,7 +157,7 @@ def test_no_run_there(tmp_path):
     with pytest.raises(UsageError, match=r"no run in .* no config\.json"):
         workdir.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UsageError, match="is no JSON"):
+    with pytest.raises(UsageError, match="is not JSON"):
         workdir.read_config(tmp_path)
 
 
@@ -178,11 +178,11 @@ def test_a_config_changed_by_hand_is_refused_and_the_fields_named(tmp_path, smal
     assert "\n" not in told
     assert "model.bn_epsilon was None, is 0.5" in told
     assert "log.every was '1 step', is '9 steps'" in told
-    assert "delete the file, and the config that checkpoint 2 keeps takes its place" in told
-    with pytest.raises(UsageError, match="is not what the run wrote"):
+    assert "delete the file to use the copy in checkpoint 2" in told
+    with pytest.raises(UsageError, match="was changed since the run wrote it"):
         workdir.existing_config(tmp_path)
     with (
-        pytest.raises(UsageError, match="is not what the run wrote"),
+        pytest.raises(UsageError, match="was changed since the run wrote it"),
         workdir.lock_workdir(tmp_path, small_config, allow_changes=True),
     ):
         pass
@@ -202,14 +202,14 @@ def test_a_seal_that_is_changed_renamed_or_gone_is_no_old_config(tmp_path, small
     fields = json.loads(path.read_text())
     sealed = fields.pop("seal")
     path.write_text(json.dumps(fields | ({name: sealed[::-1]} if name else {})))
-    with pytest.raises(UsageError, match="is not what the run wrote"):
+    with pytest.raises(UsageError, match="was changed since the run wrote it"):
         workdir.read_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 10_000])
 def test_one_that_is_no_json(tmp_path, small_config, text):
     begin(tmp_path, small_config).write_text(text)
-    with pytest.raises(UsageError, match="is not what the run wrote: it is no JSON"):
+    with pytest.raises(UsageError, match="was changed since the run wrote it: it is not JSON"):
         workdir.read_config(tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_a_pipe_in_its_place_is_not_opened(tmp_path, small_config):
     path = begin(tmp_path, small_config)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UsageError, match="it is no regular file"):
+    with pytest.raises(UsageError, match="it is not a regular file"):
         workdir.read_config(tmp_path)
 
 

@@ -18,9 +18,9 @@ URLS = ["http://host/x", "https://host/x", "gs://bucket/x", "s3://bucket/x", "fi
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_url_is_no_path(url):
-    with pytest.raises(UsageError, match=r"^--workdir=\S+: a URL is no path here; "):
+    with pytest.raises(UsageError, match=r"^--workdir=\S+: a URL is not a path here; "):
         paths.local("--workdir", url)
-    with pytest.raises(UsageError, match="a URL is no path"):
+    with pytest.raises(UsageError, match="a URL is not a path"):
         paths.local("--workdir", Path(url))
 
 
@@ -30,7 +30,7 @@ def test_what_is_a_path_and_what_is_not(monkeypatch):
     assert paths.local("--x", "./gs:/x") == Path("./gs:/x")
     for path in ("12:/x", "C:/x", "exp1:/data", "C:\\x", "a:b/c", "gs:x", "my.gs:/x", "x-http:/y"):
         assert paths.local("--x", path) == Path(path)
-    with pytest.raises(UsageError, match="a URL is no path"):
+    with pytest.raises(UsageError, match="a URL is not a path"):
         paths.local("--x", "exp1://data")
     assert paths.local("--x", "~/runs") == Path("/home/me/runs")
     assert paths.local("--x", "gs://bucket/x", paths.BUCKETS) == Path("gs://bucket/x")
@@ -39,7 +39,7 @@ def test_what_is_a_path_and_what_is_not(monkeypatch):
             paths.local("--x", wrong)
 
 
-# Of each command: flags that are whole but for one, and the flags that name paths.
+# For each command: its flags without one, and the flags that are paths.
 COMMANDS = {
     "xception_jax.main": (["--config=configs/digits.py"], ["workdir"]),
     "xception_jax.evaluate": ([], ["workdir"]),
@@ -65,7 +65,7 @@ def test_no_command_takes_a_url_for_a_folder(command, tmp_path):
         assert done.stdout == ""
         [line] = done.stderr.splitlines()
         assert line.startswith("error: ")
-        assert f"--{flag}=http://host/x: a URL is no path here; download it" in line
+        assert f"--{flag}=http://host/x: a URL is not a path here; download it" in line
     assert not (ROOT / "http:").exists()
 
 
@@ -77,7 +77,7 @@ def test_no_command_takes_a_url_for_a_folder(command, tmp_path):
 )  # fmt: skip
 def test_no_field_takes_a_url_for_a_folder(small_config, field, value):
     small_config.update_from_flattened_dict({field: value})
-    with pytest.raises(UsageError, match="a URL is no path here"):
+    with pytest.raises(UsageError, match="a URL is not a path here"):
         preflight.check_without_data(small_config, 1)
 
 

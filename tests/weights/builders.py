@@ -8,7 +8,7 @@ from flax import nnx
 
 from xception_jax.weights.keras import files as keras_files
 from xception_jax.weights.keras import names as keras_names
-from xception_jax.weights.tensors import abstract, to_theirs, variables
+from xception_jax.weights.tensors import abstract, to_library, variables
 from xception_jax.weights.timm import files as timm_files
 from xception_jax.weights.timm import names as timm_names
 
@@ -37,11 +37,11 @@ def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 
 def write_keras(model: nnx.Module, path: Path) -> Path:
     layers = keras_names.layers(model)
-    theirs = to_theirs([tensor for layer in layers for tensor in layer.tensors], arrays(model))
+    theirs = to_library([tensor for layer in layers for tensor in layer.tensors], arrays(model))
     keras_files.write(path, path.name, layers, theirs)
     return path
 
 
 def write_timm(model: nnx.Module, path: Path) -> Path:
-    timm_files.write(path, path.name, to_theirs(timm_names.tensors(model), arrays(model)))
+    timm_files.write(path, path.name, to_library(timm_names.tensor_map(model), arrays(model)))
     return path

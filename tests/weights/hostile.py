@@ -17,7 +17,7 @@ import numpy as np
 from tests.weights.pickled import Call, Global, Raw, encode, legacy, storage, tensor, whole, zipped
 
 CASES: dict[str, Callable[[Path], Path]] = {}
-# Those that take seconds to write or to refuse, but for one of each kind.
+# Cases that take seconds to write or to refuse, except one of each kind.
 SLOW = {
     "legacy_of_nested_tuples", "legacy_of_a_nested_key", "legacy_of_a_nested_set",
     "legacy_of_many_dicts_of_one_list", "legacy_of_ten_million_entries", "zip_of_a_nested_set",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.processes import finish, result
-from xception_jax.weights.timm import names as timm_names
+from xception_jax import models
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,17 +42,16 @@ def assert_same(one, two):
 
 def test_crops_are_those_of_timms_models():
     """Of the weights that timm takes by itself; of xception65 it has others with another crop."""
-    models = import_timm().models
-    theirs = {name: models.get_pretrained_cfg(name).crop_pct for name in timm_names.OVERRIDES
-              if name != "xception"}  # fmt: skip
-    assert theirs | {"xception": theirs["legacy_xception"]} == timm_names.CROPS
+    timm = import_timm().models
+    for theirs in models.elsewhere("timm").values():
+        assert theirs.crop == timm.get_pretrained_cfg(theirs.name).crop_pct
 
 
 @pytest.mark.parametrize(
     ("name", "make", "top"),
     [
         ("xception", "Xception", True),
-        ("inception_v3", "InceptionV3", False),
+        pytest.param("inception_v3", "InceptionV3", False, marks=pytest.mark.long),
         pytest.param("xception", "Xception", False, marks=pytest.mark.long),
         pytest.param("inception_v3", "InceptionV3", True, marks=pytest.mark.long),
     ],
@@ -91,7 +90,6 @@ def test_keras_and_back(name, make, top, tmp_path):
     ("name", "classes"),
     [
         ("inception_v3", 7),
-        ("xception65p", 7),
         ("legacy_xception", 0),
         *(
             pytest.param(*case, marks=pytest.mark.long)
@@ -100,6 +98,7 @@ def test_keras_and_back(name, make, top, tmp_path):
                 ("xception41", 7),
                 ("xception65", 7),
                 ("xception71", 7),
+                ("xception65p", 7),
                 ("xception41p", 7),
                 ("xception41", 0),
             )

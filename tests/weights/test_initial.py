@@ -1,4 +1,4 @@
-"""What a run takes from the weights that it starts with, besides the weights."""
+"""What a run takes from its initial weights, in addition to the weights."""
 
 import unicodedata
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_classes_are_the_same_in_any_form_of_unicode(learnt, kept):
         ({"eval_preset": "keras", "eval_crop": 1.0}, {"eval_crop": 0.9},
          "config.data.eval_crop is 0.9; it must be 1.0 with"),
         ({"eval_preset": "keras", "eval_crop": 0.5}, {}, "config.data.eval_crop is 0.5; it must"),
-        ({"image_size": 10**9}, {}, "is for images of 1,000,000,000 pixels"),
+        ({"image_size": 10**9}, {}, "asks for images of 1,000,000,000 pixels"),
     ],
 )  # fmt: skip
 def test_what_weights_and_config_cannot_mean_together_is_refused(made_for, changes, said, tmp_path):
@@ -133,7 +133,7 @@ def test_without_weights_it_says_which_there_are(tmp_path):
 
 def test_an_export_has_no_weights_to_take(tmp_path):
     (tmp_path / "model.bin").touch()
-    with pytest.raises(UsageError, match="is an export, a program that holds its weights as"):
+    with pytest.raises(UsageError, match="is an exported program with its weights as"):
         resolved(tmp_path)
 
 
@@ -149,9 +149,9 @@ def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, pat
     with console.capture() as captured:
         found = train.train(small_config, tmp_path / "run", console=console)
     said = captured.get()
-    assert "images as the weights were made for (config.data): image_size 8, eval_preset timm, " \
+    assert "images as the weights expect them (config.data): image_size 8, eval_preset timm, " \
            "exif on" in said.replace("\n", " ")  # fmt: skip
-    assert "NOTE: config.data.eval_crop is 0.5, and the weights were made with 0.75" in said
+    assert "NOTE: config.data.eval_crop is 0.5, but the weights were trained with 0.75" in said
     data = read_config(tmp_path / "run").data
     assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == (8, "timm", 0.5, "on")
     again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json"))

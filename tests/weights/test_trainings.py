@@ -77,11 +77,11 @@ def test_what_else_a_lightning_module_holds_is_named(model, held, tmp_path):
     more["criterion.weight"] = np.ones(3, np.float32)
     state, storages = pickled.state(more)
     path = pickled.zipped(tmp_path / "a.ckpt", LIGHTNING | {"state_dict": state}, storages)
-    with pytest.raises(UsageError, match=r"it also holds criterion.weight"):
+    with pytest.raises(UsageError, match=r"it also has criterion.weight"):
         load(path, model)
     state["conv1.weight"] = state["model.conv1.weight"]
     path = pickled.zipped(tmp_path / "a.ckpt", {"state_dict": state}, storages)
-    with pytest.raises(UsageError, match=r"holds conv1.weight twice"):
+    with pytest.raises(UsageError, match=r"has conv1.weight twice"):
         load(path, model)
 
 
@@ -89,7 +89,7 @@ def test_a_training_checkpoint_of_timms(model, held, tmp_path):
     state, storages = pickled.state(held)
     whole = {"epoch": 3, "args": FLAGS, "metric": NUMPY_SCALAR, "state_dict": {"fc.bias": 3}}
     path = pickled.zipped(tmp_path / "a.pth.tar", whole | {"state_dict_ema": state}, storages)
-    assert check(path, model) == ["the averaged weights of the checkpoint are taken "
+    assert check(path, model) == ["uses the averaged weights of the checkpoint "
                                   "(state_dict_ema)"]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_names_its_weights(key, model, held, tmp_path):
     if key == "net":
         whole["model"] = {"name": "xception"}  # no tensors
     notes = check(pickled.zipped(tmp_path / "a.pth", whole, storages), model)
-    averaged = [f"the averaged weights of the checkpoint are taken ({key})"]
+    averaged = [f"uses the averaged weights of the checkpoint ({key})"]
     assert notes == (averaged if "ema" in key else [])
 
 
@@ -117,23 +117,23 @@ def test_averaged_weights_come_first_and_a_note_says_which_were_taken(model, hel
     raw = {name[4:]: tensor for name, tensor in state.items() if name.startswith("raw.")}
     whole = {"net": raw, "model_ema": averaged, "state_dict": raw}
     notes = check(pickled.zipped(tmp_path / "a.pth", whole, storages), model)
-    assert notes == ["the averaged weights of the checkpoint are taken (model_ema), not those of "
+    assert notes == ["uses the averaged weights of the checkpoint (model_ema), not those of "
                      "state_dict, net"]  # fmt: skip
     whole = {"net": raw, "model_state_dict": averaged}
     notes = check(pickled.zipped(tmp_path / "a.pth", whole, storages), model)
-    assert notes == ["the weights of model_state_dict are taken, not those of net"]
+    assert notes == ["uses the weights of model_state_dict, not those of net"]
 
 
 def test_a_file_without_known_weights_lists_its_keys(held, tmp_path):
     state, storages = pickled.state(held)
     whole = {"epoch": 3, "\x1b[2J": 1, "generator": state, "a": 1, "b": 2, "c": 3}
     path = pickled.zipped(tmp_path / "a.pth", whole, storages)
-    listed = r"its keys are 'epoch', '\\x1b\[2J', 'generator', 'a', 'b', \.\.\.; expected is a"
+    listed = r"its keys are 'epoch', '\\x1b\[2J', 'generator', 'a', 'b', \.\.\.; expected a"
     with pytest.raises(UsageError, match=listed + ".* model_state_dict"):
         pretrained.open_pretrained(path)
     for empty, keys in (({}, "its keys are none"), ([], "it is a list")):
         pickled.zipped(path, empty)
-        with pytest.raises(UsageError, match=f"holds no state_dict.*: {keys}"):
+        with pytest.raises(UsageError, match=f"has no state_dict.*: {keys}"):
             pretrained.open_pretrained(path)
 
 
@@ -200,7 +200,7 @@ def test_cadenes_xception(model, held, tmp_path):
     }
     assert theirs["block1.rep.0.pointwise.weight"].ndim == 2
     path = pickled.legacy(tmp_path / "xception-b5690688.pth", *pickled.state(theirs, (None,)))
-    assert check(path, model) == ["Cadene's last_linear is taken for timm's fc"]
+    assert check(path, model) == ["reads Cadene's last_linear as timm's fc"]
 
 
 def test_a_file_of_python_2(model, held, tmp_path):
@@ -219,8 +219,8 @@ def test_one_channel_becomes_three(model, held, tmp_path):
     one = held | {"conv1.weight": held["conv1.weight"].sum(1, keepdims=True)}
     save_file(one, tmp_path / "a.safetensors")
     tensors, source = load(tmp_path / "a.safetensors", model)
-    assert source.notes() == ["adapted from one channel to three (in_chans=1): the logits are "
-                              "those of grey images"]  # fmt: skip
+    assert source.notes() == ["adapted from one channel to three (in_chans=1); logits are "
+                              "the same for grey images"]  # fmt: skip
     kernel = tensors["params.stem.conv1.kernel"]
     assert kernel.shape[2] == 3
     expected = one["conv1.weight"].transpose(2, 3, 1, 0)
@@ -229,7 +229,7 @@ def test_one_channel_becomes_three(model, held, tmp_path):
     save_file(
         held | {"conv1.weight": np.ones((8, 4, 3, 3), np.float32)}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(UsageError, match=r"conv1.weight takes 4 channels \(in_chans\)"):
+    with pytest.raises(UsageError, match=r"conv1.weight has 4 input channels \(in_chans\)"):
         load(tmp_path / "a.safetensors", model)
 
 

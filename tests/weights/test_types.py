@@ -14,7 +14,7 @@ NOTES = {
     "bfloat16": ["converted to float32 from bfloat16"],
     "float16": ["converted to float32 from float16"],
     "float32": [],
-    "float64": ["converted to float32 from float64, float64 rounded to the nearest"],
+    "float64": ["converted to float32 from float64, float64 rounded to nearest"],
 }
 SMALL = {"width": 0.05, "middle_blocks": 0}
 BIAS = "params.head.classifier.bias"
@@ -77,7 +77,7 @@ def test_a_file_of_our_own(dtype, model, tmp_path):
 def test_other_types_are_refused(dtype, model, tmp_path):
     held = load_file(builders.write_timm(model, tmp_path / "a.safetensors"))
     changed = held | {"head.fc.bias": np.ones(3, np.dtype(dtype))}
-    said = rf"head.fc.bias is {dtype}; weights are bfloat16, float16, float32, float64"
+    said = rf"head.fc.bias is {dtype}; weights can be bfloat16, float16, float32, float64"
     with pytest.raises(UsageError, match=said):
         found(write_safetensors(changed, tmp_path), model)
 

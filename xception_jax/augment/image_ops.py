@@ -1,12 +1,12 @@
-"""Operations on one image, with Pillow's values, in forms that a device does without branches.
+"""Operations on one image with Pillow's results, without branches on the device.
 
-All that Pillow does by a table of levels is one look-up here, all that it does by blending with
-another image one blend, and every affine map one gather. So a policy that draws an operation for
-each image of a batch pays for these three, not for every operation it knows.
+Pillow's operations by a table of levels are one look-up here. Its operations that blend with
+another image are one blend, and every affine map is one gather. So a policy that draws an operation
+for each image of a batch costs these three operations, not all the operations that it may draw.
 
 Arithmetic on pixels and coordinates uses integers. In floating point, a compiler may fuse a
-multiplication and an addition in one program and not in another; truncation to uint8 then turns
-this rounding into another level. So one picture would depend on the version of JAX and the device.
+multiplication and an addition in one program and not in another. Truncation to uint8 would turn
+this rounding into another level, so an image would depend on the JAX version and the device.
 
 Images are uint8 `[height, width, 3]`, RGB.
 """
@@ -18,7 +18,7 @@ LEVELS = 256
 
 # Fractional bits of a blend's change: 255 * (1 + 1 + 5) levels still fit into an int32.
 _BLEND_BITS = 20
-# Those of a matrix, as in Pillow: coordinates below 8192 fit.
+# Fractional bits of a matrix, as in Pillow: coordinates below 8192 fit.
 _WARP_BITS = 16
 
 
@@ -29,14 +29,14 @@ def grey(image: jax.Array) -> jax.Array:
 
 
 def mean_grey(image: jax.Array) -> jax.Array:
-    """The rounded mean luma, uint8 `[1, 1, 1]`: what `ImageEnhance.Contrast` blends with."""
+    """The rounded mean luma, uint8 `[1, 1, 1]`, which `ImageEnhance.Contrast` blends with."""
     total = jnp.sum(grey(image), dtype=jnp.int32, keepdims=True)
     count = image.shape[0] * image.shape[1]
     return ((total + count // 2) // count).astype(jnp.uint8)
 
 
 def smooth(image: jax.Array) -> jax.Array:
-    """Pillow's filter `SMOOTH`: 3x3, the centre five times; the outermost pixels stay."""
+    """Pillow's filter `SMOOTH`: 3x3, the centre weighs five; the outermost pixels are unchanged."""
     if min(image.shape[:2]) < 3:
         return image
     wide = image.astype(jnp.int32)
@@ -47,27 +47,27 @@ def smooth(image: jax.Array) -> jax.Array:
 
 
 def blend(image: jax.Array, other: jax.Array, change: jax.Array) -> jax.Array:
-    """`image` at change 0, `other` at -1, away from `other` above 0; cut to 0...255, truncated.
+    """`image` at change 0, `other` at -1, away from `other` above 0; clipped to 0...255, truncated.
 
-    `change` is the factor of Pillow's `ImageEnhance`, less 1. With `other` black this is its
+    `change` is the factor of Pillow's `ImageEnhance`, minus 1. With `other` black this is its
     `Brightness`, with `mean_grey` `Contrast`, with `grey` `Color` (saturation), with `smooth`
     `Sharpness`.
 
     Args:
       image: uint8 `[height, width, 3]`.
-      other: uint8, of a shape that broadcasts to the image's.
+      other: uint8, with a shape that broadcasts to the image's.
       change: float32, -1 to 5.
     """
     wide = image.astype(jnp.int32)
     fixed = jnp.round(change * 2**_BLEND_BITS).astype(jnp.int32)
-    # Rounding moved the change by at most half a unit, 255 times: a whole level must not drop by 1.
+    # Rounding shifts the change by up to half a unit, 255 times. An exact level must not drop by 1.
     total = (wide << _BLEND_BITS) + fixed * (wide - other) + LEVELS // 2
     return jnp.clip(total >> _BLEND_BITS, 0, 255).astype(jnp.uint8)
 
 
 def histogram(image: jax.Array) -> jax.Array:
-    """How often each level occurs in each channel: int32 `[256, 3]`."""
-    # Channel by channel: all at once takes more memory, for indices.
+    """Counts of each level in each channel: int32 `[256, 3]`."""
+    # Channel by channel: all at once takes more memory for indices.
     channels = jnp.moveaxis(image, -1, 0)
     return jnp.stack([jnp.bincount(c.ravel(), length=LEVELS) for c in channels], axis=1)
 
@@ -99,7 +99,7 @@ def equalize_table(counts: jax.Array) -> jax.Array:
     """
     levels = jnp.arange(LEVELS)[:, None]
     below = jnp.cumsum(counts, axis=0) - counts
-    # The pixels below the highest level there is; where there is but one level they are none.
+    # The number of pixels below the highest level; 0 if there is only one level.
     highest = LEVELS - 1 - jnp.argmax(counts[::-1] > 0, axis=0)
     step = jnp.take_along_axis(below, highest[None], axis=0) // 255
     equal = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
@@ -119,16 +119,16 @@ def solarize_table(threshold: jax.Array) -> jax.Array:
 
 
 def warp(image: jax.Array, matrix: jax.Array, fill: int) -> jax.Array:
-    """An affine map, the nearest pixel each, as Pillow's `transform(size, AFFINE, matrix)`.
+    """An affine map with nearest pixels, as Pillow's `transform(size, AFFINE, matrix)`.
 
     Args:
       image: uint8 `[height, width, channels]`.
-      matrix: float32 `[2, 3]`; takes a pixel of the result, as (x, y, 1) of its centre, to the
-        place in the image that it shows.
-      fill: the level where that lies outside.
+      matrix: float32 `[2, 3]`; maps the centre of a result pixel, (x, y, 1), to a position in the
+        image.
+      fill: the level for positions outside the image.
     """
     height, width, _ = image.shape
-    # Twice the places, which are halves.
+    # Twice the coordinates, which are half-integers.
     x, y = 2 * jnp.arange(width) + 1, 2 * jnp.arange(height)[:, None] + 1
     fixed = jnp.round(matrix * 2**_WARP_BITS).astype(jnp.int32)
     column, row = ((a * x + b * y + 2 * c) >> (_WARP_BITS + 1) for a, b, c in fixed)
@@ -138,12 +138,12 @@ def warp(image: jax.Array, matrix: jax.Array, fill: int) -> jax.Array:
 
 
 def rectangle(corner: jax.Array, size: jax.Array, height: int, width: int) -> jax.Array:
-    """Where a rectangle lies in an image: bool `[height, width]`.
+    """The mask of a rectangle in an image: bool `[height, width]`.
 
     Args:
-      corner: its upper left one, row and column; whole numbers, may lie outside.
+      corner: its upper left corner, row and column; integers, possibly outside the image.
       size: its height and width.
-      height, width: of the image.
+      height, width: size of the image.
     """
     row, column = jnp.arange(height)[:, None], jnp.arange(width)
     within_rows = (row >= corner[0]) & (row < corner[0] + size[0])
@@ -156,9 +156,9 @@ def around_centre(linear: jax.Array, offset: jax.Array, height: int, width: int)
     Args:
       linear: float32 `[2, 2]`.
       offset: float32 `[2]`, x and y in pixels.
-      height, width: of the image.
+      height, width: size of the image.
     """
     centre = jnp.asarray([width / 2, height / 2])
-    # No matrix product: a TPU would take its factors as bfloat16, by default.
+    # Not a matrix product: a TPU rounds its factors to bfloat16 by default.
     moved = jnp.sum(linear * centre, axis=1)
     return jnp.column_stack([linear, centre - moved + offset])

@@ -1,9 +1,8 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): two examples become two mixed ones.
 
-Examples 2k and 2k + 1 of the stream are partners. They lie side by side in the batch, so that
-where a device's share is even no pixel travels between devices, and who is whose partner depends on
-nothing but the place in the stream. Both use the same weight, so a pair keeps what it had: every
-pixel of CutMix' rectangles is exchanged, none is lost.
+Examples 2k and 2k + 1 of the stream are partners, which depends only on their place in the stream.
+They are adjacent in the batch: if a device's share is even, no pixels travel between devices. Both
+use the same weight, so a pair keeps all its pixels: CutMix exchanges rectangles and drops nothing.
 """
 
 import jax
@@ -23,11 +22,11 @@ def mix(
     """Mixes rows 2k and 2k + 1 of a batch.
 
     Args:
-      keys: `[batch]`, the examples'; the first of a pair draws for both.
-      images: uint8 `[batch, height, width, channels]`, the batch even.
+      keys: `[batch]`, the examples' keys; the first of a pair draws for both.
+      images: uint8 `[batch, height, width, channels]`; the batch size is even.
       targets: float32 `[batch, classes]`, one-hot or multi-hot.
-      mixup, cutmix: alpha of the Beta(alpha, alpha) that an image's share is drawn from; 0: off.
-        With both on, each pair takes one of them, half of the pairs each.
+      mixup, cutmix: alpha of the Beta(alpha, alpha) distribution of an image's share; 0: off. If
+        both are on, each pair uses one of them, with probability 1/2 each.
 
     Returns:
       Images, rounded to uint8, and targets, mixed in the proportion of the pixels.
@@ -40,7 +39,7 @@ def mix(
     _, height, width, _ = images.shape
     first = keys.reshape(-1, 2)[:, 0]
     own, share = jax.vmap(lambda key: weights(key, height, width, mixup, cutmix))(first)
-    # Whole numbers, as in `image_ops`: which level a pixel rounds to depends on no compiler.
+    # Integers, as in `image_ops`, so that rounding does not depend on the compiler.
     fixed = jnp.round(own * 2**_BITS).astype(jnp.int32)[:, None, :, :, None]
     mixed = _mixed(images.astype(jnp.int32), fixed, 2**_BITS)
     return ((mixed + 2 ** (_BITS - 1)) >> _BITS).astype(jnp.uint8), _mixed(
@@ -53,8 +52,8 @@ def weights(
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a pair's weights: each pixel's, float32 `[height, width]`, and their mean.
 
-    They are the share of the image itself; its partner has the rest. The same everywhere for
-    mixup; 0 inside of a rectangle and 1 outside for CutMix.
+    A weight is the share of the image itself; the rest is its partner's. For mixup all pixels have
+    the same weight; for CutMix it is 0 inside a rectangle and 1 outside.
     """
     which, uniform, *middle = jax.random.uniform(key, (4,))
     if not cutmix:
@@ -67,10 +66,10 @@ def weights(
 
 
 def beta(uniform: jax.Array, alpha: float) -> jax.Array:
-    """What is Beta(alpha, alpha) distributed where `uniform` is even in [0, 1).
+    """Transforms `uniform` from [0, 1) to a sample of Beta(alpha, alpha).
 
-    By a table of 4096 quantiles: `jax.random.beta` rejects draws in a loop, and whether any example
-    needs another round is a question that all devices would have to settle together.
+    Uses a table of 4096 quantiles. `jax.random.beta` rejects draws in a loop, whose number of
+    rounds all devices would have to agree on.
     """
     places = np.linspace(0, 1, 4097)
     quantiles = scipy.special.betaincinv(alpha, alpha, places)
@@ -80,8 +79,8 @@ def beta(uniform: jax.Array, alpha: float) -> jax.Array:
 def _outside(middle: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
     """1 outside of a rectangle with the image's aspect and 1 - `share` of its area, else 0.
 
-    Its centre is anywhere in the image, at `middle` in [0, 1) of its height and width; what reaches
-    beyond the edge is cut off (the paper's section 3.1), so that the share can be more.
+    Its centre is at `middle`, in [0, 1) of the image's height and width. The part beyond the edge
+    is clipped (the paper's section 3.1), so the mean weight may exceed `share`.
     """
     sides = jnp.asarray([height, width])
     size = jnp.round(jnp.sqrt(1 - share) * sides)
@@ -90,7 +89,7 @@ def _outside(middle: jax.Array, share: jax.Array, height: int, width: int) -> ja
 
 
 def _mixed(values: jax.Array, own: jax.Array, all_parts: int) -> jax.Array:
-    """Of `all_parts`, `own` of each row and the rest of its partner; `own` is `[pairs, 1, ...]`."""
+    """`own` parts of each row plus `all_parts - own` of its partner; `own` is `[pairs, 1, ...]`."""
     pairs = values.reshape(-1, 2, *values.shape[1:])
     partners = pairs[:, ::-1]
     return (all_parts * partners + own * (pairs - partners)).reshape(values.shape)

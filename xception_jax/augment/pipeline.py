@@ -1,8 +1,8 @@
-"""What the device does to a batch of images, inside the jitted step.
+"""Augmentation of a batch of images on the device, inside the jitted step.
 
-Every example has a key of its own, a function of the seed and its place in the stream, so that
-neither the layout of the devices nor the number of microbatches changes what happens to it.
-Images stay uint8 throughout; what is off is not in the compiled program.
+Every example has its own key, a function of the seed and its place in the stream. So its
+augmentation does not depend on the layout of the devices or the number of microbatches. Images stay
+uint8 throughout. Operations that are off are not in the compiled program.
 """
 
 import zlib
@@ -20,31 +20,31 @@ from xception_jax.config.fields import Field
 from xception_jax.config.registry import Registry, where_is
 from xception_jax.errors import UsageError
 
-# Sets the examples' keys apart from those of the steps, which count from 0 and are below 2**31.
+# Separates the examples' keys from those of the steps, which count from 0 and are below 2**31.
 _EXAMPLES = 2**32 - 2
-# Each kind draws by a key of its own, so that what it draws does not depend on what else is on.
+# Each kind has its own key, so that its random numbers do not depend on which other kinds are on.
 _KINDS = 6
 _RANDAUGMENT, _JITTER, _RECTANGLE, _NOISE, _MIX, _MOVE = range(_KINDS)
 
-# Above all of these, for the keys of registered operations: a whole number of 31 bits is added.
+# For the keys of registered operations: a 31-bit integer is added, which exceeds all kinds above.
 _REGISTERED = 2**31
 
-# Rectangles that are drawn, of which the first that fits is erased.
+# Number of rectangles that are drawn; the first that fits is erased.
 _TRIES = 10
 
-# From an example's key, its image, uint8 `[height, width, 3]`, and the value of the field: an image
-# of the same shape and dtype.
+# Takes an example's key, its image, uint8 `[height, width, 3]`, and the value of the field. Returns
+# an image of the same shape and dtype.
 Operation = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 _OPERATIONS = Registry[Operation]("augmentation")
 
 
 def register(name: str, field: Field) -> Callable[[Operation], Operation]:
-    """Decorates an operation on images, which is done on the device after those of this package.
+    """Decorates an operation on images, which runs on the device after those of this package.
 
     Args:
-      name: of the operation, and of its field of `config.augment`.
-      field: what it takes; its default, such as 0 or False, is off.
+      name: name of the operation and of its field in `config.augment`.
+      field: the field; its default, such as 0 or False, means off.
 
     Raises:
       UsageError: the name is taken, or the default is not off.
@@ -60,16 +60,16 @@ def register(name: str, field: Field) -> Callable[[Operation], Operation]:
 
 
 def registered() -> list[str]:
-    """The names of the operations that are registered."""
+    """The names of the registered operations."""
     return _OPERATIONS.names()
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to the images; the fields `augment.*` of a config, where each is described.
+    """Settings of the augmentation: the fields `augment.*` of a config, which has their help texts.
 
     Attributes:
-      registered: names and values of the registered operations that are on, in order of the names.
+      registered: names and values of the registered operations that are on, sorted by name.
     """
 
     flip: bool = False
@@ -88,7 +88,7 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "Augmentation":
-        """From the section `augment` of a config."""
+        """Makes the settings from the section `augment` of a config."""
         added = set(registered())
         on = ((name, section[name]) for name in sorted(added) if section.get(name))
         own = {name: value for name, value in section.items() if name not in added}
@@ -96,7 +96,7 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether examples are mixed, so that their targets are no single classes."""
+        """Whether examples are mixed, so that a target is not a single class."""
         return bool(self.mixup or self.cutmix)
 
 
@@ -107,16 +107,16 @@ def augment_batch(
     batch: dict[str, jax.Array],
     classes: int | None = None,
 ) -> dict[str, jax.Array]:
-    """The batch of a step with other images; if they are mixed, also with their targets.
+    """Augments the batch of a step.
 
     Args:
       settings, seed: static.
-      step: of the batch.
+      step: the step of the batch.
       batch: see `data.batches`.
-      classes: of the data; needed where examples are mixed.
+      classes: number of classes; needed if examples are mixed.
 
     Returns:
-      The batch with new `image`, uint8 as before, and, where examples are mixed, with `targets`,
+      The batch with new `image`, uint8 as before. If examples are mixed, also with `targets`,
       float32 `[batch, classes]`.
     """
     keys = example_keys(seed, step, batch["image"].shape[0])
@@ -136,8 +136,8 @@ def augment_batch(
 def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     """The keys `[batch_size]` of the examples of a step.
 
-    A function of the seed and of the place in the stream, `step * batch_size + row`, as a whole
-    number of 64 bits.
+    A function of the seed and of the place in the stream, the 64-bit integer
+    `step * batch_size + row`.
     """
     root = jax.random.fold_in(jax.random.key(seed), _EXAMPLES)
     high, low = _place(jnp.asarray(step).astype(jnp.uint32), batch_size)
@@ -146,9 +146,9 @@ def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
 
 
 def _place(step: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """`step * batch_size + row`: its upper and its lower 32 bits, uint32 `[batch_size]`.
+    """The upper and lower 32 bits of `step * batch_size + row`, uint32 `[batch_size]`.
 
-    By halves of 16 bits, since JAX computes with 32 unless all of it is told otherwise.
+    Computed in halves of 16 bits: by default JAX has no 64-bit integers.
     """
     step_high, step_low = step >> 16, step & 0xFFFF
     size_high, size_low = map(jnp.uint32, divmod(batch_size, 2**16))
@@ -162,11 +162,11 @@ def _place(step: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def augment(settings: Augmentation, keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Flip, shift, RandAugment, colour jitter, random erasing, registered ones, in this order.
+    """Applies flip, shift, RandAugment, colour jitter, erasing, registered operations, in order.
 
     Args:
       settings: static.
-      keys: `[batch]` of `example_keys`.
+      keys: `[batch]`, see `example_keys`.
       images: uint8 `[batch, height, width, 3]`.
 
     Returns:
@@ -178,7 +178,7 @@ def augment(settings: Augmentation, keys: jax.Array, images: jax.Array) -> jax.A
 def mix(
     settings: Augmentation, keys: jax.Array, images: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`mixing.mix` by the settings, which must have some; to be done last."""
+    """Calls `mixing.mix` with the settings, which must mix; the last operation of all."""
     own = jax.vmap(lambda key: jax.random.split(key, _KINDS)[_MIX])(keys)
     return mixing.mix(own, images, targets, mixup=settings.mixup, cutmix=settings.cutmix)
 
@@ -213,19 +213,19 @@ def _augmented(settings: Augmentation, key: jax.Array, image: jax.Array) -> jax.
         image = image_ops.blend(image, image_ops.grey(image), settings.saturation * even[2])
     if settings.erase:
         inside = _rectangle(settings, own[_RECTANGLE], *image.shape[:2])
-        # Four bytes a pixel at once: a draw of 8 bits costs as much as one of 32.
+        # Four bytes a pixel at once: drawing 8 bits costs as much as drawing 32.
         noise = jax.random.bits(own[_NOISE], image.shape[:2], jnp.uint32)
         noise = jax.lax.bitcast_convert_type(noise, jnp.uint8)[..., : image.shape[-1]]
         image = jnp.where(inside[..., None], noise, image)
     for name, value in settings.registered:
-        # By the name, so that what it draws does not depend on what else is on.
+        # A key by name, so that the random numbers do not depend on which other operations are on.
         own_key = jax.random.fold_in(key, _REGISTERED + zlib.crc32(name.encode()) // 2)
         image = _OPERATIONS.find(name)(own_key, image, value)
     return image
 
 
 def _rectangle(settings: Augmentation, key: jax.Array, height: int, width: int) -> jax.Array:
-    """Where an image is erased (arXiv:1708.04896, algorithm 1): bool `[height, width]`."""
+    """The mask of the erased pixels (arXiv:1708.04896, algorithm 1): bool `[height, width]`."""
     draws = jax.random.uniform(key, (2 * _TRIES + 3,))
     (least, most), aspects = settings.erase_area, jnp.log(jnp.asarray(settings.erase_aspect))
     areas = (least + (most - least) * draws[:_TRIES]) * height * width

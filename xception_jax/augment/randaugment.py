@@ -1,7 +1,7 @@
-"""RandAugment (arXiv:1909.13719): a few operations drawn at random, all of one magnitude.
+"""RandAugment (arXiv:1909.13719): a few random operations with the same magnitude.
 
-Ranges are those of torchvision's `RandAugment`, the values Pillow's. At magnitude 0 the operations
-that have a magnitude change nothing.
+Ranges are those of torchvision's `RandAugment`, results those of Pillow. At magnitude 0 an
+operation with a magnitude changes nothing.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from xception_jax.augment import image_ops
 
-# What an operation does at magnitude 10, in its own unit; those without a range have no magnitude.
+# The effect of an operation at magnitude 10, in its own unit; None: it has no magnitude.
 RANGES: dict[str, float | None] = {
     "identity": None,
     "autocontrast": None,
@@ -17,7 +17,7 @@ RANGES: dict[str, float | None] = {
     "invert": None,
     "posterize": 4,  # bits fewer
     "solarize": 256,  # levels that are inverted, from the lightest on
-    "brightness": 0.9,  # this and the next three: factor 1 plus or minus so much
+    "brightness": 0.9,  # this and the next three: factor 1 plus or minus this
     "contrast": 0.9,
     "saturation": 0.9,
     "sharpness": 0.9,
@@ -29,20 +29,20 @@ RANGES: dict[str, float | None] = {
 }
 NAMES = tuple(RANGES)
 
-# Mid-grey comes in from outside: near 0 for the model, and neither dark nor light.
+# Pixels from outside the image are mid-grey: close to 0 for the model.
 _FILL = 128
 
 
 def randaugment(
     key: jax.Array, image: jax.Array, *, operations: int, magnitude: float
 ) -> jax.Array:
-    """Draws `operations` of `NAMES`, each as likely as any other, and applies one after the other.
+    """Draws operations of `NAMES` uniformly and applies one after the other.
 
     Args:
-      key: the example's.
+      key: the example's key.
       image: uint8 `[height, width, 3]`.
-      operations: how many, the paper's N.
-      magnitude: 0 to 10, the paper's M; its sign is drawn.
+      operations: number of operations, the paper's N.
+      magnitude: 0 to 10, the paper's M; its sign is random.
 
     Returns:
       An image of the same shape and dtype.
@@ -55,14 +55,14 @@ def randaugment(
 
 
 def apply(image: jax.Array, operation: jax.Array, level: jax.Array) -> jax.Array:
-    """Applies one operation: a warp, a look-up and a blend, of which it leaves two idle.
+    """Applies one operation: a warp, a look-up and a blend, two of which change nothing.
 
     Args:
       image: uint8 `[height, width, 3]`.
       operation: int32, an index of `NAMES`.
       level: float32, the magnitude / 10, with its sign.
     """
-    # Whole-image statistics are those of the operation's own input: the idle steps change nothing.
+    # Image statistics are those of the operation's input, since idle steps change nothing.
     image = image_ops.warp(image, _matrix(operation, level, image), _FILL)
     image = image_ops.look_up(image, _table(operation, level, image))
     return image_ops.blend(image, *_blend(operation, level, image))
@@ -73,7 +73,7 @@ def _is(name: str, operation: jax.Array) -> jax.Array:
 
 
 def _strength(name: str, operation: jax.Array, level: jax.Array) -> jax.Array:
-    """In the operation's own unit; 0 if it is another."""
+    """The strength in the operation's unit; 0 if `operation` is another one."""
     return jnp.where(_is(name, operation), level * (RANGES[name] or 0), 0.0)
 
 

@@ -1,6 +1,6 @@
-"""The commands, which alone have flags: `xception NAME`, or `python -m xception_jax.NAME`.
+"""The commands, the only modules with flags: `xception NAME`, or `python -m xception_jax.NAME`.
 
-Each is a module here: its docstring is the first half of `--help`, and its `main` runs.
+Each command is a module here. Its docstring is the first half of `--help`, and its `main` runs.
 """
 
 import ast
@@ -24,10 +24,10 @@ NAMES = (
 
 
 def run(name: str) -> NoReturn:
-    """Runs a command with the arguments of this process, which it ends."""
+    """Runs a command with the arguments of this process and ends the process."""
     from xception_jax.commands import cli
 
-    # Worker processes would import the module that was started, and with it all of JAX.
+    # Otherwise worker processes would import the started module, and with it all of JAX.
     started = sys.modules["__main__"]
     started.__spec__ = None
     started.__file__ = None
@@ -35,15 +35,15 @@ def run(name: str) -> NoReturn:
 
 
 def console() -> NoReturn:
-    """The program `xception`: finds a user's own modules where `python -m` finds them."""
+    """The program `xception`; finds a user's modules in the same folder as `python -m`."""
     if not sys.flags.safe_path:
-        # Last: what lies in the folder of a run must not stand for a module of a library.
+        # Last, so that no file in the current folder replaces a module of a library.
         sys.path.append(os.getcwd())
     main()
 
 
 def main() -> NoReturn:
-    """Runs the command that the first argument names; without one, lists them all."""
+    """Runs the command that the first argument names; without one, lists all commands."""
     from xception_jax.commands import cli
     from xception_jax.errors import nearest
 
@@ -60,7 +60,7 @@ def main() -> NoReturn:
 
 
 def _overview() -> str:
-    """A line on each command."""
+    """The list of commands, a line each."""
     width = max(map(len, NAMES))
     lines = [f"  {name:{width}}  {_summary(name)}" for name in NAMES]
     return (
@@ -71,6 +71,6 @@ def _overview() -> str:
 
 
 def _summary(name: str) -> str:
-    """The first line of a command's help; read, not imported, so that the list is there at once."""
+    """The first line of a command's help; parsed without an import, which would take seconds."""
     text = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]

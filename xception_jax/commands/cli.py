@@ -1,6 +1,6 @@
-"""What the commands share: flags, help, and how errors end them.
+"""Shared by the commands: flags, help, and error handling.
 
-Exit codes: 0 done; 2 bad usage, told in one line; 130 Ctrl-C; 1 anything else.
+Exit codes: 0 done; 2 bad usage, reported in one line; 130 Ctrl-C; 1 anything else.
 """
 
 import inspect
@@ -28,14 +28,14 @@ from xception_jax.utils.text import printable, shell_join
 
 
 class _PathParser(flags.ArgumentParser[Any]):
-    """Of a flag that names a path; URLs of some kinds may be allowed, and stay text."""
+    """Parses a flag with a path. URLs with allowed schemes stay text."""
 
     def __init__(self, allowed: tuple[str, ...] = ()):
         super().__init__()
         self._allowed = allowed
 
     def parse(self, argument: Any) -> Any:
-        """A `Path`, or the URL; raises `UsageError`, a `ValueError`, which absl tells of."""
+        """A `Path`, or the URL; raises `UsageError`, a `ValueError`, which absl reports."""
         path = paths.expanded(argument, self._allowed)
         return argument if "://" in str(argument) else path
 
@@ -43,7 +43,7 @@ class _PathParser(flags.ArgumentParser[Any]):
         return "path"
 
 
-# For `flags.DEFINE`: what TFDS can read may lie in a bucket, all else on a file system.
+# For `flags.DEFINE`. TFDS can read data from a bucket; all other paths are on a file system.
 PATH = _PathParser()
 DATA_PATH = _PathParser(paths.BUCKETS)
 
@@ -51,48 +51,51 @@ _KEEP_MEMORY = flags.DEFINE_bool(
     "keep_freed_memory",
     True,
     "on CPU with glibc: keep freed memory in the process, in huge pages; a step takes up to a "
-    "quarter less time, and the process as much memory as it ever used",
+    "quarter less time, but the process never returns memory",
 )
 
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "HOST:PORT of process 0 of a run of several; unless given, the cluster's environment names it "
-    "(Cloud TPU, GKE, SLURM, Open MPI)",
+    "HOST:PORT of process 0, in a run of several processes; by default the cluster's environment "
+    "names it (Cloud TPU, GKE, SLURM, Open MPI)",
 )
 _PROCESSES = flags.DEFINE_integer(
     "num_processes",
     None,
-    "of the run, with --coordinator; without it, fail unless the environment names so many",
+    "number of processes of the run, with --coordinator; without --coordinator, fail unless the "
+    "environment names this number",
 )
-_PROCESS = flags.DEFINE_integer("process_id", None, "of this one, from 0 on, with --coordinator")
+_PROCESS = flags.DEFINE_integer(
+    "process_id", None, "number of this process, from 0 on, with --coordinator"
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     None,
-    "--nodistributed: alone, whatever the environment says; --distributed: join its cluster, even "
-    "one of a single process, and fail without one",
+    "--nodistributed: run alone and ignore the environment; --distributed: join the environment's "
+    "cluster, even one of a single process, and fail if there is none",
 )
 
 
 IMPORTS = flags.DEFINE_list(
     "imports",
     [],
-    "Python files or modules of your own to import first, with commas between: those that register "
-    "a model, a data source or the like, or builders with TFDS; they are run",
+    "your Python files or modules to import first, separated by commas: they register models, "
+    "data sources, other parts, or TFDS builders; their code is run",
 )
 
 HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
 
-# The fields that the command line sets, see `overrides`.
+# The config fields that the command line sets, see `overrides`.
 _CHANGES: dict[str, Any] = {}
 
 
 def define_config() -> flags.FlagHolder[Any]:
-    """The flag `--config`; a command that has it declares it as its own.
+    """Defines the flag `--config`; a command that has it declares it as its own.
 
-    Its fields are changed by `--config.FIELD=VALUE`, which `_parse` reads: ml_collections, which is
-    given an empty command line, could not unset one.
+    `--config.FIELD=VALUE` changes its fields. `_parse` reads these flags, because ml_collections
+    cannot unset a field; so ml_collections gets an empty command line.
     """
     flag: flags.FlagHolder[Any] = config_flags.DEFINE_config_file(
         "config",
@@ -104,7 +107,7 @@ def define_config() -> flags.FlagHolder[Any]:
     return flag
 
 
-# Of the commands that train or evaluate, which declare them as their own.
+# Flags of the commands that train or evaluate, which declare them as their own.
 SHARED_FLAGS = (
     IMPORTS.name, "keep_freed_memory", "coordinator", "num_processes", "process_id", "distributed",
 )  # fmt: skip
@@ -114,17 +117,17 @@ def run(command: ModuleType) -> NoReturn:
     """Parses the flags, runs a command and ends the process.
 
     Args:
-      command: its module. `main` runs, with the arguments that are no flags if it has a parameter;
-        `--help` shows the docstring and the flags defined there.
+      command: the command's module. Its `main` runs, with the arguments that are not flags if it
+        has a parameter; `--help` shows its docstring and flags.
     """
     if HELP & set(sys.argv[1:]):
         print(f"{(command.__doc__ or '').strip()}\n\nflags:\n{flags.FLAGS.module_help(command)}")
         sys.exit(0)
     sys.excepthook = _show_traceback
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # under LC_ALL=C it could not take every name
+        if isinstance(stream, io.TextIOWrapper):  # LC_ALL=C cannot encode every name
             stream.reconfigure(errors="backslashreplace")
-    # Orbax and TFDS tell of their every move at the level of INFO and WARNING.
+    # Orbax and TFDS log every operation at the levels INFO and WARNING.
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
 
@@ -134,7 +137,7 @@ def run(command: ModuleType) -> NoReturn:
 
     def guarded(argv: Sequence[str]) -> None:
         if argv[1:] and not takes_arguments:
-            fail(f"what is {argv[1]!r}? Flags start with --; see --help", 2)
+            fail(f"unexpected argument {argv[1]!r}; flags start with --, see --help", 2)
         try:
             command.main(*([argv[1:]] if takes_arguments else []))
         except Exception as error:
@@ -146,9 +149,9 @@ def run(command: ModuleType) -> NoReturn:
 
 
 def _end(error: Exception) -> NoReturn:
-    """Ends the process, and all of its run, with one line; raises an error that has none."""
+    """Ends the process and its run with one line; re-raises an error that needs a traceback."""
     code = 2 if isinstance(error, UsageError) else 1
-    line = _told_where(error) if isinstance(error, (UsageError, RunError)) else _line_of(error)
+    line = _with_lines(error) if isinstance(error, (UsageError, RunError)) else _line_of(error)
     if ending.watched() and not getattr(error, "raised_by_all", False):
         reason = (str(error).strip().splitlines() or [""])[0]
         lost = line is None and type(error).__name__ == "JaxRuntimeError"
@@ -164,19 +167,19 @@ def _end(error: Exception) -> NoReturn:
 
 
 def _line_of(error: Exception) -> str | None:
-    """What to say of an error that is nobody's bug: of the system, or a lack of memory."""
+    """The line for an error that is not a bug: a system error, or a lack of memory."""
     from xception_jax.utils import retry
 
     if retry.out_of_device_memory(error):
         return _out_of_memory(retry.wanted_memory(error))
-    # Of several processes the others show no traceback, so the line has to do.
+    # With several processes the others show no traceback, so the line must be enough.
     if isinstance(error, OSError) and (retry.fault(error) or ending.watched()):
         return of_system(error)
     return None
 
 
 def _out_of_memory(wanted: str) -> str:
-    """What a device lacked, and how to find what fits."""
+    """The line for a lack of device memory, with the command that finds a batch that fits."""
     import jax
 
     from xception_jax.planning.tpu import chips
@@ -192,7 +195,7 @@ def _out_of_memory(wanted: str) -> str:
 
 
 def settle(*, by_itself: bool = True) -> None:
-    """Does what the shared flags say; to be called before JAX finds its devices.
+    """Applies the shared flags. Call it before JAX finds its devices.
 
     Args:
       by_itself: join a cluster that only the environment names.
@@ -213,18 +216,18 @@ def settle(*, by_itself: bool = True) -> None:
 
 
 def keep_compiled(asked: str = "") -> None:
-    """Has JAX keep compiled programs, so that a run that goes on need not compile again.
+    """Makes JAX store compiled programs, so that a resumed run does not compile again.
 
-    They are native code, which JAX runs as it finds it. So they come from a folder where only the
-    user writes: never one that a run's `config.json` names, nor one beside a run.
+    They are native code, which JAX runs without checks. So they come from a folder that only the
+    user can write to: never from one that a run's `config.json` names, nor from one beside a run.
 
     Args:
-      asked: `compilation_cache` of a config that the user gave. Where the environment variable
-        `JAX_COMPILATION_CACHE_DIR` says otherwise, that counts.
+      asked: `compilation_cache` of a config that the user gave. The environment variable
+        `JAX_COMPILATION_CACHE_DIR` overrides it.
 
     Raises:
-      UsageError: others can write to the folder that was asked for. Where it is the default one,
-        that is said, and nothing is kept.
+      UsageError: other users can write to the requested folder. If they can write to the default
+        folder, a note says so, and programs are not stored.
     """
     import jax
 
@@ -235,7 +238,7 @@ def keep_compiled(asked: str = "") -> None:
             named = asked and paths.local("config.compilation_cache", asked)
             top = folder = named or cache.folder() / "compiled"
             if jax.default_backend() == "cpu":
-                # What is compiled for one CPU may not run on another.
+                # A program compiled for one CPU may not run on another.
                 folder /= platform.node()
             jax.config.update("jax_compilation_cache_dir", str(cache.make_private(folder)))
             cache.remove_old_programs(top)
@@ -251,14 +254,14 @@ def keep_compiled(asked: str = "") -> None:
 
 
 def _with_underscores(arg: str) -> str:
-    """`--data-dir=a-b` as `--data_dir=a-b`; what is no flag as it is."""
+    """`--data-dir=a-b` as `--data_dir=a-b`; other arguments unchanged."""
     name, equals, value = arg.partition("=")
     inner = re.sub(r"(?<=\w)-(?=\w)", "_", name)
     return inner + equals + value if arg.startswith("--") else arg
 
 
 def _with_recipes(argv: Sequence[str]) -> list[str]:
-    """The arguments with the path of a recipe in place of its name, in `--config=NAME:VARIANT`."""
+    """Replaces the name of a recipe by its path, in `--config=NAME:VARIANT`."""
     found = list(argv)
     for place, arg in enumerate(argv):
         flag, equals, value = arg.partition("=")
@@ -272,22 +275,22 @@ def _with_recipes(argv: Sequence[str]) -> list[str]:
 
 
 def _by_name() -> str:
-    """That the config file which is not there is a recipe, by its name; else nothing."""
+    """A hint if a missing config file has the name of a recipe; else empty."""
     flag: Any = flags.FLAGS["config"]
     name = Path(flag.config_filename.partition(":")[0]).stem
     return f"; --config={name} takes the recipe of that name" if name in recipes.names() else ""
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags and the config; what cannot be parsed is told in one line, exit code 2.
+    """Parses flags and the config; errors are reported in one line, exit code 2.
 
-    In the name of a flag, `-` is as good as `_`.
+    In the name of a flag, `-` means `_`.
     """
     argv = [_with_underscores(arg) for arg in argv]
     try:
         argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-        # First what may add fields to the schema: the files of --imports and those that the config
-        # file imports, which may lie beside it.
+        # First the files that may add fields to the schema: those of --imports, and the imports of
+        # the config file, which may be in its folder.
         argv = _parse_first("imports", argv)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # builders of TFDS import TensorFlow
         imports.load(IMPORTS.value)
@@ -300,7 +303,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         fail(error, 2)
     except flags.Error as error:
         lines = str(error).strip().splitlines()
-        # Around a ValueError of a config file absl puts its traceback; the reason is its last line.
+        # absl adds the traceback to a ValueError of a config file; the last line is the reason.
         traced = any(line.startswith("Traceback") for line in lines)
         fail(lines[-1].partition(": ")[2] if traced else lines[0], 2)
     except Exception as error:  # a config file is a program and may raise anything
@@ -308,13 +311,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
         config = flags.FLAGS["config"].value
         try:
-            config.items()  # a file that is not there is only missed here
+            config.items()  # reads the file; only here a missing file raises
             overrides.apply(config, _CHANGES)
         except OSError as error:
             reason = str(error).splitlines()[-1].strip()
             fail(f"the config file cannot be read: {reason}{_by_name()}", 2)
         except UsageError as error:
-            fail(_told_where(error), 2)
+            fail(_with_lines(error), 2)
     return rest
 
 
@@ -338,7 +341,7 @@ def _parse_first(name: str, argv: Sequence[str]) -> list[str]:
 
 
 def _config_arguments() -> list[str]:
-    """The config of this command and its changes, as arguments of another one."""
+    """The config of this command and its changes, as arguments for another command."""
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
         return ["--config=CONFIG"]
     flag: Any = flags.FLAGS["config"]
@@ -347,8 +350,8 @@ def _config_arguments() -> list[str]:
     return [*imported, f"--config={flag.config_filename}", *changes]
 
 
-def _told_where(error: Exception) -> str:
-    """The error, with the lines of the config file that set the fields that it names."""
+def _with_lines(error: Exception) -> str:
+    """The error, with the lines of the config file that set the fields in its message."""
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
         return str(error)
     flag: Any = flags.FLAGS["config"]
@@ -357,7 +360,7 @@ def _told_where(error: Exception) -> str:
 
 
 def _where(error: Exception) -> str:
-    """The line of the config file, or of a file it imports, that raised: `configs/mine.py:12: `."""
+    """The line of the config file, or of its imports, that raised: `configs/mine.py:12: `."""
     frames = traceback.extract_tb(error.__traceback__)
     for name in ("get_config", "<module>"):
         for frame in reversed(frames):
@@ -375,6 +378,6 @@ def fail(message: object, code: int) -> NoReturn:
 def _show_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """As Python does of an error of ours; its message may quote a stranger's words."""
+    """As Python's own, with control characters escaped: messages may quote untrusted text."""
     text = "".join(traceback.format_exception(kind, error, trace))
     print(printable(text, keep="\n\t"), end="", file=sys.stderr)

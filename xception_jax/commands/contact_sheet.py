@@ -1,14 +1,14 @@
-r"""Draws what each augmentation does to the examples of a config: a contact sheet.
+r"""Draws a contact sheet: the effect of each augmentation on examples of a config.
 
     python -m xception_jax.contact_sheet --config=configs/digits.py --output=sheet.png
     python -m xception_jax.contact_sheet --config=configs/imagenet.py --output=mixed.jpg \
         --config.augment.mixup=0.2 --examples=4 --only=mixup,cutmix
 
 A column is an example of the run's first batch, under the name of its class. The first row is the
-whole image; the next one what the host makes of it, where it crops or squeezes; then comes a row
-for each augmentation that the config has on, and one with all of them. What is drawn at random is
-what the run's first step draws. --only draws others too, in a strength that shows.
-Examples that cannot be used are replaced as in the run, as many as may be, and named.
+complete image. If the host crops or squeezes, its result is next. Then follow a row for each
+augmentation that is on in the config, and a row with all of them. Random numbers are those of the
+run's first step. --only also draws augmentations that are off, with a visible strength.
+Unusable examples are named and replaced as in the run, up to the same limit.
 """
 
 from absl import flags
@@ -22,7 +22,7 @@ flags.declare_key_flag(cli.IMPORTS.name)
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "the picture to write, .png or .jpg")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "columns", lower_bound=1)
 _ONLY = flags.DEFINE_list(
-    "only", None, "augmentations, by name and separated by commas; unless given, those that are on"
+    "only", None, "names of augmentations, separated by commas; by default those that are on"
 )
 _CELL = flags.DEFINE_integer("cell", 96, "side of a picture on the sheet, pixels", lower_bound=8)
 

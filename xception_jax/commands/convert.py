@@ -18,10 +18,12 @@ from xception_jax.commands import cli
 from xception_jax.errors import UsageError
 
 _FORMATS = ["keras", "timm", "xception_jax"]
-_FROM = flags.DEFINE_enum("from", None, _FORMATS, "whose weights --input holds")
-_TO = flags.DEFINE_enum("to", "xception_jax", _FORMATS, "whose --output will be")
+_FROM = flags.DEFINE_enum("from", None, _FORMATS, "format of --input")
+_TO = flags.DEFINE_enum("to", "xception_jax", _FORMATS, "format of --output")
 _MODEL = flags.DEFINE_string(
-    "model", None, "its name, see python -m xception_jax.models; xception_jax's own weights know it"
+    "model",
+    None,
+    "name of the model, see python -m xception_jax.models; weights of xception_jax contain it",
 )
 _INPUT = flags.DEFINE(
     cli.PATH, "input", None, "Keras: .weights.h5, .h5, .keras; timm: .safetensors, .pth; "
@@ -31,9 +33,12 @@ _OUTPUT = flags.DEFINE(
     cli.PATH, "output", None, "xception_jax: .safetensors; Keras: .weights.h5 or .h5; timm: "
     ".safetensors or .pth"
 )  # fmt: skip
-_STEP = flags.DEFINE_string("step", "latest", "of a run: latest, best or a number")
+_STEP = flags.DEFINE_string("step", "latest", "checkpoint of a run: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["ema", "raw"], "of a run; unless given, averaged if the run has them"
+    "weights",
+    None,
+    ["ema", "raw"],
+    "weights of a run: ema (averaged) or raw; by default averaged if the run has them",
 )
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of text")
 flags.declare_key_flag(cli.IMPORTS.name)

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a run: exact metrics over a whole split.
+"""Evaluates a checkpoint of a run: exact metrics over a complete split.
 
     python -m xception_jax.evaluate --workdir=runs/digits
     python -m xception_jax.evaluate --workdir=runs/digits --step=best --weights=raw --split=train
@@ -16,21 +16,27 @@ from xception_jax.errors import UsageError
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
 _STEP = flags.DEFINE_string("step", "latest", "checkpoint: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
+    "weights",
+    None,
+    ["ema", "raw"],
+    "ema (averaged) or raw weights; by default averaged if the run has them",
 )
 _SPLIT = flags.DEFINE_string(
-    "split", None, "TFDS split; unless given, the run's data.eval_split and eval.also"
+    "split", None, "TFDS split; by default the run's data.eval_split and eval.also"
 )
 _DATA_DIR = flags.DEFINE(
-    cli.DATA_PATH, "data_dir", None, "where TFDS keeps its data, if elsewhere now"
+    cli.DATA_PATH, "data_dir", None, "folder of TFDS' data, if it has moved since the training"
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 0, "over all devices; 0: the run's. Has no influence on the result", lower_bound=0
+    "batch_size",
+    0,
+    "images over all devices; 0: as in the run. Does not affect the result",
+    lower_bound=0,
 )
 _MAX_SKIPPED = flags.DEFINE_float(
     "max_skipped",
     None,
-    "share of the examples that may be skipped; unless given, the run's",
+    "share of the examples that may be skipped; by default as in the run",
     lower_bound=0.0,
     upper_bound=1.0,
 )
@@ -47,7 +53,7 @@ def main() -> None:
     from xception_jax.training.telemetry.log import SHARES
     from xception_jax.utils import console
 
-    # A training in the same job has the same environment, so only what is asked for is joined.
+    # A training in the same job has the same environment, so only flags can join a cluster.
     cli.settle(by_itself=False)
     workdir = _WORKDIR.value
     cli.keep_compiled()

@@ -6,10 +6,10 @@ r"""Writes a model as a program that JAX alone runs: StableHLO, weights included
     python -m xception_jax.export --input=xception.safetensors --output=exported/xception
     python -m xception_jax.export --input=model.safetensors --model=xception65 \
         --output=exported/xception65                             # timm's own file
-    python -m xception_jax.export --check=exported/digits        # is it whole, does it run here
+    python -m xception_jax.export --check=exported/digits        # is it intact, does it run here
 
-Images go in, as uint8 [batch, height, width, 3]; probabilities come out. classify.py beside the
-program runs it on image files; docs/export.md has more.
+The input is images, uint8 [batch, height, width, 3]; the output is probabilities. classify.py
+beside the program runs it on image files; see docs/export.md.
 """
 
 import json
@@ -31,34 +31,35 @@ _INPUT = flags.DEFINE(
     "Keras or timm file, a converted one, a run's folder or RUN/checkpoints/STEP"
 )  # fmt: skip
 _MODEL = flags.DEFINE_string(
-    "model", None, "its name, where --input is a Keras or timm file, which does not say it"
+    "model", None, "name of the model, if --input is a Keras or timm file, which does not name it"
 )
-_OUTPUT = flags.DEFINE(
-    cli.PATH, "output", None, "folder to make; one that holds something is refused"
-)
-_STEP = flags.DEFINE_string("step", "latest", "of a run: latest, best or a number")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "folder to make; must be empty or missing")
+_STEP = flags.DEFINE_string("step", "latest", "checkpoint of a run: latest, best or a number")
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["ema", "raw"], "of a run; unless given, averaged if the run has them"
+    "weights",
+    None,
+    ["ema", "raw"],
+    "weights of a run: ema (averaged) or raw; by default averaged if the run has them",
 )
 _ACTIVATION = flags.DEFINE_enum(
     "activation",
     None,
     ["softmax", "sigmoid"],
-    "what makes probabilities of the logits; unless given, as the run was trained, as a Keras "
-    "file says, and of timm's weights softmax",
+    "function from logits to probabilities; by default as in the run's training or in the Keras "
+    "file, and softmax for timm's weights",
 )
 _PLATFORMS = flags.DEFINE_list(
-    "platforms", ["cpu", "cuda", "tpu"], "that the program is for: of cpu, cuda, rocm, tpu"
+    "platforms", ["cpu", "cuda", "tpu"], "platforms of the program: cpu, cuda, rocm, tpu"
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
     ["inside", "outside"],
-    "inside: the program takes any image and crops and resizes as the run's evaluation; outside: "
-    "it takes images of the model's size; unless given, inside where data.eval_preset is area, "
-    "which it is not of Keras' and timm's weights",
+    "inside: the program takes images of any size and crops and resizes as the run's evaluation; "
+    "outside: it takes images of the model's size; by default inside if data.eval_preset is area, "
+    "else (also for Keras' and timm's weights) outside",
 )
-_CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and to run")
+_CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and run")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 flags.declare_key_flag(cli.IMPORTS.name)
 
@@ -67,11 +68,11 @@ def main() -> None:
     check, workdir, output = _CHECK.value, _WORKDIR.value, _OUTPUT.value
     given = workdir or _INPUT.value
     if check and (given or output):
-        raise UsageError("--check stands alone: without --workdir, --input and --output")
+        raise UsageError("--check excludes --workdir, --input and --output")
     if _INPUT.value and workdir:
         raise UsageError("--input and --workdir both name weights; give one of them")
     if check:
-        _tell_check(check)
+        _print_check(check)
         return
     if not given or not output:
         raise UsageError("--workdir and --output are needed, or --input and --output, or --check; "
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> "ExportResult":
-    """Exports what a path means; see `pretrained.open_pretrained`."""
+    """Exports a run or a file; see `pretrained.open_pretrained`."""
     from xception_jax import export
     from xception_jax.weights import pretrained
 
@@ -111,8 +112,8 @@ def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> "Export
     return export.export_run(run[0], output, step=run[1], weights=_WEIGHTS.value, **how)
 
 
-def _tell_check(folder: pathlib.Path) -> None:
-    """Checks an export and says what was checked; raises as `export.check`."""
+def _print_check(folder: pathlib.Path) -> None:
+    """Checks an export and prints the result; raises as `export.check`."""
     from xception_jax import export
     from xception_jax.utils import console
 

@@ -1,9 +1,10 @@
-"""The models: what each holds and has to do, and what others report of it.
+"""Lists the models: size, computation, and published accuracy.
 
     python -m xception_jax.models
     python -m xception_jax.models --model=xception65 --json
 
-Parameters at 1000 classes; multiply-adds of one image, forward, as counted in the model's program.
+Parameters are for 1000 classes. Multiply-adds are for the forward pass of one image, counted in the
+model's program.
 """
 
 import json
@@ -13,7 +14,7 @@ from absl import flags
 from xception_jax import models
 from xception_jax.commands import cli
 
-_MODEL = flags.DEFINE_string("model", None, "only this one")
+_MODEL = flags.DEFINE_string("model", None, "show only this model")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 flags.declare_key_flag(cli.IMPORTS.name)
 

@@ -1,14 +1,14 @@
-r"""Says what a run takes on a TPU slice that is not there: memory, time, hours.
+r"""Predicts memory, step time and hours of a run on a TPU slice, without the slice.
 
     python -m xception_jax.plan --config=configs/imagenet.py --topology=v5e:4x4
     python -m xception_jax.plan --config=configs/imagenet.py --topology=v6e-8 --fit
     python -m xception_jax.plan --config=configs/imagenet.py --batch_per_chip=64 \
         --sweep=v5litepod-16,v6e-8,v5p-8 --csv=plan.csv --plot=plan.png
-    python -m xception_jax.plan --config=configs/digits.py       # on the devices that are there
+    python -m xception_jax.plan --config=configs/digits.py       # on this machine's devices
 
-The run's own training and evaluation steps are compiled by the TPU compiler (pip install
-'xception_jax[plan]'), which takes minutes for each; what it says is kept for the next time. Slices:
-v4, v5e, v5p, v6e and tpu7x, by shape (v5p:2x2x1) or by name (v5p-8).
+The TPU compiler (pip install 'xception_jax[plan]') compiles the run's own training and evaluation
+steps. That takes minutes for each; results are stored for the next time. Slices: v4, v5e, v5p, v6e
+and tpu7x, by shape (v5p:2x2x1) or by name (v5p-8).
 """
 
 import datetime
@@ -26,26 +26,31 @@ _CONFIG = cli.define_config()
 flags.declare_key_flag("config")
 flags.declare_key_flag(cli.IMPORTS.name)
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "a TPU slice, v5e:4x4 or v5litepod-16; unless given, the devices there are"
+    "topology", None, "a TPU slice, v5e:4x4 or v5litepod-16; by default this machine's devices"
 )
-_SWEEP = flags.DEFINE_list("sweep", [], "slices to compare in one table, with commas between")
+_SWEEP = flags.DEFINE_list("sweep", [], "slices to compare in one table, separated by commas")
 _FIT = flags.DEFINE_bool(
-    "fit", False, "search the largest batch that a chip takes at once, without and with model.remat"
+    "fit", False, "find the largest batch that fits on a chip, without and with model.remat"
 )
 _PER_CHIP = flags.DEFINE_integer(
     "batch_per_chip", None, "images a chip, in place of config.data.batch_size", lower_bound=1
 )
 _CLASSES = flags.DEFINE_integer(
-    "classes", None, "of the data, where it is not there and TFDS does not know it", lower_bound=2
+    "classes",
+    None,
+    "number of classes, if the data is missing and TFDS does not know the number",
+    lower_bound=2,
 )
-_EXAMPLES = flags.DEFINE_integer("examples", None, "of the training split, likewise", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", None, "number of training examples, if it is unknown", lower_bound=1
+)
 _EVAL_EXAMPLES = flags.DEFINE_integer(
-    "eval_examples", None, "of the evaluation split, likewise", lower_bound=1
+    "eval_examples", None, "number of evaluation examples, if it is unknown", lower_bound=1
 )
-_CSV = flags.DEFINE(cli.PATH, "csv", None, "file to write the plans to, as CSV")
+_CSV = flags.DEFINE(cli.PATH, "csv", None, "CSV file to write the plans to")
 _PLOT = flags.DEFINE(cli.PATH, "plot", None, "picture of the sweep to write: .png, .svg, .pdf")
 _JSON = flags.DEFINE_bool(
-    "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
+    "json", False, "print one line of JSON on standard output, all else on standard error"
 )
 
 
@@ -70,7 +75,7 @@ def _draw(rows: list[dict[str, object]]) -> None:
     if _PLOT.value:
         drawn = [row for row in rows if not row["note"]]
         if not drawn:
-            raise RunError(f"--plot={_PLOT.value}: no slice holds the run")
+            raise RunError(f"--plot={_PLOT.value}: the run fits on none of the slices")
         report.plot(drawn, _PLOT.value)
 
 
@@ -78,7 +83,7 @@ def _check_flags() -> None:
     if not flags.FLAGS["config"].present or _CONFIG.value is None:
         raise UsageError("--config is needed; --help shows an example")
     if _SWEEP.value and (_TOPOLOGY.value or _FIT.value):
-        raise UsageError("--sweep names the slices itself; leave out --topology and --fit")
+        raise UsageError("--sweep names the slices itself; remove --topology and --fit")
     if not _TOPOLOGY.value and not _SWEEP.value:
         for name, given in (("fit", _FIT.value), ("batch_per_chip", _PER_CHIP.value)):
             if given:
@@ -118,7 +123,7 @@ def main() -> None:
     configs = plans.resolved(configs, console)
     if _PLOT.value:
         report.check_plot(_PLOT.value)
-    data = data_lib.find(
+    data = data_lib.find_spec(
         _CONFIG.value, classes=_CLASSES.value, examples=_EXAMPLES.value,
         eval_examples=_EVAL_EXAMPLES.value,
     )  # fmt: skip

@@ -4,8 +4,8 @@ r"""Prepares a TFDS data set as array_record, by its own unmodified builder.
     python -m xception_jax.prepare --dataset=my_photos --imports=my_package.my_photos \
         --beam_options=direct_num_workers=8,direct_running_mode=multi_processing
 
-Says first what it downloads, what it needs by hand and how much disk it takes, and does not begin
-what cannot succeed. Interrupted, the same command starts again cleanly.
+It first lists downloads, files that you must provide, and disk space, and does not start if it
+cannot succeed. After an interruption the same command starts again.
 """
 
 import json
@@ -18,20 +18,23 @@ from xception_jax.errors import UsageError
 from xception_jax.utils.console import make_console
 
 _DATASET = flags.DEFINE_string("dataset", None, "a TFDS name: NAME, NAME/CONFIG or NAME:VERSION")
-_DATA_DIR = flags.DEFINE(cli.PATH, "data_dir", None, "where TFDS keeps its data; TFDS' own default")
+_DATA_DIR = flags.DEFINE(cli.PATH, "data_dir", None, "folder of TFDS' data; by default TFDS' own")
 _MANUAL_DIR = flags.DEFINE(
-    cli.PATH, "manual_dir", None, "folder of what TFDS cannot download; DATA_DIR/downloads/manual"
+    cli.PATH,
+    "manual_dir",
+    None,
+    "folder of files that TFDS cannot download; by default DATA_DIR/downloads/manual",
 )
 _BEAM_OPTIONS = flags.DEFINE_list(
-    "beam_options", [], "Apache Beam's pipeline options, NAME=VALUE, with commas between"
+    "beam_options", [], "Apache Beam's pipeline options, NAME=VALUE, separated by commas"
 )
 flags.declare_key_flag(cli.IMPORTS.name)
-_CHECK_DISK = flags.DEFINE_bool("check_disk", True, "do not begin where the disk looks too small")
+_CHECK_DISK = flags.DEFINE_bool("check_disk", True, "do not start if the disk seems too small")
 _CHECK_ARCHIVES = flags.DEFINE_bool(
-    "check_archives", True, "do not begin with an archive of another size than TFDS knows"
+    "check_archives", True, "do not start if the size of an archive differs from TFDS' size"
 )
 _JSON = flags.DEFINE_bool(
-    "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
+    "json", False, "print one line of JSON on standard output, all else on standard error"
 )
 
 

@@ -1,10 +1,10 @@
-r"""Trains a model, or continues where the run in the folder was stopped.
+r"""Trains a model, or resumes the run in the folder.
 
     python -m xception_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m xception_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \
         --config.data.batch_size=512 --config.duration="60 epochs"
 
-Every field of the config can be changed on the command line; --list_fields shows them all.
+Flags can change every field of the config; --list_fields shows all fields.
 """
 
 import json
@@ -21,16 +21,16 @@ _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run's checkpoi
 _ALLOW = flags.DEFINE_bool(
     "allow_config_changes",
     False,
-    "continue a run with another config, where the fields that differ alter nothing it computes",
+    "resume a run with another config, if the changed fields do not alter its results",
 )
 _JSON = flags.DEFINE_bool(
-    "json", False, "end with one line of JSON on standard output, and tell the rest elsewhere"
+    "json", False, "print one line of JSON on standard output, all else on standard error"
 )
 _LIST_SPLIT = flags.DEFINE_string(
     "list_split",
     None,
-    "print the files of a split and exit: test, those that evaluation takes. A run writes these to "
-    "eval_files.txt in its folder",
+    "print the files of a split and exit; test: the files that evaluation uses, which a run also "
+    "writes to eval_files.txt in its folder",
 )
 _FIELDS = flags.DEFINE_bool("list_fields", False, "print every field of a config and exit")
 for _name in cli.SHARED_FLAGS:
@@ -52,7 +52,7 @@ def main() -> None:
         print("\n".join(files_of(_CONFIG.value, _LIST_SPLIT.value, workdir)))
         return
     assert workdir, "checked above"
-    # Imported late: --help and a misspelt flag need not wait for JAX.
+    # Imported late, so that --help and a misspelt flag do not wait for JAX.
     from xception_jax.runtime import cluster
     from xception_jax.train import train
     from xception_jax.utils.console import make_console

@@ -1,4 +1,4 @@
-"""The config of a run: its schema, and what it means once nothing is left open.
+"""The config of a run: its schema, and the resolution of fields that are left open.
 
 Nothing here opens data or builds a model.
 """
@@ -18,12 +18,11 @@ from xception_jax.config.resolution import (
     resolve,
     settled,
 )
-from xception_jax.config.schema import (
-    SCHEMA,
+from xception_jax.config.schema import SCHEMA, describe
+from xception_jax.config.values import (
     check_fields,
     complete,
     default,
-    describe,
     differences,
     flatten,
     from_flat,

@@ -14,12 +14,12 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class EvalSet:
-    """A set to evaluate on besides `data.eval_split`.
+    """An additional set to evaluate on.
 
     Attributes:
-      name: the prefix of its metrics, as `real` of `real/top1`.
-      split: of the data set.
-      dataset: None: `data.dataset`.
+      name: the prefix of its metrics, as `real` in `real/top1`.
+      split: the split of the data set.
+      dataset: the data set; None: `data.dataset`.
     """
 
     name: str
@@ -28,12 +28,12 @@ class EvalSet:
 
 
 def eval_sets(config: ConfigDict) -> list[EvalSet]:
-    """The sets that `eval.also` names; raises `UsageError`."""
+    """The sets in `eval.also`; raises `UsageError`."""
     sets = [_parsed(text) for text in config.eval.also]
     names = [one.name for one in sets]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"config.eval.also has two sets of the name {name!r}; rename one")
+            raise UsageError(f"config.eval.also has two sets with the name {name!r}; rename one")
     return sets
 
 
@@ -43,17 +43,17 @@ def _parsed(text: str) -> EvalSet:
     dataset, _, split = (rest if named else text).rpartition("@")
     if not _NAME.fullmatch(name) or not split or (dataset and not named):
         raise UsageError(
-            f"config.eval.also has {text!r}; it takes SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT, the "
-            f"name of letters, digits and _ . -, as 'real=imagenet2012_real@validation'"
+            f"config.eval.also has {text!r}; it takes SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT, as "
+            f"'real=imagenet2012_real@validation'; a name has letters, digits and _ . -"
         )
     return EvalSet(name, split, dataset or None)
 
 
 def eval_metrics(config: ConfigDict, name: str = "") -> tuple[str, ...]:
-    """The further metrics (`eval.metrics`) of a set of that name; empty: of `data.eval_split`.
+    """The metrics in `eval.metrics` for a set; an empty name is `data.eval_split`.
 
     Raises:
-      UsageError: one is of a set that there is not.
+      UsageError: a metric is for a set that is not in `eval.also`.
     """
     known = [one.name for one in eval_sets(config)]
     found = []
@@ -61,7 +61,7 @@ def eval_metrics(config: ConfigDict, name: str = "") -> tuple[str, ...]:
         owner, owned, metric = text.rpartition("/")
         if owned and owner not in known:
             raise UsageError(
-                f"config.eval.metrics has {text!r}, and config.eval.also no set {owner!r}"
+                f"config.eval.metrics has {text!r}, but config.eval.also has no set {owner!r}"
             )
         if not owned or owner == name:
             found.append(metric)
@@ -70,11 +70,11 @@ def eval_metrics(config: ConfigDict, name: str = "") -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Best:
-    """Which metric decides what is best.
+    """The criterion for the best checkpoint.
 
     Attributes:
-      metric: its name; empty: the highest top-1, of multi-label data MAP.
-      lowest: of several, the lowest one is best.
+      metric: the name of the metric; empty: the highest top-1, or MAP for multi-label data.
+      lowest: whether the lowest value is best.
     """
 
     metric: str = ""
@@ -82,7 +82,7 @@ class Best:
 
     @classmethod
     def parse(cls, text: str) -> "Best":
-        """Reads `auto`, `METRIC`, `METRIC:max` or `METRIC:min`; a loss is best at its lowest.
+        """Parses `auto`, `METRIC`, `METRIC:max` or `METRIC:min`; the default for a loss is min.
 
         Raises:
           UsageError: the direction is neither `min` nor `max`.
@@ -99,16 +99,16 @@ class Best:
         return not self.metric or math.isfinite(metrics.get(self.metric, math.nan))
 
     def quality(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """Higher is better; of equals that of the lowest loss. For metrics that it `is_in`."""
+        """A key for comparison, higher is better; ties go to the lower loss. Needs `is_in`."""
         if not self.metric:
             return metrics["map" if "map" in metrics else "top1"], -metrics["loss"]
         value = metrics[self.metric]
         return -value if self.lowest else value, -metrics["loss"]
 
     def check(self, known: list[str]) -> None:
-        """Raises `UsageError` where the metric is none of a run's."""
+        """Raises `UsageError` if the metric is not one of the run's metrics."""
         if self.metric and self.metric not in known:
             raise UsageError(
-                f"config.eval.best names {self.metric!r}, which is no metric of this run"
+                f"config.eval.best is {self.metric!r}, which is not a metric of this run"
                 f"{nearest(self.metric, known) or ';'} There are: {', '.join(known)}"
             )

@@ -1,4 +1,4 @@
-"""What a field of a config can hold: its type, its bounds, and lengths of training with a unit."""
+"""The fields of a config: type, bounds, and durations with a unit."""
 
 import math
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Any
 from xception_jax.errors import nearest
 
 _LONGEST = 10**15  # of any unit
-EXAMPLES = "a number and its unit, as '90 epochs', '0.5 epochs', '1000 steps' or '3000000 examples'"
+EXAMPLES = "a number and a unit, as '90 epochs', '0.5 epochs', '1000 steps' or '3000000 examples'"
 _UNITS = {"step": "steps", "epoch": "epochs", "example": "examples"}
 
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of training in the unit that a person thinks in: `90 epochs`, `1000 steps`."""
+    """A length of training with its unit: `90 epochs`, `1000 steps`."""
 
     amount: Fraction
     unit: str
@@ -24,31 +24,31 @@ class Duration:
         """Reads `NUMBER UNIT`; the unit is steps, epochs or examples, singular or plural.
 
         Raises:
-          ValueError: to follow a name and "is".
+          ValueError: it is invalid. The message continues a sentence "NAME is".
         """
         number, _, unit = text.strip().partition(" ")
         unit = _UNITS.get(unit.strip(), unit.strip())
         try:
-            # As a float first: 1e999999999 as a fraction would take all memory.
+            # Check it as a float first: 1e999999999 as a fraction would use all memory.
             finite = "/" in number or math.isfinite(float(number))
             amount = Fraction(number) if finite else Fraction(-1)
         except (ValueError, ZeroDivisionError):
             amount = Fraction(-1)
         if not 0 <= amount <= _LONGEST or unit not in _UNITS.values():
-            raise ValueError(f"{text!r}, which is no duration; it takes {EXAMPLES}")
+            raise ValueError(f"{text!r}, which is not a duration; it takes {EXAMPLES}")
         return cls(amount, unit)
 
     def examples(self, *, batch_size: int, epoch: int) -> int:
-        """The duration in examples (rounded up), given the sizes of a batch and of an epoch."""
+        """The duration in examples, rounded up, for the sizes of a batch and an epoch."""
         factor = {"steps": batch_size, "epochs": epoch, "examples": 1}[self.unit]
         return -(-self.amount * factor // 1)
 
     def steps(self, *, batch_size: int, epoch: int) -> int:
-        """The least number of steps that takes at least so many examples."""
+        """The duration in steps, rounded up."""
         return -(-self.examples(batch_size=batch_size, epoch=epoch) // batch_size)
 
     def passed(self, steps: int, *, batch_size: int, epoch: int) -> int:
-        """How often the duration is over after so many steps, with nothing lost to rounding."""
+        """How many times the duration has passed after a number of steps, without rounding."""
         return steps * batch_size // self.examples(batch_size=batch_size, epoch=epoch)
 
 
@@ -57,15 +57,16 @@ class Field:
     """One field of the config.
 
     Attributes:
-      default: its value unless a config says otherwise; None for a field that may be left unset.
-      help: what it means, with its unit.
+      default: the default value; None for a field that can be unset.
+      help: its meaning, with the unit.
       kind: its type.
-      low, high: inclusive bounds of a number, or of every number of a tuple.
-      choices: the only values allowed.
-      fractions: numbers need not be whole.
-      texts: a tuple's elements are text, not numbers.
-      duration: a string that `Duration.parse` reads, or `auto` where that is the default.
-      harmless: may change in a run that has begun, see `config.may_change`.
+      low: inclusive lower bound of a number, or of every number of a tuple.
+      high: inclusive upper bound.
+      choices: the only allowed values.
+      fractions: whether numbers can have fractions.
+      texts: whether a tuple's elements are strings instead of numbers.
+      duration: whether it is a string for `Duration.parse`, or `auto` if that is the default.
+      harmless: whether it may change in a started run, see `config.may_change`.
     """
 
     default: Any
@@ -81,7 +82,7 @@ class Field:
 
     @property
     def takes(self) -> str:
-        """What a person may give it, for messages."""
+        """The allowed values, for messages."""
         whole = "" if self.fractions else " of whole numbers"
         kinds = {
             int: "a whole number",
@@ -96,7 +97,7 @@ class Field:
         return f"{taken}, or None" if self.default is None else taken
 
     def check(self, value: Any) -> str | None:
-        """Says what is wrong with a value, or None."""
+        """What is wrong with a value, or None. The message continues a sentence "NAME"."""
         if value is None:
             return None if self.default is None else f"is None; it takes {self.takes}"
         if self.kind is float and type(value) is int:

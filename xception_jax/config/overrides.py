@@ -1,4 +1,4 @@
-"""Changes of a config's fields on the command line, `--config.FIELD=VALUE`, read by the schema."""
+"""Changes of config fields on the command line, `--config.FIELD=VALUE`, parsed by the schema."""
 
 import ast
 import re
@@ -28,15 +28,15 @@ _UNSET = ("None", "none")
 def take(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Splits a command line into the changes of fields and the rest.
 
-    Takes `--config.F=V` and `--config.F V`, and for True and False `--config.F` and `--noconfig.F`.
-    The last one counts; those of a tuple add up. `None` unsets a field that may be None; `none`
-    does too, unless it is one of the choices.
+    It reads `--config.F=V` and `--config.F V`, and for flags `--config.F` and `--noconfig.F`. If a
+    field is given several times, the last value is used; values of a tuple are joined. `None`
+    unsets a field that can be None; so does `none`, unless it is one of the choices.
 
     Returns:
-      The rest of `argv`, and the values by the name of the field.
+      The rest of `argv`, and the values by field name.
 
     Raises:
-      UsageError: there is no such field, or it does not take the value.
+      UsageError: there is no such field, or the value is invalid.
     """
     rest: list[str] = []
     given: dict[str, list[str]] = {}
@@ -53,7 +53,7 @@ def take(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             text = "false" if negated else "true"
         elif not equals:
             if not todo:
-                raise UsageError(f"--config.{name} lacks a value: it takes {SCHEMA[name].takes}")
+                raise UsageError(f"--config.{name} needs a value: it takes {SCHEMA[name].takes}")
             text = todo.pop(0)
         given.setdefault(name, []).append(text)
     return rest, {name: _value(name, SCHEMA[name], texts) for name, texts in given.items()}
@@ -72,7 +72,7 @@ def _value(name: str, field: Field, texts: Sequence[str]) -> Any:
 
 
 def apply(config: Any, changes: dict[str, Any]) -> None:
-    """Sets fields of a config; raises `UsageError` where it lacks one or holds another type."""
+    """Sets fields of a config; raises `UsageError` if one is missing or has another type."""
     for name, value in changes.items():
         *sections, last = name.split(".")
         section = config
@@ -82,19 +82,19 @@ def apply(config: Any, changes: dict[str, Any]) -> None:
             section[last] = value
         except KeyError:
             raise UsageError(
-                f"config lacks {name}; start from xception_jax.config.default()"
+                f"config has no {name}; start from xception_jax.config.default()"
             ) from None
         except TypeError as error:
             raise UsageError(f"config.{name}: {str(error).splitlines()[0]}") from None
 
 
 def told_where(message: str, path: str, changed: Sequence[str]) -> str:
-    """A message that names fields of a config, with the lines of the config file that set them.
+    """Adds to a message the lines of the config file that set the fields it names.
 
     Args:
       message: about a config.
-      path: of the config file.
-      changed: fields that the command line sets, which are not looked for.
+      path: the config file.
+      changed: fields that the command line sets; they are ignored.
     """
     names = [name for name in dict.fromkeys(_NAMED.findall(message)) if name not in changed]
     try:
@@ -106,9 +106,9 @@ def told_where(message: str, path: str, changed: Sequence[str]) -> str:
 
 
 def _lines(path: Path) -> dict[str, list[str]]:
-    """Where a config file, or one that it starts from, assigns fields: `configs/digits.py:24`.
+    """The lines in which a config file assigns each field: `configs/digits.py:24`.
 
-    It may start from a recipe (`recipes.load`), or import another config file.
+    They include the file that it starts from: a recipe (`recipes.load`) or an imported config file.
     """
     here = Path.cwd()
     shown = path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,6 +1,7 @@
-"""Registries: what this package and files of its users add by name, without a change elsewhere."""
+"""Registries of named entries, which this package and files of users add without other changes."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from xception_jax.config import schema
@@ -10,7 +11,7 @@ from xception_jax.errors import UsageError, nearest
 T = TypeVar("T")
 
 _OURS = __name__.partition(".")[0]
-# The modules outside this package that have registered something, in order.
+# The modules of users that have registered something, in order.
 _OUTSIDE: dict[str, None] = {}
 
 
@@ -18,51 +19,70 @@ class Registry(Generic[T]):
     """Entries of one kind by name.
 
     Args:
-      kind: of the entries, for messages: `model`.
+      kind: the kind of the entries, for messages, as `model`.
+      field: the config field whose choices are the names; empty: none.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, field: str = ""):
+        self.kind, self.field = kind, field
         self._entries: dict[str, tuple[str, T]] = {}
 
     def add(
-        self, name: str, entry: T, where: str, fields: Mapping[str, Field] | None = None
+        self,
+        name: str,
+        entry: T,
+        where: str,
+        fields: Mapping[str, Field] | None = None,
+        fixes: Iterable[str] = (),
     ) -> None:
-        """Adds an entry, and the fields of a config that it brings.
+        """Adds an entry and its config fields.
 
-        The same class or function may be added again, as a notebook does that runs a cell twice.
+        The same class or function can be added again, for example when a notebook runs a cell
+        twice.
 
         Args:
-          name: of the entry.
+          name: the entry's name.
           entry: what `find` returns.
-          where: the class or function that it stands for, see `where_is`.
-          fields: by their full names, as `model.depth`.
+          where: the class or function behind it, see `where_is`.
+          fields: config fields by their full names, as `model.depth`.
+          fixes: fields that a started run with this entry cannot change, see `schema.add_choice`.
 
         Raises:
-          UsageError: something else has the name of the entry or of a field.
+          UsageError: another entry or field already has the name.
         """
         known, _ = self._entries.get(name, (where, None))
         if known != where:
-            raise UsageError(f"{self.kind} {name!r} of {where} is registered already, by {known}")
+            raise UsageError(f"{self.kind} {name!r} of {where} is already registered by {known}")
         for field_name, field in (fields or {}).items():
             schema.add_field(field_name, field, f"{self.kind} {name}")
+        if self.field:
+            schema.add_choice(self.field, name, fixes)
         self._entries[name] = where, entry
         module = where.partition(":")[0]
         if module.partition(".")[0] != _OURS:
             _OUTSIDE[module] = None
 
-    def find(self, name: str) -> T:
-        """The entry of a name; `UsageError` where there is none."""
+    def find(self, name: str, asked_by: str = "") -> T:
+        """The entry with a name.
+
+        Args:
+          name: the entry's name.
+          asked_by: where the name was given, for the message, as `config.eval.metrics`.
+
+        Raises:
+          UsageError: there is no such entry.
+        """
         if name not in self._entries:
             close = nearest(name, self._entries) or ";"
             raise UsageError(
-                f"no {self.kind} {name!r}{close} There are: {', '.join(self.names())} "
-                f"(--imports=FILE adds those of your own)"
+                f"{asked_by}{': ' if asked_by else ''}no {self.kind} {name!r}{close} "
+                f"There are: {', '.join(self.names()) or 'none'} "
+                f"(--imports=FILE adds your own)"
             )
         return self._entries[name][1]
 
     def names(self) -> list[str]:
-        """Those that there are."""
+        """The names of all entries, sorted."""
         return sorted(self._entries)
 
     def __contains__(self, name: str) -> bool:
@@ -70,10 +90,11 @@ class Registry(Generic[T]):
 
 
 def where_is(target: Any) -> str:
-    """A class or function as `module:name`."""
-    return f"{target.__module__}:{target.__qualname__}"
+    """A class or function as `module:name`; another callable as its class."""
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def outside_modules() -> list[str]:
-    """The modules of users that have registered something, for a process that needs them too."""
-    return [name for name in _OUTSIDE if name != "__main__"]
+    """The modules of users that have registered something, for other processes that need them."""
+    return [name for name in _OUTSIDE if name in sys.modules and name != "__main__"]

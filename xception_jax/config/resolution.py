@@ -1,4 +1,4 @@
-"""What a config means: its fields left open, settled; and what follows from several of them."""
+"""Resolves the open fields of a config, and derives values from several fields."""
 
 from fractions import Fraction
 from typing import Any
@@ -6,60 +6,61 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration
-from xception_jax.config.schema import FOLDER_RULES, add_missing, flatten
+from xception_jax.config.schema import FOLDER_RULES
+from xception_jax.config.values import add_missing, flatten
 from xception_jax.errors import UsageError
 
-# Fields that matter at a run's start alone. A run that goes on keeps its own.
+# Fields that only matter at a run's first start. A continued run keeps its values.
 _AT_START = ("optimizer.initial_squares",)
-# Fields that a config leaves open with this value. A run that goes on keeps what it settled.
+# Fields with the value that leaves them open. A continued run keeps its resolved values.
 _OPEN: dict[str, Any] = {
     "model.dtype": "auto", "model.matmul_precision": "auto", "data.image_size": None,
     "data.eval_preset": None, "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
     "data.folder_rules": 0, "eval.every": "auto", "checkpoint.every": "auto",
 }  # fmt: skip
-# Inception's own share of a picture (its `preprocess_for_eval`), and timm's `DEFAULT_CROP_PCT`, of
-# models that timm says no other of (`weights.timm.names.CROPS`).
+# The usual shares of an image: Inception's (in its `preprocess_for_eval`), and timm's
+# `DEFAULT_CROP_PCT`, for models without their own value in timm (`models.Foreign`).
 _CROPS = {"inception": 0.875, "timm": 0.875}
 
 
 def log_writers(config: ConfigDict) -> tuple[str, ...]:
-    """The log's writers besides `metrics.jsonl`, by name."""
+    """The names of the log writers, without `metrics.jsonl`."""
     return (*(("tensorboard",) if config.log.tensorboard else ()), *config.log.writers)
 
 
 def microbatch_count(config: ConfigDict, devices: int) -> int:
-    """Into how many parts a step's batch is cut, for no device to take more than its limit."""
+    """The number of microbatches of a step, so that no device exceeds its limit of examples."""
     batch, limit = config.data.batch_size, config.optimizer.microbatch
     if not limit or batch <= limit * devices:
         return 1
     virtual = config.model.bn_virtual_batch
     if virtual is None:
         raise UsageError(
-            f"config.optimizer.microbatch is {limit} and a device's share of the batch is "
-            f"{batch // devices}; set config.model.bn_virtual_batch, so that the parts' batch "
-            f"statistics are the whole batch's"
+            f"config.optimizer.microbatch is {limit} and each device has {batch // devices} images "
+            f"of the batch; set config.model.bn_virtual_batch, so that splitting a batch does not "
+            f"change its statistics"
         )
-    # Each part must hold whole virtual batches on every device: XLA would replicate the rows of a
-    # part that the devices cannot share evenly.
+    # Each part must have complete virtual batches on every device: XLA would replicate a part that
+    # is not divisible by the devices.
     for parts in range(2, batch // (virtual * devices) + 1):
         if batch % (parts * virtual * devices) == 0 and batch <= parts * limit * devices:
             return parts
     raise UsageError(
-        f"config.optimizer.microbatch is {limit}; the batch of {batch} has no parts that small of "
-        f"whole virtual batches (config.model.bn_virtual_batch, {virtual}) on each of {devices} "
-        f"devices; raise it, or lower the virtual batch"
+        f"config.optimizer.microbatch is {limit}, but the batch of {batch} on {devices} devices "
+        f"cannot be split into such small parts of complete virtual batches "
+        f"(config.model.bn_virtual_batch is {virtual}); raise it, or lower bn_virtual_batch"
     )
 
 
 def loss_name(config: ConfigDict, multilabel: bool) -> str:
-    """The loss that `loss.name` stands for; `auto` is what the data needs."""
+    """The name of the loss; `auto` depends on the data."""
     if config.loss.name != "auto":
         return str(config.loss.name)
     return "sigmoid" if multilabel else "softmax"
 
 
 def compute_dtype(name: str) -> str:
-    """The dtype that `model.dtype` names; `auto` is bfloat16 where the hardware is made for it."""
+    """The dtype of `model.dtype`; `auto` is bfloat16 on hardware that supports it well."""
     import jax
 
     if name != "auto":
@@ -68,11 +69,11 @@ def compute_dtype(name: str) -> str:
 
 
 def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
-    """A copy in which what the config leaves open is as the run that is to go on has settled it.
+    """A copy whose open fields have the values of the run to continue.
 
     Args:
-      config: may be invalid.
-      begun: the resolved config of that run; None: there is none.
+      config: can be invalid.
+      begun: the resolved config of that run, or None.
     """
     copy = ConfigDict(config).copy_and_resolve_references()
     add_missing(copy)
@@ -84,15 +85,15 @@ def settled(config: ConfigDict, begun: ConfigDict | None) -> ConfigDict:
     return copy
 
 
-# Steps that are at least between evaluations and between checkpoints, where that is left open.
+# The minimum number of steps between evaluations and between checkpoints for `auto`.
 _APART = 100
 
 
 def period(config: ConfigDict, name: str, epoch: int) -> Duration:
-    """What a field of the kind of `eval.every` stands for, with `epoch` examples to train on.
+    """The duration of a field such as `eval.every`, for `epoch` training examples.
 
-    `auto` follows from the config and the data alone, not from a clock: a run that was killed, and
-    every process of it, evaluates and saves after the same steps.
+    `auto` depends on the config and the data only, not on time. So all processes of a run evaluate
+    and save after the same steps, also after a kill.
     """
     text = flatten(config)[name]
     if text != "auto":
@@ -104,17 +105,17 @@ def period(config: ConfigDict, name: str, epoch: int) -> Duration:
 
 
 def matmul_precision(config: ConfigDict) -> str | None:
-    """What JAX calls the precision that `model.matmul_precision` names; None: JAX' default."""
+    """JAX's name of the precision in `model.matmul_precision`; None: JAX's default."""
     asked = config.model.matmul_precision
     return {"auto": "float32", "default": None}.get(asked, asked)
 
 
 def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
-    """A copy in which nothing is left open, so that a run stays what it began as.
+    """A copy without open fields, so that a run keeps its meaning when defaults change.
 
     Args:
       config: valid.
-      begun: the resolved config of the run that is to go on, if there is one.
+      begun: the resolved config of the run to continue, if any.
     """
     resolved = settled(config, begun)
     if begun is not None:
@@ -133,18 +134,18 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
 
 
 def own_crop(preset: str) -> float:
-    """The share of a picture that evaluation keeps where nothing says it, see `data.eval_crop`."""
+    """The default share of an image that evaluation keeps, see `data.eval_crop`."""
     return _CROPS.get(preset, 1.0)
 
 
 def applies_exif(config: ConfigDict) -> bool:
-    """Whether images are turned by their EXIF orientation, see `data.exif`."""
+    """Whether images are rotated by their EXIF orientation, see `data.exif`."""
     if config.data.exif != "auto":
         return bool(config.data.exif == "on")
     return config.data.eval_preset not in ("inception", "keras", "timm")
 
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
-    """The fields of `config.model` that change the model from its own defaults."""
+    """The fields of `config.model` that change the model's defaults."""
     own = ("name", "dtype", "matmul_precision")
     return {k: v for k, v in config.model.items() if k not in own and v is not None}

@@ -1,17 +1,16 @@
 """The schema of a run: every field, its default, its meaning and its bounds.
 
-A config file starts from `default()`, changes what it wants, and returns it from `get_config()`;
-the command line changes fields further with `--config.field=value`. Nothing heavy is imported
-here, so that `--help` and a misspelt field answer at once.
+The fields of a model, in `config.model`, are declared with the model. Nothing heavy is imported
+here, so that `--help` and a misspelt field respond immediately.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
-
+from xception_jax.config.declared import declarations, table
 from xception_jax.config.fields import EXAMPLES, Field
-from xception_jax.errors import UsageError, nearest
+from xception_jax.errors import UsageError
 
 
 def _text(default: str | None, help: str, **more: Any) -> Field:
@@ -38,17 +37,18 @@ def _every(default: str, help: str) -> Field:
     return Field(default, help, str, duration=True, harmless=True)
 
 
-# The newest rules by which a folder of images is read, see docs/folder.md.
+# The newest version of the rules for reading a folder of images, see docs/folder.md.
 FOLDER_RULES = 2
 
-_OWN = "None: the model's own default"
-_WEIGHTS = "None: as the weights of init_from, else"
+_WEIGHTS = "None: as the weights of init_from need, else"
 SCHEMA: dict[str, Field] = {
-    "seed": _int(0, "of initial weights, order, crops, augmentation and dropout", high=2**32 - 1),
-    "duration": _text("90 epochs", "of the whole run", duration=True),
+    "seed": _int(0, "random seed of initial weights, order, crops, augmentation and dropout",
+                 high=2**32 - 1),
+    "duration": _text("90 epochs", "length of the run", duration=True, harmless=True),
     "init_from": _text(
-        "", "weights to begin with: a Keras or timm file, a converted one, or a run's folder; a "
-        "classifier of other classes begins anew; empty: from scratch", harmless=True,
+        "", "initial weights: a Keras or timm file, a converted file, or a run's folder; a "
+        "classifier for other classes is replaced by a new one; empty: from scratch",
+        harmless=True,
     ),
     "model.name": _text("xception", "one of models.names()"),
     "model.dtype": _text(
@@ -58,412 +58,309 @@ SCHEMA: dict[str, Field] = {
     ),
     "model.matmul_precision": _text(
         "auto",
-        "of float32 numbers on TPU and GPU, named as JAX does; float32: exact, on TPU six passes "
-        "of bfloat16; tensorfloat32: three; default: as JAX has it, on TPU one; auto: float32",
+        "precision of float32 matrix products on TPU and GPU, with JAX's names; float32: exact, on "
+        "TPU six passes of bfloat16; tensorfloat32: three; default: JAX's, on TPU one; auto: "
+        "float32",
         choices=("auto", "default", "tensorfloat32", "float32"),
-    ),
-    "model.width": _float(None, f"factor on the numbers of channels; {_OWN}", low=0.01),
-    "model.middle_blocks": _int(None, f"blocks of the middle flow; {_OWN}"),
-    "model.stem_stride": _int(None, f"stride of the first convolution; {_OWN}", low=1, high=2),
-    "model.segments": _int(
-        None, "of the channels, each with a 3x3 convolution of its own, in separable convolutions; "
-        "None: each channel is one", low=1,
-    ),
-    "model.order": _text(
-        None, f"of the 3x3 and the 1x1 convolution of separable ones; {_OWN}",
-        choices=("spatial_first", "pointwise_first"),
-    ),
-    "model.intermediate_activation": _text(
-        None, f"between these two; {_OWN}", choices=("none", "relu", "elu")
-    ),
-    "model.residual": _flag(None, f"connections around the blocks; {_OWN}"),
-    "model.pool_padding": _text(
-        None, "of max pooling; same: as TensorFlow; symmetric: as PyTorch; "
-        f"{_OWN}", choices=("same", "symmetric"),
-    ),
-    "model.count_padding": _flag(None, f"average pooling counts it, as in timm; {_OWN}"),
-    "model.pooling": _text(
-        None, f"of the last feature maps; {_OWN}", choices=("average", "max")
-    ),
-    "model.fc_units": _tuple(
-        None, f"sizes of fully connected layers; {_OWN}", low=1, fractions=False
-    ),
-    "model.dropout": _float(None, f"share dropped before the classifier; {_OWN}", high=0.99),
-    "model.bn_epsilon": _float(None, f"added to the batch variance; {_OWN}"),
-    "model.bn_momentum": _float(None, f"of the running batch statistics; {_OWN}", high=1.0),
-    "model.bn_scale": _flag(None, f"batch normalization has a scale; {_OWN}"),
-    "model.bn_virtual_batch": _int(
-        None, "examples whose statistics normalize together; None: the whole batch", low=1
-    ),
-    "model.freeze": _text(
-        None, "last block that is not trained: block4, mixed2, blocks.3, as the model's blocks() "
-        "names them, or a flow, as middle_flow; None: all are trained"
-    ),
-    "model.remat": _flag(
-        None, f"compute blocks again for their gradients, to save memory; {_OWN}", harmless=True
-    ),
-    "model.scan_middle": _flag(
-        None, f"loop over the middle flow, to compile faster; {_OWN}", harmless=True
     ),
     "data.dataset": _text(
         "optical_digits",
         "a TFDS data set of labelled images, folder:PATH, or PREFIX:NAME of a registered reader",
     ),
     "data.label": _text(
-        "", "its feature with the labels, a nested one as objects/label; empty: the only one"
+        "", "feature with the labels, a nested one as objects/label; empty: the only one"
     ),
     "data.data_dir": _text(
-        "", "where TFDS keeps its data, or a relative PATH starts; empty: TFDS' default, and here",
+        "", "folder of TFDS' data, and start of a relative folder:PATH; empty: TFDS' default, and "
+        "the current folder",
         harmless=True,
     ),
-    "data.train_split": _text("train", "TFDS split to train on, also a part: train[:10%]"),
-    "data.eval_split": _text("test", "TFDS split to evaluate on"),
+    "data.train_split": _text("train", "split to train on, or a part of one: train[:10%]"),
+    "data.eval_split": _text("test", "split to evaluate on"),
     "data.mix": _tuple(
-        (), "further data sets of the same classes to train on, named as in data.dataset",
+        (), "more data sets with the same classes to train on, named as in data.dataset",
         texts=True,
     ),
-    "data.mix_splits": _tuple((), "their splits; (): train_split of each", texts=True),
-    "data.mix_weights": _tuple(
-        None, "how often data.dataset and each of data.mix come: only the ratios count, to about a "
-        "hundredth; None: together as one set, each example once an epoch", low=1e-3, high=1e3,
+    "data.mix_splits": _tuple(
+        (), "splits of data.mix; (): train_split of each", texts=True
     ),
-    "data.balanced": _flag(False, "train with every class equally often"),
+    "data.mix_weights": _tuple(
+        None, "sampling weights of data.dataset and each of data.mix; only their ratios matter, to "
+        "about 1 %; None: all examples once per epoch, as one set", low=1e-3, high=1e3,
+    ),
+    "data.balanced": _flag(False, "sample every class equally often in training"),
     "data.repeats": _int(
-        1, "crops of an example in a batch (repeated augmentation, arXiv:1901.09335)", low=1
+        1, "crops of each example in a batch (repeated augmentation, arXiv:1901.09335)", low=1
     ),
     "data.test_share": _float(
-        0.2, "of each class of a folder without train/ and test/, held out", low=1e-6, high=0.999
+        0.2, "share of each class that is held out for the test, in a folder without train/ and "
+        "test/", low=1e-6, high=0.999
     ),
-    "data.split_seed": _int(0, "of that cut, and of the order of a folder's records",
-                            high=2**32 - 1),
+    "data.split_seed": _int(
+        0, "random seed of this held-out part, and of the order of a folder's records",
+        high=2**32 - 1,
+    ),
     "data.folder_rules": _int(
-        0, "by which a folder is read (docs/folder.md); 1: those before .jfif, system folders, "
-        "labels.csv and other names of splits; 0: the newest, and a run that has begun keeps its "
-        "own", high=FOLDER_RULES,
+        0, "version of the rules for reading a folder (docs/folder.md); 1: without .jfif, system "
+        "folders, labels.csv and other names of splits; 0: the newest; a run keeps its version",
+        high=FOLDER_RULES,
     ),
     "data.max_skipped": _float(
-        0.001, "share of a split that may be unusable (damaged files) and is skipped; more stops "
-        "the run", high=1.0, harmless=True
+        0.001, "maximum share of a split that is skipped as unusable (damaged files); if there are "
+        "more, the run stops", high=1.0, harmless=True
     ),
-    "data.batch_size": _int(64, "examples in a step over all devices", low=1),
+    "data.batch_size": _int(64, "examples per step, over all devices", low=1),
     "data.image_size": _int(
         None, f"side of the square images, pixels; {_WEIGHTS} 299", low=1
     ),
-    "data.crop_area": _tuple((1.0, 1.0), "random crop: range of shares of the area", low=1e-3,
-                             high=1.0),
+    "data.crop_area": _tuple((1.0, 1.0), "random crop: range of its share of the image's area",
+                             low=1e-3, high=1.0),
     "data.crop_aspect": _tuple((1.0, 1.0), "random crop: range of width / height", low=0.01),
     "data.eval_preset": _text(
         None,
-        "how evaluation resizes: area: a centred square, averaged; inception: as Inception was "
-        "judged: the centre of both sides (eval_crop 0.875), squeezed, bilinear; keras: all, "
-        f"squeezed, nearest pixels; timm: the shorter side, bicubic, then the centre; {_WEIGHTS} "
-        "area",
+        "how evaluation resizes images; area: a centred square, area average; inception: the "
+        "centre of both sides (eval_crop 0.875) to a square, bilinear; keras: the complete image "
+        "to a square, nearest pixels; timm: the shorter side, bicubic, then the centre; "
+        f"{_WEIGHTS} area",
         choices=("area", "inception", "keras", "timm"),
     ),
     "data.eval_crop": _float(
-        None, "evaluation: share of the shorter side kept; inception: of both; None: as the "
-        "weights of init_from with the same eval_preset (of timm's that do not say it: "
-        "timm's for the model), else 0.875 of inception and timm, 1.0 of area and keras",
+        None, "share of the shorter side (inception: of both sides) that evaluation keeps; None: "
+        "as the weights of init_from need, if they have the same eval_preset (timm's weights "
+        "without this value: timm's value for the model), else 0.875 for inception and timm, 1.0 "
+        "for area and keras",
         low=0.01, high=1.0,
     ),
     "data.exif": _text(
-        "auto", "apply the EXIF orientation of an image, in training and in evaluation; auto: as "
-        "the weights of init_from with the same eval_preset, else off where that is inception, "
-        "keras or timm, which do not apply it, and on with area",
+        "auto", "apply the EXIF orientation of images, in training and evaluation; auto: as the "
+        "weights of init_from need, if they have the same eval_preset, else on for area and off "
+        "for inception, keras and timm, which do not apply it",
         choices=("auto", "on", "off"),
     ),
     "data.white_level": _int(
-        0, "white in images of more than 8 bits, 4095 of 12; 0: what the file declares, else 65535",
+        0, "value of white in images of more than 8 bits, 4095 for 12 bits; 0: as the file "
+        "declares, else 65535",
         high=65_535,
     ),
     "data.threads": _int(
-        0, "of each process that makes batches; 0: one per core",
+        0, "threads of each process that makes batches; 0: one per core",
         high=1024, harmless=True
     ),
     "data.workers": _int(
-        0, "processes of a host that make training batches; 0: threads of the run's own, which "
-        "cost less", high=1024, harmless=True
+        0, "processes of each host that make training batches; 0: only threads of the run's "
+        "process, which cost less", high=1024, harmless=True
     ),
     "data.in_memory": _int(
-        256, "MiB of finished images that may be kept, of a split of which nothing is cropped at "
-        "random; what fits is made once", harmless=True
+        256, "MiB of prepared images to keep in memory, for splits without random crops; images "
+        "that fit are prepared only once", harmless=True
     ),
     "data.decode_parts": _flag(
-        True, "of JPEGs decode only the random crop, where libturbojpeg 3 is installed: the same "
+        True, "decode only the random crop of a JPEG, if libturbojpeg 3 is installed: the same "
         "pixels in less time", harmless=True
     ),
-    "augment.flip": _flag(False, "mirror half of the training images"),
-    "augment.shift": _int(0, "move training images by up to so many pixels"),
+    "augment.flip": _flag(False, "flip half of the training images horizontally"),
+    "augment.shift": _int(0, "shift training images by up to this number of pixels"),
     "augment.randaugment": _int(
-        0, "RandAugment (arXiv:1909.13719): operations drawn for each image; 0: off", high=10
+        0, "RandAugment (arXiv:1909.13719): number of operations per image; 0: off", high=10
     ),
-    "augment.magnitude": _float(9.0, "of RandAugment's operations, 0 to 10", high=10.0),
-    "augment.brightness": _float(0.0, "factor drawn from 1 - this to 1 + this; 0: off", high=1.0),
-    "augment.contrast": _float(0.0, "likewise", high=1.0),
-    "augment.saturation": _float(0.0, "likewise", high=1.0),
+    "augment.magnitude": _float(9.0, "magnitude of RandAugment's operations, 0 to 10", high=10.0),
+    "augment.brightness": _float(
+        0.0, "brightness: random factor from 1 - this to 1 + this; 0: off", high=1.0
+    ),
+    "augment.contrast": _float(
+        0.0, "contrast: random factor from 1 - this to 1 + this; 0: off", high=1.0
+    ),
+    "augment.saturation": _float(
+        0.0, "saturation: random factor from 1 - this to 1 + this; 0: off", high=1.0
+    ),
     "augment.erase": _float(
-        0.0, "random erasing (arXiv:1708.04896): share of the images in which a rectangle becomes "
+        0.0, "random erasing (arXiv:1708.04896): share of images in which a rectangle becomes "
         "noise; 0: off", high=1.0
     ),
-    "augment.erase_area": _tuple((0.02, 1 / 3), "the rectangle: range of shares of the area",
-                                 low=1e-3, high=1.0),
-    "augment.erase_aspect": _tuple((0.3, 1 / 0.3), "the rectangle: range of width / height",
-                                   low=0.01, high=100.0),
+    "augment.erase_area": _tuple(
+        (0.02, 1 / 3), "random erasing: range of the rectangle's share of the area", low=1e-3,
+        high=1.0,
+    ),
+    "augment.erase_aspect": _tuple(
+        (0.3, 1 / 0.3), "random erasing: range of the rectangle's width / height", low=0.01,
+        high=100.0,
+    ),
     "augment.mixup": _float(
-        0.0, "mixup (arXiv:1710.09412): alpha of the Beta(alpha, alpha) that a pair's shares are "
-        "drawn from; 0: off", high=100.0
+        0.0, "mixup (arXiv:1710.09412): alpha of Beta(alpha, alpha), the distribution of a pair's "
+        "shares; 0: off", high=100.0
     ),
     "augment.cutmix": _float(
-        0.0, "CutMix (arXiv:1905.04899): its alpha; with mixup too, half of the pairs each; 0: off",
-        high=100.0
+        0.0, "CutMix (arXiv:1905.04899): alpha, as for mixup; with both on, each gets half of the "
+        "pairs; 0: off", high=100.0
     ),
-    "optimizer.name": _text("sgd", "Optax' algorithm", choices=("sgd", "rmsprop", "adamw", "lamb")),
-    "optimizer.learning_rate": _float(0.045, "at its highest, for a batch of reference_batch"),
+    "optimizer.name": _text("sgd", "algorithm, implemented by Optax"),
+    "optimizer.learning_rate": _float(
+        0.045, "maximum learning rate, for a batch size of reference_batch"
+    ),
     "optimizer.reference_batch": _int(
-        256, "the batch that learning_rate is for; the rate scales with data.batch_size / "
-        "reference_batch; 0: it does not scale"
+        256, "batch size of learning_rate: the rate is scaled by data.batch_size / "
+        "reference_batch; 0: no scaling"
     ),
     "optimizer.schedule": _text(
         "staircase",
-        "after the warm-up: constant; cosine to 0 at the end; staircase: x decay_rate every "
-        "decay_every",
-        choices=("constant", "cosine", "staircase"),
+        "learning rate after the warmup; constant; cosine: to 0 at the end; staircase: multiplied "
+        "by decay_rate every decay_every",
     ),
-    "optimizer.warmup": _text("0 steps", "linear from 0", duration=True),
-    "optimizer.decay_rate": _float(0.94, "of the staircase", high=1.0),
-    "optimizer.decay_every": _text("2 epochs", "of the staircase", duration=True),
-    "optimizer.momentum": _float(0.9, "of sgd and rmsprop", high=1.0),
-    "optimizer.nesterov": _flag(False, "sgd with Nesterov's momentum"),
-    "optimizer.beta1": _float(0.9, "of adamw and lamb", high=1.0),
-    "optimizer.beta2": _float(0.999, "decay of the squares: adamw, lamb and rmsprop", high=1.0),
+    "optimizer.warmup": _text(
+        "0 steps", "length of the linear warmup of the learning rate from 0", duration=True
+    ),
+    "optimizer.decay_rate": _float(0.94, "factor of each stair of the staircase", high=1.0),
+    "optimizer.decay_every": _text("2 epochs", "length of each stair", duration=True),
+    "optimizer.momentum": _float(0.9, "momentum of sgd and rmsprop", high=1.0),
+    "optimizer.nesterov": _flag(False, "use Nesterov momentum in sgd"),
+    "optimizer.beta1": _float(0.9, "decay of the mean gradient in adamw and lamb", high=1.0),
+    "optimizer.beta2": _float(
+        0.999, "decay of the mean squared gradient in adamw, lamb and rmsprop", high=1.0
+    ),
     "optimizer.epsilon": _float(
-        1e-8, "of adamw and lamb: added to the root of the squares; of rmsprop: inside the root, "
-        "as in TensorFlow and Keras (PyTorch adds it outside)"
+        1e-8, "adamw and lamb: added to the root of the mean square; rmsprop: added inside the "
+        "root, as in TensorFlow and Keras (PyTorch adds it outside)"
     ),
     "optimizer.initial_squares": _float(
-        0.0, "of rmsprop: what its mean of squared gradients begins at; 1: as in TensorFlow, with "
-        "which Inception and Xception were trained; a run that has begun keeps what it began with",
+        0.0, "rmsprop: initial value of the mean squared gradient; 1: as in TensorFlow, which "
+        "trained Inception and Xception; a run keeps the value that it began with",
         harmless=True,
     ),
-    "optimizer.weight_decay": _float(0.0, "0: none"),
+    "optimizer.weight_decay": _float(0.0, "strength of the weight decay; 0: none"),
     "optimizer.decay_mode": _text(
         "auto",
-        "l2: a term weight_decay / 2 * |w|^2 of the loss, as in the paper; decoupled: subtracted "
-        "from the weights, times the learning rate; auto: l2 for sgd and rmsprop, else decoupled",
+        "l2: a term weight_decay / 2 * |w|^2 in the loss, as in the paper; decoupled: learning "
+        "rate * weight_decay * w is subtracted from w; auto: l2 for sgd and rmsprop, otherwise "
+        "decoupled",
         choices=("auto", "l2", "decoupled"),
     ),
     "optimizer.decay_all": _flag(
-        False, "decay batch-norm parameters and biases too; lamb scales their steps then too"
+        False, "also decay batch-norm parameters and biases; lamb then also scales their steps"
     ),
-    "optimizer.clip_norm": _float(0.0, "largest norm of the whole gradient; 0: no clipping"),
+    "optimizer.clip_norm": _float(0.0, "maximum norm of the global gradient; 0: no clipping"),
     "optimizer.microbatch": _int(
-        0, "most examples that a device takes through the model at once; a larger share is cut, "
-        "and its gradients are accumulated; 0: no limit", harmless=True
+        0, "maximum number of examples per device in one pass; a larger batch is split, and its "
+        "gradients are accumulated; 0: no limit", harmless=True
     ),
     "loss.name": _text(
         "auto",
         "softmax: cross entropy; sigmoid: binary cross entropy, summed over the classes; auto: "
-        "sigmoid where an image has several labels, else softmax",
+        "sigmoid for data with several labels per image, else softmax",
         choices=("auto", "softmax", "sigmoid"),
     ),
-    "loss.label_smoothing": _float(0.0, "share spread over all classes", high=1.0),
+    "loss.label_smoothing": _float(
+        0.0, "share of the target that is spread over all classes", high=1.0
+    ),
     "loss.class_weights": _tuple(
-        None, "factor on the loss of each class, in the order of the classes; None: all alike",
+        None, "factor of each class's loss, in the order of the classes; None: all equal",
         low=1e-6, high=1e6,
     ),
-    "ema.decay": _float(0.0, "of the averaged weights that evaluation uses; 0: none", high=1.0),
+    "ema.decay": _float(
+        0.0, "decay of the averaged weights, which evaluation uses; 0: no averages", high=1.0
+    ),
     "eval.every": _every(
-        "auto", "between evaluations; each one saves a checkpoint too; auto: so many whole epochs "
-        "that they hold 100 steps, or a tenth of the run if that is less"
+        "auto", "interval between evaluations, each of which also saves a checkpoint; auto: the "
+        "fewest full epochs with 100 steps, or with a tenth of the run's steps if that is less"
     ),
-    "eval.batch_size": _int(0, "0: as in training, in view of microbatch", harmless=True),
-    "eval.also": _tuple(
-        (), "further sets to evaluate on: SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT; their metrics "
-        "have the name as prefix: real/top1", texts=True, harmless=True,
-    ),
-    "eval.metrics": _tuple(
-        (), "further metrics, added by metrics.register: NAME, or SET/NAME for one set of "
-        "eval.also alone", texts=True, harmless=True,
-    ),
-    "eval.best": _text(
-        "auto", "the metric that decides which checkpoint is best: METRIC, METRIC:max or "
-        "METRIC:min, as real/top1 or loss:min; auto: the highest top1, of several labels map",
+    "eval.batch_size": _int(
+        0, "examples per batch of evaluation; 0: as in training, limited by microbatch",
         harmless=True,
     ),
-    "checkpoint.every": _every("auto", "between checkpoints; auto: as of eval.every"),
-    "checkpoint.keep": _int(3, "newest checkpoints kept, besides the best", low=1, harmless=True),
-    "log.every": _every("50 steps", "between lines of the log"),
+    "eval.also": _tuple(
+        (), "more sets to evaluate on: SPLIT, NAME=SPLIT or NAME=DATASET@SPLIT; their metrics have "
+        "the name as prefix: real/top1", texts=True, harmless=True,
+    ),
+    "eval.metrics": _tuple(
+        (), "more metrics, added by metrics.register: NAME, or SET/NAME for only one set of "
+        "eval.also", texts=True, harmless=True,
+    ),
+    "eval.best": _text(
+        "auto", "metric that decides which checkpoint is best: METRIC, METRIC:max or METRIC:min, "
+        "for example real/top1 or loss:min; auto: the highest top1, or map for several labels",
+        harmless=True,
+    ),
+    "checkpoint.every": _every("auto", "interval between checkpoints; auto: as eval.every"),
+    "checkpoint.keep": _int(
+        3, "number of newest checkpoints to keep, in addition to the best", low=1, harmless=True
+    ),
+    "log.every": _every("50 steps", "interval between lines of the log"),
     "log.tensorboard": _flag(True, "write TensorBoard events", harmless=True),
     "log.writers": _tuple(
-        (), "further writers of the log: wandb, mlflow, or one added by writers.register",
+        (), "more log writers: wandb, mlflow, or one added by writers.register",
         texts=True, harmless=True,
     ),
     "profile.steps": _tuple(
-        (), "first and last step to trace into workdir/profile, as (100, 105); (): none", low=1,
+        (), "first and last step to trace to workdir/profile, as (100, 105); (): none", low=1,
         fractions=False, harmless=True,
     ),
     "compilation_cache": _text(
-        "", "folder in which compiled programs are kept, so that a run that goes on need not "
-        "compile, and to which only you can write; empty: in ~/.cache/xception_jax; none: not at "
-        "all", harmless=True,
+        "", "folder for compiled programs, which only you can write to, so that later runs need "
+        "not compile; empty: in ~/.cache/xception_jax; none: no cache", harmless=True,
     ),
-    "mesh.data": _int(-1, "devices that share a batch, times mesh.model; -1: all there are",
-                      low=-1, harmless=True),
+    "mesh.data": _int(
+        -1, "size of the mesh's axis data; batches are sharded over mesh.data x mesh.model "
+        "devices; -1: as large as possible", low=-1, harmless=True,
+    ),
     "mesh.model": _int(
-        1, "devices that share the head's fully connected layers and classes", low=1, harmless=True
+        1, "number of devices over which the head's layers are sharded", low=1, harmless=True,
     ),
     "mesh.shard": _text(
-        "none", "what is cut over the devices of mesh.data: optimizer: its state and the averaged "
-        "weights; all: the weights too", choices=("none", "optimizer", "all"), harmless=True,
+        "none", "what is sharded over the devices of mesh.data; optimizer: its state and the "
+        "averaged weights; all: also the weights", choices=("none", "optimizer", "all"),
+        harmless=True,
     ),
 }  # fmt: skip
-# The fields that a registry has added, each with what it was added by.
-_ADDED: dict[str, str] = {}
-# What a `config.json` means that was written before a field was there: what runs did then.
-_BEFORE: dict[str, Any] = {
-    "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
-    "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
-}  # fmt: skip
+# The fields that a registry has added, each with its owner.
+ADDED: dict[str, str] = {}
+# The fields that a choice of another field fixes in a started run.
+FIXED: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 def add_field(name: str, field: Field, owner: str) -> None:
     """Adds a field of a registered model, optimizer or augmentation to the schema.
 
     Args:
-      name: its full name, `model.depth`.
-      field: what it takes.
-      owner: what the field is of, for messages. It may change its own field.
+      name: the full name, as `model.depth`.
+      field: the field.
+      owner: what adds the field, for messages. It may replace its own field.
 
     Raises:
-      UsageError: there is another field of that name.
+      UsageError: there is another field with this name.
     """
-    if name in SCHEMA and SCHEMA[name] != field and _ADDED.get(name) != owner:
+    if name in SCHEMA and SCHEMA[name] != field and ADDED.get(name) != owner:
         raise UsageError(
-            f"{owner} cannot add config.{name}: there is such a field already, of "
-            f"{_ADDED.get(name, 'every config')}; take another name"
+            f"{owner} cannot add config.{name}: this field already belongs to "
+            f"{ADDED.get(name, 'this package')}; use another name"
         )
     if name not in SCHEMA:
-        _ADDED[name] = owner
+        ADDED[name] = owner
+    _insert(name, field)
+
+
+def _insert(name: str, field: Field) -> None:
+    """Sets a field; a new one is inserted after the last of its section."""
+    new = name not in SCHEMA
     SCHEMA[name] = field
+    if not new:
+        return
+    sections = [*dict.fromkeys(each.partition(".")[0] for each in SCHEMA)]
+    ordered = sorted(SCHEMA.items(), key=lambda item: sections.index(item[0].partition(".")[0]))
+    SCHEMA.clear()
+    SCHEMA.update(ordered)
 
 
-def add_missing(config: ConfigDict) -> None:
-    """Gives a config the fields, at their defaults, that were added after it was made."""
-    flat = flatten(config)
-    with config.unlocked():
-        for name in _ADDED.keys() - flat.keys():
-            section, _, field = name.partition(".")
-            config[section][field] = SCHEMA[name].default
+def add_choice(name: str, choice: str, fixes: Iterable[str] = ()) -> None:
+    """Adds a value to the choices of a field.
 
-
-def add_choice(name: str, choice: str) -> None:
-    """Adds a value to the choices of a field."""
+    Args:
+      name: the field's name.
+      choice: the value.
+      fixes: fields that a started run with this value cannot change, see `may_change`.
+    """
     field = SCHEMA[name]
     if choice not in field.choices:
         SCHEMA[name] = replace(field, choices=(*field.choices, choice))
-
-
-def default() -> ConfigDict:
-    """A config with every field at its default, locked against misspelt names."""
-    nested: dict[str, Any] = {}
-    for path, field in SCHEMA.items():
-        *sections, name = path.split(".")
-        section = nested
-        for part in sections:
-            section = section.setdefault(part, {})
-        unset = field.default is None
-        section[name] = config_dict.placeholder(field.kind) if unset else field.default
-    return ConfigDict(nested).lock()
-
-
-def flatten(config: ConfigDict) -> dict[str, Any]:
-    """The config as `{"data.batch_size": 64, ...}`."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def from_flat(flat: dict[str, Any]) -> ConfigDict:
-    """The inverse of `flatten`, for a complete config such as `config.json` holds.
-
-    Where one lacks a field, it is of an older version, and gets what that did.
-    """
-    config = default()
-    unknown(flat)
-    config.update_from_flattened_dict(complete(flat))
-    return config
-
-
-def complete(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config with all fields; one of an older version gets what that version did."""
-    return {**flatten(default()), **_BEFORE, **flat}
-
-
-def portable(flat: dict[str, Any]) -> dict[str, Any]:
-    """A flat config as `config.json` holds it, for any machine and any program.
-
-    The fields of one machine are at their defaults: a `config.json` may be a stranger's, and what
-    lies in the compilation cache is run. Added fields at their defaults are left out, unless the
-    run's own model or optimizer has added them: without the others it can be read.
-    """
-    owners = {f"model {flat.get('model.name')}", f"optimizer {flat.get('optimizer.name')}"}
-    used = {
-        name: value
-        for name, value in flat.items()
-        if name not in _ADDED
-        or _ADDED[name] in owners
-        or _plain(value) != _plain(SCHEMA[name].default)
-    }
-    return {**used, "compilation_cache": SCHEMA["compilation_cache"].default}
-
-
-def unknown(names: Any) -> None:
-    """Raises `UsageError` for the first name that is no field."""
-    for name in names:
-        if name not in SCHEMA:
-            raise UsageError(f"config has no field {name!r}{nearest(name, SCHEMA)}")
-
-
-def check_fields(config: ConfigDict) -> None:
-    """Checks every field by itself; raises `UsageError`."""
-    flat = flatten(config)
-    unknown(flat)
-    for name, field in SCHEMA.items():
-        if name not in flat and name in _ADDED:  # since the config was made, see `add_missing`
-            continue
-        if name not in flat:
-            raise UsageError(f"config lacks {name}; start from xception_jax.config.default()")
-        complaint = field.check(flat[name])
-        if complaint:
-            raise UsageError(f"config.{name} {complaint}")
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of the fields in which two flat configs differ, in the schema's order."""
-    names = [*SCHEMA, *(name for name in {**old, **new} if name not in SCHEMA)]
-    return [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
-
-
-def may_change(name: str, config: dict[str, Any]) -> bool:
-    """Whether a field may differ in a run that has begun: no step's result depends on it.
-
-    (But for the rounding of sums and, with `optimizer.microbatch`, the dropout's draws.)
-
-    Args:
-      name: of the field.
-      config: flat. The duration may change where the learning rate does not depend on it.
-    """
-    if name == "duration":
-        return bool(config["optimizer.schedule"] != "cosine")
-    return name in SCHEMA and SCHEMA[name].harmless
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    FIXED[name, choice] = tuple(fixes)
 
 
 def describe() -> str:
@@ -474,3 +371,20 @@ def describe() -> str:
         choices = " [duration]" if field.duration else choices
         lines.append(f"  {name} = {field.default!r}{choices}\n      {field.help}")
     return "\n".join(lines)
+
+
+def _add_own() -> None:
+    """Adds the fields and choices of models, optimizers and schedules without importing them."""
+    for key, field in table("models/options.py", "FIELDS").items():
+        _insert(f"model.{key}", field)
+    for one in declarations("models"):
+        for key, field in one.value("options", {}).items():
+            _insert(f"model.{key}", field)
+    for one in declarations("training/optimizer.py"):
+        add_choice("optimizer.name", one.name)
+    for one in declarations("training/optimizer.py", "register_schedule"):
+        fixes = ("duration",) if one.value("until_end") else ()
+        add_choice("optimizer.schedule", one.name, fixes)
+
+
+_add_own()

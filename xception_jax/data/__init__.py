@@ -1,6 +1,6 @@
-"""From images on disk to batches on the devices. Knows nothing of models.
+"""From images on disk to batches on the devices; independent of the models.
 
-The modules are imported when they are first used.
+Each module is imported on first use.
 """
 
 import importlib
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xception_jax.data import batches, order, readers, source, splits, transfer
 
-# OpenCV reads it once, when it is imported, and refuses a larger image before it takes memory for
-# its pixels. A decode takes at most 846 MB then, see `decode.examine` and docs/data.md.
+# OpenCV reads this limit once, on import. It refuses a larger image before it allocates memory for
+# the pixels. So a decode takes at most 846 MB, see `decode.examine` and docs/data.md.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**27))
 
 __all__ = ["batches", "order", "readers", "source", "splits", "transfer"]

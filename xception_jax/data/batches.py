@@ -1,9 +1,9 @@
-"""Batches: which examples a step takes, and their way to the devices.
+"""Batches: which examples a step takes, and how a process makes them.
 
 The training stream is one endless sequence: example i is a function of (seed, i) alone, see
-`order`. Step s takes the examples [s * B, (s + 1) * B), and process h of n the h-th n-th part of
-that range. So the step *is* the position: there is no iterator state to save,
-resuming costs the same at any step, and another number of processes or threads changes nothing.
+`order`. Step s takes the examples [s * B, (s + 1) * B). Each of n processes reads one n-th of that
+range. So the step *is* the position: there is no iterator state to save, and resuming costs the
+same at any step. The number of processes or threads does not change the stream.
 """
 
 import itertools
@@ -43,7 +43,7 @@ Render = Callable[[Example, np.ndarray], None]  # writes the image uint8 `[size,
 
 # Rows that a thread fills at a time.
 _SLICE = 8
-# Bytes to which XLA wants arrays aligned that it takes without a copy, on the CPU.
+# On the CPU, XLA takes an array without a copy if it is aligned to this many bytes.
 _ALIGNMENT = 64
 
 
@@ -51,8 +51,8 @@ _ALIGNMENT = 64
 class HostShard:
     """Which part of every batch this process reads: part `index` of `count`.
 
-    Parts are contiguous, so that the rows of the global batch are in stream order whatever the
-    number of processes, and virtual batches of batch normalization hold the same examples.
+    Parts are contiguous. So the rows of the global batch are in stream order for any number of
+    processes, and virtual batches of batch normalization hold the same examples.
     """
 
     index: int = 0
@@ -65,13 +65,14 @@ class HostShard:
 
 @dataclass(frozen=True)
 class Host:
-    """How a process makes its batches. Has no influence on what they hold.
+    """How a process makes its batches. Does not influence what they contain.
 
     Attributes:
-      threads: of each process that makes them; 0: one per core.
-      workers: processes that make those of training, unless they are kept in memory; 0: this one.
-      memory: bytes of finished images that may be kept, where nothing about them is random.
-      decode_parts: of JPEGs only the random crop is decoded, where that can be done.
+      threads: threads of each process that makes batches; 0: one per core.
+      workers: processes that make the training batches, unless the images are cached in memory;
+        0: this process.
+      memory: bytes of finished images that may be cached, if nothing about them is random.
+      decode_parts: whether to decode only the random crop of a JPEG, where that is possible.
     """
 
     threads: int = 0
@@ -81,7 +82,7 @@ class Host:
 
     @property
     def at_once(self) -> int:
-        """Threads; with more than there are cores an image costs 15 % more CPU time."""
+        """Number of threads; with more threads than cores an image costs 15 % more CPU time."""
         if self.threads:
             return self.threads
         # macOS cannot say which cores a process may use.
@@ -96,9 +97,9 @@ class Reader:
 
     Attributes:
       source: the split.
-      images: how an image is made of an example.
-      host: how this process goes about it.
-      sampling: how often each example is trained with.
+      images: how an example becomes an image.
+      host: resources of this process.
+      sampling: how often each example occurs in training.
     """
 
     source: Source
@@ -116,7 +117,7 @@ class Reader:
 
     @classmethod
     def from_config(cls, config: ConfigDict, source: Source, *, workers: int = 0) -> "Reader":
-        """As the config says, but for the number of workers."""
+        """Makes a reader from a config and a number of worker processes."""
         data = config.data
         return cls(
             source,
@@ -140,26 +141,26 @@ class Reader:
         seed: int,
         order: Order | None = None,
         first_step: int = 0,
-        share: HostShard = HostShard(),
+        shard: HostShard = HostShard(),
         skips: Skips | None = None,
     ) -> Iterator[Batch]:
         """This process' share of the training batches, from `first_step` on, without end.
 
         Args:
           batch_size: examples in a batch over all processes.
-          seed: of the order and the crops.
-          order: what `order` gives for these two, if it is made already.
+          seed: seed of the order and the crops.
+          order: the result of `order` for this seed and batch size, if it exists already.
           first_step: the step of the first batch.
-          share: this process' part.
-          skips: takes what cannot be used and was replaced; None: nothing may be skipped.
+          shard: the part of each batch that this process reads.
+          skips: records the unusable examples that were replaced; None: nothing may be skipped.
 
         Yields:
-          `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]` (of a multi-label set `labels`,
+          `image` uint8 `[b, size, size, 3]`, `label` int32 `[b]` (in a multi-label set `labels`,
           multi-hot uint8 `[b, classes]`), `mask` float32 `[b]` (ones), with
-          `b = batch_size / share.count`.
+          `b = batch_size / shard.count`.
 
         Raises:
-          RunError: more cannot be used than `skips` allows.
+          RunError: more examples are unusable than `skips` allows.
         """
         order = self.order(seed, batch_size) if order is None else order
         crop_seed = int(np.random.SeedSequence(seed).generate_state(2)[1])
@@ -172,18 +173,18 @@ class Reader:
             for row, position, drawn in zip(rows, positions, draws, strict=False):
                 render = partial(presets.render_center, self._square)
                 if drawn:
-                    whole = not self.host.decode_parts
-                    render = partial(decode.render_crop, self.images, drawn, whole=whole)
+                    complete = not self.host.decode_parts
+                    render = partial(decode.render_crop, self.images, drawn, complete=complete)
                 self._fill_row(batch, row, candidates(order, position, self._examples), render)
 
         steps = range(first_step, sys.maxsize // batch_size)
         workers = 0 if cache else self.host.workers
-        yield from self._batches(steps, batch_size, share, skips, order, fill, cache, workers)
+        yield from self._batches(steps, batch_size, shard, skips, order, fill, cache, workers)
 
     def order(self, seed: int, batch_size: int) -> Order:
-        """Which record stands at each position of the training stream; see `training_batches`.
+        """The record at each position of the training stream; see `training_batches`.
 
-        `batch_size` is a multiple of `sampling.repeats`.
+        `batch_size` must be a multiple of `sampling.repeats`.
         """
         seed = int(np.random.SeedSequence(seed).generate_state(2)[0])
         sampling, records = self.sampling, self.source.records
@@ -199,12 +200,12 @@ class Reader:
         return order
 
     def evaluation_batches(
-        self, *, batch_size: int, share: HostShard = HostShard(), skips: Skips | None = None
+        self, *, batch_size: int, shard: HostShard = HostShard(), skips: Skips | None = None
     ) -> Iterator[Batch]:
-        """This process' share of the split, in its own order, every example exactly once.
+        """This process' share of the split, in stored order, every example exactly once.
 
-        The last batch is filled up with black images whose `mask` is 0; one also stands in for each
-        example that cannot be used. See `training_batches`.
+        Black images with `mask` 0 fill up the last batch. One also replaces each unusable example.
+        See `training_batches`.
         """
         order = orders.InTurn(self._examples)
         cache = self._evaluation_cache if self._fits else None
@@ -214,18 +215,18 @@ class Reader:
                 self._fill_evaluated(batch, row, order[position])
 
         steps = range(-(-self._examples // batch_size))
-        return self._batches(steps, batch_size, share, skips, order, fill, cache)
+        return self._batches(steps, batch_size, shard, skips, order, fill, cache)
 
     @property
     def note(self) -> str:
-        """What is to be said at the start of a run of how images are decoded; may be empty."""
+        """How images are decoded, for the log at the start of a run; may be empty."""
         if not self._crops or not self.host.decode_parts or not self._begins_with_a_jpeg:
             return ""
         if turbojpeg.library():
-            return "of JPEGs only the random crop is decoded, by libturbojpeg"
+            return "only the random crop of a JPEG is decoded, by libturbojpeg"
         return (
-            "JPEGs are decoded whole; with libturbojpeg 3, which the extra [turbojpeg] brings, "
-            "only their random crop would be, in less time"
+            "JPEGs are decoded completely; with libturbojpeg 3 (the extra [turbojpeg]), only their "
+            "random crop is decoded, in less time"
         )
 
     @property
@@ -236,7 +237,7 @@ class Reader:
             return False
 
     def decoded(self, example: Example) -> np.ndarray:
-        """The whole image, uint8 `[height, width, 3]`, RGB; raises `ExampleError`."""
+        """The complete image, uint8 `[height, width, 3]`, RGB; raises `ExampleError`."""
         exif, white = self.images.exif, self.images.white
         return decode.decode(example.encoded, example.name, exif=exif, white=white)
 
@@ -244,25 +245,25 @@ class Reader:
         self,
         steps: range,
         batch_size: int,
-        share: HostShard,
+        shard: HostShard,
         skips: Skips | None,
         order: Order,
         fill: Callable[[Batch, range, range], None],
         cache: ImageCache | None,
         workers: int = 0,
     ) -> Iterator[Batch]:
-        """The share of these steps' batches, made ahead; tells `skips` what their rows report.
+        """This process' share of these steps' batches, made ahead; passes skipped rows to `skips`.
 
         Args:
-          steps, batch_size, share, skips: see `training_batches`.
+          steps, batch_size, shard, skips: see `training_batches`.
           order: the record at each position.
-          fill: makes some rows of a batch, of the examples at some positions.
-          cache: of the rows of all records; None: threads fill each batch by slices.
+          fill: fills some rows of a batch with the examples at some positions.
+          cache: cache with a row for each record; None: threads fill each batch by slices.
           workers: processes that make the batches; 0: this one.
         """
-        each = batch_size // share.count
+        each = batch_size // shard.count
         parts = range(
-            steps.start * share.count + share.index, steps.stop * share.count, share.count
+            steps.start * shard.count + shard.index, steps.stop * shard.count, shard.count
         )
         threads = Threads(self._threads, "batches")
 
@@ -278,17 +279,16 @@ class Reader:
                 task.result()
             return batch
 
-        # So many parts at once that each thread has a slice to fill, also while others fill the
-        # last slices of a part.
+        # Enough parts at once that no thread waits while others fill the last slices of a part.
         slices = -(-each // _SLICE)
         ahead = self._threads if cache else 1 + -(-self._threads // slices)
         options = grain.ReadOptions(ahead, prefetch_buffer_size=ahead)
         numbers = grain.MapDataset.range(parts.start, parts.stop, parts.step)
         made = numbers.map(make).to_iter_dataset(options)
-        # Not by `finally` alone: a generator that is closed while Python ends comes too late.
+        # `finally` is not enough: while Python exits, a generator is closed too late.
         end = weakref.finalize(made, threads.shutdown, wait=False, cancel_futures=True)
         try:
-            # Elements are whole parts, which the workers give in turn: the order stays.
+            # An element is a complete part. Workers deliver parts in turn, which keeps the order.
             with worker_processes.iterator(made, workers) if workers else closing(iter(made)) as it:
                 for batch in it:
                     for text in filter(None, batch.pop("skipped")):
@@ -302,7 +302,7 @@ class Reader:
             end()
 
     def _room(self, rows: int) -> Batch:
-        """Room for so many rows."""
+        """Allocates a batch with this number of rows."""
         size, classes = self.images.size, len(self.source.class_names)
         several = self.source.multilabel
         return {
@@ -315,15 +315,15 @@ class Reader:
         }
 
     def _fill_row(self, batch: Batch, row: int, records: Iterable[int], render: Render) -> None:
-        """Makes a row of the first of some records that can be used; a blank if there is none.
+        """Fills a row with the first usable one of some records; with a blank if there is none.
 
-        Those before it, which cannot be used, are in `skipped` as JSON; see `skips`.
+        The unusable records before it are listed in `skipped` as JSON; see `skips`.
         """
         image, skipped = batch["image"][row], []
         for record in records:
             try:
                 example = self.source[record]
-                # A lack of memory may pass; it is no fault of the example.
+                # A lack of memory may be temporary; the example is not at fault.
                 rendering = partial(render, example, image)
                 retry.reading(rendering, example.name, seconds=self.source.patience)
             except ExampleError as error:
@@ -336,12 +336,12 @@ class Reader:
         batch["skipped"][row] = json.dumps(skipped) if skipped else ""
 
     def _fill_square(self, batch: Batch, row: int, record: int) -> None:
-        """Of a record or the next that can be used, for training without random crops."""
+        """Fills a row with a record or the next usable one, for training without random crops."""
         records = candidates(range(self._examples), record, self._examples)
         self._fill_row(batch, row, records, partial(presets.render_center, self._square))
 
     def _fill_evaluated(self, batch: Batch, row: int, record: int) -> None:
-        """Of a record, as evaluation sees it; a blank where it cannot be used or is none."""
+        """Fills a row with a record for evaluation; with a blank if it is unusable or no record."""
         records = [record] if record < self._examples else []
         self._fill_row(batch, row, records, partial(presets.render_center, self.images))
 
@@ -356,12 +356,12 @@ class Reader:
 
     @cached_property
     def _evaluation_cache(self) -> ImageCache:
-        # The last row is that of a blank.
+        # The last row is the blank.
         return ImageCache(self._room(self._examples + 1), self._fill_evaluated)
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Room for an array that a CPU device can share."""
+    """Allocates an array that a CPU device can share."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room: Any = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
@@ -370,13 +370,13 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _draws(seed: int, positions: range) -> Iterator[list[float]]:
-    """The random numbers of some examples, which are the same whoever makes them.
+    """The random numbers of some examples; a function of seed and position alone.
 
-    Each position has 2^64 of Philox' counts to itself, of four numbers each.
+    Each position has 2^64 of Philox' counts to itself, with four numbers each.
     """
     bits = np.random.Philox(key=seed, counter=positions.start << 64)
     rng = np.random.Generator(bits)
     for _ in positions:
-        # As plain numbers: with NumPy's a box takes four times as long.
+        # As Python floats: with NumPy's a box takes four times as long.
         yield rng.random(decode.DRAWS).tolist()
         bits.advance(2**64 - -(-decode.DRAWS // 4))

@@ -1,4 +1,4 @@
-"""The labels of a whole split, for an order that balances its classes."""
+"""The labels of all records of a split, for an order that balances its classes."""
 
 import contextlib
 import hashlib
@@ -16,19 +16,19 @@ from xception_jax.errors import ExampleError
 from xception_jax.runtime import cache, cluster
 from xception_jax.utils.console import make_console
 
-# From so many records on, reading them takes long enough to be shown.
+# From this number of records on, reading takes long enough for a progress bar.
 _MANY_RECORDS = 20_000
 
 
 def labels_of(source: Source) -> np.ndarray:
     """The label of each record, int32 `[records]`; -1 where it cannot be read or is wrong.
 
-    A folder's are known from its listing. Of a prepared data set each record is read, once: what
-    was found is kept in the cache folder, by the name and the `dataset_info.json` of the data set.
-    What was not found is looked for again each time.
+    The labels of a folder are known from its listing. In a prepared data set each record is read
+    once. The labels are then stored in the cache folder, under a hash of the name and the
+    `dataset_info.json` of the data set. Labels that could not be read are tried again each time.
 
     Raises:
-      RunError: the processes of a run have read different labels.
+      RunError: the processes of a run read different labels.
     """
     records = source.records
     if isinstance(records, joined.JoinedRecords):
@@ -40,14 +40,14 @@ def labels_of(source: Source) -> np.ndarray:
     _read(source, missing, found)
     if source.directory and (found[missing] >= 0).any():
         _keep(source, found)
-    # They would train in different orders, the one on what the other leaves out.
+    # With different labels the processes would train in different orders.
     cluster.check_same(f"the labels of {source.name}", found.tobytes())
     return found
 
 
 def _kept(source: Source) -> np.ndarray:
-    """The labels that the cache folder has; -1 for all where it has none."""
-    with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or not whole
+    """The labels in the cache folder; -1 for all if there are none."""
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or incomplete
         if source.directory:
             kept: np.ndarray = np.load(_path(source), allow_pickle=False)
             return kept
@@ -56,9 +56,9 @@ def _kept(source: Source) -> np.ndarray:
 
 def _keep(source: Source, found: np.ndarray) -> None:
     path = _path(source)
-    # A name of its own, since another process may be writing the same.
+    # A unique name: another process may be writing the same file.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):  # it is only read again then
+    with contextlib.suppress(OSError):  # without the file the labels are read again
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             np.save(file, found)
@@ -66,7 +66,7 @@ def _keep(source: Source, found: np.ndarray) -> None:
 
 
 def _path(source: Source) -> Path:
-    """Where the labels are kept."""
+    """The file that stores the labels."""
     about = epath.Path(source.directory) / "dataset_info.json"
     known = (source.directory, source.name, source.label_key, about.read_text(encoding="utf-8"))
     digest = hashlib.sha256("\0".join(known).encode()).hexdigest()[:16]
@@ -78,7 +78,7 @@ def _read(source: Source, records: np.ndarray, found: np.ndarray) -> None:
     console = make_console(stderr=True)
     many = len(records) >= _MANY_RECORDS
     if many:
-        console.print(f"reading the labels of {len(records):,} records of {source.name}, this once")
+        console.print(f"reading the labels of {len(records):,} records of {source.name}, once only")
     with Progress(console=console, disable=not (many and console.is_terminal)) as progress:
         for record in progress.track(records.tolist(), description="labels"):
             with contextlib.suppress(ExampleError):

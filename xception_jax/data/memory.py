@@ -1,7 +1,7 @@
-"""Images that are kept in memory, those of a whole split.
+"""A cache in memory for the images of a split.
 
-Where nothing about a record is drawn at random, what is made of it is the same each time. Small
-images then cost less to copy than to index.
+If nothing about a record is random, its image is the same each time. Copying a small image then
+costs less than making it again.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ Columns = dict[str, Any]  # arrays with a row for each record
 
 
 class ImageCache:
-    """Rows by record, made when they are first asked for.
+    """One row for each record, made on first use.
 
-    Safe to use from many threads: two that ask for the same new record both make it, alike.
+    Safe to use from many threads: two that need the same new record both make the same row.
 
     Args:
-      columns: room for all.
-      fill: makes the row of a record in it.
+      columns: arrays with a row for each record.
+      fill: fills a row with a record.
     """
 
     def __init__(self, columns: Columns, fill: Callable[[Columns, int, int], None]):
@@ -32,5 +32,5 @@ class ImageCache:
         chosen = np.asarray(records)
         for record in chosen[~self._made[chosen]].tolist():
             self._fill(self._columns, record, record)
-            self._made[record] = True  # last: what is marked is whole
+            self._made[record] = True  # last: a marked row is complete
         return {name: column[chosen] for name, column in self._columns.items()}

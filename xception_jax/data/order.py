@@ -1,8 +1,8 @@
-"""Which record stands at each position of the training stream.
+"""The record at each position of the training stream.
 
-An order is a sequence without end: `order[p]` is the number of the record at position p, a function
-of the seed and of p alone. So nothing has to be remembered to go on from any position, and how many
-hosts, workers or threads ask for it makes no difference.
+An order is an endless sequence: `order[p]` is the number of the record at position p, a function of
+the seed and of p alone. So training resumes at any position without saved state. The number of
+hosts, workers or threads makes no difference.
 """
 
 import sys
@@ -18,13 +18,13 @@ from grain.experimental import index_shuffle
 
 from xception_jax.data.skips import IN_A_ROW
 
-# Up to so many records the permutation of an epoch is made at once: 0.1 s and 4 MB at the most, and
-# then 0.3 microseconds a record, where Grain's shuffle of one index takes 6 to 33.
+# Up to this number of records an epoch's permutation is computed in one go. That takes at most
+# 0.1 s and 4 MB, then 0.3 microseconds a record. Grain's shuffle of one index takes 6 to 33.
 _AT_ONCE = 2**20
 
 
 class Order(ABC):
-    """A sequence without end of record numbers."""
+    """An endless sequence of record numbers."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -36,11 +36,11 @@ class Order(ABC):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How often each record comes.
+    """How often each record occurs.
 
     Attributes:
-      balanced: every class as often as any other, see `Balanced`.
-      weights: of the data sets that are mixed, see `Mixed`; None: as one set.
+      balanced: whether every class occurs equally often, see `Balanced`.
+      weights: weights of the mixed data sets, see `Mixed`; None: they form one set.
       repeats: crops of a record in one batch, see `Repeated`.
     """
 
@@ -50,16 +50,16 @@ class Sampling:
 
 
 class Shuffled(Order):
-    """Every record once an epoch, each epoch in an order of its own.
+    """Every record once an epoch, each epoch in a different order.
 
     Args:
-      records: their number.
+      records: number of records.
       seed: below 2^32.
     """
 
     def __init__(self, records: int, seed: int):
         self._records, self._seed = records, seed
-        # By epoch: the one made last and the one before, for threads are in two at its end.
+        # By epoch. Two are stored: at the end of an epoch some threads are in the next one.
         self._made: dict[int, np.ndarray] = {}
         self._making = threading.Lock()
 
@@ -72,7 +72,7 @@ class Shuffled(Order):
             return int(index_shuffle(index, self._records - 1, (self._seed + epoch) % 2**32, 4))
         made = self._made.get(epoch)
         if made is None:
-            with self._making:  # the first thread that asks makes it for all
+            with self._making:  # the first thread computes it for all
                 if epoch not in self._made:
                     last = list(self._made.items())[-1:]
                     self._made = dict([*last, (epoch, self._permutation(epoch))])
@@ -80,14 +80,14 @@ class Shuffled(Order):
         return int(made[index])
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        # Not `Generator.permutation`: of NumPy only the raw numbers are promised to stay the same.
+        # Not `Generator.permutation`: NumPy guarantees only that the raw numbers stay the same.
         bits = np.random.Philox(np.random.SeedSequence((self._seed, epoch)))
         return np.argsort(bits.random_raw(self._records), kind="stable").astype(np.uint32)
 
 
 @dataclass(frozen=True)
 class InTurn(Order):
-    """Every record once, in its own order; then always `records`, which is none."""
+    """Every record once, in stored order; after the end always `records`, which is no record."""
 
     records: int
 
@@ -96,14 +96,14 @@ class InTurn(Order):
 
 
 class Balanced(Order):
-    """Every class equally often; within a class every record once before any comes again.
+    """Every class equally often; within a class every record once before any is repeated.
 
-    The classes take turns, in an order of their own each time round.
+    The classes take turns, in a different order each round.
 
     Args:
-      labels: int `[records]`. Below 0: not known; such a record counts with the class of the next
-        one whose label is, which takes its place if it cannot be used. Classes that do not occur
-        get no turn.
+      labels: int `[records]`; below 0: unknown. An unknown record counts with the class of the next
+        record with a known label, which replaces it if it is unusable. Classes without records are
+        left out.
       seed: below 2^32.
     """
 
@@ -124,11 +124,11 @@ class Balanced(Order):
 
 
 class Mixed(Order):
-    """Several data sets in turn, by weight, spread as evenly as whole numbers allow.
+    """Several data sets in turn, by weight, spread as evenly as integers allow.
 
     Args:
-      sizes: records of each; those of the second are numbered on from those of the first.
-      weights: positive; only their ratios count, to about a hundredth.
+      sizes: number of records of each; the numbers of a set follow those of the set before it.
+      weights: positive; only their ratios matter, to about a hundredth.
       seed: below 2^32.
     """
 
@@ -145,15 +145,15 @@ class Mixed(Order):
 
 
 class Repeated(Order):
-    """Every record several times in a batch, for a crop and an augmentation of its own each time.
+    """Every record several times in a batch, each time with a different crop and augmentation.
 
     Repeated augmentation, arXiv:1901.09335.
 
     Args:
-      order: of the records.
-      times: that each comes.
-      apart: positions from one time to the next. With a batch of `times * apart`, records 2k and
-        2k + 1 of it, which mixup mixes, are different ones.
+      order: order of the records.
+      times: occurrences of each record in a batch.
+      apart: positions between two occurrences. Mixup mixes rows 2k and 2k + 1; in a batch of
+        `times * apart` rows these are different records.
     """
 
     def __init__(self, order: Order, times: int, apart: int):
@@ -167,14 +167,14 @@ class Repeated(Order):
 
 
 def candidates(order: Sequence[int] | Order, position: int, count: int) -> Iterator[int]:
-    """The record at a position, and those that may replace it, of a split of `count`."""
+    """The record at a position and its possible replacements, in a split of `count` records."""
     record = order[position]
     for n in range(min(IN_A_ROW, count)):
         yield (record + n) % count
 
 
 def _filled(labels: np.ndarray) -> np.ndarray:
-    """Labels, those below 0 replaced by the next one that is not; all 0 where there is none."""
+    """Replaces each label below 0 with the next known one; all 0 if none is known."""
     known = np.flatnonzero(labels >= 0)
     if not known.size:
         return np.zeros_like(labels)
@@ -183,5 +183,5 @@ def _filled(labels: np.ndarray) -> np.ndarray:
 
 
 def _seeds(seed: int, count: int) -> list[int]:
-    """Seeds that have nothing to do with one another."""
+    """Independent seeds."""
     return [int(own) for own in np.random.SeedSequence(seed).generate_state(count)]

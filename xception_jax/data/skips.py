@@ -1,10 +1,9 @@
-"""Examples that cannot be used: counted, limited, and named in a log.
+"""Unusable examples: counted, limited, and listed in a log.
 
-`batches.Reader._fill_row` replaces them in a fixed way, by `order.candidates`.
-
-Where record k of a training split cannot be used, its place in the stream goes to record k + 1, or
-to the next one that can be. So what a step sees still depends on the seed, the step and the data
-alone. A batch carries the reasons along, as text in its row: they survive worker processes.
+`batches.Reader._fill_row` replaces them in a fixed way, by `order.candidates`. If record k of a
+training split is unusable, the next usable record after k takes its place in the stream. So the
+examples of a step still depend on the seed, the step and the data alone. A batch carries the
+reasons as text in its rows, so that they also arrive from worker processes.
 """
 
 import json
@@ -21,21 +20,21 @@ from xception_jax.utils.text import printable
 
 Skip = tuple[int, str, str]  # record, its name, the reason
 
-# So many records one after the other are no accident: the folder is gone, or the disk.
+# This many unusable records in a row mean that the folder or the disk is gone.
 IN_A_ROW = 100
 
 
 class Skips:
-    """What a run has skipped: each record is named in a log, and too many stop the run.
+    """The skipped examples of a run: a log lists each record, and too many stop the run.
 
-    All processes of a run count together, by their logs; one that continues goes on with the count.
+    All processes of a run share one count, through their logs. A resumed run continues the count.
 
     Args:
-      workdir: for `skipped.jsonl`; processes other than the first put their number in the name.
-        None: there is no log, and all are told.
+      workdir: folder of `skipped.jsonl`; processes other than the first add their number to the
+        file name. None: no log, and every skipped example is printed.
       most: the share of a split that may be skipped.
-      say: tells the user a line; of those in a log about the first alone.
-      flag: what raises `most`.
+      say: prints a line for the user; with a log, only for the first skipped example.
+      flag: the flag that raises `most`, for the error message.
 
     Raises:
       RunError: the logs cannot be read.
@@ -58,10 +57,10 @@ class Skips:
         self._read_logs()
 
     def add(self, source: Source, skipped: list[Skip]) -> None:
-        """Takes what was skipped for one example.
+        """Adds the records that were skipped for one row.
 
         Raises:
-          RunError: it is more of the split than may be, or there was none to replace it.
+          RunError: more of the split is skipped than allowed, or no replacement was found.
         """
         seen = self._seen.setdefault(source.name, set())
         if not seen.issuperset(record for record, _, _ in skipped):
@@ -94,12 +93,12 @@ class Skips:
             )
 
     def _logs(self, own: Path) -> Path:
-        """All logs, as a shell names them."""
+        """The logs of all processes, as one shell pattern."""
         alone = list(self._read_to) in ([], [own])
         return own if alone else own.with_name("skipped*.jsonl")
 
     def _read_logs(self) -> None:
-        """Takes what is new in the logs, whole lines."""
+        """Reads the new complete lines of the logs."""
         for path in sorted(self._path.parent.glob("skipped*.jsonl")) if self._path else ():
             try:
                 with open(path, "rb", opener=_opened) as file:
@@ -112,7 +111,7 @@ class Skips:
                 self._seen.setdefault(split, set()).add(record)
 
     def _write(self, entry: dict[str, Any]) -> None:
-        """Adds a line to the log; says it where there is none."""
+        """Adds a line to the log; prints it if there is no log."""
         if not self._path:
             self._say(f"skipped: {printable(entry['name'])} {printable(entry['reason'])}")
             return
@@ -128,15 +127,15 @@ class Skips:
 
 
 def _opened(path: str, flags: int) -> int:
-    """Opens a log, and nothing that a stranger has put in its place: no link, no wait for a pipe.
+    """Opens a log safely: follows no link and does not wait for a pipe.
 
-    `evaluate` writes to it, of any run.
+    `evaluate` writes to the log of any run, also of an untrusted one.
     """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _entries(lines: bytes) -> Iterator[tuple[str, int]]:
-    """Split and record of each line; half a line, of a run that was killed, is none."""
+    """Split and record of each line; incomplete lines of a killed run are ignored."""
     for line in lines.splitlines():
         try:
             entry = json.loads(line)

@@ -1,4 +1,4 @@
-"""One split of a data set, whatever it was read from: `source[i]` is an example."""
+"""One split of a data set, from any reader: `source[i]` is an example."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ FOLDER = "folder:"  # before the path of a data set that is a folder of images
 
 
 class Example(NamedTuple):
-    """An image as it is stored, what it shows, and how to name it in a complaint.
+    """An encoded image, its label, and its name in error messages.
 
-    The label is a number, or, in a multi-label set, multi-hot uint8 `[classes]`.
+    The label is a number; in a multi-label set, multi-hot uint8 `[classes]`.
     """
 
     encoded: bytes
@@ -32,15 +32,16 @@ class Source:
 
     Attributes:
       name: the data set, its version and split, as `optical_digits/1.0.0:train`.
-      class_names: what each label means; their number is the number of classes.
+      class_names: the name of each label; their number is the number of classes.
       records: the split's examples as TFDS reads them, images still encoded.
-      image_key, label_key: the names of the two features, that of a nested one as `objects/label`.
-      multilabel: whether an example has any number of labels.
-      confidence_key: of such labels, where they have one; at 0 the label was verified as absent.
-      describe: how a complaint names an example; None: by its number.
-      summary: what is to be said of the split at the start of a run; may be empty.
-      directory: where TFDS has prepared it; empty: it is none of TFDS'.
-      patience: seconds for which a read that fails for a passing reason is tried again.
+      image_key, label_key: the names of the two features; a nested one is `objects/label`.
+      multilabel: whether an example may have any number of labels.
+      confidence_key: the confidence feature of such labels, if any; 0 marks a label that was
+        verified as absent.
+      describe: returns the name of an example in error messages; None: by its number.
+      summary: description of the split for the log at the start of a run; may be empty.
+      directory: the folder where TFDS prepared it; empty: it is not a TFDS data set.
+      patience: seconds for which a read is retried after transient errors.
     """
 
     name: str
@@ -62,17 +63,18 @@ class Source:
         """Reads an example.
 
         Raises:
-          ExampleError: its bytes are damaged, its file is gone or denied, or its label is wrong.
+          ExampleError: its bytes are damaged, its file is missing or not readable, or its label is
+            wrong.
           ReadError: it could not be read for `patience` seconds; see `retry`.
         """
         name = self.name_of(index)
         reading: Callable[[], Any] = partial(operator.getitem, self.records, index)
         try:
             record = retry.reading(reading, name, seconds=self.patience, reopen=self._reopen)
-        except (ExampleError, ReadError):  # the first: of one of several sets that are joined
+        except (ExampleError, ReadError):  # ExampleError comes from a joined data set
             raise
-        # RuntimeError: our own of a damaged tfrecord, and array_record's of a wrong hash. The last
-        # two: protobuf's and TFDS' of a record that is whole, and no example of this data set.
+        # RuntimeError: a damaged tfrecord (our `RunError`), or a wrong hash in array_record. The
+        # last two come from protobuf and TFDS, for an intact record of another data set.
         except (OSError, RuntimeError, ValueError, DecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise ExampleError(name, f"cannot be read: {reason}") from None
@@ -85,23 +87,23 @@ class Source:
             raise ExampleError(name, f"has no {'image' if encoded is None else 'label'}")
         labels, classes = np.ravel(marked).tolist(), len(self.class_names)
         if labels and not 0 <= min(labels) <= max(labels) < classes:
-            # On the device it would train the wrong class, or give NaN with finite gradients.
+            # On the device such a label trains the wrong class, or gives NaN with finite gradients.
             outside = next(label for label in labels if not 0 <= label < classes)
             raise ExampleError(name, f"has label {outside}, outside 0...{classes - 1}")
         label = self._multi_hot(entries, labels) if self.multilabel else int(labels[0])
         return Example(encoded, label, name)
 
     def _reopen(self) -> None:
-        """An array_record reader that failed once fails for ever: takes new ones.
+        """Opens new array_record readers: one that has failed keeps failing.
 
-        Pickle's own methods forget the readers; other threads keep those they hold.
+        Its pickle methods drop the readers; other threads keep the ones that they use.
         """
         files = getattr(self.records, "data_source", None)
         if files is not None:
             files.__setstate__(files.__getstate__())
 
     def name_of(self, index: int) -> str:
-        """What a complaint calls an example."""
+        """The name of an example in error messages."""
         return self.describe(index) if self.describe else f"example {index} of {self.name}"
 
     def _multi_hot(self, entries: Any, marked: list[int]) -> np.ndarray:
@@ -109,7 +111,7 @@ class Source:
         found = np.zeros(len(self.class_names), np.uint8)
         found[labels] = 1
         if self.confidence_key:
-            # People verify what a machine was sure of: an entry with 0 overrules the others.
+            # Humans verified the machine's labels: an entry with 0 overrules the others.
             sure = np.asarray(entries[self.confidence_key.rpartition("/")[2]])
             found[labels[sure <= 0]] = 0
         return found

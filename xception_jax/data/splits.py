@@ -14,13 +14,13 @@ def open_split(
     """Opens a split of the config's data set; see `readers.open_split`.
 
     Args:
-      config: valid in its fields.
-      split: its name.
-      data_dir: in place of the config's, if given.
-      dataset: in place of the config's, if given.
+      config: a config with valid fields.
+      split: the split's name.
+      data_dir: replaces the config's, if given.
+      dataset: replaces the config's, if given.
     """
     dataset = dataset or config.data.dataset
-    # Of what is mixed in, nothing is evaluated.
+    # Data sets that are mixed into training are not evaluated.
     evaluated = dataset == config.data.dataset
     return readers.open_split(
         dataset,
@@ -36,9 +36,9 @@ def open_split(
 
 
 def open_evaluation(config: ConfigDict, data_dir: str | None = None) -> dict[str, Source]:
-    """Opens what the config evaluates on, by name.
+    """Opens the evaluation sets of a config, by name.
 
-    `data.eval_split` has the empty name and is the first; then come the sets of `eval.also`.
+    `data.eval_split` comes first, with an empty name; the sets of `eval.also` follow.
     """
     own = {"": open_split(config, config.data.eval_split, data_dir)}
     return own | {
@@ -48,7 +48,7 @@ def open_evaluation(config: ConfigDict, data_dir: str | None = None) -> dict[str
 
 
 def open_training(config: ConfigDict) -> Source:
-    """Opens what the config trains on: its data set's `train_split`, joined with `data.mix`."""
+    """Opens the training data of a config: its data set's `train_split`, joined with `data.mix`."""
     data = config.data
     splits = data.mix_splits or [data.train_split] * len(data.mix)
     parts = [

@@ -1,11 +1,11 @@
-"""Threads that can be sent to another process."""
+"""A thread pool that can be pickled for another process."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
 class Threads(ThreadPoolExecutor):
-    """Threads; where they are pickled, what arrives has threads of its own."""
+    """A thread pool; its unpickled copy starts threads of its own."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Threads, (self._max_workers, "batches")

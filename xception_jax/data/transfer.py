@@ -1,4 +1,4 @@
-"""The way of the batches from the host to the devices."""
+"""Transfers batches from the host to the devices."""
 
 import collections
 from collections.abc import Generator, Iterable
@@ -19,11 +19,11 @@ class TrainingBatches:
     """The training batches of a run, on its devices.
 
     Attributes:
-      reader: of the split.
-      order: of its records, see `Reader.order`.
+      reader: the reader of the split.
+      order: the order of its records, see `Reader.order`.
       batch_size, seed: see `Reader.training_batches`.
       shard: this process' part of a batch.
-      sharding: of a batch.
+      sharding: the sharding of a batch.
     """
 
     reader: Reader
@@ -34,22 +34,22 @@ class TrainingBatches:
     sharding: jax.sharding.Sharding
 
     def __call__(self, first_step: int, skips: Skips | None = None) -> Placed:
-        """Those from `first_step` on; see `Reader.training_batches`."""
+        """The batches from `first_step` on; see `Reader.training_batches`."""
         batches = self.reader.training_batches(
             batch_size=self.batch_size,
             seed=self.seed,
             order=self.order,
             first_step=first_step,
-            share=self.shard,
+            shard=self.shard,
             skips=skips,
         )
         return to_devices(batches, self.sharding)
 
 
 def to_devices(batches: Iterable[Batch], sharding: jax.sharding.Sharding, ahead: int = 2) -> Placed:
-    """Makes global arrays of the processes' shares, `ahead` of what the step consumes.
+    """Makes global arrays from the processes' shares, `ahead` batches before the step needs them.
 
-    Closing it closes the batches, where they are a generator.
+    Closing the result closes `batches`, if that is a generator.
     """
     place = partial(jax.make_array_from_process_local_data, sharding)
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()

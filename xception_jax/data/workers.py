@@ -1,9 +1,9 @@
-"""Processes that make batches: they leave signals to their parent, and nothing behind.
+"""Worker processes that make batches. They ignore signals and clean up after themselves.
 
-Ctrl-C on a terminal reaches all processes there, and SLURM sends SIGTERM to all of a job. The
-parent decides what follows from it. Batches come from a worker in shared memory, which has a name
-in the system until somebody removes it: Python's resource tracker at the latest, a process that
-ends after all others.
+Ctrl-C on a terminal reaches all processes there, and SLURM sends SIGTERM to all processes of a job.
+Only the parent reacts. Workers pass batches in shared memory, which exists in the system until it
+is removed. At the latest Python's resource tracker removes it, a process that ends after all
+others.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _ours = set[Any]()
 
 @contextmanager
 def iterator(dataset: Any, count: int) -> Iterator[Iterator[Any]]:
-    """Of a Grain dataset whose elements so many processes make. Ended on leaving."""
+    """Iterates over a Grain dataset whose elements `count` processes make; ends them on exit."""
     options = grain.MultiprocessingOptions(count, per_worker_buffer_size=2)
     _start_quiet_tracker()
     made = iter(dataset.mp_prefetch(options, worker_init_fn=_begin))
@@ -36,15 +36,15 @@ def iterator(dataset: Any, count: int) -> Iterator[Iterator[Any]]:
 
 
 def kill() -> None:
-    """Ends this process' workers at once, where it is about to end itself."""
+    """Ends this process' workers at once, before it ends itself."""
     for worker in _ours.intersection(multiprocessing.active_children()):
         with contextlib.suppress(OSError):
             worker.kill()
 
 
 def _from_workers(made: Iterator[Any]) -> Iterator[Any]:
-    """The elements; the processes that make them start with the first one."""
-    # They inherit blocked signals from the threads which start them, and those from this one.
+    """Yields the elements; the worker processes start with the first one."""
+    # Workers inherit blocked signals from the threads that start them, and those from this one.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     others = set(multiprocessing.active_children())
     try:
@@ -58,11 +58,11 @@ def _from_workers(made: Iterator[Any]) -> Iterator[Any]:
 
 
 def _start_quiet_tracker() -> None:
-    """Starts the resource tracker, unless it runs, so that it does not warn of what it removes.
+    """Starts the resource tracker, unless it runs, without warnings about what it removes.
 
-    What is left when a run ends is no leak: batches that were made ahead. It has to run before
-    signals are blocked, since it unblocks those of the thread that starts it (Python 3.11). It has
-    SIGHUP blocked, by which all others on a terminal end where the run was what the terminal ran.
+    The batches left at the end of a run were made ahead and are not a leak. The tracker must start
+    before signals are blocked: it unblocks those of the thread that starts it (Python 3.11). It
+    blocks SIGHUP, so that it outlives the other processes when their terminal closes.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
     before = os.environ.get("PYTHONWARNINGS")
@@ -79,7 +79,7 @@ def _start_quiet_tracker() -> None:
 
 
 def _begin(index: int, count: int) -> None:
-    """Run in worker `index` of so many before its first batch."""
+    """Runs in worker `index` of `count` before its first batch."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -87,7 +87,7 @@ def _begin(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can tell its workers nothing."""
+    """Ends this worker with its parent, since a killed parent cannot stop it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

@@ -1,10 +1,10 @@
-"""The models, by name. They are pure NNX modules that know nothing of training."""
+"""The models by name. They are pure NNX modules, independent of training."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xception_jax.errors import UsageError, nearest
-from xception_jax.models.published import IMAGE_SIZE, Result, Size
+from xception_jax.models.published import IMAGE_SIZE, Foreign, Result, Size
 from xception_jax.models.registry import MODELS, arguments, register
 
 if TYPE_CHECKING:
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
 __all__ = [
+    "Foreign",
     "check_name",
     "create",
     "describe",
+    "elsewhere",
     "names",
-    "options",
     "overrides",
     "published_results",
     "register",
@@ -25,28 +26,23 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """The names that `create` takes."""
+    """The names for `create`."""
     return MODELS.names()
 
 
 def check_name(name: str) -> None:
-    """Raises `UsageError` on the name of no model."""
+    """Raises `UsageError` if there is no model with this name."""
     MODELS.find(name)
 
 
 def overrides(name: str) -> dict[str, Any]:
-    """What a model lets be changed, with its defaults. Raises `UsageError` on an unknown name."""
+    """A model's overrides with their defaults. Raises `UsageError` for an unknown name."""
     card = MODELS.find(name)
     return arguments(card.load()) | card.defaults
 
 
-def options(name: str) -> tuple[str, ...]:
-    """The overrides whose fields a model has declared itself, see `register`."""
-    return MODELS.find(name).options
-
-
 def size(name: str) -> Size:
-    """How large a model is. Where it is not written down, it is counted, which takes seconds."""
+    """The size of a model. If not registered, it is counted, which takes seconds."""
     if known := MODELS.find(name).size:
         return known
     from flax import nnx
@@ -59,15 +55,23 @@ def size(name: str) -> Size:
 
 
 def published_results(name: str) -> tuple[Result, ...]:
-    """The accuracies that others report of a model."""
+    """Published accuracies of a model."""
     return MODELS.find(name).published
 
 
+def elsewhere(library: str) -> dict[str, Foreign]:
+    """The models that `keras` or `timm` also has, by this package's names."""
+    cards = {name: MODELS.find(name) for name in names()}
+    return {
+        name: card.elsewhere[library] for name, card in cards.items() if library in card.elsewhere
+    }
+
+
 def describe(name: str) -> dict[str, Any]:
-    """What there is to say of a model.
+    """The facts about a model.
 
     Returns:
-      `name`, `parameters` at 1000 classes, `multiply_adds` of one image of `image_size` pixels a
+      `name`, `parameters` at 1000 classes, `multiply_adds` of one image of `image_size` pixels per
       side, `min_image_size`, and `published`, a list of `Result` as dicts.
 
     Raises:
@@ -94,14 +98,14 @@ def create(
 
     Args:
       name: one of `names()`.
-      num_classes: size of the logits; None leaves the classifier out.
-      rngs: the stream `params` makes the initial weights.
-      dtype: compute dtype, float32 unless given.
+      num_classes: the size of the logits; None builds no classifier.
+      rngs: the stream `params` creates the initial weights.
+      dtype: compute dtype; None: float32.
       matmul_precision: see `network.Network`.
-      **changes: overrides of the model's own arguments, see `overrides(name)`.
+      **changes: overrides of the model's arguments, see `overrides(name)`.
 
     Raises:
-      UsageError: the name, an override or a block is not known; the message gives the nearest.
+      UsageError: the name, an override or a block is unknown; the message has the nearest one.
     """
     known = overrides(name)
     for change in changes:
@@ -113,7 +117,7 @@ def create(
     card = MODELS.find(name)
     settings = card.defaults | changes
     made: Any = card.load()(num_classes=num_classes, rngs=rngs, dtype=dtype, **settings)
-    made.matmul_precision = matmul_precision
-    made.frozen()  # raises where `freeze` names no block
+    made.matmul_precision, made.model_name = matmul_precision, name
+    made.frozen()  # raises if `freeze` is not a block
     model: nnx.Module = made
     return model

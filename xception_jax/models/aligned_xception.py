@@ -1,24 +1,27 @@
 """Aligned Xception as in DeepLab (arXiv:1802.02611, section 3), in timm's definition.
 
-It differs from the Xception of arXiv:1610.02357 in that a strided depthwise convolution, the last
-of the three of a block, takes the place of max pooling, and batch normalization follows the
-depthwise convolutions too. The names and sizes are those of timm/models/xception_aligned.py: 41,
-65 and 71 count the convolutions; `p` is for pre-activation: normalization and ReLU come before
-the separable convolutions, and what the skip carries has been through them.
+It differs from the Xception of arXiv:1610.02357 in two ways. Instead of max pooling, the last of
+the three depthwise convolutions of a block has a stride. Batch normalization also follows the
+depthwise convolutions.
 
-Padding is PyTorch's: half of the window on each side, whatever the stride.
+The names and sizes are those of timm/models/xception_aligned.py: 41, 65 and 71 are the numbers of
+convolutions. `p` means pre-activation: normalization and ReLU precede the separable convolutions
+and also the skip.
+
+Padding is PyTorch's: half of the window on each side, for any stride.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from xception_jax.models.layers import Conv, Layers
-from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.network import Network, scaled
+from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
 _PADDING = "SYMMETRIC"
@@ -27,7 +30,7 @@ _PADDING = "SYMMETRIC"
 class Stem(nnx.Module):
     """Two dense 3x3 convolutions, each with batch normalization and ReLU.
 
-    With pre-activation the second has neither: they begin the first block.
+    With pre-activation, the second has neither, because the first block begins with them.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Stem(nnx.Module):
 class Unit(nnx.Module):
     """A separable convolution with batch normalization after each of its two parts.
 
-    ReLU comes either once before it, or after each normalization.
+    There is either one ReLU before it, or a ReLU after each normalization.
     """
 
     def __init__(
@@ -74,9 +77,10 @@ class Block(nnx.Module):
     Args:
       channels_in: channels of the input.
       channels: output channels of each unit in turn.
-      stride: of the last unit. The skip is projected where it is not 1 or the channels change.
-      last: no residual connection, and ReLU after each convolution instead of before.
-      layers: builds them.
+      stride: of the last unit. The skip is projected if it is not 1 or the channels change.
+      last: whether it is the last block: no residual connection, and ReLU after each convolution
+        instead of before.
+      layers: builds the layers.
     """
 
     def __init__(
@@ -112,9 +116,9 @@ class Block(nnx.Module):
 
 
 class PreactivationUnit(nnx.Module):
-    """A separable convolution; before it, unless it is its block's first, normalization and ReLU.
+    """Normalization, ReLU and a separable convolution.
 
-    The block's first gets what the block has normalized.
+    The first unit of a block has only the convolution, because the block normalizes its input.
     """
 
     def __init__(
@@ -133,7 +137,7 @@ class PreactivationUnit(nnx.Module):
 class PreactivationBlock(nnx.Module):
     """Normalization and ReLU, then three units and a residual connection around them.
 
-    The arguments are those of `Block`; the last has a ReLU at its end.
+    For the arguments see `Block`; the last block ends with a ReLU.
     """
 
     def __init__(
@@ -171,6 +175,7 @@ class PreactivationBlock(nnx.Module):
     "xception41",
     size=(26_969_560, 9_204_134_312, 1),
     published=[("timm xception41.tf_in1k", 78.550, 94.282)],
+    timm=Foreign("xception41", {"bn_epsilon": 1e-3}, crop=0.903, classifier="head.fc"),
 )
 @register(
     "xception65",
@@ -179,12 +184,15 @@ class PreactivationBlock(nnx.Module):
         ("timm xception65.tf_in1k", 79.558, 94.656),
         ("timm xception65.ra3_in1k", 83.186, 96.596),
     ],
+    # The crop of timm's default weights `ra3_in1k`; `tf_in1k` has 0.903.
+    timm=Foreign("xception65", {"bn_epsilon": 1e-3}, crop=0.94, classifier="head.fc"),
     middle_blocks=16,
 )
 @register(
     "xception71",
     size=(42_338_736, 17_946_553_928, 1),
     published=[("timm xception71.tf_in1k", 79.920, 94.908)],
+    timm=Foreign("xception71", {"bn_epsilon": 1e-3}, crop=0.903, classifier="head.fc"),
     entry_blocks=((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)),
     middle_blocks=16,
 )
@@ -192,6 +200,7 @@ class PreactivationBlock(nnx.Module):
     "xception41p",
     size=(26_907_752, 9_204_134_312, 1),
     published=[("timm xception41p.ra3_in1k", 81.978, 95.784)],
+    timm=Foreign("xception41p", {"bn_epsilon": 1e-5}, crop=0.94, classifier="head.fc"),
     preactivation=True,
     bn_epsilon=1e-5,
 )
@@ -199,6 +208,7 @@ class PreactivationBlock(nnx.Module):
     "xception65p",
     size=(39_819_560, 13_852_682_216, 1),
     published=[("timm xception65p.ra3_in1k", 83.160, 96.506)],
+    timm=Foreign("xception65p", {"bn_epsilon": 1e-3}, crop=0.94, classifier="head.fc"),
     middle_blocks=16,
     preactivation=True,
 )
@@ -206,21 +216,18 @@ class AlignedXception(Network):
     """Aligned Xception; without overrides `xception41`: 26,969,560 parameters at 1000 classes.
 
     Args:
-      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+      num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
-      rngs: the stream `params` makes the initial weights.
-      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
-      width: factor on every number of channels; products are rounded to a multiple of 8.
-      entry_blocks: channels and stride of each block of the entry flow.
-      middle_blocks: blocks of the middle flow.
-      preactivation: as in 41p and 65p.
+      rngs: the stream `params` creates the initial weights.
+      dtype: compute dtype.
+      entry_blocks: channels and stride of each block in the entry flow.
+      middle_blocks: the number of blocks in the middle flow.
+      preactivation: whether to use pre-activation, as in 41p and 65p.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
-      pooling: `average` or `max`, of the last feature maps.
-      fc_units: sizes of fully connected layers before the classifier.
-      dropout: share of the features dropped before the classifier.
-      bn_epsilon, bn_momentum: timm's values; its 41p has an epsilon of 1e-5.
-      bn_virtual_batch: see `layers.BatchNorm`.
-      freeze, remat, scan_middle: see `Network`.
+      scan_middle: see `Network`.
+      bn_momentum: the default is timm's.
+      **shared: the options of `Network`. Their defaults are timm's, except that timm's 41p has a
+        `bn_epsilon` of 1e-5.
     """
 
     def __init__(
@@ -229,37 +236,25 @@ class AlignedXception(Network):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike | None = None,
-        width: float = 1.0,
         entry_blocks: Sequence[tuple[int, int]] = ((128, 2), (256, 2), (728, 2)),
         middle_blocks: int = 8,
         preactivation: bool = False,
         stem_stride: int = 2,
-        pooling: str = "average",
-        fc_units: Sequence[int] = (),
-        dropout: float = 0.0,
-        bn_epsilon: float = 1e-3,
-        bn_momentum: float = 0.9,
-        bn_virtual_batch: int | None = None,
-        freeze: str | None = None,
-        remat: bool = False,
         scan_middle: bool = False,
+        bn_momentum: float = 0.9,
+        **shared: Any,
     ):
-        super().__init__(
-            dtype or jnp.float32,
-            freeze=freeze,
-            remat=remat,
-            scan_middle=scan_middle,
-            pooling=pooling,
-        )
-        layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch)
+        super().__init__(dtype, bn_momentum=bn_momentum, **shared)
+        self.scan_middle = scan_middle
+        layers = self.make_layers(rngs)
         block = PreactivationBlock if preactivation else Block
         c32, channels, c728, c1024, c1536, c2048 = (
-            scaled(channels, width) for channels in (32, 64, 728, 1024, 1536, 2048)
+            scaled(channels, self.width) for channels in (32, 64, 728, 1024, 1536, 2048)
         )
         self.stem = Stem((c32, channels), stem_stride, preactivation=preactivation, layers=layers)
         entry = []
         for after, stride in entry_blocks:
-            after = scaled(after, width)
+            after = scaled(after, self.width)
             entry.append(block(channels, (after,) * 3, stride=stride, layers=layers))
             channels = after
         self.entry_flow = nnx.List(entry)
@@ -272,7 +267,7 @@ class AlignedXception(Network):
                 block(c1024, (c1536, c1536, c2048), last=True, layers=layers),
             ]
         )
-        self.head = make_head(c2048, num_classes, fc_units, dropout, layers)
+        self.head = self.make_head(c2048, num_classes, layers)
         self.min_image_size = 1
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:

@@ -1,4 +1,4 @@
-"""What a model holds and has to do: parameters, and the multiply-adds of a program."""
+"""Counts a model's parameters and a program's multiply-adds."""
 
 import math
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 
 def parameters(model: nnx.Module) -> int:
-    """Numbers that training changes: all but the running statistics of batch normalization."""
+    """The number of parameters that training changes, without running statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def forward_program(model: nnx.Module, image_size: int) -> Jaxpr:
-    """The program from one image of that side to its logits; of shapes alone, nothing is run."""
+    """The program from one image of a size to its logits; it is traced, not run."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     graphdef, weights = nnx.split(model)
     program = jax.make_jaxpr(lambda weights, x: nnx.merge(graphdef, weights)(x))
@@ -25,14 +25,14 @@ def forward_program(model: nnx.Module, image_size: int) -> Jaxpr:
 
 
 def multiply_adds(program: Jaxpr) -> int:
-    """Multiply-adds of a program's products of matrices and convolutions."""
+    """The multiply-adds of a program's matrix products and convolutions."""
     return sum(times * _multiply_adds(equation) for equation, times in products(program))
 
 
 def products(program: Jaxpr) -> Iterator[tuple[JaxprEqn, int]]:
-    """A program's products of matrices and convolutions, and how often each is done.
+    """A program's matrix products and convolutions, and how often each is run.
 
-    Where an operation has a form for each platform the default counts, which is the last.
+    If an operation has several forms for platforms, the default is counted, which is the last.
     """
     for equation in program.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
@@ -55,7 +55,7 @@ def _multiply_adds(equation: JaxprEqn) -> int:
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The programs among an operation's parameters."""
+    """The programs in an operation's parameters."""
     for value in parameters.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             program = getattr(part, "jaxpr", part)

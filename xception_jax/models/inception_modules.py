@@ -1,14 +1,17 @@
 """Inception modules, and the steps from them to the depthwise separable convolution.
 
-Section 1.2 of arXiv:1610.02357v3 looks at an Inception module as towers of a pointwise and a
-spatial convolution (`simplified`, figure 2), writes it as one pointwise convolution followed by
-spatial convolutions over segments of its output (`grouped`, figure 3), and takes the segments to
-be as many as there are channels (`extreme`, figure 4). From there it is the order and what comes
-between the two that is left to the depthwise separable convolution: `layers.SeparableConv` is
-every point on the way.
+Section 1.2 of arXiv:1610.02357v3 has these steps:
 
-`naive` and `canonical` are the modules that this abstracts from: figure 2a of arXiv:1409.4842, and
-figure 1 of arXiv:1610.02357v3, which is that of Inception V3.
+- `Simplified` (figure 2): towers of a pointwise and a spatial convolution.
+- `grouped` (figure 3): the same as one pointwise convolution, followed by spatial convolutions over
+  segments of its output.
+- `extreme` (figure 4): one segment per channel.
+
+The depthwise separable convolution only differs from the last in the order and in the activation
+between the two. `layers.SeparableConv` covers all of these.
+
+`naive` and `canonical` are the original modules: figure 2a of arXiv:1409.4842, and figure 1 of
+arXiv:1610.02357v3, which is from Inception V3.
 """
 
 from collections.abc import Sequence
@@ -54,7 +57,7 @@ class AveragePool(nnx.Module):
 
 
 class Chain(nnx.Module):
-    """Layers in turn, each called as `layer(x, train=train)`."""
+    """Layers in sequence, each called as `layer(x, train=train)`."""
 
     def __init__(self, layers: Sequence[nnx.Module]):
         self.layers = nnx.List(layers)
@@ -66,7 +69,7 @@ class Chain(nnx.Module):
 
 
 class Branches(nnx.Module):
-    """Modules side by side on the same input, concatenated over channels in the given order."""
+    """Parallel modules on the same input, concatenated over channels in the given order."""
 
     def __init__(self, **branches: nnx.Module):
         self.names = tuple(branches)
@@ -82,9 +85,9 @@ def naive(channels_in: int, channels: Sequence[int], layers: Layers) -> Branches
     """The naive module: `[batch, height, width, sum(channels) + channels_in]`.
 
     Args:
-      channels_in: of the image.
+      channels_in: of the input.
       channels: of the 1x1, the 3x3 and the 5x5 convolution; the pooling keeps `channels_in`.
-      layers: builds them, each convolution with batch normalization and ReLU.
+      layers: builds the layers, each convolution with batch normalization and ReLU.
     """
     c1, c3, c5 = channels
     return Branches(
@@ -101,11 +104,11 @@ def canonical(
     """The canonical module of Inception V3: `[batch, height, width, sum(channels)]`.
 
     Args:
-      channels_in: of the image.
-      channels: that leave the 1x1 convolution, the 3x3 one, the pair of 3x3 ones that stands for a
-        5x5 one, and the 1x1 convolution after the pooling.
-      reduced: channels of the 1x1 convolutions before the 3x3 one and the pair.
-      layers: builds them, each convolution with batch normalization and ReLU.
+      channels_in: of the input.
+      channels: the output channels of four branches: the 1x1 convolution, the 3x3 convolution, the
+        pair of 3x3 convolutions that replaces a 5x5 one, and the 1x1 convolution after the pooling.
+      reduced: channels of the 1x1 convolutions before the 3x3 convolution and before the pair.
+      layers: builds the layers, each convolution with batch normalization and ReLU.
     """
     c1, c3, c5, c_pool = channels
     r3, r5 = reduced
@@ -119,16 +122,16 @@ def canonical(
 
 
 class Simplified(nnx.Module):
-    """Towers of a 1x1 and a 3x3 convolution side by side, concatenated over channels.
+    """Parallel towers of a 1x1 and a 3x3 convolution, concatenated over channels.
 
     `[batch, height, width, channels_in]` to `[batch, height, width, channels]`.
 
     Args:
-      channels_in: of the image.
-      channels: of the result; the towers share them as `layers.segment_sizes` says.
-      towers: how many.
-      activation: between the two convolutions, of `layers.ACTIVATIONS`.
-      rngs: the stream `params` makes the initial weights.
+      channels_in: of the input.
+      channels: of the result, divided between the towers by `layers.segment_sizes`.
+      towers: their number.
+      activation: between the two convolutions, one of `layers.ACTIVATIONS`.
+      rngs: the stream `params` creates the initial weights.
       dtype: compute dtype.
     """
 
@@ -155,7 +158,7 @@ class Simplified(nnx.Module):
         return jnp.concatenate([conv(between(reduce(x))) for reduce, conv in towers], axis=-1)
 
     def regrouped(self) -> SeparableConv:
-        """The strictly equivalent reformulation, with the same weights: see `grouped`."""
+        """The strictly equivalent form with the same weights, see `grouped`."""
         sizes = [param.kernel.shape[-1] for param in self.spatial]
         channels_in, dtype = self.pointwise[0].kernel.shape[0], self.pointwise[0].dtype
         module = grouped(
@@ -182,9 +185,9 @@ def grouped(
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
 ) -> SeparableConv:
-    """One 1x1 convolution, then 3x3 convolutions over segments of its output that do not overlap.
+    """One 1x1 convolution, then 3x3 convolutions over non-overlapping segments of its output.
 
-    The arguments are those of `Simplified`.
+    For the arguments see `Simplified`.
     """
     return SeparableConv(
         channels_in, channels, segments=segments, order="pointwise_first", activation=activation,

@@ -1,32 +1,33 @@
-"""Inception V3 (arXiv:1512.00567), the yardstick of arXiv:1610.02357, without auxiliary tower.
+"""Inception V3 (arXiv:1512.00567), the baseline of arXiv:1610.02357, without auxiliary head.
 
-The sizes are those of keras/src/applications/inception_v3.py, which agree with
-timm/models/inception_v3.py but for two things that are overrides here: timm's batch normalization
-has a scale, and its average pooling counts what is padded.
+The sizes are those of keras/src/applications/inception_v3.py. timm/models/inception_v3.py differs
+in two ways, which are overrides here: its batch normalization has a scale, and its average pooling
+counts padding.
 
     stem          five convolutions, max pooling after the third and the fifth
-    mixed0..2     35x35 at 299: 1x1, 5x5, two 3x3, average pooling
+    mixed0..2     35x35 for images of 299: 1x1, 5x5, two 3x3, average pooling
     mixed3        halves the image
     mixed4..7     17x17: 1x1, 7x7 as 1x7 and 7x1, the same twice, average pooling
     mixed8        halves the image
-    mixed9..10    8x8: the 3x3 as 1x3 beside 3x1
+    mixed9..10    8x8: the 3x3 as 1x3 and 3x1 in parallel
     head          global average pooling, optional fully connected layers, dropout, classifier
 
-Every convolution has batch normalization and ReLU after it.
+Batch normalization and ReLU follow every convolution.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xception_jax.config.fields import Field
 from xception_jax.models.inception_modules import AveragePool, Branches, Chain, MaxPool
 from xception_jax.models.layers import ConvNorm, Layers
-from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.network import Network, scaled
+from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
 # Channels and window of a convolution, SAME; with a stride, VALID.
@@ -38,7 +39,7 @@ Sized = tuple[nnx.Module, int]
 
 @dataclass(frozen=True)
 class _Builder:
-    """Builds convolutions of a factor `width` on the numbers of channels, and what they end in."""
+    """Builds convolutions and modules with numbers of channels scaled by `width`."""
 
     layers: Layers
     width: float
@@ -50,7 +51,7 @@ class _Builder:
         return self.layers.conv_norm(channels_in, self.scaled(channels), window, **options)
 
     def convs(self, channels_in: int, *steps: Step) -> list[ConvNorm]:
-        """Convolutions in turn."""
+        """Convolutions in sequence."""
         widths = [channels_in, *(self.scaled(step[0]) for step in steps)]
         return [self.conv(before, step) for before, step in zip(widths, steps, strict=False)]
 
@@ -63,7 +64,7 @@ class _Builder:
         return Chain([pool, self.conv(channels_in, (channels, 1))])
 
     def split(self, channels_in: int, *steps: Step) -> Chain:
-        """Convolutions in turn, then 1x3 beside 3x1."""
+        """Convolutions in sequence, then 1x3 and 3x1 in parallel."""
         convs, channels = self.convs(channels_in, *steps), self.scaled(steps[-1][0])
         both = Branches(
             a=self.conv(channels, (384, (1, 3))),
@@ -72,7 +73,7 @@ class _Builder:
         return Chain([*convs, both])
 
     def scaled(self, *channels: int) -> int:
-        """The channels of so many convolutions together."""
+        """The sum of the scaled numbers of channels."""
         return sum(scaled(each, self.width) for each in channels)
 
 
@@ -154,26 +155,33 @@ _MIXED: list[Callable[[_Builder, int], Sized]] = [
         ("timm inception_v3.tv_in1k", 77.472, 93.468),
         ("timm inception_v3.gluon_in1k", 78.806, 94.372),
     ],
+    options={
+        "bn_scale": Field(
+            None, "Inception V3: batch normalization has a scale, as in timm; None: False", bool
+        ),
+        "count_padding": Field(
+            None, "Inception V3: average pooling counts padding, as in timm; None: False", bool
+        ),
+    },
+    keras=Foreign("InceptionV3", {"bn_epsilon": 1e-3, "bn_scale": False, "count_padding": False}),
+    timm=Foreign(
+        "inception_v3", {"bn_epsilon": 1e-3, "bn_scale": True, "count_padding": True}, crop=0.875
+    ),
 )
 class InceptionV3(Network):
     """Inception V3; without overrides Keras' network: 23,817,352 parameters at 1000 classes.
 
     Args:
-      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+      num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
-      rngs: the stream `params` makes the initial weights.
-      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
-      width: factor on every number of channels; products are rounded to a multiple of 8.
+      rngs: the stream `params` creates the initial weights.
+      dtype: compute dtype.
       stem_stride: stride of the first convolution.
-      bn_scale: batch normalization has a scale, as in timm.
-      count_padding: of the average pooling, as in timm; see `ops.average_pool`.
-      pooling: `average` or `max`, of the last feature maps.
-      fc_units: sizes of fully connected layers before the classifier.
-      dropout: share of the features dropped before the classifier; 0.5 as for Xception, so that
-        the two are compared alike (arXiv:1610.02357v3, section 4.3).
-      bn_epsilon, bn_momentum: Keras' values.
-      bn_virtual_batch: see `layers.BatchNorm`.
-      freeze, remat: see `Network`.
+      bn_scale: whether batch normalization has a scale, as in timm.
+      count_padding: whether average pooling counts padding, as in timm; see `ops.average_pool`.
+      dropout: dropout rate before the classifier; 0.5 as for Xception, for an equal comparison
+        (arXiv:1610.02357v3, section 4.3).
+      **shared: the options of `Network`. The defaults of batch normalization are Keras'.
     """
 
     def __init__(
@@ -182,30 +190,23 @@ class InceptionV3(Network):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike | None = None,
-        width: float = 1.0,
         stem_stride: int = 2,
         bn_scale: bool = False,
         count_padding: bool = False,
-        pooling: str = "average",
-        fc_units: Sequence[int] = (),
         dropout: float = 0.5,
-        bn_epsilon: float = 1e-3,
-        bn_momentum: float = 0.99,
-        bn_virtual_batch: int | None = None,
-        freeze: str | None = None,
-        remat: bool = False,
+        **shared: Any,
     ):
-        super().__init__(dtype or jnp.float32, freeze=freeze, remat=remat, pooling=pooling)
-        layers = Layers(rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, bn_scale)
-        build = _Builder(layers, width, count_padding)
+        super().__init__(dtype, dropout=dropout, **shared)
+        layers = self.make_layers(rngs, bn_scale=bn_scale)
+        build = _Builder(layers, self.width, count_padding)
         self.stem, channels = _stem(build, stem_stride)
         mixed = []
         for make in _MIXED:
             module, channels = make(build, channels)
             mixed.append(module)
         self.mixed = nnx.List(mixed)
-        self.head = make_head(channels, num_classes, fc_units, dropout, layers)
-        # What leaves one pixel after four more halvings, none of which is padded.
+        self.head = self.make_head(channels, num_classes, layers)
+        # The features then have one pixel, after four more halvings without padding.
         self.min_image_size = 36 * stem_stride + 3
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:

@@ -1,4 +1,4 @@
-"""The layers that the models are built of. Images are `[batch, height, width, channels]`.
+"""The layers of the models. Images are `[batch, height, width, channels]`.
 
 Parameters are float32; each layer computes in its `dtype` (float32, or bfloat16 on TPU and GPU).
 """
@@ -16,15 +16,15 @@ from jax.typing import DTypeLike
 
 from xception_jax.models import ops
 
-# Keras' own Xception (keras/src/applications/xception.py) leaves its default; the paper is silent.
+# Keras' default, as in its Xception (keras/src/applications/xception.py). The paper has none.
 _kernel_init = nnx.initializers.glorot_uniform()
 
 
 class Conv(nnx.Module):
-    """A dense convolution without bias, as batch normalization follows.
+    """A dense convolution without bias, because batch normalization follows.
 
-    The kernel is `[rows, columns, channels_in, channels_out]`, square where `kernel_size` is a
-    number; `padding` is that of `ops.conv`.
+    The kernel is `[rows, columns, channels_in, channels_out]`, square if `kernel_size` is a number.
+    For `padding` see `ops.conv`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Pointwise(nnx.Module):
 class Depthwise(nnx.Module):
     """A 3x3 convolution of each channel with its own filter, without bias.
 
-    The kernel is `[3, 3, 1, channels]`; `padding` is that of `ops.conv`.
+    The kernel is `[3, 3, 1, channels]`; for `padding` see `ops.conv`.
     """
 
     def __init__(
@@ -95,18 +95,18 @@ class Depthwise(nnx.Module):
 
 
 def segment_sizes(channels: int, segments: int) -> list[int]:
-    """Channels of each segment: as even as can be, the larger ones first.
+    """The number of channels of each segment: as equal as possible, the larger ones first.
 
-    At most as many segments as there are channels.
+    There are at most as many segments as channels.
     """
     size, larger = divmod(channels, min(segments, channels))
     return [size + 1] * larger + [size] * (min(segments, channels) - larger)
 
 
 class GroupedConv(nnx.Module):
-    """A 3x3 convolution of each of `groups` runs of `size` channels by itself, without bias.
+    """A separate 3x3 convolution of each of `groups` groups of `size` channels, without bias.
 
-    Stride 1, SAME; runs keep their number of channels. The kernel is
+    Stride 1, SAME; each group keeps its number of channels. The kernel is
     `[3, 3, size, groups * size]`.
     """
 
@@ -119,10 +119,10 @@ class GroupedConv(nnx.Module):
 
 
 class SegmentedConv(nnx.Module):
-    """A 3x3 convolution of each segment of the channels by itself, stride 1, SAME, without bias.
+    """A separate 3x3 convolution of each segment of the channels, stride 1, SAME, without bias.
 
-    Segments do not overlap and keep their number of channels, see `segment_sizes`. One segment is
-    a regular convolution, as many as channels a depthwise one.
+    Segments do not overlap and keep their number of channels, see `segment_sizes`. With one segment
+    it is a regular convolution, with one per channel a depthwise convolution.
     """
 
     def __init__(
@@ -154,18 +154,19 @@ ORDERS = ("spatial_first", "pointwise_first")
 class SeparableConv(nnx.Module):
     """A separable convolution: 3x3 over space, 1x1 over channels.
 
-    Without options it is the depthwise separable one. The options are the Inception hypothesis
-    (arXiv:1610.02357v3, section 1.2): from a regular convolution beside a pointwise one, over
-    Inception modules, to the depthwise one.
+    The default is the depthwise separable convolution. The options cover the Inception hypothesis
+    (arXiv:1610.02357v3, section 1.2): from a regular and a pointwise convolution, through Inception
+    modules, to the depthwise separable convolution.
 
     Args:
-      channels_in, channels_out: of the image.
-      rngs: the stream `params` makes the initial weights.
-      segments: of the channels that the 3x3 convolution takes each by itself, see `SegmentedConv`;
-        None: each channel is one.
-      order: of `ORDERS`. Inception has the pointwise one first.
-      activation: between the two, of `ACTIVATIONS`. The paper finds (section 4.7, figure 10) that
-        one there makes training of the depthwise separable convolution slower and its end worse.
+      channels_in: of the input.
+      channels_out: of the result.
+      rngs: the stream `params` creates the initial weights.
+      segments: the number of channel segments with a separate 3x3 convolution, see
+        `SegmentedConv`; None: one per channel.
+      order: one of `ORDERS`. In Inception the pointwise convolution is first.
+      activation: between the two, one of `ACTIVATIONS`. In the paper (section 4.7, figure 10) an
+        activation there makes training slower and the result worse.
       dtype: compute dtype.
     """
 
@@ -204,13 +205,13 @@ class SeparableConv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalization over virtual batches of a fixed number of examples.
 
-    In training the batch is cut into runs of `virtual_batch` examples, and each run is normalized
-    by its own mean and variance; the running statistics move towards the mean over the runs. So a
-    step computes the same thing on any number of devices, and where a device's share holds whole
-    virtual batches the statistics need no communication. `None`: one run, the whole global batch.
+    In training the batch is split into runs of `virtual_batch` examples, and each run is normalized
+    by its own mean and variance. The running statistics move towards the mean over the runs. So a
+    step computes the same on any number of devices. If a device has only complete virtual batches,
+    the statistics need no communication. `None` makes one run of the global batch.
 
     The result has the dtype of `x`; statistics are float32. The variance is the biased one, as in
-    Keras. Without `scale` the normalized values are not scaled, only shifted.
+    Keras. Without `scale`, normalized values are only shifted, not scaled.
     """
 
     def __init__(
@@ -234,11 +235,11 @@ class BatchNorm(nnx.Module):
         return ops.affine(runs, *self._normalizer(runs, train)).reshape(x.shape)
 
     def max_pooled(self, x: jax.Array, *, train: bool = False, padding: str = "SAME") -> jax.Array:
-        """`ops.max_pool(self(x))`, but normalizes only the quarter that pooling leaves.
+        """`ops.max_pool(self(x))`, but pools first and so normalizes only a quarter of the values.
 
-        Normalization grows with `x` where the scale is positive, and then commutes with the
-        maximum; where it is negative, it grows with `-x`. (Where the scale is 0 all of a window
-        ties after normalization; here the gradient still goes to the maximum of `x`.)
+        If the scale is positive, normalization is increasing and commutes with the maximum. If it
+        is negative, the same holds for `-x`. (If it is 0, all values of a window are equal after
+        normalization; here the gradient still goes to the maximum of `x`.)
         """
         sign = jnp.where(self._scale() < 0, -1.0, 1.0)
         x = x * sign.astype(x.dtype)
@@ -251,23 +252,23 @@ class BatchNorm(nnx.Module):
         length = self.virtual_batch if train and self.virtual_batch else x.shape[0]
         if x.shape[0] % length:
             raise ValueError(
-                f"a batch of {x.shape[0]} does not divide into virtual batches of {length}"
+                f"a batch of {x.shape[0]} is not divisible into virtual batches of {length}"
             )
         return x.reshape(-1, length, *x.shape[1:])
 
     def _normalizer(
         self, runs: jax.Array, train: bool, sign: jax.Array | float = 1.0
     ) -> tuple[jax.Array, jax.Array]:
-        """Factor and offset `[runs, channels]` that normalize; training moves the statistics.
+        """Factor and offset `[runs, channels]` of the normalization; training updates statistics.
 
         Args:
           runs: `sign * x`.
-          train: by the statistics of each run, else by the running ones.
+          train: whether to use the statistics of each run; if not, the running ones.
           sign: -1 or 1, for all or `[channels]`.
         """
         scale, mean, var = self._scale(), sign * self.mean[...][None], self.var[...][None]
         if train:
-            # The running mean is a good guess of the mean.
+            # The running mean is close to the mean.
             mean, var = ops.moments(runs, jax.lax.stop_gradient(mean[0]))
             for running, seen in ((self.mean, sign * mean), (self.var, var)):
                 running[...] = self.momentum * running[...] + (1 - self.momentum) * seen.mean(0)
@@ -279,7 +280,7 @@ class BatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A dense convolution, batch normalization and, if it has `relu`, ReLU."""
+    """A dense convolution, batch normalization and, with `relu`, ReLU."""
 
     def __init__(self, conv: Conv | Pointwise, bn: BatchNorm, *, relu: bool = True):
         self.conv, self.bn, self.relu = conv, bn, relu
@@ -291,9 +292,9 @@ class ConvNorm(nnx.Module):
 
 @dataclass(frozen=True)
 class Layers:
-    """Builds layers that share a stream of weights, a dtype and a kind of batch normalization.
+    """Builds layers with the same random stream, dtype and kind of batch normalization.
 
-    `separable_options` are `SeparableConv`'s `segments`, `order` and `activation`.
+    `separable_options` are the `segments`, `order` and `activation` of `SeparableConv`.
     """
 
     rngs: nnx.Rngs
@@ -328,7 +329,7 @@ class Layers:
         return Pointwise(channels_in, channels, stride=stride, rngs=self.rngs, dtype=self.dtype)
 
     def separable(self, channels_in: int, channels: int) -> SeparableConv:
-        """A separable convolution with `separable_options`: depthwise and SAME without."""
+        """A separable convolution with `separable_options`; SAME."""
         return SeparableConv(
             channels_in, channels, rngs=self.rngs, dtype=self.dtype, **self.separable_options
         )
@@ -343,7 +344,7 @@ class Layers:
         padding: str = "SAME",
         relu: bool = True,
     ) -> ConvNorm:
-        """A dense convolution, 1x1 included, with batch normalization and ReLU."""
+        """A dense convolution (also 1x1) with batch normalization and ReLU."""
         conv = (
             self.pointwise(channels_in, channels, stride=stride)
             if kernel_size == 1

@@ -1,4 +1,4 @@
-"""What the models have in common: blocks in turn, global average pooling, a head."""
+"""The common base of the models: a sequence of blocks, global pooling and a head."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import Layers
 
-# Says of a layer of the head, by its name, and its output `[batch, units]` where that lies.
+# Takes the name of a layer of the head and its output `[batch, units]`; returns the output with a
+# sharding constraint.
 Place = Callable[[str, jax.Array], jax.Array]
 
 
@@ -31,7 +32,7 @@ class Head(nnx.Module):
         widths = [channels_in, *fc_units]
         self.fc = nnx.List(layers.linear(before, after) for before, after in pairwise(widths))
         self.dropout = nnx.Dropout(dropout)
-        # In float32 whatever the compute dtype, for the sake of the loss.
+        # Always in float32, for the precision of the loss.
         self.classifier = nnx.Linear(widths[-1], num_classes, rngs=layers.rngs)
 
     def __call__(
@@ -45,21 +46,8 @@ class Head(nnx.Module):
         return place("classifier", logits) if place else logits
 
 
-def make_head(
-    channels_in: int,
-    num_classes: int | None,
-    fc_units: Sequence[int],
-    dropout: float,
-    layers: Layers,
-) -> Head | None:
-    """The head of a model, or None where it is left out, without `num_classes`."""
-    if num_classes is None:
-        return None
-    return Head(channels_in, num_classes, fc_units=fc_units, dropout=dropout, layers=layers)
-
-
 def scaled(channels: int, width: float) -> int:
-    """A number of channels times `width`, rounded to a multiple of 8; at least 8."""
+    """The number of channels times `width`, rounded to a multiple of 8; at least 8."""
     return max(8, round(channels * width / 8) * 8)
 
 
@@ -69,7 +57,7 @@ def _remat(block: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
 
 
 def _scan(blocks: Sequence[nnx.Module], x: jax.Array, *, train: bool, remat: bool) -> jax.Array:
-    """Applies blocks of one structure in turn, by a loop over their stacked weights."""
+    """Applies blocks of the same structure in turn, by a loop over their stacked weights."""
     graphdef = nnx.graphdef(blocks[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, blocks))
 
@@ -85,53 +73,86 @@ def _scan(blocks: Sequence[nnx.Module], x: jax.Array, *, train: bool, remat: boo
 
 
 class Network(nnx.Module):
-    """A model of blocks in turn.
+    """A model with a sequence of blocks, and the options that models share.
+
+    A model takes these as `**shared`. An argument with the same name gives another default.
+
+    Args:
+      dtype: compute dtype; None: float32. Parameters, batch statistics and logits are always
+        float32.
+      width: factor of all numbers of channels, which are rounded to a multiple of 8.
+      pooling: `average` or `max`, of the last feature maps.
+      fc_units: sizes of fully connected layers before the classifier.
+      dropout: dropout rate before the classifier.
+      bn_epsilon: see `layers.BatchNorm`.
+      bn_momentum: see `layers.BatchNorm`.
+      bn_virtual_batch: see `layers.BatchNorm`.
+      freeze: the name of the last frozen block or flow (`entry_flow`); None: everything is trained.
+        Frozen blocks have no gradient. Their batch normalization always uses its running
+        statistics, which do not change.
+      remat: whether to recompute the inside of each block for its gradient instead of storing it:
+        less memory, more time.
 
     Attributes:
-      head: of the logits, or None.
-      min_image_size: the least side of an image, in pixels.
-      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
-      matmul_precision: of products and convolutions, for `jax.default_matmul_precision`, which
-        `training.step.apply` sets; None: JAX' default, bfloat16 on a TPU also in float32.
-      freeze: name of the last block that is not trained, or of a flow (`entry_flow`); None: all are
-        trained. Up to there batch normalization goes by its running statistics in training too,
-        which stay as they are, and there is no gradient.
-      remat: compute the inside of each block again for its gradient instead of keeping it: less
-        memory, more time.
-      pooling: `average` or `max`, of the last feature maps.
-      scan_middle: compile one block of `middle_flow`, whose blocks are alike, and loop over it:
-        compiles faster, takes more memory.
+      head: computes the logits, or None.
+      min_image_size: the smallest side of an image, in pixels.
+      matmul_precision: the precision of products and convolutions. `training.step.apply` passes it
+        to `jax.default_matmul_precision`. None: JAX's default, on a TPU bfloat16 even for float32.
+      scan_middle: whether to compile one block of `middle_flow`, whose blocks are equal, and loop
+        over it: faster compilation, more memory. A model with such a flow can set it.
     """
 
     head: Head | None
     middle_flow: Sequence[nnx.Module]
     min_image_size: int
     matmul_precision: str | None = None
+    scan_middle: bool = False
 
     def __init__(
         self,
-        dtype: DTypeLike,
+        dtype: DTypeLike | None = None,
         *,
-        freeze: str | None,
-        remat: bool,
-        scan_middle: bool = False,
+        width: float = 1.0,
         pooling: str = "average",
+        fc_units: Sequence[int] = (),
+        dropout: float = 0.0,
+        bn_epsilon: float = 1e-3,
+        bn_momentum: float = 0.99,
+        bn_virtual_batch: int | None = None,
+        freeze: str | None = None,
+        remat: bool = False,
     ):
         if pooling not in ("average", "max"):
             raise UsageError(f"pooling is {pooling!r}; it takes average or max")
-        self.pooling = pooling
-        self.dtype, self.freeze = dtype, freeze
-        self.remat, self.scan_middle = remat, scan_middle
+        self.dtype = jnp.float32 if dtype is None else dtype
+        self.width, self.pooling = width, pooling
+        self.fc_units, self.dropout = tuple(fc_units), dropout
+        self.bn_epsilon, self.bn_momentum = bn_epsilon, bn_momentum
+        self.bn_virtual_batch = bn_virtual_batch
+        self.freeze, self.remat = freeze, remat
+
+    def make_layers(self, rngs: nnx.Rngs, **options: Any) -> Layers:
+        """The builder of layers with the model's options; `options` are others of `Layers`."""
+        return Layers(
+            rngs, self.dtype, self.bn_epsilon, self.bn_momentum, self.bn_virtual_batch, **options
+        )
+
+    def make_head(self, channels_in: int, num_classes: int | None, layers: Layers) -> Head | None:
+        """The head with the model's options, or None without `num_classes`."""
+        if num_classes is None:
+            return None
+        units, dropout = self.fc_units, self.dropout
+        return Head(channels_in, num_classes, fc_units=units, dropout=dropout, layers=layers)
 
     def blocks(self) -> Iterator[tuple[str, nnx.Module]]:
         """The blocks in order, each with its name in the model's source."""
         raise NotImplementedError
 
     def frozen(self) -> tuple[str, ...]:
-        """Where the weights of the frozen blocks are, as `("stem", "entry_flow.0")`.
+        """The paths of the frozen blocks' weights, as `("stem", "entry_flow.0")`.
 
         Raises:
-          UsageError: `freeze` names no block.
+          UsageError: `freeze` is not a block or flow.
         """
         if self.freeze is None:
             return ()
@@ -140,7 +161,7 @@ class Network(nnx.Module):
         return tuple(".".join(map(str, path)) for path in paths)
 
     def _frozen_blocks(self, freeze: str) -> int:
-        """How many of the first blocks are frozen, up to the block or flow of that name."""
+        """The number of frozen blocks, up to the block or flow with that name."""
         names, blocks = zip(*self.blocks(), strict=True)
         ends = {name: i for i, name in enumerate(names, start=1)}
         for flow in ("entry_flow", "middle_flow", "exit_flow"):
@@ -157,13 +178,13 @@ class Network(nnx.Module):
         """The last feature map, `[batch, height_out, width_out, channels]` in `dtype`."""
         if min(images.shape[1:3]) < self.min_image_size:
             raise UsageError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels are below this model's "
-                f"least side of {self.min_image_size}"
+                f"images of {images.shape[1]}x{images.shape[2]} pixels are too small for this "
+                f"model; the smallest side is {self.min_image_size}"
             )
         x, blocks = images.astype(self.dtype), self.blocks()
         if self.freeze is not None:
             frozen = islice(blocks, self._frozen_blocks(self.freeze))
-            # Without a gradient beyond it, XLA leaves the frozen blocks' backward pass out.
+            # Without a gradient here, XLA removes the backward pass of the frozen blocks.
             x = jax.lax.stop_gradient(self._run(frozen, x, train=False))
         return self._run(blocks, x, train=train)
 
@@ -176,7 +197,7 @@ class Network(nnx.Module):
             blocks, all_middle = list(blocks), list(self.middle_flow)
             middle = [block for _, block in blocks if block in all_middle]
         for name, block in blocks:
-            # Traces and compiled programs name the source's modules.
+            # Traces and compiled programs have the names of the paper's or library's modules.
             if middle and block is middle[0]:
                 with jax.named_scope("middle_flow"):
                     x = _scan(middle, x, train=train, remat=self.remat)
@@ -192,17 +213,18 @@ class Network(nnx.Module):
 
         Args:
           images: `[batch, height, width, 3]`, scaled to [-1, 1].
-          train: normalize by the statistics of the batch, move the running ones, and drop out.
-          rngs: the stream `dropout`, needed in training where `dropout` is above 0.
+          train: whether to normalize by batch statistics, update the running ones, and use dropout.
+          rngs: the stream `dropout`, needed in training if `dropout` is above 0.
         """
-        return self.classify(self.pooled(images, train=train), train=train, rngs=rngs)
-
-    def pooled(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The mean, or the maximum, of each feature map, float32 `[batch, channels]`."""
-        return self.pool(self.features(images, train=train))
+        pooled = self.pool(self.features(images, train=train))
+        return self.classify(pooled, train=train, rngs=rngs)
 
     def pool(self, features: jax.Array) -> jax.Array:
-        """Feature maps `[batch, height, width, channels]` to one number each, float32."""
+        """The mean or maximum of each feature map, float32 `[batch, channels]`.
+
+        Args:
+          features: `[batch, height, width, channels]`, see `features`.
+        """
         if self.pooling == "max":
             return features.max((1, 2)).astype(jnp.float32)
         return features.mean((1, 2), dtype=jnp.float32)
@@ -215,7 +237,7 @@ class Network(nnx.Module):
         rngs: nnx.Rngs | None = None,
         place: Place | None = None,
     ) -> jax.Array:
-        """The logits of `pooled`, which is returned itself where there is no head."""
+        """The logits of `pooled`, or `pooled` itself without a head."""
         if self.head is None:
             return pooled
         return self.head(pooled, train=train, rngs=rngs, place=place)

@@ -1,4 +1,4 @@
-"""The models by name: which class builds each, and what is known of it.
+"""The registry of models: the class that builds each model, and facts about it.
 
 A model is a class with a decorator, in a file of this package or of a user:
 
@@ -6,41 +6,41 @@ A model is a class with a decorator, in a file of this package or of a user:
     class AlignedXception(Network):
 """
 
-import ast
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
+from xception_jax.config.declared import declarations
 from xception_jax.config.fields import Field
 from xception_jax.config.registry import Registry, where_is
 from xception_jax.errors import UsageError
-from xception_jax.models.published import Result, Size
+from xception_jax.models.published import Foreign, Result, Size
 
 C = TypeVar("C", bound=type[Any])
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model without its class, which needs JAX.
+    """The facts about a model without its class, which needs JAX.
 
     Attributes:
-      name: of the model.
+      name: the model's name.
       where: its class, as `module:name`.
-      defaults: the arguments of the class that have other defaults for this model.
-      options: those that are fields of `config.model` because this model declares them.
-      size, published: see `register`.
-      target: the class, where it has been imported.
+      defaults: arguments of the class with other defaults for this model.
+      size: see `register`.
+      published: see `register`.
+      elsewhere: the model in other libraries, by `keras` and `timm`.
+      target: the class, if it is imported.
     """
 
     name: str
     where: str
     defaults: dict[str, Any]
-    options: tuple[str, ...]
     size: Size | None
     published: tuple[Result, ...]
+    elsewhere: Mapping[str, Foreign]
     target: type[Any] | None = None
 
     def load(self) -> type[Any]:
@@ -61,35 +61,41 @@ def register(
     size: tuple[int, int, int] | None = None,
     published: Sequence[tuple[str, float, float]] = (),
     options: Mapping[str, Field] | None = None,
+    keras: Foreign | None = None,
+    timm: Foreign | None = None,
     **defaults: Any,
 ) -> Callable[[C], C]:
     """Decorates the class of a model: a `network.Network`, or an NNX module with its methods.
 
-    Its constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
-    any overrides, each with a default. An override is set by the field of `config.model` of its
-    name, which exists already (`width`, `dropout`) or is declared in `options`.
+    The constructor takes `num_classes` (None: no classifier), and by keyword `rngs`, `dtype` and
+    any overrides with defaults, by `**` also those of its base class. An override is set by the
+    field of `config.model` with its name. The field is in `models.options` (`width`, `dropout`) or
+    declared in `options`.
 
     Args:
-      name: of the model. One class may have several, by several decorators.
-      size: parameters that training changes and multiply-adds of one image of 299 pixels, at 1000
-        classes; and the least side of an image. None: they are counted when someone asks.
-      published: where a result was published, top-1 and top-5 in percent; see `published.Result`.
-      options: further fields of `config.model`. Their default is None, for the class' own.
-      **defaults: arguments of the class that have other defaults for this model.
+      name: the model's name. A class can have several names, by several decorators.
+      size: the parameters that training changes, the multiply-adds of one image of 299 pixels, and
+        the smallest side of an image, all at 1000 classes. None: they are counted on demand.
+      published: the source of each result, top-1 and top-5 in percent; see `published.Result`.
+      options: additional fields of `config.model`. Their default is None, for the class's default.
+      keras: the same model in Keras, so that its weights can be read and written.
+      timm: the same model in timm.
+      **defaults: arguments of the class with other defaults for this model.
 
     Raises:
-      UsageError: the name is taken, or an option is no argument or has a default.
+      UsageError: the name is already used, or an option is not an argument or has a default.
     """
 
     def decorate(target: C) -> C:
-        card = _card(name, where_is(target), size, published, options or {}, defaults)
+        elsewhere = {"keras": keras, "timm": timm}
+        card = _card(name, where_is(target), size, published, elsewhere, defaults)
         fields = {f"model.{key}": field for key, field in (options or {}).items()}
         known = arguments(target)
         for key, field in (options or {}).items():
             if key not in known or field.default is not None:
                 raise UsageError(
                     f"model {name!r}: the option {key!r} must be an argument of {card.where} with "
-                    f"a default, and None the default of its Field"
+                    f"a default, and the default of its Field must be None"
                 )
         MODELS.add(name, replace(card, target=target), card.where, fields)
         return target
@@ -98,13 +104,22 @@ def register(
 
 
 def arguments(target: type[Any]) -> dict[str, Any]:
-    """The overrides that a class takes, with their defaults."""
-    parameters = inspect.signature(target.__init__).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.default is not inspect.Parameter.empty and p.name != "dtype"
-    }
+    """The overrides that a class takes, with their defaults.
+
+    Where its constructor takes further ones by `**`, they are those of the classes it derives from.
+    """
+    found: dict[str, Any] = {}
+    for kind in inspect.getmro(target) if inspect.isclass(target) else ():
+        constructor = vars(kind).get("__init__")
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters.values()
+        own = {p.name: p.default for p in parameters if p.default is not p.empty}
+        found = own | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    found.pop("dtype", None)
+    return found
 
 
 def _card(
@@ -112,41 +127,30 @@ def _card(
     where: str,
     size: tuple[int, int, int] | None,
     published: Sequence[tuple[str, float, float]],
-    options: Mapping[str, Field],
+    elsewhere: Mapping[str, Foreign | None],
     defaults: dict[str, Any],
 ) -> Card:
     results = tuple(
         Result(top1, top5, source, weights=not source.startswith("arXiv:"))
         for source, top1, top5 in published
     )
-    return Card(name, where, defaults, tuple(options), Size(*size) if size else None, results)
+    known = {library: model for library, model in elsewhere.items() if model is not None}
+    counts = Size(*size) if size else None
+    return Card(name, where, defaults, counts, results, known)
 
 
 def add_own(registry: Registry[Card]) -> None:
-    """Adds the models of this package, from the text of their decorators.
+    """Adds the models of this package from the source text of their decorators.
 
-    Their modules import JAX, which takes seconds: to list the models must not.
+    Importing their modules would import JAX, which takes seconds; listing models must be fast.
     """
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if "\n@register(" in text:
-            for name, where, settings in _decorators(ast.parse(text), path.stem):
-                size, published = settings.pop("size", None), settings.pop("published", ())
-                registry.add(name, _card(name, where, size, published, {}, settings), where)
-    if not registry.names():
-        raise RuntimeError(f"{Path(__file__).parent} has no .py files, which the models are in")
-
-
-def _decorators(tree: ast.Module, module: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Name, class and further arguments of each `register` in a file; all are literals."""
-    package = __name__.rpartition(".")[0]
-    for node in tree.body:
-        for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
-                assert isinstance(node, ast.ClassDef)
-                settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-                name = ast.literal_eval(call.args[0])
-                yield name, f"{package}.{module}:{node.name}", settings
+    for one in declarations("models"):
+        said = {key: one.value(key, Foreign=Foreign) for key in one.arguments}
+        size, published = said.pop("size", None), said.pop("published", ())
+        elsewhere = {library: said.pop(library, None) for library in ("keras", "timm")}
+        said.pop("options", None)  # `config.schema` reads them
+        card = _card(one.name, one.where, size, published, elsewhere, said)
+        registry.add(one.name, card, one.where)
 
 
 add_own(MODELS)

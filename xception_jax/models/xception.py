@@ -13,15 +13,17 @@ The numbers of the blocks are the paper's and Keras' (keras/src/applications/xce
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xception_jax.config.fields import Field
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import ACTIVATIONS, ORDERS, Layers
-from xception_jax.models.network import Network, make_head, scaled
+from xception_jax.models.network import Network, scaled
+from xception_jax.models.published import Foreign
 from xception_jax.models.registry import register
 
 
@@ -41,8 +43,7 @@ class Stem(nnx.Module):
 class Unit(nnx.Module):
     """A separable convolution and its batch normalization.
 
-    A ReLU comes before them where `relu` is set, max pooling after them where `pool` names its
-    padding.
+    With `relu`, a ReLU precedes them. If `pool` is set, max pooling with this padding follows.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class Block(nnx.Module):
     Args:
       channels_in: channels of the input.
       channels: output channels of each separable convolution in turn.
-      downsample: end with a 3x3/2 max pooling, and project the skip; else the skip is the identity.
-      first_relu: a ReLU before the first convolution (block 2 alone has none).
-      residual: have the connection; without, the block is its convolutions.
+      downsample: whether to end with a 3x3 max pooling of stride 2 and project the skip; otherwise
+        the skip is the identity.
+      first_relu: whether a ReLU precedes the first convolution (not in block 2).
+      residual: whether there is a residual connection.
       pool_padding: of the max pooling, see `ops.conv`.
-      layers: builds them.
+      layers: builds the layers.
     """
 
     def __init__(
@@ -136,11 +138,48 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{override} is {value!r}{hint} It takes: {', '.join(choices)}")
 
 
-# timm's port of it differs in these (timm/models/xception.py).
+_OPTIONS = {
+    "segments": Field(
+        None,
+        "Xception: number of channel segments, each with its own 3x3 convolution, in separable "
+        "convolutions; None: one segment per channel",
+        int,
+        low=1,
+    ),
+    "order": Field(
+        None,
+        "Xception: order of the 3x3 and the 1x1 convolution in separable convolutions; None: "
+        "spatial_first",
+        str,
+        choices=("spatial_first", "pointwise_first"),
+    ),
+    "intermediate_activation": Field(
+        None,
+        "Xception: activation between these two; None: none",
+        str,
+        choices=("none", "relu", "elu"),
+    ),
+    "residual": Field(None, "Xception: residual connections around the blocks; None: True", bool),
+    "pool_padding": Field(
+        None,
+        "Xception: padding of max pooling; same: as in TensorFlow; symmetric: as in PyTorch; None: "
+        "the model's default",
+        str,
+        choices=("same", "symmetric"),
+    ),
+}
+_KERAS = Foreign("Xception", {"bn_epsilon": 1e-3, "pool_padding": "same"})
+# The differences of timm's port (timm/models/xception.py).
+_TIMM = Foreign("legacy_xception", {"bn_epsilon": 1e-5, "pool_padding": "symmetric"}, crop=0.8975)
+
+
 @register(
     "legacy_xception",
     size=(22_855_952, 8_357_403_496, 7),
     published=[("timm legacy_xception.tf_in1k", 79.058, 94.396)],
+    options=_OPTIONS,
+    keras=_KERAS,
+    timm=_TIMM,
     bn_epsilon=1e-5,
     pool_padding="symmetric",
 )
@@ -148,31 +187,32 @@ def _check_choice(override: str, value: str, choices: Sequence[str]) -> None:
     "xception",
     size=(22_855_952, 8_357_403_496, 7),
     published=[("arXiv:1610.02357, table 1", 79.0, 94.5), ("keras Xception", 79.0, 94.5)],
+    options=_OPTIONS,
+    keras=_KERAS,
+    timm=_TIMM,
 )
 class Xception(Network):
     """Xception. Without overrides, the paper's network: 22,855,952 parameters at 1000 classes.
 
     Args:
-      num_classes: size of the logits; None leaves the head out, and the model returns the pooled
+      num_classes: the size of the logits; None builds no head, and the model returns the pooled
         features `[batch, channels]`.
-      rngs: the stream `params` makes the initial weights.
-      dtype: compute dtype; parameters, batch statistics and logits are float32 all the same.
-      width: factor on every number of channels; products are rounded to a multiple of 8.
-      middle_blocks: blocks of the middle flow.
+      rngs: the stream `params` creates the initial weights.
+      dtype: compute dtype.
+      middle_blocks: the number of blocks in the middle flow.
       stem_stride: stride of the first convolution; 1 for images of a few dozen pixels.
-      segments, order, intermediate_activation: of every separable convolution, see
-        `layers.SeparableConv`. Without, they are depthwise separable.
-      residual: connections around the blocks; the paper's figure 9 leaves them out.
+      segments: of every separable convolution, see `layers.SeparableConv`; None: depthwise.
+      order: of every separable convolution.
+      intermediate_activation: of every separable convolution.
+      residual: whether blocks have residual connections; figure 9 of the paper compares both.
       pool_padding: `same`, or `symmetric` as timm's `legacy_xception` (timm/models/xception.py).
-      pooling: `average` or `max`, of the last feature maps.
-      fc_units: sizes of fully connected layers before the classifier ((4096, 4096) on JFT).
-      dropout: share of the features dropped before the classifier (0.5 on ImageNet).
-      bn_epsilon, bn_momentum: Keras' values; the paper does not state them.
-      bn_virtual_batch: see `layers.BatchNorm`.
-      freeze, remat, scan_middle: see `Network`.
+      scan_middle: see `Network`.
+      dropout: dropout rate before the classifier; the paper has 0.5 on ImageNet.
+      **shared: the options of `Network`. The paper has `fc_units` of (4096, 4096) on JFT. It does
+        not state the settings of batch normalization; the defaults are Keras'.
 
     Raises:
-      UsageError: `order`, `intermediate_activation` or `pool_padding` is not known.
+      UsageError: `order`, `intermediate_activation` or `pool_padding` is unknown.
     """
 
     def __init__(
@@ -181,7 +221,6 @@ class Xception(Network):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike | None = None,
-        width: float = 1.0,
         middle_blocks: int = 8,
         stem_stride: int = 2,
         segments: int | None = None,
@@ -189,39 +228,24 @@ class Xception(Network):
         intermediate_activation: str = "none",
         residual: bool = True,
         pool_padding: str = "same",
-        pooling: str = "average",
-        fc_units: Sequence[int] = (),
-        dropout: float = 0.5,
-        bn_epsilon: float = 1e-3,
-        bn_momentum: float = 0.99,
-        bn_virtual_batch: int | None = None,
-        freeze: str | None = None,
-        remat: bool = False,
         scan_middle: bool = False,
+        dropout: float = 0.5,
+        **shared: Any,
     ):
-        super().__init__(
-            dtype or jnp.float32,
-            freeze=freeze,
-            remat=remat,
-            scan_middle=scan_middle,
-            pooling=pooling,
-        )
+        super().__init__(dtype, dropout=dropout, **shared)
+        self.scan_middle = scan_middle
         _check_choice("order", order, ORDERS)
         _check_choice("intermediate_activation", intermediate_activation, list(ACTIVATIONS))
         _check_choice("pool_padding", pool_padding, ("same", "symmetric"))
         options = {"segments": segments, "order": order, "activation": intermediate_activation}
-        layers = Layers(
-            rngs, self.dtype, bn_epsilon, bn_momentum, bn_virtual_batch, separable_options=options
-        )
-        self._build(width, middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
-        channels = scaled(2048, width)
-        self.head = make_head(channels, num_classes, fc_units, dropout, layers)
-        # What the stem needs to leave one pixel. Keras asks for 71, where 3x3 features are left.
+        layers = self.make_layers(rngs, separable_options=options)
+        self._build(middle_blocks, stem_stride, residual, pool_padding.upper(), layers)
+        self.head = self.make_head(scaled(2048, self.width), num_classes, layers)
+        # The stem's output then has one pixel. Keras requires 71, which gives features of 3x3.
         self.min_image_size = 2 * stem_stride + 3
 
     def _build(
         self,
-        width: float,
         middle_blocks: int,
         stem_stride: int,
         residual: bool,
@@ -229,7 +253,7 @@ class Xception(Network):
         layers: Layers,
     ) -> None:
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
-            scaled(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
+            scaled(channels, self.width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
         )
         block = partial(Block, residual=residual, pool_padding=pool_padding, layers=layers)
         self.stem = Stem((c32, c64), stem_stride, layers)

@@ -1,1 +1,1 @@
-"""What a run takes on devices that may not be there: memory, time, collectives, cost."""
+"""Predicts memory, time, collectives and cost of a run, also for devices that are not present."""

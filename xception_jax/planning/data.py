@@ -1,4 +1,4 @@
-"""What a plan knows of a run's data, which need not be there."""
+"""Facts about a run's data for a plan; the data itself may be missing."""
 
 from ml_collections import ConfigDict
 
@@ -8,28 +8,28 @@ from xception_jax.errors import UsageError
 from xception_jax.training.build import DataSpec
 
 
-def find(
+def find_spec(
     config: ConfigDict,
     *,
     classes: int | None = None,
     examples: int | None = None,
     eval_examples: int | None = None,
 ) -> DataSpec:
-    """Classes and sizes of the config's data set: from its files, or from what TFDS knows of it.
+    """Classes and sizes of the config's data set: from its files, or from TFDS' metadata.
 
     Args:
-      config: valid in its fields.
-      classes: in place of what is found. Then the data set need not be known; where it is, and has
-        so many classes, its sizes count. There is one label an image.
-      examples, eval_examples: of the two splits, in place of what is found.
+      config: a config with valid fields.
+      classes: replaces the number of classes, with one label an image. The data set may then be
+        unknown. If it is known and has this number of classes, its sizes are used.
+      examples, eval_examples: replace the sizes of the two splits.
 
     Raises:
-      UsageError: nothing is known of the data set.
+      UsageError: the data set is unknown.
     """
     if classes is not None:
         try:
-            known = find(config)
-        except UsageError:  # nothing is known of it, or it is not here
+            known = find_spec(config)
+        except UsageError:  # it is unknown or missing
             return DataSpec(classes, False, examples, eval_examples)
         if known.classes != classes:
             return DataSpec(classes, False, examples, eval_examples)
@@ -57,4 +57,4 @@ def _of_split(config: ConfigDict, dataset: str, split: str) -> tfds_reader.Metad
     try:
         return tfds_reader.metadata(dataset, split, data.data_dir, label=data.label)
     except UsageError as error:
-        raise UsageError(f"{error} (or say what it holds: --classes, --examples)") from None
+        raise UsageError(f"{error} (or give its size: --classes, --examples)") from None

@@ -1,4 +1,4 @@
-"""What one step takes on one device, from what the compiler says of it and the chip's rates."""
+"""Memory and time of one step on one device, from the compiler's figures and the chip's rates."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from xception_jax.planning.tpu.chips import Chip, Topology
 from xception_jax.planning.tpu.costs import COLLECTIVES, Cost, Program, exposed_cycles
 
 SCHEDULE = "schedule: for each operation the larger of the compiler's schedule and bytes/bandwidth"
-ROOFLINE = "roofline: the larger of flops/peak and bytes/bandwidth of the whole step; a lower bound"
-NONE = "none: the rates of these devices are not known"
+ROOFLINE = "roofline: the larger of flops/peak and bytes/bandwidth of the step; a lower bound"
+NONE = "none: the rates of these devices are unknown"
 
-# Bytes over a link for each byte of the payload, as rings and lines do it: an all-reduce is a
+# Bytes over a link for each byte of the payload, on rings and lines. An all-reduce is a
 # reduce-scatter and an all-gather, and each of those uses both directions of a link.
 _OVER_LINK = {"all-reduce": 1.0, "reduce-scatter": 0.5, "all-gather": 0.5}
 
@@ -21,9 +21,9 @@ class Memory:
     """Bytes of a device's memory that a step takes.
 
     Attributes:
-      arguments, outputs: the state, the batch; and what comes of them.
-      aliased: outputs that take the place of arguments (the state is donated).
-      temporary: all between.
+      arguments, outputs: the state and the batch; the results.
+      aliased: outputs that reuse the memory of arguments (the state is donated).
+      temporary: intermediate arrays.
       program: the instructions.
     """
 
@@ -35,15 +35,15 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """What the compiler holds against the device's memory."""
+        """The sum that the compiler compares with the device's memory."""
         return self.arguments + self.outputs - self.aliased + self.temporary + self.program
 
 
 @dataclass(frozen=True)
 class Collective:
-    """The collectives of a kind in one step: how many, of how many bytes in all.
+    """The collectives of a kind in one step: their number and total bytes.
 
-    `inside` counts those between layers, see `costs.Cost`.
+    `inside` is the number between layers, see `costs.Cost`.
     """
 
     kind: str
@@ -58,16 +58,16 @@ class Step:
 
     Attributes:
       memory: its memory.
-      flops: operations, as XLA counts those of the compiled program.
-      bytes: moved between the device and its memory.
-      collectives: of each kind that it has.
-      estimate: where its time comes from, one of the texts above.
-      seconds: of a step; None where the rates are not known.
-      best_seconds: the same if asynchronous copies between HBM and on-chip memory cost nothing
+      flops: operations, as XLA counts them in the compiled program.
+      bytes: bytes moved between the device and its memory.
+      collectives: the collectives, by kind.
+      estimate: the method of the time estimate, one of the texts above.
+      seconds: time of a step; None if the rates are unknown.
+      best_seconds: the same if asynchronous copies between HBM and on-chip memory take no time
         while an operation leaves the memory idle.
-      collective_seconds: what of `seconds` is collectives, counted as if nothing hid them.
-      unscheduled: operations that have no schedule and are counted by their bytes alone.
-      compile_s: how long the compiler took.
+      collective_seconds: the part of `seconds` for collectives, counted without overlap.
+      unscheduled: operations without a schedule, which count by their bytes only.
+      compile_s: compilation time, seconds.
     """
 
     memory: Memory
@@ -85,13 +85,14 @@ class Step:
 def of_tpu(
     figures: Mapping[str, Any], hlo: str, cycles: Mapping[str, int], topology: Topology
 ) -> Step:
-    """A step as the TPU compiler sees it.
+    """A step by the TPU compiler's figures.
 
     Args:
       figures: see `compiler.Answer`.
       hlo: the scheduled program.
-      cycles: of its operations; empty where there are no schedules, which leaves the roofline.
-      topology: what it was compiled for.
+      cycles: cycles of its operations; without schedules it is empty, and the estimate is the
+        roofline.
+      topology: the target of the compilation.
     """
     chip = topology.chip
     costs = list(Program(hlo, cycles).costs())
@@ -121,12 +122,12 @@ def of_tpu(
 
 
 def of_devices(figures: Mapping[str, Any], hlo: str, chip: Chip | None) -> Step:
-    """A step compiled for devices that are there, by XLA's own figures.
+    """A step compiled for this machine's devices, by XLA's own figures.
 
     Args:
       figures: see `program.of_compiled`.
       hlo: the optimized program.
-      chip: the devices' rates; None: not known.
+      chip: the devices' rates; None: unknown.
     """
     seconds = roofline(figures["flops"], figures["bytes_accessed"], chip) if chip else None
     return Step(
@@ -142,12 +143,12 @@ def of_devices(figures: Mapping[str, Any], hlo: str, chip: Chip | None) -> Step:
 
 
 def roofline(flops: float, count: float, chip: Chip) -> float:
-    """Seconds that a device needs at least for so many operations and bytes."""
+    """Minimum seconds of a device for this number of operations and bytes."""
     return max(flops / chip.peak_rate, count / chip.memory_rate)
 
 
 def collectives(costs: Iterable[Cost]) -> tuple[Collective, ...]:
-    """The collectives among operations, by kind; those in a loop as often as it runs."""
+    """The collectives among operations, by kind; those in a loop count once per round."""
     found = [c for c in costs if c.kind in COLLECTIVES]
     return tuple(
         Collective(

@@ -1,4 +1,4 @@
-"""A run's plan: its two steps on one topology, and from them hours and chip-hours."""
+"""A run's plan: its two steps on one topology, and the resulting hours and chip-hours."""
 
 import os
 import sys
@@ -25,31 +25,31 @@ Say = Callable[[str], None]
 
 
 class DoesNotFitError(RunError):
-    """A program that the compiler refuses: it `needs` more bytes than a device `has`."""
+    """The compiler refuses a program that `needs` more bytes than a device `has`."""
 
     def __init__(self, where: str, needs: float, has: float):
         super().__init__(
-            f"{where} needs {needs / 2**30:.2f} GiB, and a device has {has / 2**30:.2f}; take a "
+            f"{where} needs {needs / 2**30:.2f} GiB, and a device has {has / 2**30:.2f}; use a "
             f"smaller batch or config.optimizer.microbatch, or config.model.remat=True; --fit "
-            f"finds what fits"
+            f"finds the largest batch"
         )
         self.needs, self.has = needs, has
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes on a topology.
+    """Memory and time of a run on a topology.
 
     Attributes:
-      topology: its name, or what the devices that are there call themselves.
-      chips, devices: their numbers; 0 chips where only devices are known.
-      device_bytes: memory that a device's program can take; None: not known.
-      peak_rate, memory_rate: operations and bytes a second of a device; None: not known.
+      topology: its name, or the name of this machine's devices.
+      chips, devices: their numbers; 0 chips if only devices are known.
+      device_bytes: memory that a program may take on a device; None: unknown.
+      peak_rate, memory_rate: operations and bytes a second of a device; None: unknown.
       batch, eval_batch: examples of a step over all devices.
       train, evaluate: the two steps on one device.
-      steps: of the run; None where the size of the data is not known.
-      evaluations, eval_steps: how often it evaluates, and the steps of one evaluation; the latter
-        None where the size of the evaluation split is not known.
+      steps: steps of the run; None if the size of the data is unknown.
+      evaluations: number of evaluations.
+      eval_steps: steps of one evaluation; None if the size of the evaluation split is unknown.
     """
 
     topology: str
@@ -68,26 +68,26 @@ class Plan:
 
     @property
     def images_per_second(self) -> float | None:
-        """Of training, over all devices."""
+        """Images a second in training, over all devices."""
         return self.batch / self.train.seconds if self.train.seconds else None
 
     @property
     def matrix_share(self) -> float | None:
-        """Share of a training step in which the matrix units would be done at their peak."""
+        """Share of a training step that the matrix units would take at their peak rate."""
         if not self.train.seconds or not self.peak_rate:
             return None
         return self.train.flops / self.peak_rate / self.train.seconds
 
     @property
     def memory_share(self) -> float | None:
-        """Share of a training step in which the memory would be done at its full bandwidth."""
+        """Share of a training step that the memory would take at its full bandwidth."""
         if not self.train.seconds or not self.memory_rate:
             return None
         return self.train.bytes / self.memory_rate / self.train.seconds
 
     @property
     def hours(self) -> float | None:
-        """Of all steps, and of the evaluations where `eval_steps` is known."""
+        """Hours of all steps, and of the evaluations if `eval_steps` is known."""
         if not self.train.seconds or not self.evaluate.seconds or self.steps is None:
             return None
         evaluations = (self.evaluations or 0) * (self.eval_steps or 0) * self.evaluate.seconds
@@ -98,10 +98,10 @@ def for_topology(config: ConfigDict, topology: Topology, data: DataSpec, say: Sa
     """Compiles both steps for a TPU slice.
 
     Args:
-      config: resolved, valid for so many devices.
+      config: a resolved config, valid for this number of devices.
       topology: the slice.
-      data: of the run.
-      say: takes a line when something long begins and ends.
+      data: facts about the run's data.
+      say: prints a line when a long operation starts and ends.
 
     Raises:
       DoesNotFitError: a step takes more memory than a device has.
@@ -109,7 +109,7 @@ def for_topology(config: ConfigDict, topology: Topology, data: DataSpec, say: Sa
     """
 
     def compiled(name: str) -> Step:
-        answer = ask(name, config, topology, data, say)
+        answer = compile_step(name, config, topology, data, say)
         return estimate.of_tpu(answer.figures, answer.hlo, answer.cycles, topology)
 
     chip = topology.chip
@@ -121,7 +121,7 @@ def for_topology(config: ConfigDict, topology: Topology, data: DataSpec, say: Sa
 
 
 def for_devices(config: ConfigDict, data: DataSpec, say: Say) -> Plan:
-    """Compiles both steps for the devices that are there; see `for_topology`."""
+    """Compiles both steps for this machine's devices; see `for_topology`."""
     mesh = sharding.mesh_from_config(config)
     device = mesh.devices.flat[0]
     chip = next((c for c in CHIPS.values() if c.device_kind == device.device_kind), None)
@@ -144,7 +144,7 @@ def for_devices(config: ConfigDict, data: DataSpec, say: Say) -> Plan:
 
 
 def _memory_of(device: Any) -> float | None:
-    """Bytes that a program on a device can take; a CPU's is the machine's."""
+    """Bytes that a program may take on a device; for a CPU, the machine's memory."""
     if device.platform == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -161,14 +161,14 @@ def _plan(
         counts["steps"] = Duration.parse(config.duration).steps(**size)
         every = config_lib.period(config, "eval.every", data.examples)
         last, before = (every.passed(counts["steps"] - less, **size) for less in (0, 1))
-        counts["evaluations"] = last if last > before else last + 1  # the last step always does
+        counts["evaluations"] = last if last > before else last + 1  # the last step evaluates too
         if data.eval_examples is not None:
             counts["eval_steps"] = -(-data.eval_examples // eval_batch)
     return Plan(name, batch=batch, eval_batch=eval_batch, train=train, evaluate=evaluate, **counts,
                 **more)  # fmt: skip
 
 
-def ask(
+def compile_step(
     name: str,
     config: ConfigDict,
     topology: Topology,
@@ -177,10 +177,10 @@ def ask(
     *,
     schedules: bool = True,
 ) -> compiler.Answer:
-    """What the compiler says of a run's step on a slice; see `for_topology`."""
+    """Compiles one step of a run for a slice; see `for_topology`."""
     what = f"the {'training' if name == 'train' else 'evaluation'} step"
     where = f"{what} of {config.data.batch_size} images on {topology.name}"
-    say(f"compiling {where}; minutes, unless it has been compiled before")
+    say(f"compiling {where}; takes minutes, unless it has been compiled before")
     since = time.perf_counter()
     request = {
         **topology.request,
@@ -191,7 +191,7 @@ def ask(
         "path": sys.path,
         "data": asdict(data),
     }
-    answer = compiler.ask(request, known=compiler.folder_of_answers())
+    answer = compiler.compile_program(request, known=compiler.folder_of_answers())
     say(f"  done after {time.perf_counter() - since:.0f} s")
     if "refused" in answer.figures:
         raise DoesNotFitError(where, **answer.figures["refused"])
@@ -200,16 +200,16 @@ def ask(
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest batch that a device takes at once.
+    """The largest batch that fits on a device.
 
     Attributes:
       remat: whether blocks are computed again for their gradients.
-      batch: examples on a device; 0: not even the least.
-      bytes: that it takes.
+      batch: examples on a device; 0: not even the smallest batch fits.
+      bytes: memory of this batch.
       refused: the next larger batch.
-      refused_bytes: that it would take.
-      device_bytes: that there are.
-      tries: programs compiled.
+      refused_bytes: memory that the next larger batch needs.
+      device_bytes: memory of a device.
+      tries: number of compiled programs.
     """
 
     remat: bool
@@ -222,16 +222,16 @@ class Fit:
 
 
 def fit(config: ConfigDict, topology: Topology, data: DataSpec, *, remat: bool, say: Say) -> Fit:
-    """Searches the largest batch that a device of a slice takes at once.
+    """Finds the largest batch that fits on a device of a slice.
 
-    The compiler's verdict is asked on both sides of the limit: `batch` was compiled, `refused` was
-    refused. Between two tries the next is guessed from how memory grows.
+    The compiler decides on both sides of the limit: it accepts `batch` and refuses `refused`. The
+    next batch to try is extrapolated from the growth of memory.
 
     Args:
-      config: resolved. Its batch and microbatch are not used; a device's share is a multiple of
-        `model.bn_virtual_batch`, or of 8 without.
+      config: a resolved config. Its batch and microbatch are not used; a device's share is a
+        multiple of `model.bn_virtual_batch`, or of 8 without it.
       topology, data, say: see `for_topology`.
-      remat: in place of the config's `model.remat`.
+      remat: replaces the config's `model.remat`.
     """
     unit = config.model.bn_virtual_batch or 8
 
@@ -242,7 +242,7 @@ def fit(config: ConfigDict, topology: Topology, data: DataSpec, *, remat: bool, 
         changed.model.remat, changed.optimizer.microbatch = remat, 0
         changed.data.batch_size = units * unit * topology.devices
         try:
-            answer = ask("train", changed, topology, data, say, schedules=False)
+            answer = compile_step("train", changed, topology, data, say, schedules=False)
             found = Try(True, Memory(**answer.figures["memory"]).total)
         except DoesNotFitError as error:
             found = Try(False, error.needs)
@@ -260,37 +260,37 @@ def fit(config: ConfigDict, topology: Topology, data: DataSpec, *, remat: bool, 
 
 @dataclass(frozen=True)
 class Try:
-    """Whether a device takes a program, and the bytes that it needs."""
+    """Whether a program fits on a device, and the bytes that it needs."""
 
     fits: bool
     bytes: float
 
 
 def search(compiled: Callable[[int], Try], has: float) -> dict[int, Try]:
-    """Tries numbers until one fits and the next does not.
+    """Tries numbers until one fits and the next one does not.
 
     Args:
-      compiled: what the compiler says of a number; bytes grow with it.
-      has: about how many bytes there are; only guesses are made of it.
+      compiled: the compiler's result for a number; bytes grow with the number.
+      has: approximate bytes of a device, used only to choose the next number.
 
     Returns:
       The tries, by number.
     """
     found: dict[int, Try] = {}
-    guess = 2
+    number = 2
     while True:
-        found[guess] = compiled(guess)
+        found[number] = compiled(number)
         low = max((n for n, tried in found.items() if tried.fits), default=0)
         high = min((n for n, tried in found.items() if not tried.fits), default=None)
         if high is not None and high - low == 1:
             return found
-        guess = _guess(found, has, low, high)
+        number = _next_number(found, has, low, high)
 
 
-def _guess(found: Mapping[int, Try], has: float, low: int, high: int | None) -> int:
-    """The number at which memory is full, on the line through the two tries nearest to that.
+def _next_number(found: Mapping[int, Try], has: float, low: int, high: int | None) -> int:
+    """The number at which memory is full, on a line through the two tries nearest to the limit.
 
-    Kept between `low`, which fits, and `high`, which does not.
+    The result is between `low`, which fits, and `high`, which does not.
     """
     points = [(0, 0.0), *((n, tried.bytes) for n, tried in found.items())]
     near, far = sorted(points, key=lambda point: abs(point[1] - has))[:2]

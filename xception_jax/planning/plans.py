@@ -1,4 +1,4 @@
-"""Plans as the command asks for them: one, a sweep over slices, the largest batch."""
+"""The plans of the command: a single plan, a sweep over slices, the largest batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,45 +17,45 @@ from xception_jax.weights import initial
 
 
 def config_for(config: ConfigDict, topology: Topology, per_chip: int | None) -> ConfigDict:
-    """The config as a run on a slice would resolve it, but for what weights settle; checked.
+    """Resolves a config for a slice as a run would, except for fields that weights set; checks it.
 
     Args:
-      config: as it was given.
+      config: the config as given.
       topology: the slice.
-      per_chip: images a chip, in place of its batch.
+      per_chip: images a chip; replaces the config's batch size.
 
     Raises:
-      UsageError: it is not valid, or not for so many devices.
+      UsageError: the config is invalid, also for this number of devices.
     """
     config_lib.check_fields(config)
     config = ConfigDict(config).copy_and_resolve_references()
     if per_chip:
         config.data.batch_size = per_chip * topology.chips
     if config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"  # as `config.compute_dtype` settles it on TPU
+        config.model.dtype = "bfloat16"  # the choice of `config.compute_dtype` on TPU
     if config.mesh.data not in (-1, topology.devices // config.mesh.model):
         raise UsageError(
             f"config.mesh.data is {config.mesh.data} and {topology.name} has {topology.devices} "
-            f"devices; a plan takes them all: leave it at -1"
+            f"devices; a plan uses all of them: leave it at -1"
         )
     preflight.check_without_data(config, topology.devices)
     return config
 
 
 def resolved(configs: list[ConfigDict], console: Console) -> list[ConfigDict]:
-    """The configs as a run resolves them; where the weights of `init_from` are not here, without.
+    """Resolves configs as a run does; without the weights of `init_from` if they are missing.
 
     Raises:
-      UsageError: the weights are here, and are not those of the config's model.
+      UsageError: the weights exist, but are for another model.
     """
     asked = configs[0]
     if not asked.init_from or paths.local("config.init_from", asked.init_from).exists():
         return [initial.resolve_with_weights(config) for config in configs]
     found = [config_lib.resolve(config) for config in configs]
     console.print(
-        f"NOTE: config.init_from, {asked.init_from}, is not here: the plan is for images of "
-        f"{found[0].data.image_size} pixels and the model's own defaults where the config leaves "
-        f"them open"
+        f"NOTE: config.init_from, {asked.init_from}, does not exist here: the plan is for images "
+        f"of {found[0].data.image_size} pixels and the model's defaults for fields that the config "
+        f"does not set"
     )
     return found
 
@@ -67,7 +67,7 @@ def sweep(
     console: Console,
     keep: Callable[[list[dict[str, object]]], None],
 ) -> list[dict[str, object]]:
-    """A plan for each slice, as rows; `keep` takes those that there are after each of them."""
+    """Makes a plan for each slice, as rows; calls `keep` with the rows so far after each plan."""
     rows: list[dict[str, object]] = []
     for topology, config in zip(topologies, configs, strict=True):
         try:
@@ -88,7 +88,7 @@ def sweep(
 def fits(
     config: ConfigDict, topology: Topology, data: DataSpec, console: Console
 ) -> list[dict[str, object]]:
-    """The largest batch that a chip takes at once, without and with `model.remat`, as rows."""
+    """The largest batch that fits on a chip, without and with `model.remat`, as rows."""
     fits = [
         planner.fit(config, topology, data, remat=remat, say=console.print)
         for remat in (False, True)
@@ -100,7 +100,7 @@ def fits(
 def single(
     config: ConfigDict, topology: Topology | None, data: DataSpec, console: Console
 ) -> planner.Plan:
-    """The plan for a slice, or for the devices that are there; tells of it."""
+    """Makes and prints the plan for a slice, or for this machine's devices."""
     if topology is None:
         plan = planner.for_devices(config, data, console.print)
     else:
@@ -111,7 +111,7 @@ def single(
     for line in report.summary(plan, config):
         console.print(line)
     if plan.train.seconds is not None:
-        console.print("what this does not know:")
+        console.print("limits of this estimate:")
         for limit in report.LIMITS:
             console.print(f"- {limit}")
     return plan

@@ -1,7 +1,8 @@
-"""Compiles a step of a run for a TPU that is not there, in a process of its own.
+"""Compiles a step of a run for a TPU without the TPU, in a separate process.
 
-`planning.tpu.compiler` starts this with libtpu's flags in the environment and a JSON request as the
-only argument. The answer is files in the request's folder: `program.json`, and `program.hlo`.
+`planning.tpu.compiler` starts this module with libtpu's flags in the environment and a JSON request
+as the only argument. The answer is two files in the request's folder: `program.json` and
+`program.hlo`.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from xception_jax.training import sharding
 from xception_jax.training.build import DataSpec
 from xception_jax.utils import imports
 
-# What the compiler says where a program takes more than a device's memory holds.
+# The compiler's message for a program that exceeds a device's memory.
 _REFUSAL = re.compile(r"\(([\d.]+)([KMGTP])\) exceeds available HBM \(([\d.]+)([KMGTP])\)")
 _UNITS = {letter: 2 ** (10 * i) for i, letter in enumerate("KMGTP", start=1)}
 
@@ -36,9 +37,10 @@ def mesh_of(topology: str, options: dict[str, str], model: int = 1, shard: str =
 
 
 def answer(lowered: Any, request: dict[str, Any]) -> None:
-    """Compiles, and leaves the answer in the request's folder.
+    """Compiles a program and writes the answer to the request's folder.
 
-    Unless the folder that `request["known"]` names has the answer to the same program already.
+    If the folder `request["known"]` already has the answer for this program, only its key is
+    written.
     """
     folder = Path(request["folder"])
     told = [request["topology"], request["options"], request["schedules"],
@@ -64,7 +66,7 @@ def answer(lowered: Any, request: dict[str, Any]) -> None:
 
 
 def of_compiled(compiled: Any) -> dict[str, Any]:
-    """What XLA says of an executable: bytes of memory by kind, flops, bytes accessed."""
+    """XLA's figures of an executable: bytes of memory by kind, flops, bytes accessed."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return {
         "memory": {
@@ -84,7 +86,7 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
 
 
 def config_of(request: dict[str, Any]) -> ConfigDict:
-    """The config of a request, once the user's modules that it may need are imported."""
+    """The config of a request, after the import of the user's modules that it may need."""
     sys.path += [folder for folder in request.get("path", ()) if folder not in sys.path]
     imports.load(request.get("imports", ()))
     return config_lib.from_flat(request["config"])

@@ -1,4 +1,4 @@
-"""Plans for people and for programs: tables, rows, CSV, a plot."""
+"""Output of plans for people and programs: tables, rows, CSV, a plot."""
 
 import csv
 import io
@@ -17,17 +17,17 @@ from xception_jax.utils.console import table
 Row = dict[str, object]
 
 LIMITS = (
-    "This project has not seen a TPU: the estimate ranks variants and slices, and is unproven as "
-    "absolute time.",
-    "Operations are taken one after the other; collectives are added in full, at the links' public "
-    "rate, as if nothing hid them.",
-    "Asynchronous copies between HBM and on-chip memory count in full; `at best` is without those "
-    "that fit beside what computes.",
-    "Operations without a schedule count by their bytes alone.",
-    "Not in the hours: the input (the hosts must keep up with the slice), the start, compilation, "
+    "This project has not run on a TPU: the estimate ranks variants and slices; as absolute time "
+    "it is unproven.",
+    "Operations are counted one after the other. Collectives count in full, at the links' public "
+    "rate, without overlap.",
+    "Asynchronous copies between HBM and on-chip memory count in full; `at best` excludes those "
+    "that can overlap with computation.",
+    "Operations without a schedule count by their bytes only.",
+    "The hours do not include input (the hosts must keep up with the slice), start, compilation, "
     "checkpoints, and waiting for a machine.",
-    "Memory is the compiler's own sum, which is what it refuses a program by. The input's next "
-    "batches and what else lies on the device come on top.",
+    "Memory is the compiler's own sum, by which it accepts or refuses a program. The next batches "
+    "and other data on the device come on top.",
 )
 
 
@@ -103,10 +103,10 @@ def _times(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def summary(plan: Plan, config: ConfigDict) -> list[str]:
-    """Lines under a plan's table: the whole run, where its time and its collectives come from."""
+    """Lines under a plan's table: collectives between layers, method of the estimate, the run."""
     lines = [*_between_layers(plan, config), f"time by {plan.train.estimate}"]
     if plan.steps is None:
-        lines.append("the run: how many examples the data holds is not known; give --examples")
+        lines.append("the run: the number of training examples is unknown; give --examples")
         return lines
     run = f"the run ({config.duration}): {plan.steps:,} steps, {plan.evaluations:,} evaluations"
     if plan.eval_steps is not None:
@@ -119,12 +119,12 @@ def summary(plan: Plan, config: ConfigDict) -> list[str]:
 
 
 def of_evaluations(rows: Iterable[Row]) -> list[str]:
-    """A line where hours are those of training alone."""
+    """A line if the hours are those of training only."""
     if all(found.get("hours") is None or found["eval_steps"] is not None for found in rows):
         return []
     return [
-        "the evaluations are left out of the hours: how many examples config.data.eval_split holds "
-        "is not known; give --eval_examples"
+        "the evaluations are left out of the hours: the number of examples in "
+        "config.data.eval_split is unknown; give --eval_examples"
     ]
 
 
@@ -135,11 +135,11 @@ def _between_layers(plan: Plan, config: ConfigDict) -> list[str]:
     share, virtual = plan.batch // plan.devices, config.model.bn_virtual_batch
     reasons = []
     if virtual is None or virtual > share:
-        over = f"virtual batches of {virtual}" if virtual else f"the whole batch of {plan.batch}"
+        over = f"virtual batches of {virtual}" if virtual else f"the complete batch of {plan.batch}"
         reasons.append(
-            f"batch normalization takes its statistics over {over}, of which a device holds "
-            f"{share}; with config.model.bn_virtual_batch={share} it needs none (and computes "
-            f"something else)"
+            f"batch normalization takes its statistics over {over}, of which a device has "
+            f"{share}; config.model.bn_virtual_batch={share} avoids this (and changes the "
+            f"statistics)"
         )
     if config.mesh.model > 1:
         reasons.append("the devices of config.mesh.model share the head's layers")
@@ -147,7 +147,7 @@ def _between_layers(plan: Plan, config: ConfigDict) -> list[str]:
 
 
 def _length(hours: float) -> str:
-    """A time in the unit that a person would take."""
+    """A time in a readable unit."""
     for unit, each in (("hours", 1.0), ("minutes", 60.0)):
         if hours * each >= 1:
             return f"{hours * each:,.2f} {unit}"
@@ -155,12 +155,12 @@ def _length(hours: float) -> str:
 
 
 def _number(value: float) -> str:
-    """With two places after the point, or two digits where those would be noughts."""
+    """A number with two decimal places, or two significant digits if it is below 0.1."""
     return f"{value:,.2f}" if value >= 0.1 or not value else f"{value:.2g}"
 
 
 def row(plan: Plan) -> Row:
-    """A plan as a flat row; times and rates None where they are not known."""
+    """A plan as a flat row; unknown times and rates are None."""
     train, seconds = plan.train, plan.train.seconds
     chips = plan.chips or plan.devices
     return {
@@ -209,7 +209,7 @@ def _ms(seconds: float | None) -> float | None:
 
 
 def _digits(value: float | None) -> float | None:
-    """With four digits at least; a short run's hours are not 0."""
+    """A number with at least four digits, so that a short run's hours are not 0."""
     return None if value is None else round(value, 3) if value >= 1 else float(f"{value:.4g}")
 
 
@@ -234,7 +234,7 @@ _COMPARED = {
 
 
 def of_sweep(rows: Sequence[Mapping[str, object]]) -> Table:
-    """Plans beside each other, one a column; one that does not fit has nothing in it."""
+    """Plans side by side, one a column; the column of one that does not fit is empty."""
     slices = [str(found["topology"]) for found in rows]
     lines = [
         (title, *("" if found.get("note") else _cell(name, found.get(name)) for found in rows))
@@ -262,11 +262,11 @@ def of_fits(fits: Iterable[Fit], topology: str) -> Table:
         for fit in fits
     ]  # fmt: skip
     header = ("", "images a device", "GiB", "refused", "GiB", "of", "programs compiled")
-    return table(f"{topology}: the most images that a device takes at once", header, rows)
+    return table(f"{topology}: the largest batch that fits on a device", header, rows)
 
 
 def to_csv(rows: Sequence[Mapping[str, object]], notes: Mapping[str, str]) -> str:
-    """Rows under lines of notes, `# name: text`. The keys of all rows are the columns."""
+    """Lines of notes, `# name: text`, then the rows. The columns are the keys of all rows."""
     text = io.StringIO()
     text.writelines(f"# {name}: {note}\n" for name, note in notes.items())
     columns = list(dict.fromkeys(key for found in rows for key in found))
@@ -277,7 +277,7 @@ def to_csv(rows: Sequence[Mapping[str, object]], notes: Mapping[str, str]) -> st
 
 
 def check_plot(path: Path) -> None:
-    """Raises `UsageError` where there is no Matplotlib, or it does not know the file's suffix."""
+    """Raises `UsageError` if Matplotlib is missing or does not know the file's suffix."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -288,11 +288,11 @@ def check_plot(path: Path) -> None:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws images/s a chip, memory, and hours of slices beside each other.
+    """Draws images/s a chip, memory, and hours of slices side by side.
 
     Args:
-      rows: of plans that fit and have a time.
-      path: of the picture, see `check_plot`.
+      rows: rows of plans that fit and have a time.
+      path: path of the picture, see `check_plot`.
     """
     from matplotlib.figure import Figure
 
@@ -301,8 +301,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     speed, memory, hours = figure.subplots(1, 3, sharey=True)
     speed.barh(names, [found["images_per_s_chip"] for found in rows])
     speed.set_xlabel("images/s a chip, training")
-    memory.barh(names, [found["device_gib"] for found in rows], color="lightgrey", label="there")
-    memory.barh(names, [found["total_gib"] for found in rows], label="taken")
+    memory.barh(names, [found["device_gib"] for found in rows], color="lightgrey", label="total")
+    memory.barh(names, [found["total_gib"] for found in rows], label="used")
     memory.set_xlabel("GiB of a device")
     memory.legend()
     hours.barh(names, [found["hours"] or 0 for found in rows], color="lightsteelblue")

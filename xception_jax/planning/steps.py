@@ -1,4 +1,4 @@
-"""The steps that a run jits, lowered for devices that need not be there, from shapes alone."""
+"""Lowers a run's jitted steps from shapes only, also for devices that are not present."""
 
 from typing import Any
 
@@ -41,14 +41,14 @@ def lower(
 
 
 def layout_table(config: ConfigDict, data: DataSpec, devices: int) -> Table:
-    """What of the run's state each of so many devices holds, see `sharding.layout_table`."""
+    """The part of a run's state on each of `devices` devices, see `sharding.layout_table`."""
     mesh = sharding.without_devices(devices, config.mesh.model, config.mesh.shard)
     functions = build(config, data, mesh)
     return sharding.layout_table(functions.shapes, functions.layout)
 
 
 def batch_of(count: int, config: ConfigDict, mesh: Mesh, data: DataSpec) -> Any:
-    """Shapes of a batch of so many examples over all devices, see `data.batches`."""
+    """Shapes of a batch of `count` examples over all devices, see `data.batches`."""
     side = config.data.image_size
     shapes = {
         "image": ((count, side, side, 3), jnp.uint8),
@@ -58,5 +58,5 @@ def batch_of(count: int, config: ConfigDict, mesh: Mesh, data: DataSpec) -> Any:
         shapes["labels"] = ((count, data.classes), jnp.uint8)
     else:
         shapes["label"] = ((count,), jnp.int32)
-    cut = sharding.by_example(mesh)
-    return {k: jax.ShapeDtypeStruct(*v, sharding=cut) for k, v in shapes.items()}
+    sharded = sharding.by_example(mesh)
+    return {k: jax.ShapeDtypeStruct(*v, sharding=sharded) for k, v in shapes.items()}

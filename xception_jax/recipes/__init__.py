@@ -1,7 +1,7 @@
 """The recipes by name: `imagenet`, `digits`, `finetune`.
 
-Each is a config file. They are in `configs/` beside this package, where people read and copy them;
-a wheel has them in this folder.
+Each is a config file in `configs/` beside this package, for reading and copying. A wheel has them
+in this folder.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ def _folder() -> Path:
 
 
 def names() -> list[str]:
-    """Those that there are."""
+    """The names of the recipes."""
     return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
 
 
@@ -27,18 +27,18 @@ def path(name: str) -> Path:
     """The config file of a recipe.
 
     Raises:
-      UsageError: there is none of that name.
+      UsageError: there is no recipe of that name.
     """
     if name not in names():
         raise UsageError(
             f"no recipe {name!r}{nearest(name, names()) or ';'} There are: {', '.join(names())}; "
-            f"a config file of your own is given by its path, as ./{name}.py"
+            f"for a config file of your own give its path, as ./{name}.py"
         )
     return _folder() / f"{name}.py"
 
 
 def module(name: str) -> ModuleType:
-    """A recipe's module, made anew; `UsageError` where there is none of that name."""
+    """A new import of a recipe's module; raises `UsageError` if there is no recipe of that name."""
     spec = importlib.util.spec_from_file_location(f"{__name__}.{name}", path(name))
     assert spec is not None
     assert spec.loader is not None
@@ -51,8 +51,8 @@ def load(name: str, variant: str | None = None) -> ConfigDict:
     """The config of a recipe.
 
     Args:
-      name: of the recipe, see `names`.
-      variant: for those that have several, as `experiments` has `residual/without`.
+      name: the recipe, see `names`.
+      variant: for recipes with several variants, as `residual/without` of `experiments`.
 
     Raises:
       UsageError: there is no such recipe or variant.

@@ -1,1 +1,1 @@
-"""The process: its devices, its peers, its signals, its compiled programs."""
+"""The process: its devices, other processes, signals and compiled programs."""

@@ -1,4 +1,4 @@
-"""The C library's allocator, where training runs on the CPU. Imports nothing but the standard."""
+"""Settings of the C library's allocator for training on CPU. Imports only the standard library."""
 
 import ctypes
 
@@ -8,14 +8,14 @@ _HUGE_PAGE = 2**21
 
 
 def keep_freed_memory(gib: float = 2.0) -> bool:
-    """Has glibc keep freed memory in the process, the first `gib` of it in huge pages.
+    """Makes glibc keep freed memory in the process, the first `gib` of it in huge pages.
 
-    Otherwise each large temporary array of a step is mapped afresh, and up to a fifth of a
-    training step on CPU is page faults. What a process has once used then never goes back to the
-    system. To be called before the first large allocation.
+    Otherwise each large temporary array of a step is mapped again, and page faults take up to a
+    fifth of a training step on CPU. The process then never returns memory to the system. Call this
+    before the first large allocation.
 
     Returns:
-      False where there is no `mallopt`, that is on systems without glibc.
+      False if there is no `mallopt`, that is on systems without glibc.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

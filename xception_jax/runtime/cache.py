@@ -1,4 +1,4 @@
-"""Where the package keeps what it can make again."""
+"""The cache folder: files that the package can make again."""
 
 import contextlib
 import grp
@@ -10,21 +10,21 @@ from pathlib import Path
 
 from xception_jax.errors import UsageError
 
-# Bytes of compiled programs that a folder keeps; those of one run take some megabytes.
+# Limit on the bytes of compiled programs in a folder; those of one run take some megabytes.
 BOUND = 5_000_000_000
-# How JAX names a compiled program: the function, and a SHA-256.
+# JAX' file name of a compiled program: the function, and a SHA-256.
 _PROGRAM = re.compile(r".+-[0-9a-f]{64}-cache")
 
 
 def folder() -> Path:
-    """In the folder that `XDG_CACHE_HOME` names, else in `~/.cache`.
+    """The package's folder in `XDG_CACHE_HOME`, else in `~/.cache`.
 
     Raises:
       UsageError: there is no home folder.
     """
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        # A relative path is to be ignored, says the XDG base directory specification.
+        # The XDG base directory specification says to ignore a relative path.
         base = named if named.is_absolute() else Path.home() / ".cache"
     except RuntimeError:
         raise UsageError(
@@ -34,18 +34,19 @@ def folder() -> Path:
 
 
 def make_private(path: Path) -> Path:
-    """Makes a folder for what is run as code, and checks that only the user can write there.
+    """Makes a folder for executable code, and checks that only the user can write there.
 
-    Whoever can write to it, or replace it or a folder above it, could have this user run a program.
+    Anyone who can write to it, or replace it or a folder above it, could make this user run a
+    program.
 
     Args:
-      path: made, with the folders above it, for this user alone (mode 0700).
+      path: the folder; missing ones, also above it, are made for this user only (mode 0700).
 
     Returns:
-      The path, absolute.
+      The absolute path.
 
     Raises:
-      UsageError: it cannot be made, is a link, or someone else can write to it or replace it.
+      UsageError: it cannot be made, is a link, or another user can write to it or replace it.
     """
     path = path.absolute()
     try:
@@ -62,24 +63,24 @@ def make_private(path: Path) -> Path:
 
 
 def remove_old_programs(folder: Path, bound: int = BOUND) -> int:
-    """Deletes the programs that were used longest ago, until the rest takes at most `bound` bytes.
+    """Deletes the least recently used programs until the rest takes at most `bound` bytes.
 
-    JAX's own bound (`jax_compilation_cache_max_size`) needs another package, locks the folder for
-    each access, and stops writing to a folder that was filled without it.
+    JAX's own limit (`jax_compilation_cache_max_size`) needs another package, locks the folder for
+    each access, and stops writing to a folder that was filled without the limit.
 
     Args:
-      folder: where JAX keeps programs, or a folder of such folders. Other files are left alone.
+      folder: a folder of JAX' programs, or a folder of such folders. Other files are not touched.
       bound: bytes.
 
     Returns:
-      The number of programs deleted. One that cannot be read or deleted is left.
+      The number of deleted programs. One that cannot be read or deleted is left.
     """
     found = []
     with contextlib.suppress(OSError):
         for path in (*folder.glob("*-cache"), *folder.glob("*/*-cache")):
             status = path.lstat()
             if _PROGRAM.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
-                # Most systems note the time of a read once a day at least, which is enough here.
+                # Most systems record the time of a read at least once a day, which is enough here.
                 used = max(status.st_atime, status.st_mtime)
                 found.append((used, status.st_size, path))
     left, deleted = sum(size for _, size, _ in found), 0
@@ -87,13 +88,13 @@ def remove_old_programs(folder: Path, bound: int = BOUND) -> int:
         if left <= bound:
             break
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)  # another process may be at it
+            path.unlink(missing_ok=True)  # another process may delete it at the same time
             left, deleted = left - size, deleted + 1
     return deleted
 
 
 def _complaint(place: Path, *, above: bool) -> str:
-    """Why others could write to a folder, or replace what is in it; empty if they cannot."""
+    """Why others could write to a folder or replace files in it; empty if they cannot."""
     status = place.lstat()
     trusted = status.st_uid == os.geteuid() or (above and _belongs_to_system(place, status.st_uid))
     if not trusted:
@@ -101,18 +102,18 @@ def _complaint(place: Path, *, above: bool) -> str:
     if stat.S_ISLNK(status.st_mode):
         return "" if above else f"{place} is a link"
     if not stat.S_ISDIR(status.st_mode):
-        return f"{place} is no folder"
-    # In a folder with the sticky bit, as /tmp, nobody can replace what belongs to others.
+        return f"{place} is not a folder"
+    # In a folder with the sticky bit, as /tmp, users cannot replace files of other users.
     shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if shared and not (above and (status.st_mode & stat.S_ISVTX or _only_mine(place, status))):
-        return f"others can write to {place}; chmod go-w takes that from them"
+        return f"others can write to {place}; chmod go-w prevents that"
     return ""
 
 
 def _belongs_to_system(place: Path, owner: int) -> bool:
-    """Whether the superuser owns it, or an owner that this user namespace has no number for.
+    """Whether the superuser owns it, or an owner without a number in this user namespace.
 
-    In a rootless container the host's superuser has none: its folders, `/` first, show the
+    In a rootless container the host's superuser has no number: its folders, such as `/`, show the
     overflow uid (user_namespaces(7)).
     """
     if owner == 0:
@@ -123,16 +124,16 @@ def _belongs_to_system(place: Path, owner: int) -> bool:
         mapped = sum(int(line.split()[2]) for line in ranges)
     except (OSError, ValueError, IndexError):
         return False
-    # Outside of any such namespace, where all uids have a number, it is a user like others.
+    # Outside such a namespace all uids have a number, and the overflow uid is an ordinary user.
     writable = os.access(place, os.W_OK, effective_ids=True)
     return owner == overflow and mapped < 2**32 - 1 and not writable
 
 
 def _only_mine(place: Path, status: os.stat_result) -> bool:
-    """Whether only the group may write besides the user, and the user is alone in it.
+    """Whether only the user and the group may write, and the group has no other member.
 
-    Many systems give each user a group of the same name, and umask 002. A group of another name is
-    not trusted: a directory service need not list whose primary group it is.
+    Many systems give each user a group of the same name, and umask 002. A group with another name
+    is not trusted: a directory service may hide that it is the primary group of other users.
     """
     if status.st_mode & stat.S_IWOTH:
         return False

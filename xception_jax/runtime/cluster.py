@@ -1,8 +1,8 @@
-"""Several processes as one run: how they find each other, act together and end together.
+"""Several processes as one run: how they connect, act together and end together.
 
 Every process runs the same program on its own devices. JAX's coordination service, in process 0,
-connects them; where a cluster's environment names the processes (Cloud TPU, GKE, SLURM, Open MPI),
-nothing has to be said, see `detection`. A process that is alone starts no service.
+connects them. No flags are needed if the environment names the processes (Cloud TPU, GKE, SLURM,
+Open MPI), see `detection`. A single process starts no service.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from xception_jax.errors import RunError, UsageError, of_system
 from xception_jax.runtime import detection, ending, meeting
 from xception_jax.utils.console import make_console
 
-# A process that has not been heard of for so long is dead, and all others end: a step that waits
-# for it would wait for ever. JAX's own 100 s are as long again as most steps' work to be redone.
+# A process without a heartbeat for this time is dead, and all others end: a step would wait for it
+# forever. JAX's default of 100 s would double the time lost in most failures.
 _HEARTBEAT_TIMEOUT_S = 15
-# How long a process that is done, or cannot go on, waits for the others to end with it.
+# How long a process that is done, or has failed, waits for the others to end.
 _SHUTDOWN_TIMEOUT_S = 15
-# How long JAX takes at most to connect processes that have met.
+# Longest time for JAX to connect processes that have met.
 _CONNECTION_TIMEOUT_S = 60
-# How long one waits for a value of another process before it says so, and between two attempts.
+# Time after which a process says that it waits for another one, and the time of one attempt.
 _PATIENCE_S, _ATTEMPT_S = 60.0, 5
 
 T = TypeVar("T")
@@ -41,20 +41,22 @@ def join(
     by_itself: bool = True,
     timeout_s: float = 300,
 ) -> None:
-    """Connects this process with the others of its run; to be called before JAX finds its devices.
+    """Connects this process with the others of its run. Call it before JAX finds its devices.
 
     Args:
       coordinator: `HOST:PORT` of process 0.
-      processes: how many there are. Without `coordinator`, the environment must name so many.
-      process: which of them this is, from 0 on.
-      required: True: there must be a cluster, though it may be of one process; False: there is
-        none; None: there is one if the environment names several processes.
-      by_itself: with `required` None: join a cluster that only the environment names. Else one
+      processes: number of processes. Without `coordinator`, the environment must name the same
+        number.
+      process: the number of this process, from 0 on.
+      required: True: there must be a cluster, possibly of one process. False: ignore any cluster.
+        None: join a cluster if the environment names several processes.
+      by_itself: with `required` None: join a cluster that only the environment names. If False, one
         line says that there is one.
-      timeout_s: how long it waits for the others to appear.
+      timeout_s: how long to wait for the others, seconds.
 
     Raises:
-      UsageError: the arguments do not fit each other or the environment; another run is there.
+      UsageError: the arguments contradict each other or the environment, or another run uses the
+        address.
       RunError: the others do not appear.
     """
     say = make_console(stderr=True).print
@@ -83,7 +85,7 @@ def join(
 def _place(
     processes: int | None, required: bool | None, by_itself: bool, say: Callable[[str], None]
 ) -> detection.Place | None:
-    """The place in a cluster that is to be joined; None: run alone. See `join`."""
+    """The place in the cluster to join; None: run alone. See `join`."""
     asked = required or processes is not None
     try:
         place = detection.find()
@@ -124,7 +126,7 @@ def _check_arguments(
         raise UsageError(f"--num_processes is {processes}; it takes at least 1")
     if required is False and (processes or 1) > 1:
         raise UsageError(
-            f"--nodistributed runs alone, and --num_processes is {processes}; leave one of them out"
+            f"--nodistributed runs alone, and --num_processes is {processes}; remove one of them"
         )
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UsageError(f"--process_id is {process}; it takes 0 to {processes - 1}")
@@ -141,14 +143,14 @@ def _connect(
     timeout_s: float,
     say: Callable[[str], None],
 ) -> None:
-    """Meets the others, then has JAX connect all."""
+    """Meets the others, then connects all with JAX."""
     host = address.rpartition(":")[0]
     if processes > 1:
         meeting.meet(address, processes, process, timeout_s, say)
     else:
         meeting.check_free(address)
     detection.without_proxy(host.strip("[]"))
-    with contextlib.suppress(AttributeError):  # its warning of proxies, which are left out
+    with contextlib.suppress(AttributeError):  # JAX would warn about proxies, which are bypassed
         jax.config.update("jax_check_proxy_envs", False)
     try:
         jax.distributed.initialize(
@@ -160,7 +162,7 @@ def _connect(
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
             initialization_timeout=_CONNECTION_TIMEOUT_S,
-            # By default it listens on all interfaces, also where all processes are on this machine.
+            # By default it listens on all interfaces, even if all processes are on this machine.
             coordinator_bind_address=address if host in meeting.LOOPBACK else None,
         )
     except RuntimeError as error:
@@ -173,25 +175,25 @@ def _connect(
 
 
 def connected() -> bool:
-    """Whether `join` has found a cluster, though it may be of one process."""
+    """Whether `join` has joined a cluster, possibly of one process."""
     return jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is the process that writes shared files and output."""
     return jax.process_index() == 0
 
 
 def together(
     action: Callable[[], T], kinds: tuple[type[Exception], ...] = (RunError, UsageError)
 ) -> list[T]:
-    """What an action gives in each process, as JSON; raises in all where it raises in one.
+    """The results of an action in each process, as JSON; raises in all if it raises in one.
 
     Args:
-      action: may take other processes longer than this one.
-      kinds: of errors to raise in all processes; where several fail, an error of an earlier kind is
-        raised. An `OSError` counts as the first kind. Any other error ends this process alone, and
-        the others end with its line, see `ending`.
+      action: its duration may differ between processes.
+      kinds: kinds of errors to raise in all processes. If several processes fail, an error of the
+        earliest kind is raised. An `OSError` counts as the first kind. Any other error ends this
+        process, and the others end with its line, see `ending`.
     """
     error: Exception | None = None
     complaint, value = None, None
@@ -215,17 +217,17 @@ def together(
 
 
 def _told(error: Exception) -> Exception:
-    """Marks an error that all processes raise at this point: none has to tell the others."""
+    """Marks an error that all processes raise at this point, so that none informs the others."""
     error.raised_by_all = True  # type: ignore[attr-defined]
     return error
 
 
 def on_first(action: Callable[[], T]) -> T:
-    """Does something on process 0 alone, while the others wait.
+    """Runs an action on process 0 only, while the others wait.
 
     Returns:
-      What it gives, as JSON, in all processes; where it raises an error of ours or an `OSError`,
-      all of them do.
+      Its result, as JSON, in all processes. If it raises an error of ours or an `OSError`, all
+      processes raise it.
     """
     return cast(T, together(lambda: action() if is_first() else None)[0])
 
@@ -234,14 +236,14 @@ _rounds = itertools.count()
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes in their order, in each of them.
+    """The values of all processes in their order, returned in each process.
 
-    One may come later than another by any time: who waits for over a minute says so and goes on,
-    since JAX ends all when a process dies. The values go through JAX's coordination service, as
-    those of its collectives on CPU wait 30 s only.
+    There is no timeout: a process that waits for over a minute says so and keeps waiting, since JAX
+    ends all processes when one dies. The values go through JAX's coordination service, because its
+    collectives on CPU wait only 30 s.
 
     Args:
-      value: what JSON can hold; lists come back for tuples.
+      value: a JSON value; tuples come back as lists.
     """
     text = json.dumps(value)
     count = jax.process_count()
@@ -261,14 +263,14 @@ def gather(value: Any) -> list[Any]:
 
 
 def _store() -> Any:
-    """The values that JAX's coordination service keeps for all processes."""
+    """The key-value store of JAX's coordination service, shared by all processes."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def _awaited(key: str, whom: str) -> str:
-    """A value, once it is there."""
+    """Waits for a value and returns it."""
     begun, told = time.monotonic(), False
     while True:
         try:
@@ -280,12 +282,12 @@ def _awaited(key: str, whom: str) -> str:
             told = True
             make_console(stderr=True).print(
                 f"process {jax.process_index()} has waited {_PATIENCE_S:.0f} s for {whom}, which "
-                f"may read or restore; it goes on waiting"
+                f"may be reading or restoring; it continues to wait"
             )
 
 
 def check_same(what: str, data: bytes) -> None:
-    """Raises `RunError` in all processes of the run where they do not have the same data."""
+    """Raises `RunError` in all processes of the run if their data differs."""
     first, *others = gather(hashlib.sha256(data).hexdigest())
     other = next((n for n, digest in enumerate(others, 1) if digest != first), None)
     if other is not None:
@@ -298,10 +300,10 @@ def check_same(what: str, data: bytes) -> None:
 
 
 def compile_together(function: Any, *arguments: Any) -> None:
-    """Compiles a jitted function that is about to be called, and waits for all processes to do so.
+    """Compiles a jitted function before its call, and waits until all processes have done so.
 
-    They may take their time for it. Once one has called it, those on CPU give up when another does
-    not follow within 30 s.
+    Compilation may take any time. But on CPU, once one process calls the function, it fails if
+    another one does not follow within 30 s.
     """
     function.lower(*arguments).compile()  # JAX keeps the program for the call
     if jax.process_count() > 1:

@@ -1,8 +1,8 @@
-"""Which cluster this process is part of, as its environment says.
+"""Finds the cluster that this process belongs to, from the environment.
 
-JAX reads the environment (SLURM, Open MPI, Cloud TPU, Kubernetes), but asks and joins in one step.
-Here it is asked alone, so that one can say what was found before anything waits. The readers are
-JAX's own, `jax._src.clusters`, as they are from JAX 0.8 to 0.12.
+JAX reads the environment (SLURM, Open MPI, Cloud TPU, Kubernetes), but detects and connects in one
+step. Detection is separate here, so that its result is printed before anything waits. The readers
+are JAX's own, `jax._src.clusters`, as in JAX 0.8 to 0.12.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 
 from xception_jax.errors import RunError, UsageError
 
-# Of a reader of JAX's, by its name: whose environment it reads, and the variables that say so.
+# By the name of JAX's reader: the cluster whose environment it reads, and its variables.
 _KNOWN = {
     "ompi": ("Open MPI", ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")),
     "slurm": ("SLURM", ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_PROCID")),
@@ -20,12 +20,12 @@ _KNOWN = {
     "gcetpu": ("Cloud TPU's metadata server", ()),
 }
 _KUBERNETES = ("Kubernetes", ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"))
-# Launchers that number their processes but name no address that JAX could read.
+# Launchers that number their processes but give no address that JAX can read.
 _NUMBERED = {
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "MPI": ("PMI_SIZE", "PMI_RANK"),
 }
-# Of the ports that JAX takes under SLURM, the first and their number.
+# The first port that JAX uses under SLURM, and the number of ports.
 _FIRST_PORT, _PORTS = 65536 - 2**12, 2**12
 _METADATA = "metadata.google.internal"
 
@@ -35,10 +35,10 @@ class Place:
     """A process's place in a cluster.
 
     Attributes:
-      source: whose environment says so, with its variables, for messages.
-      processes: how many there are.
-      process: which of them this is, from 0 on.
-      devices: numbers of the local GPUs it is to use; None: all.
+      source: the cluster's name and its environment variables, for messages.
+      processes: number of processes.
+      process: the number of this process, from 0 on.
+      devices: numbers of the local GPUs that it uses; None: all.
       reader: JAX's reader of the environment.
     """
 
@@ -52,7 +52,7 @@ class Place:
         """`HOST:PORT` of process 0, the same in all processes; may wait for the host's name.
 
         Raises:
-          RunError: the name is not known after `timeout_s`.
+          RunError: the name is still unknown after `timeout_s`.
         """
         known = {"timeout_secs": timeout_s, "override_coordinator_port": _port(self.reader.name)}
         takes = inspect.signature(self.reader.get_coordinator_address).parameters
@@ -60,7 +60,7 @@ class Place:
             address = self.reader.get_coordinator_address(**{name: known[name] for name in takes})
         except Exception as error:  # an HTTP client's, Kubernetes', a RuntimeError
             raise RunError(
-                f"{self.source} does not tell the address of process 0: {_first_line(error)}; "
+                f"{self.source} does not give the address of process 0: {_first_line(error)}; "
                 f"--nodistributed runs alone"
             ) from None
         port = known["override_coordinator_port"]
@@ -68,16 +68,16 @@ class Place:
 
 
 def find() -> Place | None:
-    """This process's place in a cluster; None where the environment names none.
+    """This process's place in a cluster; None if the environment names none.
 
     Raises:
-      UsageError: the environment names one, but not all that is needed to join it.
+      UsageError: the environment names a cluster, but not everything that is needed to join it.
     """
     reader, source = None, "the environment"
     try:
         without_proxy(os.environ.get("GCE_METADATA_IP", _METADATA).partition(":")[0])
         reader = next((one for one in _readers() if one.is_env_present()), None)
-        # srun numbers by itself; mpirun under SLURM leaves the numbers of its own daemons.
+        # srun numbers the processes itself; under mpirun SLURM's numbers are those of its daemons.
         if reader is None or reader.name == "slurm":
             _check_numbered(*(_NUMBERED if reader is None else ["Open MPI"]))
         if reader is None:
@@ -112,18 +112,18 @@ def _on_tpu() -> bool:
 
 
 def _step_tasks(reader: Any) -> str | None:
-    """Under SLURM, the tasks of this step. In a shell of an allocation that is 1.
+    """Under SLURM, the number of tasks of this step. In a shell of an allocation that is 1.
 
-    There `SLURM_NTASKS` is what the job may start, and nobody but this process runs.
+    There `SLURM_NTASKS` is the number that the job may start, but only this process runs.
     """
     return os.environ.get("SLURM_STEP_NUM_TASKS") if reader.name == "slurm" else None
 
 
 def _port(name: str) -> str | None:
-    """The coordinator's port where JAX's own choice will not do.
+    """The coordinator's port, where JAX's own choice does not work.
 
-    Under SLURM it follows from the job alone, so a second step would meet the first one's run. The
-    number of the step is known to all of its processes.
+    Under SLURM JAX derives it from the job only, so a second step would meet the run of the first.
+    All processes of a step know the step's number.
     """
     if given := os.environ.get("JAX_COORDINATOR_PORT"):
         return given
@@ -134,7 +134,7 @@ def _port(name: str) -> str | None:
 
 
 def _check_numbered(*launchers: str) -> None:
-    """Refuses to train alone in each of several processes that a launcher has started."""
+    """Prevents that each of several processes of a launcher trains alone."""
     for launcher in launchers:
         size, rank = _NUMBERED[launcher]
         if int(os.environ.get(size) or 1) > 1:
@@ -146,7 +146,7 @@ def _check_numbered(*launchers: str) -> None:
 
 
 def _source(reader: Any) -> str:
-    """Whose environment it is, and its variables, as `SLURM (SLURM_JOB_ID=7, ...)`."""
+    """The cluster and its environment variables, as `SLURM (SLURM_JOB_ID=7, ...)`."""
     name, variables = _KNOWN.get(reader.name) or (
         _KUBERNETES if reader.__name__.startswith("K8s") else (reader.__name__, ())
     )
@@ -157,10 +157,10 @@ def _source(reader: Any) -> str:
 
 
 def without_proxy(host: str) -> None:
-    """Has connections to a host leave out a proxy that `http_proxy` or its like names.
+    """Makes connections to a host bypass the proxy of `http_proxy` and similar variables.
 
-    gRPC takes `no_grpc_proxy` in place of `no_proxy` where it is there; `NO_PROXY` counts where
-    there is no `no_proxy`.
+    If `no_grpc_proxy` is set, gRPC uses it in place of `no_proxy`. If `no_proxy` is not set,
+    `NO_PROXY` applies.
     """
     for name in ("no_proxy", "no_grpc_proxy"):
         known = os.environ.get(name, os.environ.get("NO_PROXY") if name == "no_proxy" else None)

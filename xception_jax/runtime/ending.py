@@ -1,8 +1,8 @@
-"""How a run of several processes ends when one of them cannot go on: all say why, in one line.
+"""Ends all processes of a run when one of them fails; all print the reason in one line.
 
-Left alone, the others would wait for it in a computation, until JAX's runtime misses its heartbeats
-and ends them from C++. So the process that fails leaves its line in JAX's coordination service,
-where a thread of each process looks every second.
+Otherwise the others would wait in a computation until JAX's runtime misses the heartbeats and ends
+them from C++. So the failing process stores its line in JAX's coordination service, which a thread
+of each process reads every second.
 """
 
 import atexit
@@ -19,9 +19,9 @@ from xception_jax.utils.text import printable
 
 _LINE, _SEEN = "xception_jax/end", "xception_jax/seen/"
 _LOOK_S = 1.0
-# How long the last to end waits for the others to have read why.
+# How long process 0, the last to end, waits until the others have read the line.
 _FAREWELL_S = 10.0
-# And for their last instructions after that: JAX aborts a process that still runs when the service
+# Additional time for their last instructions: JAX aborts a process that still runs when the service
 # is gone.
 _GRACE_S = 2.0
 
@@ -29,15 +29,15 @@ _watch: "_Watch | None" = None
 
 
 def watch(process: int, processes: int) -> None:
-    """Begins to look whether another process has ended; JAX must have connected them."""
+    """Starts watching for the failure of another process; JAX must have connected them."""
     global _watch
     _watch = _Watch(process, processes)
     _watch.start()
-    atexit.register(_watch.stop)  # runs before JAX disconnects, which was registered earlier
+    atexit.register(_watch.stop)  # runs before JAX disconnects, whose handler is older
 
 
 def watched() -> bool:
-    """Whether this process is one of several, who hear of its end."""
+    """Whether this process is one of several that watch each other."""
     return _watch is not None
 
 
@@ -45,16 +45,17 @@ def for_all(line: str, code: int, *, lost: bool = False) -> NoReturn:
     """Ends all processes of the run with a line.
 
     Args:
-      line: why.
-      code: that all exit with.
-      lost: the others seem to be lost. If one of them has said why, that is the line to say.
+      line: the reason.
+      code: the exit code of all processes.
+      lost: whether the other processes seem to be lost. If one of them has stored a line, that line
+        is printed instead.
     """
     assert _watch is not None
     _watch.end(line, code, lost)
 
 
 class _Watch(threading.Thread):
-    """Looks for the line that another process has left; ends this one when it finds one."""
+    """Watches for a line from another process; ends this process when there is one."""
 
     def __init__(self, process: int, processes: int):
         super().__init__(daemon=True, name="ending")
@@ -65,7 +66,7 @@ class _Watch(threading.Thread):
         self._over, self._ending = threading.Event(), threading.Lock()
 
     def stop(self) -> None:
-        """The run ends well: looks no more."""
+        """Stops watching, at the normal end of a run."""
         self._over.set()
         self.join()
 
@@ -82,8 +83,8 @@ class _Watch(threading.Thread):
         return line, code
 
     def end(self, line: str, code: int, lost: bool) -> NoReturn:
-        """Leaves the line for the others, unless one was faster, and ends this process."""
-        self._ending.acquire()  # while the thread is ending this process, for ever
+        """Stores the line for the others, unless there is one already, and ends this process."""
+        self._ending.acquire()  # never returns if the thread is already ending this process
         if lost:
             until = time.monotonic() + 3 * _LOOK_S
             while not (found := self._found()) and time.monotonic() < until:
@@ -91,12 +92,12 @@ class _Watch(threading.Thread):
             if found:
                 self._leave(*found)
         where = f" (process {self._process} of {self._processes})"
-        with contextlib.suppress(Exception):  # the first line stays
+        with contextlib.suppress(Exception):  # an earlier line is not overwritten
             self._client.key_value_set(_LINE, json.dumps([line + where, code]))
         self._leave(line, code)
 
     def _leave(self, line: str, code: int) -> NoReturn:
-        """Says the line and ends the process; process 0, which holds the service, last."""
+        """Prints the line and ends the process; process 0, which runs the service, ends last."""
         try:
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
@@ -111,4 +112,4 @@ class _Watch(threading.Thread):
                         break
                     time.sleep(0.1)
         finally:
-            os._exit(code)  # JAX would wait for the others at its end, and end from C++
+            os._exit(code)  # at a normal exit JAX would wait for the others and abort from C++

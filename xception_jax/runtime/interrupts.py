@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM, noticed at once whatever the main thread does.
+"""Reacts to Ctrl-C and SIGTERM at once, also while the main thread is busy.
 
-Python runs a signal's handler in the main thread, between two instructions: not while that thread
-compiles a program in C++, which takes minutes. The interpreter itself notes the signal at once and
-writes its number to a socket, see `signal.set_wakeup_fd`. A thread here reads it and answers.
+Python runs a signal's handler in the main thread, between two instructions. It does not run while
+that thread compiles a program in C++, which takes minutes. But the interpreter writes the signal's
+number to a socket at once, see `signal.set_wakeup_fd`. A thread here reads it and reacts.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-# Until then the main thread has run its handler, unless it is in C++.
+# Within this time the main thread runs its handler, unless it is in C++.
 _PATIENCE_S = 1.0
-# How long it may then take to tidy up.
+# How long the main thread may then take to clean up.
 _TIDY_S = 5.0
 
 _owned = False
@@ -30,14 +30,14 @@ def noticed(
     arrived: Callable[[int], None],
     handler: Callable[[int, Any], None] = lambda number, frame: None,
 ) -> Iterator[None]:
-    """Inside, each signal of these kinds is noticed within milliseconds.
+    """Inside the context, each of these signals is noticed within milliseconds.
 
-    Of use in the main thread only, as everything about signals.
+    Works in the main thread only, as everything about signals.
 
     Args:
       numbers: the signals.
-      arrived: called with the number, in a thread.
-      handler: called in the main thread, when it gets there.
+      arrived: called with the number, in another thread.
+      handler: called in the main thread, as soon as it can run Python.
     """
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)
@@ -64,12 +64,12 @@ def noticed(
 
 @contextmanager
 def ends(line: str) -> Iterator[None]:
-    """Inside, Ctrl-C ends the process with one line and exit code 130, and no traceback.
+    """Inside the context, Ctrl-C ends the process with one line, exit code 130 and no traceback.
 
-    Once, `KeyboardInterrupt` is raised in the main thread, so that it can tidy up; it may end with
-    a line of its own by `SystemExit`. Where it is in C++ or imports a module, is not done after
-    five seconds, or at a second Ctrl-C, the process ends at once. Nothing changes where Ctrl-C is
-    ignored, as shells have it for what they start in the background.
+    The first Ctrl-C raises `KeyboardInterrupt` in the main thread, so that it can clean up. It may
+    end with a line of its own by `SystemExit`. The process ends at once if the main thread is in
+    C++, imports a module, or is not done after five seconds, and at a second Ctrl-C. If Ctrl-C is
+    ignored, as shells do for background processes, nothing changes.
     """
     global _owned
     _owned = True
@@ -95,7 +95,7 @@ def ends(line: str) -> Iterator[None]:
             end_now(line, number)
 
     def unraisable(told: Any) -> None:
-        """It was raised where nobody can catch it, as in a hook of the garbage collector."""
+        """The interrupt was raised where it cannot be caught, as in a garbage collector's hook."""
         if isinstance(told.exc_value, KeyboardInterrupt):
             end_now(line, signal.SIGINT)
         hook_before(told)
@@ -105,7 +105,7 @@ def ends(line: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            # Libraries make other errors of it.
+            # Libraries may turn the interrupt into another error.
             if not raised.is_set():
                 raise
             over.set()
@@ -116,12 +116,12 @@ def ends(line: str) -> Iterator[None]:
 
 
 def owned() -> bool:
-    """Whether the process is a command's, which may end it; else it is another program's."""
+    """Whether a command of ours owns the process and may end it, not another program."""
     return _owned
 
 
 def _importing(frame: Any) -> bool:
-    """Whether a module is being imported: extensions print what is raised then."""
+    """Whether a module is being imported: extensions print errors that are raised then."""
     while frame:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -130,8 +130,8 @@ def _importing(frame: Any) -> bool:
 
 
 def say(line: str) -> None:
-    """Writes a line to standard error, past all locks and buffers."""
-    # On a terminal a progress bar may stand in the line; it is drawn anew below.
+    """Writes a line to standard error, without locks and buffers."""
+    # On a terminal the line may contain a progress bar, which is drawn again below.
     start = "\r\x1b[K" if os.isatty(2) else ""
     with contextlib.suppress(OSError):
         os.write(2, f"{start}{line}\n".encode())
@@ -140,7 +140,7 @@ def say(line: str) -> None:
 def end_now(line: str, number: int) -> NoReturn:
     """Ends the process with a line, unless it is empty, and exit code 128 + number.
 
-    Python's own end is left out: it waits for threads, and another thread may hold any lock.
+    Python's normal exit is skipped: it waits for threads, and another thread may hold any lock.
     """
     for buffered in (sys.stdout, sys.stderr):
         if threading.current_thread() is threading.main_thread():

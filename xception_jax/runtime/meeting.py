@@ -1,12 +1,12 @@
-"""Where the processes of a run meet before JAX connects them.
+"""The processes of a run meet here before JAX connects them.
 
-JAX ends a process from C++, with a stack trace, when the others do not appear in time. It takes
-a port that another run listens on, and both runs end. So the processes meet here first, over plain
-TCP on the same port: process 0 waits until all others have told their numbers, sends them on, and
-frees the port for JAX's coordination service.
+If the others do not appear in time, JAX ends a process from C++, with a stack trace. If another run
+listens on the same port, JAX uses the port too, and both runs end. So the processes first meet over
+plain TCP on that port. Process 0 waits for the numbers of all others, lets them continue, and frees
+the port for JAX's coordination service.
 
-The others send a line, `xception_jax NUMBER PROCESSES`; process 0 answers `wait`, and then `go` or
-the reason why not.
+The others send a line, `xception_jax NUMBER PROCESSES`. Process 0 answers `wait`, and then `go` or
+the reason for a refusal.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from xception_jax.errors import RunError, UsageError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ALONE = "--nodistributed runs alone"
-# Seconds: for an answer of a process that is there; between two attempts; until one says it waits.
+# Seconds: timeout of an answer; pause between two attempts; time until a process says it waits.
 _ANSWER, _PAUSE, _PATIENCE = 5.0, 0.2, 5.0
 
 
@@ -30,14 +30,14 @@ def meet(
 
     Args:
       address: `HOST:PORT` where process 0 waits for the others.
-      processes: how many there are, more than one.
-      process: which of them this is.
-      timeout_s: how long it waits for the others.
-      say: takes a line where one has to wait.
+      processes: number of processes, more than one.
+      process: the number of this process.
+      timeout_s: how long to wait for the others, seconds.
+      say: prints a line if the process has to wait.
 
     Raises:
-      UsageError: something else listens there, or the numbers do not fit.
-      RunError: some did not come in time.
+      UsageError: another program listens there, or the numbers are inconsistent.
+      RunError: some processes did not appear in time.
     """
     deadline = time.monotonic() + timeout_s
     if process:
@@ -60,22 +60,22 @@ def meet(
             with contextlib.suppress(TimeoutError):
                 _welcome(server.accept()[0], others, processes)
         _answer(others, "go\n")
-        for one in others.values():  # they close first, so that the port is free at once
+        for one in others.values():  # the others close first, so that the port is free at once
             with contextlib.suppress(OSError):
                 one.settimeout(_ANSWER)
                 one.recv(1)
 
 
 def check_free(address: str) -> None:
-    """Raises `UsageError` where another run listens at the address.
+    """Raises `UsageError` if another run listens at the address.
 
-    gRPC would share the port with it, and end both.
+    gRPC would share the port with that run and end both.
     """
     _listen(address).close()
 
 
 def _listen(address: str) -> socket.socket:
-    """A socket at the address: of loopback alone if it names that, else of all interfaces."""
+    """A socket at the address: on loopback if the address names that, else on all interfaces."""
     host, _, port = address.rpartition(":")
     try:
         if host in LOOPBACK:
@@ -101,13 +101,13 @@ def _taken(address: str) -> str:
 
 
 def _welcome(caller: socket.socket, others: dict[int, socket.socket], processes: int) -> None:
-    """Takes the number of a process that has come, or sends the caller away."""
+    """Registers a process that has connected, or refuses the caller."""
     caller.settimeout(_ANSWER)
     try:
         name, *numbers = _line(caller).split()
         number, count = map(int, numbers)
     except (OSError, ValueError):
-        caller.close()  # a stranger, or one who has given up
+        caller.close()  # an unknown program, or a process that has given up
         return
     reason = ""
     if name != "xception_jax" or count != processes or not 0 < number < processes:
@@ -119,13 +119,13 @@ def _welcome(caller: socket.socket, others: dict[int, socket.socket], processes:
     if reason:
         caller.close()
         return
-    if number in others:  # it had come before, and left
+    if number in others:  # it had connected before, and left
         others[number].close()
     others[number] = caller
 
 
 def _there(other: socket.socket | None) -> bool:
-    """Whether a process that has come still waits."""
+    """Whether a process that has connected still waits."""
     if other is None:
         return False
     other.setblocking(False)
@@ -157,7 +157,7 @@ def _report(
     timeout_s: float,
     say: Callable[[str], None],
 ) -> None:
-    """Tells process 0 that this one is there, and waits until all are."""
+    """Reports this process to process 0 and waits for all others."""
     host, _, port = address.rpartition(":")
     patience: float | None = time.monotonic() + _PATIENCE
     why = "no answer"
@@ -175,7 +175,7 @@ def _report(
                 server.settimeout(max(0.1, deadline - time.monotonic()) + _ANSWER)
                 if (said := _line(server)) == "go":
                     return
-                if said:  # why process 0 has given up
+                if said:  # the reason why process 0 has given up
                     raise RunError(f"{said}; start all {processes} at once; {_ALONE}")
                 why = "it has ended"
         except (OSError, UnicodeDecodeError) as error:
@@ -190,7 +190,7 @@ def _report(
 
 
 def _line(connection: socket.socket) -> str:
-    """A line of ASCII, at most 500 bytes; "" where the connection ends."""
+    """A line of ASCII, at most 500 bytes; "" if the connection has ended."""
     data = b""
     while not data.endswith(b"\n") and len(data) < 500 and (byte := connection.recv(1)):
         data += byte
@@ -198,7 +198,7 @@ def _line(connection: socket.socket) -> str:
 
 
 def _numbers(missing: list[int]) -> str:
-    """As `process 1`, or `processes 1, 2 and 5 more`."""
+    """The numbers as `process 1`, or `processes 1, 2 and 5 more`."""
     more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
     listed = ", ".join(map(str, missing[:4]))
     return f"process{'es' if len(missing) > 1 else ''} {listed}{more}"

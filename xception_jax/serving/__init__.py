@@ -1,4 +1,4 @@
-"""A trained model as a program that JAX alone runs: written, read, verified."""
+"""Exports a trained model as a program that only needs JAX; reads and verifies exports."""
 
 from xception_jax.serving.checking import ExportCheck, check
 from xception_jax.serving.program import (

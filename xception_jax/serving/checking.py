@@ -1,4 +1,4 @@
-"""The check of an export: its files and its program, on this machine."""
+"""Checks the files and the program of an export on this machine."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,22 +9,21 @@ import numpy as np
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving.program import ABOUT, PROGRAM, load, verified
 
-# How far the sums of softmax' probabilities may be from 1.
+# The maximum difference of a sum of softmax probabilities from 1.
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """What `check` has verified.
+    """The result of `check`.
 
     Attributes:
-      files: the names of the files, which are as they were written.
-      platform: that the program ran on.
-      pictures: how many pictures of random pixels it classified.
+      files: the names of the verified files.
+      platform: the platform on which the program ran.
+      pictures: the number of classified pictures of random pixels.
       sides: their height and width.
-      largest_difference: of the sums of their probabilities from 1; None for sigmoid, whose sums
-        may be any.
-      tolerance: the largest difference that is allowed; None for sigmoid.
+      largest_difference: of a sum of probabilities from 1; None for sigmoid, whose sums are not 1.
+      tolerance: the maximum difference allowed; None for sigmoid.
     """
 
     files: tuple[str, ...]
@@ -35,16 +34,16 @@ class ExportCheck:
     tolerance: float | None
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return asdict(self)
 
 
 def check(folder: Path) -> ExportCheck:
-    """Verifies an export and runs it on this machine, on pictures of random pixels.
+    """Verifies an export and runs it on this machine with pictures of random pixels.
 
     Raises:
-      UsageError: it is not for this machine's platform; and what `load` raises.
-      RunError: what it computes are no probabilities.
+      UsageError: it is not for this machine's platform, or see `load`.
+      RunError: it is damaged, or its output is not probabilities.
     """
     exported, about = load(folder)
     files = [ABOUT, PROGRAM]
@@ -55,10 +54,10 @@ def check(folder: Path) -> ExportCheck:
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
         raise UsageError(
-            f"{folder} is for {', '.join(exported.platforms)}, and this machine has {platform}; "
+            f"{folder} is for {', '.join(exported.platforms)}, but this machine has {platform}; "
             f"export it with --platforms={platform}"
         )
-    # A side that may be any has a name there.
+    # A dynamic size has a name instead of a number.
     height, width = (side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:3])
     pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
     found = np.asarray(jax.jit(exported.call)(pixels))
@@ -69,7 +68,7 @@ def check(folder: Path) -> ExportCheck:
         or not ((found >= 0) & (found <= 1)).all()
         or (softmax and not furthest <= _TOLERANCE)
     ):
-        raise RunError(f"{folder} does not give probabilities of its classes")
+        raise RunError(f"{folder} does not return probabilities of its classes")
     return ExportCheck(
         files=tuple(files),
         platform=platform,

@@ -3,7 +3,7 @@
     pip install jax flatbuffers pillow
     python classify.py IMAGE...
 
-It makes each image as the evaluation of the model did, and prints its most probable class.
+It prepares each image as the evaluation of the model did, and prints the most probable class.
 """
 
 import json
@@ -18,27 +18,28 @@ import numpy as np
 from jax import export
 from PIL import Image, ImageOps
 
-# This file is copied beside each exported program: it stands alone, on Python 3.11 and newer.
+# This file is copied to the folder of each exported program. It needs no other file of the
+# package, and runs on Python 3.11 and newer.
 FOLDER = Path(__file__).resolve().parent
-# Pixels of a resized picture, of which more than the centre is not made: 50 MB.
+# Above this number of pixels (50 MB), only the centre of a picture is resized.
 LARGE = 2**24
 
 
 def area(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
-    """The centred square of `crop` of the shorter side: averaged where it shrinks, else linear."""
+    """The centred square of `crop` of the shorter side: area average to shrink, else linear."""
     side = max(1, round(min(picture.shape[:2]) * crop))
-    top, left = ((whole - side) // 2 for whole in picture.shape[:2])
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
     part = picture[top : top + side, left : left + side].astype(np.float64)
     shares = _shares(side, size)
-    # Matrix products: a sum over indices, as of einsum, takes a minute for a large photo.
+    # Matrix products: einsum takes a minute for a large photo.
     made = shares @ (shares @ part.reshape(side, -1)).reshape(size, side, 3)
-    # As OpenCV: halves become even numbers, but go up where it halves an image.
+    # OpenCV rounds halves to even, but up if it halves an image.
     made = np.floor(made + 0.5) if side == 2 * size else np.round(made)
     return np.clip(made, 0, 255).astype(np.uint8)
 
 
 def _shares(side: int, size: int) -> np.ndarray:
-    """How much of each of `side` pixels is in each of `size`."""
+    """The weight of each of `side` pixels in each of `size` pixels, `[size, side]`."""
     place, pixel = np.arange(size)[:, None], np.arange(side)[None]
     shares: np.ndarray
     if side > size:
@@ -52,7 +53,7 @@ def _shares(side: int, size: int) -> np.ndarray:
 
 
 def inception(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
-    """The centre of both sides, squeezed: bilinear, not antialiased, as TensorFlow's Slim."""
+    """The centre of both sides, resized to a square: bilinear, not antialiased, as in TF-Slim."""
     made = picture
     for axis in np.argsort(picture.shape[:2])[::-1]:
         side = made.shape[axis]
@@ -70,12 +71,12 @@ def inception(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
 
 
 def keras(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
-    """All of the picture, squeezed to its nearest pixels."""
+    """The complete picture, resized to a square with the nearest pixels."""
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST))
 
 
 def timm(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
-    """The centre, after the shorter side has become `size / crop` pixels: antialiased bicubic."""
+    """The centre after the shorter side is resized to `size / crop`: antialiased bicubic."""
     shorter, least = math.floor(size / crop), min(picture.shape[:2])
     rows, columns = (
         shorter if side == least else int(side * shorter / least) for side in picture.shape[:2]
@@ -85,7 +86,7 @@ def timm(picture: np.ndarray, size: int, crop: float) -> np.ndarray:
     if rows * columns <= LARGE:
         resized = image.resize((columns, rows), Image.Resampling.BICUBIC)
         return np.asarray(resized)[top : top + size, left : left + size]
-    # A long and narrow picture would grow beyond all measure: only the centre is made.
+    # A long and narrow picture could become huge: only its centre is resized.
     down, across = picture.shape[0] / rows, picture.shape[1] / columns
     box = left * across, top * down, (left + size) * across, (top + size) * down
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
@@ -100,10 +101,10 @@ RESIZES: dict[str, Callable[[np.ndarray, int, float], np.ndarray]] = {
 
 
 def load(path: str, about: dict[str, Any]) -> np.ndarray:
-    """An image as the program takes it, uint8 `[height, width, 3]`; `about` is `model.json`."""
+    """An image for the program, uint8 `[height, width, 3]`; `about` is `model.json`."""
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
-            raise ValueError("it has more than 8 bits a sample; convert it to 8 first")
+            raise ValueError("it has more than 8 bits per sample; convert it to 8 first")
         turned = about["exif_orientation"] == "applied"
         picture = np.asarray((ImageOps.exif_transpose(image) if turned else image).convert("RGB"))
     resize = about["resize"]

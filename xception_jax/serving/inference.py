@@ -1,6 +1,7 @@
 """A trained model as it is applied: weights that are read, and how images are made for it."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def of_run(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
             exif=config_lib.applies_exif(config), white=data.white_level,
         ),
-        activation or activation_of(config, trained.metrics),
+        activation or _activation_of(config, trained.metrics),
         meta.class_names,
         {
             "model": config.model.name, "step": trained.step, "weights": trained.kind,
@@ -93,15 +94,15 @@ def of_file(path: Path, model: str | None = None, activation: str | None = None)
         not say its images or its activation.
     """
     file = pretrained.open_pretrained(path)
-    file.check_whole()
+    file.check_head()
     name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
     if name is None:
-        raise UsageError(f"--model is needed: {path} does not say which of "
-                         f"{', '.join(pretrained.names(file.format))} it is")  # fmt: skip
+        raise UsageError(f"--model is needed: {path} does not name its model, one of "
+                         f"{', '.join(pretrained.model_names(file.format))}")  # fmt: skip
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():
-        raise UsageError(f"--input={path} does not say what images its weights were made for")
+        raise UsageError(f"--input={path} does not specify the images for its weights")
     activation = activation or _activation_of_file(file)
     about = file.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
@@ -182,12 +183,12 @@ def heat_of(model: Any, maps: jax.Array, classes: jax.Array) -> jax.Array:
 
 def _names_of(file: Pretrained, classes: int) -> tuple[str, ...]:
     """Names where the weights bring none: ImageNet's of a library's 1000 classes, else numbers."""
-    if classes == imagenet.CLASSES and origin_of(file)["format"] in ("keras", "timm"):
+    if classes == imagenet.CLASSES and _origin_of(file)["format"] in ("keras", "timm"):
         return imagenet.class_names()
     return tuple(map(str, range(classes)))
 
 
-def origin_of(file: Pretrained) -> dict[str, Any]:
+def _origin_of(file: Pretrained) -> dict[str, Any]:
     """What weights were before they were converted."""
     origin = file.origin
     while "of" in origin:
@@ -195,11 +196,11 @@ def origin_of(file: Pretrained) -> dict[str, Any]:
     return origin
 
 
-def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
-    """What makes probabilities of the logits: the counterpart of the loss.
+def _activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
+    """The activation that turns logits into probabilities, which depends on the loss.
 
-    An evaluated checkpoint tells whether the data has several labels an image; of another one the
-    data itself is asked.
+    The metrics of an evaluated checkpoint show whether the data has several labels per image.
+    Without metrics, the data is opened.
     """
     if metrics is not None or config.loss.name != "auto":
         return config_lib.loss_name(config, "map" in (metrics or {}))
@@ -208,19 +209,19 @@ def activation_of(config: ConfigDict, metrics: dict[str, float] | None) -> str:
 
 
 def _activation_of_file(file: Pretrained) -> str:
-    """What makes probabilities of the logits of a converted file.
+    """The activation of a weights file.
 
     Raises:
-      UsageError: neither the file nor the library that its weights are of tells.
+      UsageError: neither the file nor the library of its weights determines it.
     """
     if file.activation is not None:
         return file.activation
-    origin = origin_of(file)
+    origin = _origin_of(file)
     if "step" in origin:
-        raise UsageError(f"--input={file.path} is of a run, and does not say what its loss was: "
-                         f"give --activation=softmax or sigmoid")  # fmt: skip
+        raise UsageError(f"--input={file.path} is from a run, but does not contain its loss: give "
+                         f"--activation=softmax or sigmoid")  # fmt: skip
     if origin.get("format") == "keras":
-        raise UsageError(f"--input={file.path} is of a Keras file that does not say what makes "
-                         f"probabilities of the logits: give --activation=softmax (one of the "
-                         f"classes is right) or sigmoid (each by itself)")  # fmt: skip
+        raise UsageError(f"--input={file.path} is from a Keras file without an activation: give "
+                         f"--activation=softmax (one correct class) or sigmoid (several)"
+                         )  # fmt: skip
     return "softmax"

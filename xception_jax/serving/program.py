@@ -1,7 +1,7 @@
-"""A model as a program that needs nothing of this package: StableHLO, by `jax.export`.
+"""Exports a model as a program that runs without this package: StableHLO, by `jax.export`.
 
-The program holds the weights and what is done to the pixels before the model, so that one file is
-all that a server needs. docs/export.md shows how to load it.
+The program contains the weights and the preprocessing of pixels, so that a server needs only one
+file. docs/export.md shows how to load it.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 PROGRAM, ABOUT, README, CLASSIFY = "model.bin", "model.json", "README.md", "classify.py"
 
-# Of `model.json`; raised when a reader of today would misread it.
+# The format of `model.json`; increased when an older reader would misread it.
 FORMAT = 3
 _TEXT, _NUMBER = (str,), (int,)
-# What each field is, of each format that is read.
+# The type of each field, for each format that can be read.
 _FIRST: dict[str, Any] = {
     "format": _NUMBER,
     "source": (dict,),
@@ -62,14 +62,14 @@ _FORMATS: dict[int, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What each preset of `render.presets` does to a picture.
+# Descriptions of the presets in `render.presets`.
 _RESIZES = {
     "area": "the centred square of {crop:g} of the shorter side, resized to {size} x {size} pixels "
-    "(averaged where it shrinks, else linear)",
-    "inception": "the centre of both sides, {crop:g} of each, squeezed to {size} x {size} pixels "
+    "(area average to shrink, else linear)",
+    "inception": "the centre of both sides, {crop:g} of each, resized to {size} x {size} pixels "
     "(bilinear, not antialiased)",
-    "keras": "all of the picture, squeezed to {size} x {size} pixels (the nearest ones)",
-    "timm": "the centred {size} x {size} pixels, after the shorter side has become {shorter} "
+    "keras": "the complete picture, resized to {size} x {size} pixels (nearest pixels)",
+    "timm": "the centred {size} x {size} pixels, after the shorter side is resized to {shorter} "
     "(antialiased bicubic)",
 }
 
@@ -83,26 +83,28 @@ def export(
     resizes: bool = True,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax_export.Exported:
-    """Lowers a model with its weights, and all that is done to an image, for each platform.
+    """Lowers a model with its weights and its preprocessing, for each platform.
 
     Args:
-      graphdef: of the model, see `state.graphdef_of`; wherever its weights come from.
+      graphdef: the model's, see `state.graphdef_of`.
       weights: `{"params", "batch_stats"}`; they become constants of the program.
-      images: the size that the model takes, and how evaluation crops.
-      activation: of `ACTIVATIONS`.
-      resizes: take images of any height and width; else of the model's size only.
+      images: the size of the model's images, and the crop of evaluation.
+      activation: a key of `ACTIVATIONS`.
+      resizes: whether the program takes images of any height and width; if not, only of the
+        model's size.
       platforms: of `jax.export`.
 
     Returns:
-      A program of uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`, for any batch.
+      A program from uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`, for any batch
+      size.
 
     Raises:
-      UsageError: the evaluation resizes in a way that is only known on the host.
+      UsageError: the program cannot resize as evaluation does, or the model cannot be lowered.
     """
     if resizes and images.eval_preset != "area":
         raise UsageError(
-            f"the program cannot resize as config.data.eval_preset {images.eval_preset} does; "
-            f"take --resize=outside, and resize before it"
+            f"the program cannot resize as config.data.eval_preset {images.eval_preset}; use "
+            f"--resize=outside and resize images before"
         )
     weights = jax.device_get(weights)
 
@@ -134,16 +136,22 @@ def describe(
     source: dict[str, Any],
     crop_known: bool = True,
 ) -> dict[str, Any]:
-    """What `model.json` says of a program, but for its digest.
+    """The content of `model.json` for a program, without digests.
 
-    `source` says what it is made of, `crop_known` whether `images.eval_crop` is more than a guess.
+    Args:
+      exported: the program.
+      images: see `export`.
+      activation: see `export`.
+      class_names: in the order of the outputs.
+      source: where the weights come from.
+      crop_known: whether `images.eval_crop` comes from the weights; False: it is a usual value.
     """
     resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
     made = _RESIZES[images.eval_preset].format(
         size=images.size, crop=images.eval_crop, shorter=math.floor(images.size / images.eval_crop)
     )
     if not crop_known:
-        made += f"; the weights do not tell the crop: {images.eval_crop:g} is the usual one"
+        made += f"; the weights do not specify the crop, {images.eval_crop:g} is a usual value"
     shape, out = _shapes(exported)
     return {
         "format": FORMAT,
@@ -156,7 +164,7 @@ def describe(
             "size": images.size, "crop": float(images.eval_crop),
         },
         "preprocessing": "the caller "
-        + ("turns an image by" if images.exif else "ignores")
+        + ("rotates an image by" if images.exif else "ignores")
         + " its EXIF orientation; "
         + (f"the program takes {made}" if resizes else f"then the caller takes {made}")
         + "; the program scales to [-1, 1]",
@@ -174,7 +182,7 @@ def _facts(exported: jax_export.Exported) -> dict[str, Any]:
 
 
 def _shapes(exported: jax_export.Exported) -> tuple[list[str | int], list[str | int]]:
-    """Of the input and the output; a side that may be any is named."""
+    """The shapes of the input and the output; dynamic sizes have names."""
     given, made = (
         [str(side) if jax_export.is_symbolic_dim(side) else side for side in aval.shape]
         for aval in (exported.in_avals[0], exported.out_avals[0])
@@ -183,22 +191,27 @@ def _shapes(exported: jax_export.Exported) -> tuple[list[str | int], list[str | 
 
 
 def check_output(folder: Path) -> None:
-    """Raises `UsageError` where an export must not be written: only into no or an empty folder."""
+    """Raises `UsageError` unless the folder is empty or does not exist."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output={folder} is a file; name a folder")
+        raise UsageError(f"--output={folder} is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"--output={folder} is not empty; name another folder, or remove it")
+        raise UsageError(f"--output={folder} is not empty; give another folder, or remove it")
 
 
 def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) -> dict[str, Any]:
-    """Writes program, description, README and `classify.py` as a whole or not at all.
+    """Writes the program, its description, README and `classify.py` in one atomic step.
+
+    Args:
+      folder: must be empty or not exist.
+      exported: the program.
+      about: from `describe`.
 
     Returns:
-      `about`, with the program's `bytes`, the `sha256` of each other file, and a seal over all
+      `about` with the program's `bytes`, the `sha256` of each other file, and a seal over all
       fields.
 
     Raises:
-      UsageError: the folder holds something, or cannot be made.
+      UsageError: the folder is not empty, or cannot be created.
     """
     check_output(folder)
     program = bytes(exported.serialize())
@@ -218,7 +231,7 @@ def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) ->
         (draft / ABOUT).write_bytes(text.encode())
         (draft / README).write_bytes(readme)
         (draft / CLASSIFY).write_bytes(classify)
-        draft.chmod(0o755)  # a server is often another user
+        draft.chmod(0o755)  # a server often runs as another user
         os.rename(draft, folder)
     except OSError as error:
         raise UsageError(f"--output={folder} cannot be written: {error.strerror}") from None
@@ -235,21 +248,21 @@ def _file(name: str, data: bytes) -> dict[str, Any]:
 def _readme(about: dict[str, Any]) -> str:
     size = about["resize"]["size"]
     sizes = (
-        "images of any size; those of one batch have the same size"
+        "images of any size, the same for all images of a batch"
         if about["resize"]["by"] == "program"
-        else f"images of one size only, {size} x {size} pixels: resize others before"
+        else f"images of {size} x {size} pixels; resize others before"
     )
     shape = ", ".join(map(str, about["input"]["shape"]))
     return f"""# An image classifier, exported by xception_jax
 
-`{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, weights included.
+`{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, including the weights.
 
-- In: RGB images, uint8 `[{shape}]`; {sizes}.
-- Out: {about["output"]["activation"]} probabilities of {len(about["classes"])} classes, float32.
-- What is done to the pixels: {about["preprocessing"]}.
+- Input: RGB images, uint8 `[{shape}]`; {sizes}.
+- Output: {about["output"]["activation"]} probabilities of {len(about["classes"])} classes, float32.
+- Preprocessing: {about["preprocessing"]}.
 
-`{ABOUT}` says the same to programs, and names the classes, in order, and the versions.
-`{CLASSIFY}` does it all to images of any size. It runs without xception_jax:
+`{ABOUT}` has the same facts as JSON, with the names of the classes in order and the versions.
+`{CLASSIFY}` prepares and classifies images of any size. It runs without xception_jax:
 
     pip install jax flatbuffers pillow
     python {CLASSIFY} IMAGE...
@@ -257,11 +270,11 @@ def _readme(about: dict[str, Any]) -> str:
 
 
 def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
-    """Reads an export back, and checks that it is whole and that this JAX can run it.
+    """Reads an export, and checks that it is complete and that this version of JAX can run it.
 
     Raises:
-      UsageError: there is no export, or it is for another version of this package or of JAX.
-      RunError: it is damaged: a file is gone, or is not what was exported.
+      UsageError: there is no export, or it needs another version of this package or of JAX.
+      RunError: a file is missing or damaged.
     """
     about = _described(folder)
     convention = about["calling_convention"]
@@ -270,7 +283,7 @@ def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
     if not least <= convention <= most:
         raise UsageError(
             f"{folder} was exported by jax {about['jax']} with calling convention {convention}; "
-            f"jax {jax.__version__} takes {least} to {most}: export it anew, or install another jax"
+            f"jax {jax.__version__} takes {least} to {most}; export again, or install another jax"
         )
     program = verified(folder / PROGRAM, about["program"]["sha256"])
     exported = jax_export.deserialize(bytearray(program))
@@ -280,12 +293,12 @@ def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
         or (about["input"]["shape"], about["output"]["shape"]) != _shapes(exported)
         or about["output"]["shape"][1] != len(about["classes"])
     ):
-        raise RunError(f"{folder / ABOUT} is damaged: it describes another program than {PROGRAM}")
+        raise RunError(f"{folder / ABOUT} is damaged: it does not match {PROGRAM}")
     return exported, about
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    """What `model.json` says, checked as far as it can be without the program."""
+    """Reads `model.json` and checks it as far as possible without the program."""
     path = folder / ABOUT
     if not any(os.path.lexists(folder / name) for name in (ABOUT, PROGRAM)):
         raise UsageError(f"no exported model in {folder}: it needs {ABOUT} and {PROGRAM}")
@@ -293,7 +306,7 @@ def _described(folder: Path) -> dict[str, Any]:
         about = seal.parse(_read(path))
         version = about.get("format")
         shape = _FORMATS.get(version) if type(version) is int else None
-        if shape is not _FIRST or seal.NAME in about:  # the first format had none
+        if shape is not _FIRST or seal.NAME in about:  # the first format had no seal
             seal.check(about)
         if shape:
             _check_shape(about, shape, "it")
@@ -306,41 +319,44 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _check_shape(value: Any, wanted: Any, name: str) -> None:
-    """Raises `ValueError` unless JSON is as wanted.
+    """Raises `ValueError` unless a JSON value has the expected form.
 
     Args:
-      wanted: types of which it has to be one; texts; a list of what each part is; or of each field.
+      value: the JSON value.
+      wanted: a tuple of allowed types, a set of allowed strings, a list with the form of each
+        item, or a dict with the form of each field.
+      name: of the value, for the message.
     """
     if isinstance(wanted, dict):
         if not isinstance(value, dict) or value.keys() != wanted.keys():
             fields = value.keys() ^ wanted.keys() if isinstance(value, dict) else "?"
-            raise ValueError(f"{name} lacks {sorted(fields)[0]!r}, or should not have it")
+            raise ValueError(f"{name} has a missing or unknown field {sorted(fields)[0]!r}")
         for field, kind in wanted.items():
             _check_shape(value[field], kind, field)
     elif isinstance(wanted, list):
         if not isinstance(value, list):
-            raise ValueError(f"{name} is no list")
+            raise ValueError(f"{name} is not a list")
         for each in value:
             _check_shape(each, wanted[0], name)
     elif type(value) not in (wanted if isinstance(wanted, tuple) else (str,)) or (
         isinstance(wanted, set) and value not in wanted
     ):
-        raise ValueError(f"{name} is {value!r}, which it cannot be")
+        raise ValueError(f"{name} has the invalid value {value!r}")
 
 
 def verified(path: Path, digest: str) -> bytes:
-    """What a file of the export holds; raises `RunError` unless it is what was exported."""
+    """The content of a file of the export; raises `RunError` if it does not match its digest."""
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != digest:
-        raise RunError(f"{path} is damaged: it is not what was exported")
+        raise RunError(f"{path} is damaged: it does not match its checksum")
     return data
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file; raises `RunError`. A pipe in its place would never end."""
+    """The bytes of a regular file; raises `RunError`. (Reading a pipe could block forever.)"""
     try:
         if not path.is_file():
-            raise RunError(f"{path} is damaged: it is gone, or is no file")
+            raise RunError(f"{path} is damaged: it is missing, or not a file")
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,8 +1,8 @@
-"""Evaluation's own crop and resize, as a function that runs on any device: for exported models.
+"""The crop and resize of evaluation as a function on any device, for exported programs.
 
-A run resizes on the host (`render.presets`). An exported program has no host, so it does the
-same by two products of matrices, which hold which share of each pixel goes where. It agrees with
-the host's to one grey level: OpenCV rounds the shares too where an image grows.
+A run resizes on the host (`render.presets`). An exported program does the same with two matrix
+products, whose matrices have the weight of each input pixel in each output pixel. The results
+differ by at most one grey level, because OpenCV also rounds the weights if an image grows.
 """
 
 import jax
@@ -14,27 +14,27 @@ def area(images: jax.Array, size: int, crop: float) -> jax.Array:
     """`presets.area` of a batch: the centred square of `crop` of the shorter side.
 
     Args:
-      images: uint8 `[batch, height, width, 3]`; all of its sides may be symbolic.
+      images: uint8 `[batch, height, width, 3]`; the first three sizes can be symbolic.
       size: side of the result, pixels.
-      crop: share of the shorter side that is kept.
+      crop: the fraction of the shorter side to keep.
 
     Returns:
-      float32 `[batch, size, size, 3]`, whole numbers from 0 to 255.
+      float32 `[batch, size, size, 3]`, integers from 0 to 255.
     """
     height, width = images.shape[1:3]
     length = kept(jnp.minimum(jnp.asarray(height), jnp.asarray(width)), crop)
     rows, columns = (_shares(side, length, size) for side in (height, width))
     resized = jnp.einsum(
         "or,brsc,ps->bopc", rows, images.astype(jnp.float32), columns,
-        precision=jax.lax.Precision.HIGHEST,  # a TPU's default would round the shares to 8 bits
+        precision=jax.lax.Precision.HIGHEST,  # a TPU's default would round the weights to 8 bits
     )  # fmt: skip
-    # OpenCV rounds halves to even numbers, but up where it halves an image.
+    # OpenCV rounds halves to even, but up if it halves an image.
     rounded = jnp.where(length == 2 * size, jnp.floor(resized + 0.5), jnp.round(resized))
     return jnp.clip(rounded, 0, 255)
 
 
 def kept(shorter: jax.Array, crop: float) -> jax.Array:
-    """Pixels of the shorter side that are kept, as `decode.centre_box` has them."""
+    """The number of pixels of the shorter side to keep, as in `decode.centre_box`."""
     return jnp.maximum(jnp.round(shorter * jnp.float32(crop)).astype(jnp.int32), 1)
 
 
@@ -50,14 +50,14 @@ def side_before(size: int, crop: float) -> int:
 
 
 def _shares(side: int, length: jax.Array, size: int) -> jax.Array:
-    """How much of each pixel of a side is in each pixel of the result, `[size, side]`.
+    """The weight of each pixel of a side in each pixel of the result, `[size, side]`.
 
-    The middle `length` of `side` pixels become `size`: averages over the area where they shrink,
-    else linear between the centres of pixels.
+    The middle `length` of `side` pixels become `size` pixels: area averages to shrink, else linear
+    interpolation between the centres of pixels.
     """
     place = jnp.arange(size)[:, None]
     pixel = jnp.arange(side)[None] - (jnp.asarray(side) - length) // 2
-    # In whole numbers: both grids as parts of one with `length * size` cells.
+    # In integers: both grids are divisions of one grid with `length * size` cells.
     first = jnp.maximum(place * length, pixel * size)
     last = jnp.minimum((place + 1) * length, (pixel + 1) * size)
     averaged = jnp.maximum(last - first, 0) / length

@@ -1,1 +1,1 @@
-"""What a run is made of: state, step, optimizer, metrics, sharding, checkpoints, telemetry."""
+"""The parts of a run: state, step, optimizer, metrics, sharding, checkpoints, telemetry."""

@@ -1,6 +1,6 @@
-"""The functions of a run from its config: built here for training, evaluation, export and plans.
+"""Builds the functions of a run from its config, for training, evaluation, export and plans.
 
-Nothing is compiled and no weight is made. The devices need not be there.
+Nothing is compiled, no weights are created, and the devices need not exist.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,13 @@ MakeModel = Callable[[nnx.Rngs], nnx.Module]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What the functions of a run depend on of its data.
+    """The properties of the data that the functions of a run depend on.
 
     Attributes:
-      classes: their number.
-      multilabel: whether an example has any number of labels.
-      examples, eval_examples: of the training and the evaluation split; None: not known.
+      classes: the number of classes.
+      multilabel: whether an example can have any number of labels.
+      examples: the size of the training split; None if unknown.
+      eval_examples: the size of the evaluation split; None if unknown.
     """
 
     classes: int
@@ -42,22 +43,22 @@ class DataSpec:
 
     @classmethod
     def of(cls, source: Source) -> "DataSpec":
-        """That of a training split."""
+        """The properties of a training split."""
         return cls(len(source.class_names), source.multilabel, len(source))
 
 
 @dataclass(frozen=True)
 class Functions:
-    """What a run computes.
+    """The functions of a run.
 
     Attributes:
       config: resolved, see `config.resolve`.
-      layout: of the state on the mesh.
-      init: makes the state of a key.
+      layout: the layout of the state on the mesh.
+      init: creates the state from a key.
       shapes: the `TrainState` as `jax.ShapeDtypeStruct`s.
       frozen: parts of the model that are not trained.
       train_step: jitted; see `step.jit_train_step`.
-      evaluate_batch_of: gives the jitted step of a set by its name, see `build_evaluation`.
+      evaluate_batch_of: returns the jitted step of a set by its name, see `build_evaluation`.
     """
 
     config: ConfigDict
@@ -70,7 +71,7 @@ class Functions:
 
     @property
     def evaluate_batch(self) -> jax.stages.Wrapped:
-        """The step of evaluation on `data.eval_split`."""
+        """The evaluation step on `data.eval_split`."""
         return self.evaluate_batch_of("")
 
 
@@ -119,11 +120,11 @@ def build(
 def build_evaluation(
     config: ConfigDict, data: DataSpec, layout: Layout
 ) -> Callable[[str], jax.stages.Wrapped]:
-    """The steps of evaluation alone, for weights that lie by a layout of their own.
+    """The evaluation steps only, for weights with their own layout.
 
     Returns:
-      A function from the name of a set, empty for `data.eval_split`, to the jitted
-      `step.evaluate_batch` with the set's metrics; sets with the same ones share one.
+      A function from the name of a set (empty for `data.eval_split`) to the jitted
+      `step.evaluate_batch` with the set's metrics. Sets with equal metrics share a step.
     """
     graphdef = build_graphdef(config, data.classes)
     return _evaluation(config, graphdef, layout, data.multilabel)

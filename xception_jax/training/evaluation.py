@@ -1,10 +1,12 @@
-"""Exact metrics over a whole split, in a run and after it."""
+"""Exact metrics over full splits, in a run and after it."""
 
 import collections
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
@@ -18,15 +20,15 @@ from xception_jax.training.sharding import Layout
 from xception_jax.training.state import Tree
 from xception_jax.training.step import Batch, Scalars
 
-# Batches dispatched before the first one's sums are fetched.
+# The number of batches that are dispatched before the sums of the first are fetched.
 _BATCHES_AHEAD = 2
 
-# A jitted `step.evaluate_batch`: from weights and a batch to sums.
+# A jitted `step.evaluate_batch`: takes weights and a batch, returns sums.
 EvaluateBatch = Callable[[Tree, Batch], Scalars]
 
 
 def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
-    """The batch of evaluation: as asked, else as the config says, rounded up to the devices."""
+    """The batch size of evaluation: `asked` or the config's, rounded up to the devices."""
     limit = config.optimizer.microbatch * devices or config.data.batch_size
     size = asked or config.eval.batch_size or min(config.data.batch_size, limit)
     return -(-size // devices) * devices
@@ -34,19 +36,21 @@ def batch_size_of(config: ConfigDict, devices: int, asked: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates weights on a split: each example exactly once, whatever the batch and the mesh.
+    """Evaluates weights on a split, each example exactly once, for any batch size and mesh.
 
     Attributes:
-      reader: of the split.
-      layout: whose weights `evaluate_batch` takes.
+      reader: reads the split.
+      layout: the layout of the weights for `evaluate_batch`.
       evaluate_batch: the jitted step.
-      batch_size: over all devices, which divide it.
+      batch_size: over all devices, divisible by their number.
+      further: the registered metrics that `evaluate_batch` sums.
     """
 
     reader: Reader
     layout: Layout
     evaluate_batch: EvaluateBatch
     batch_size: int
+    further: metrics.Registered = ()
 
     @classmethod
     def create(
@@ -56,17 +60,19 @@ class Evaluator:
         source: Source,
         layout: Layout,
         batch_size: int = 0,
+        name: str = "",
     ) -> "Evaluator":
-        """For a config and its jitted step.
+        """An evaluator for a config and its jitted step.
 
-        `batch_size` overrides the config's, and is rounded up to the devices.
+        `batch_size` overrides the config's; it is rounded up to the devices. `name` is the set's.
         """
         return cls(
-            # Without workers: to start them would take longer than most evaluations.
+            # Without workers: starting them would take longer than most evaluations.
             reader=Reader.from_config(config, source),
             layout=layout,
             evaluate_batch=evaluate_batch,
             batch_size=batch_size_of(config, layout.mesh.size, batch_size),
+            further=metrics.registered(config_lib.eval_metrics(config, name)),
         )
 
     def __call__(
@@ -75,34 +81,41 @@ class Evaluator:
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> dict[str, float] | None:
-        """`loss` and the metrics of `metrics.means`, over how many `examples`; and `skipped`.
+        """Evaluates the split once.
 
-        `skips` takes the examples that cannot be used; None: there may be none. None is returned
-        where `stop_requested`, asked after each batch, says so.
+        The host sums in double precision. It fetches the sums of a batch while the next batches
+        are computed.
 
-        Sums run in double precision on the host; each batch's are fetched while the next ones are
-        computed.
+        Args:
+          weights: with the shardings of `layout.weights`.
+          skips: handles examples that cannot be used; None: raise an error for them.
+          stop_requested: called after each batch.
+
+        Returns:
+          `loss`, the metrics of `metrics.means`, the number of `examples`, and `skipped`. None if
+          stopped.
         """
         batches = self.reader.evaluation_batches(
-            batch_size=self.batch_size, share=HostShard.of_this_process(), skips=skips
+            batch_size=self.batch_size, shard=HostShard.of_this_process(), skips=skips
         )
         weights = gathered(weights, self.layout.weights)
-        totals: collections.Counter[str] = collections.Counter()
+        totals: dict[str, Any] = {}
         waiting: collections.deque[Scalars] = collections.deque()
         for batch in transfer.to_devices(batches, sharding.by_example(self.layout.mesh)):
             waiting.append(self.evaluate_batch(weights, batch))
             if len(waiting) > _BATCHES_AHEAD:
-                totals.update(_floats(waiting.popleft()))
+                totals = _added(totals, waiting.popleft())
             if stop_requested():
                 return None
         for sums in waiting:
-            totals.update(_floats(sums))
-        examples = int(totals["examples"])
+            totals = _added(totals, sums)
+        examples = int(totals.get("examples", 0))
         if not examples:
             raise RunError(f"no example of {self.reader.source.name} can be used")
-        # Over all processes; each example counts once.
+        # Sums over all processes; each example counts once.
+        found = metrics.means(totals, {metric.name: metric.figure for metric in self.further})
         return {
-            **metrics.means(totals),
+            **{name: float(value) for name, value in found.items()},
             "examples": examples,
             "skipped": len(self.reader.source) - examples,
         }
@@ -110,11 +123,11 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Evaluators:
-    """Evaluates weights on several sets, one after the other.
+    """Evaluates weights on several sets in turn.
 
     Attributes:
-      sets: by name; the run's own, of `data.eval_split`, has the empty name and is the first.
-      names: of the metrics that they find, see `metric_names`.
+      sets: evaluators by name; `data.eval_split` has the empty name and is the first.
+      names: the names of all their metrics, see `metric_names`.
     """
 
     sets: Mapping[str, Evaluator]
@@ -129,10 +142,12 @@ class Evaluators:
         layout: Layout,
         batch_size: int = 0,
     ) -> "Evaluators":
-        """See `Evaluator.create`; `evaluate_batch` gives the jitted step of a set."""
+        """See `Evaluator.create`; `evaluate_batch` returns the jitted step of a set."""
         return cls(
             {
-                name: Evaluator.create(config, evaluate_batch(name), source, layout, batch_size)
+                name: Evaluator.create(
+                    config, evaluate_batch(name), source, layout, batch_size, name
+                )
                 for name, source in sources.items()
             },
             frozenset(metric_names(config, sources)),
@@ -140,11 +155,11 @@ class Evaluators:
 
     @property
     def own(self) -> Evaluator:
-        """That of `data.eval_split`."""
+        """The evaluator of `data.eval_split`."""
         return self.sets[""]
 
     def have_found(self, results: Mapping[str, float] | None) -> bool:
-        """Whether these are results of all sets, with all their metrics."""
+        """Whether these are results of all sets with all metrics."""
         return results is not None and self.names <= results.keys()
 
     def __call__(
@@ -153,13 +168,13 @@ class Evaluators:
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> dict[str, float] | None:
-        """What each `Evaluator` finds, with the set's name before: `top1`, `real/top1`.
+        """The results of each `Evaluator`, prefixed by the set's name: `top1`, `real/top1`.
 
-        None where `stop_requested` says so, in whichever set.
+        None if stopped in any set.
         """
         results: dict[str, float] = {}
         for name, evaluator in self.sets.items():
-            # The first gathers them, the others take them as they are then.
+            # The first evaluator gathers the weights; the others reuse them.
             weights = gathered(weights, evaluator.layout.weights)
             found = evaluator(weights, skips, stop_requested)
             if found is None:
@@ -169,12 +184,12 @@ class Evaluators:
 
 
 def metric_names(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:
-    """The metrics that `Evaluators` find on these sets, with the set's name before: `real/top1`."""
+    """The names of the metrics on these sets, prefixed by the set's name: `real/top1`."""
     return [
         f"{name}/{metric}" if name else metric
         for name, source in sources.items()
         for metric in (
-            *metrics.names(len(source.class_names), source.multilabel),
+            *metrics.builtin_names(len(source.class_names), source.multilabel),
             *config_lib.eval_metrics(config, name),
         )
     ]
@@ -190,7 +205,7 @@ def by_set(results: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def gathered(weights: Tree, shardings: Tree) -> Tree:
-    """The weights where they are taken: once, not for each batch. None is copied that is there."""
+    """The weights with these shardings, gathered once, not per batch; unchanged if already so."""
     wanted = jax.tree.leaves(sharding.place(weights, shardings))
     there = jax.tree.leaves(weights)
     if all(
@@ -200,6 +215,8 @@ def gathered(weights: Tree, shardings: Tree) -> Tree:
     return jax.jit(lambda tree: tree, out_shardings=shardings)(weights)
 
 
-def _floats(sums: Scalars) -> dict[str, float]:
-    """Fetched as Python's floats: numpy's float32 would go on adding in single precision."""
-    return {name: float(value) for name, value in jax.device_get(sums).items()}
+def _added(totals: dict[str, Any], sums: Scalars) -> dict[str, Any]:
+    """Adds a batch's sums to the totals in double precision; float32 would lose small values."""
+    fetched: dict[str, Any] = jax.tree.map(np.float64, jax.device_get(sums))
+    added: dict[str, Any] = jax.tree.map(np.add, totals, fetched) if totals else fetched
+    return added

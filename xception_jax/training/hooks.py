@@ -1,7 +1,7 @@
-"""What a run's loop calls from step to step: one small interface for whatever hangs on it.
+"""Hooks: functions that the loop of a run calls between steps.
 
-Telemetry and the profile are hooks, and `train.train(..., hooks=[...])` takes further ones. Saving
-and stopping are in the loop itself: what a killed run goes on from depends on their order.
+Telemetry and the profile are hooks, and `train.train(..., hooks=[...])` takes more. Saving and
+stopping are in the loop itself, because a continued run depends on their order.
 """
 
 from collections.abc import Mapping
@@ -12,41 +12,40 @@ from xception_jax.training.state import TrainState
 
 
 class Hook:
-    """Does nothing; a hook overrides what it needs.
+    """A hook that does nothing; override the methods that you need.
 
-    All processes of a run call their hooks, at the same steps. An error that one raises ends the
-    run.
+    All processes of a run call their hooks at the same steps. An error in a hook ends the run.
     """
 
     def before_step(self, step: int) -> None:
-        """Before a step is dispatched to the devices."""
+        """Called before a step is dispatched to the devices."""
 
     def after_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
-        """After a step was dispatched; to read an array here waits for the devices.
+        """Called after a step is dispatched. Reading an array here waits for the devices.
 
         Args:
-          step: the number of steps done.
-          state: after the step. The next step takes its memory: copy what is needed later.
+          step: the number of completed steps.
+          state: after the step. The next step reuses its memory: copy what you need later.
           metrics: the means of the step's batch.
         """
 
     def on_evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """After an evaluation, before its checkpoint is saved.
+        """Called after an evaluation, before its checkpoint is saved.
 
         Args:
-          step: of the weights.
+          step: the step of the weights.
           results: see `evaluation.Evaluators`.
         """
 
     def at_end(self, step: int) -> None:
-        """After the last checkpoint is written; `step` is the last one done.
+        """Called after the last checkpoint is written, with the last completed step.
 
-        It is not called where an error has ended the run.
+        It is not called if an error ends the run.
         """
 
 
 class Hooks(Hook):
-    """Calls several hooks one after the other."""
+    """Calls several hooks in turn."""
 
     def __init__(self, *hooks: Hook):
         self._hooks = hooks

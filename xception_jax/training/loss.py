@@ -13,14 +13,14 @@ class Loss:
     """The loss of each example: `loss(logits, targets)`, float32 `[batch]`.
 
     Attributes:
-      name: `softmax`: cross entropy with the distribution that the targets are. `sigmoid`: binary
-        cross entropy of each class by itself, summed over the classes (the mean that PyTorch and
-        Keras take is smaller by the number of classes, and the gradient of each class with it).
+      name: `softmax`: cross entropy with the targets as a distribution. `sigmoid`: binary cross
+        entropy of each class, summed over the classes. (PyTorch and Keras use the mean, so their
+        loss and gradients are smaller by the number of classes.)
       smoothing: share of the targets spread evenly over all classes, `(1 - s) * t + s / classes`
-        (arXiv:1512.00567, section 7); for `sigmoid` too.
-      class_weights: a factor on the loss of each class, or None. With `softmax` it weighs the
-        class' part of the target, with `sigmoid` both terms of the class' cross entropy. The
-        batch's loss stays the sum over its examples divided by their number, whatever they weigh.
+        (arXiv:1512.00567, section 7); also for `sigmoid`.
+      class_weights: a factor of each class's loss, or None. With `softmax` it multiplies the
+        class's part of the target, with `sigmoid` both terms of the class's cross entropy. The
+        batch's loss is still divided by the number of examples, not by their weights.
     """
 
     name: str = "softmax"
@@ -32,7 +32,7 @@ class Loss:
 
         Args:
           logits: float32 `[batch, classes]`.
-          targets: int32 `[batch]`, each below the number of classes (the data's side checks it),
+          targets: int32 `[batch]`, each below the number of classes (the data module checks it),
             or multi-hot or soft, `[batch, classes]` of any dtype.
         """
         losses: jax.Array
@@ -60,5 +60,5 @@ SOFTMAX = Loss()
 
 
 def labels_of(batch: dict[str, Any]) -> Any:
-    """The batch's labels, of the one kind or the other."""
+    """The batch's `labels` or `label`."""
     return batch["labels"] if "labels" in batch else batch["label"]

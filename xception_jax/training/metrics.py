@@ -1,39 +1,42 @@
-"""How right the model's guesses are.
+"""Metrics of classification.
 
-The labels of a batch are its entry `label`, int32 `[batch]`, or, where an image has several,
-`labels`, multi-hot uint8 `[batch, classes]`. Which of the two it is decides which metrics there
-are: `top1` and, from 20 classes on, `top5`; or `map`, `precision` and `recall`.
+For data with one label per image, a batch has `label`, int32 `[batch]`. The metrics are `top1` and,
+from 20 classes on, `top5`. For data with several labels, it has `labels`, multi-hot uint8
+`[batch, classes]`. The metrics are `map`, `precision` and `recall`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from xception_jax.errors import UsageError, nearest
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.errors import UsageError
 from xception_jax.training import sharding
 
-# Of the mean average precision, as in the paper's JFT experiments (arXiv:1610.02357v3, section
-# 4.1): so many of an image's best guesses are looked at.
-MAP_GUESSES = 100
+# The number of predictions per image in the mean average precision, as in the paper's JFT
+# experiments (arXiv:1610.02357v3, section 4.1).
+MAP_PREDICTIONS = 100
 
-# Of fewer classes the first five guesses are a large part, and nearly always right.
+# With fewer classes, top-5 is nearly always correct.
 TOP5_CLASSES = 20
 
-# What the sum of a metric is divided by; all others by the number of examples.
-_DIVISORS = {"map": "labelled", "precision": "guesses", "recall": "positives"}
+# The divisor of each metric's sum; other metrics are divided by the number of examples.
+_DIVISORS = {"map": "labelled", "precision": "predictions", "recall": "positives"}
 _COUNTS = ("examples", *_DIVISORS.values())
 
 
 def sums(
     logits: jax.Array, batch: dict[str, jax.Array], mesh: Mesh | None = None
 ) -> dict[str, jax.Array]:
-    """The batch's metrics, not yet divided: see `means`. Rows whose `mask` is 0 count nowhere.
+    """The sums of a batch's metrics, see `means`. Rows with `mask` 0 are ignored.
 
-    Counts that may pass 2^24 are int32, the rest float32. The mesh is that which the batch is cut
-    over.
+    Counts that can exceed 2^24 are int32, all others float32. `mesh` is the mesh over which the
+    batch is sharded.
     """
     real = batch["mask"] > 0
     if "labels" not in batch:
@@ -44,93 +47,146 @@ def sums(
             found[f"top{k}"] = jnp.sum(jnp.where(real, correct, 0))
         return found | {"examples": jnp.sum(real, dtype=jnp.float32)}
     positive = (batch["labels"] > 0) & real[:, None]
-    guessed = (logits > 0) & real[:, None]  # a probability above 0.5
-    right = jnp.sum(positive & guessed, dtype=jnp.int32)
+    predicted = (logits > 0) & real[:, None]  # a probability above 0.5
+    correct = jnp.sum(positive & predicted, dtype=jnp.int32)
     return {
-        "map": jnp.sum(average_precision(MAP_GUESSES, logits, positive, mesh)),
-        "precision": right,
-        "recall": right,
+        "map": jnp.sum(average_precision(MAP_PREDICTIONS, logits, positive, mesh)),
+        "precision": correct,
+        "recall": correct,
         "examples": jnp.sum(real, dtype=jnp.int32),
         "labelled": jnp.sum(jnp.any(positive, axis=1), dtype=jnp.int32),
-        "guesses": jnp.sum(guessed, dtype=jnp.int32),
+        "predictions": jnp.sum(predicted, dtype=jnp.int32),
         "positives": jnp.sum(positive, dtype=jnp.int32),
     }
 
 
-def means(sums: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of `sums`, and of other sums over examples, such as the loss.
+def means(
+    sums: dict[str, Any], figures: "Mapping[str, Figure | None]" = MappingProxyType({})
+) -> dict[str, Any]:
+    """The metrics from `sums`, and the means of other sums over examples, such as the loss.
 
-    `top1`, `top5` (the latter from 20 classes on): share of the examples whose label is among the
-    first guesses. `map`: mean of `average_precision` over the images that have a label.
-    `precision`, `recall`: over all pairs of an image and a class (micro-averaged), those with a
-    probability above 0.5 being the guesses. A metric of which there is nothing to count is 0.
+    - `top1`, `top5` (from 20 classes on): the share of examples whose label is in the first one or
+      five predictions.
+    - `map`: the mean of `average_precision` over images with a label.
+    - `precision`, `recall`: over all pairs of an image and a class (micro-averaged). A probability
+      above 0.5 is a positive prediction.
+
+    A metric without anything to count is 0.
+
+    Args:
+      sums: including `examples`, their number.
+      figures: the `figure` of each registered metric by name, see `register`.
     """
     found = {}
     for name, total in sums.items():
         if name in _DIVISORS:
             count = sums[_DIVISORS[name]]
             found[name] = total / (count + (count == 0))
+        elif figure := figures.get(name):
+            found[name] = figure(total, sums["examples"])
         elif name not in _COUNTS:
             found[name] = total / sums["examples"]
     return found
 
 
-def names(classes: int, multilabel: bool) -> list[str]:
-    """The metrics of `sums` and the loss, for data of so many classes."""
+def builtin_names(classes: int, multilabel: bool) -> list[str]:
+    """The names of the metrics of `sums` and of the loss, for a number of classes."""
     if multilabel:
         return ["loss", *_DIVISORS]
     return ["loss", "top1", *(["top5"] if classes >= TOP5_CLASSES else [])]
 
 
-# Of each example: from logits, float32 `[batch, classes]`, and the batch to float32 `[batch]`.
-PerExample = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
-Registered = tuple[tuple[str, PerExample], ...]
-_REGISTERED: dict[str, PerExample] = {}
-# What else stands beside metrics in a record of `metrics.jsonl` and in the result of a command.
+# Takes logits, float32 `[batch, classes]`, and the batch; returns an array `[batch, ...]` or a tree
+# of such arrays, as a dict.
+PerExample = Callable[[jax.Array, dict[str, jax.Array]], Any]
+# Takes the sums of these over the examples, float64, and the number of examples.
+Figure = Callable[[Any, float], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+      name: the metric's name.
+      per_example: returns the values to sum over the set.
+      figure: computes the metric from the sums; None: the sum divided by the number of examples.
+    """
+
+    name: str
+    per_example: PerExample
+    figure: Figure | None = None
+
+    def sum(self, logits: jax.Array, batch: dict[str, jax.Array]) -> Any:
+        """The sums over a batch; rows with `mask` 0 are ignored."""
+        real = batch["mask"] > 0
+
+        def total(each: jax.Array) -> jax.Array:
+            own = jnp.ndim(each) == 1 or self.figure is not None
+            if jnp.shape(each)[:1] != real.shape or not own:
+                raise UsageError(
+                    f"metric {self.name!r} returns an array {list(jnp.shape(each))} for a batch of "
+                    f"{len(real)}; expected a number per example, or, with figure=, an array"
+                )
+            rows = real.reshape(-1, *[1] * (each.ndim - 1))
+            return jnp.sum(jnp.where(rows, each, 0), axis=0)
+
+        return jax.tree.map(total, self.per_example(logits, batch))
+
+
+Registered = tuple[Metric, ...]
+_METRICS = Registry[Metric]("metric")
+# Other names in a record of `metrics.jsonl` or in the result of a command.
 _OF_RECORDS = ("skipped", "kind", "step", "time", "weights", "split", "seconds")
 
 
-def register(name: str) -> Callable[[PerExample], PerExample]:
-    """Adds a metric that `eval.metrics` can name; a later one of the same name takes its place.
+def register(name: str, *, figure: Figure | None = None) -> Callable[[PerExample], PerExample]:
+    """Decorates a function as a metric for `config.eval.metrics`.
 
-    Its function takes the logits, float32 `[batch, classes]`, and the batch, and gives a number for
-    each example, `[batch]`. It is compiled, so it is written with `jax.numpy`. The metric is the
-    mean over the set's examples.
+    The function takes the logits, float32 `[batch, classes]`, and the batch. It returns one number
+    per example, `[batch]`. It is compiled, so it must use `jax.numpy`. The metric is the mean over
+    the set's examples.
+
+    If the metric is not such a mean, the function returns an array per example, `[batch, ...]`, or
+    a dict of arrays. They are summed over the set. `figure(sums, examples)` computes the metric
+    from the sums, which are NumPy arrays, and the number of examples.
+
+    Args:
+      name: the metric's name, without a slash.
+      figure: see above; None: the mean.
+
+    Raises:
+      UsageError: the name is already used, or has a slash.
     """
-    taken = (*names(TOP5_CLASSES, False), *names(1, True), *_COUNTS, *_OF_RECORDS)
-    if name in taken or "/" in name:
-        raise ValueError(f"{name!r} is taken already, or has a slash in it; take another name")
 
-    def add(function: PerExample) -> PerExample:
-        _REGISTERED[name] = function
+    def decorate(function: PerExample) -> PerExample:
+        builtin = (*builtin_names(TOP5_CLASSES, False), *builtin_names(1, True))
+        taken = (*builtin, *_COUNTS, *_OF_RECORDS)
+        if name in taken or "/" in name:
+            raise UsageError(f"metric {name!r} is already used, or has a slash; use another name")
+        _METRICS.add(name, Metric(name, function, figure), where_is(function))
         return function
 
-    return add
+    return decorate
 
 
 def registered(asked: tuple[str, ...]) -> Registered:
-    """The metrics of these names; raises `UsageError` for one that is not there."""
-    for name in asked:
-        if name not in _REGISTERED:
-            raise UsageError(
-                f"config.eval.metrics names {name!r}, which no imported file registers"
-                f"{nearest(name, _REGISTERED)}"
-            )
-    return tuple((name, _REGISTERED[name]) for name in asked)
+    """The metrics with these names; raises `UsageError` if one does not exist."""
+    return tuple(_METRICS.find(name, "config.eval.metrics") for name in asked)
 
 
 def further_sums(
     further: Registered, logits: jax.Array, batch: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """The sums of registered metrics over a batch; rows whose `mask` is 0 count nowhere."""
-    real = batch["mask"] > 0
-    return {name: jnp.sum(jnp.where(real, one(logits, batch), 0)) for name, one in further}
+) -> dict[str, Any]:
+    """The sums of registered metrics over a batch, by name."""
+    return {metric.name: metric.sum(logits, batch) for metric in further}
 
 
 def topk_correct(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1.0 where the label is among the k largest logits, else 0.0; float32 `[batch]`.
+    """1.0 if the label is in the k largest logits, else 0.0; float32 `[batch]`.
 
-    Equal logits rank by class number, as `argmax` has it; a label whose logit is NaN is not found.
+    Equal logits are ranked by class number, as in `argmax`. With a logit that is not finite, the
+    result is 0.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     before = jnp.arange(logits.shape[-1]) < labels[:, None]
@@ -141,30 +197,31 @@ def topk_correct(k: int, logits: jax.Array, labels: jax.Array) -> jax.Array:
 def average_precision(
     k: int, logits: jax.Array, positive: jax.Array, mesh: Mesh | None = None
 ) -> jax.Array:
-    """Average precision of each image's k best guesses, float32 `[batch]`.
+    """Average precision of each image's k best predictions, float32 `[batch]`.
 
-    The sum, over the guesses that are right, of the share of right ones among the guesses up to
-    there, divided by the most that can be right, `min(k, positives)`. 0 for an image without a
-    positive, and where a logit is not finite. Equal logits rank by class number.
+    For each correct prediction, take the share of correct ones among the predictions up to there.
+    The result is the sum of these shares, divided by the maximum number of correct predictions,
+    `min(k, positives)`. It is 0 for an image without a positive, or with a logit that is not
+    finite. Equal logits are ranked by class number.
 
     Args:
-      k: guesses; no more are made than there are classes.
+      k: the number of predictions, limited to the number of classes.
       logits: float32 `[batch, classes]`.
       positive: bool `[batch, classes]`.
-      mesh: what the batch is cut over; None: one device.
+      mesh: the mesh over which the batch is sharded; None: one device.
     """
     k = min(k, logits.shape[-1])
 
-    def guesses(rows: jax.Array) -> jax.Array:
+    def predictions(rows: jax.Array) -> jax.Array:
         return jax.lax.top_k(rows, k)[1]
 
     if mesh is not None:
-        # Left to itself, XLA gathers all logits on every device for a top_k.
+        # Without shard_map, XLA gathers all logits on every device for a top_k.
         rows = sharding.by_example(mesh).spec
-        guesses = jax.shard_map(guesses, mesh=mesh, in_specs=rows, out_specs=rows)
-    best = guesses(logits)
-    right = jnp.take_along_axis(positive, best, axis=1).astype(jnp.float32)
-    precision = jnp.cumsum(right, axis=1) / jnp.arange(1, k + 1)
+        predictions = jax.shard_map(predictions, mesh=mesh, in_specs=rows, out_specs=rows)
+    best = predictions(logits)
+    correct = jnp.take_along_axis(positive, best, axis=1).astype(jnp.float32)
+    precision = jnp.cumsum(correct, axis=1) / jnp.arange(1, k + 1)
     possible = jnp.clip(jnp.sum(positive, axis=1), 1, k)
     finite = jnp.all(jnp.isfinite(logits), axis=1)
-    return jnp.where(finite, jnp.sum(right * precision, axis=1) / possible, 0.0)
+    return jnp.where(finite, jnp.sum(correct * precision, axis=1) / possible, 0.0)

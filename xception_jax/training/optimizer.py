@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers, put together from Optax' parts."""
+"""Learning-rate schedules and optimizers by name, assembled from Optax's transformations."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,47 @@ from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration, Field
 from xception_jax.config.registry import Registry, where_is
-from xception_jax.config.schema import add_choice
+
+# Takes the fields listed in `register_schedule`; steps are counted from the end of the warmup.
+MakeSchedule = Callable[[Any], optax.Schedule]
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    make: MakeSchedule
+    options: Mapping[str, Field]
+
+
+_SCHEDULES = Registry[_Schedule]("schedule", "optimizer.schedule")
+
+
+def register_schedule(
+    name: str, *, options: Mapping[str, Field] | None = None, until_end: bool = False
+) -> Callable[[MakeSchedule], MakeSchedule]:
+    """Decorates a function that creates a schedule for `config.optimizer.schedule`.
+
+    The function gets an object with `learning_rate`, the maximum; `steps`, the steps after the
+    warmup, at least 1; `total_steps`, including the warmup; `decay_rate` and `decay_steps`; and its
+    own options. An option that is a duration is given in steps, as a fraction.
+
+    Args:
+      name: the schedule's name.
+      options: additional fields of `config.optimizer`, by their names.
+      until_end: whether the rate depends on the length of the run. If so, a started run cannot
+        change its duration.
+
+    Raises:
+      UsageError: the name or a field is already used.
+    """
+
+    def decorate(make: MakeSchedule) -> MakeSchedule:
+        own = options or {}
+        fields = {f"optimizer.{key}": field for key, field in own.items()}
+        fixes = ("duration",) if until_end else ()
+        _SCHEDULES.add(name, _Schedule(make, own), where_is(make), fields, fixes)
+        return make
+
+    return decorate
 
 
 def make_schedule(
@@ -26,36 +66,57 @@ def make_schedule(
     warmup_steps: int = 0,
     decay_rate: float = 0.94,
     decay_steps: Fraction | int = 1,
+    **options: Any,
 ) -> optax.Schedule:
-    """A linear warm-up from 0, then a schedule that counts its steps from the warm-up's end.
+    """A linear warmup from 0, then a schedule that counts its steps from the end of the warmup.
 
     Args:
-      name: `constant`; `cosine`, reaching 0 at `total_steps`; or `staircase`, which multiplies by
-        `decay_rate` every `decay_steps` (the paper's, section 4.2). Where these are no whole
-        number, the k-th decay is at the first step not before `k * decay_steps`. At least 1.
-      learning_rate: at its highest.
+      name: a registered schedule. `constant`; `cosine`, which reaches 0 at `total_steps`;
+        `staircase` (the paper's, section 4.2), which multiplies by `decay_rate` every
+        `decay_steps`.
+      learning_rate: the maximum.
+      total_steps: the steps of the run, including the warmup.
+      warmup_steps: the length of the warmup.
+      decay_rate: of the staircase.
+      decay_steps: of the staircase, at least 1. With a fraction, the k-th decay is at the first
+        step that is not before `k * decay_steps`.
+      **options: the fields that a registered schedule has declared, durations in steps.
+
+    Raises:
+      UsageError: there is no such schedule.
     """
-    after = {
-        "constant": lambda: optax.constant_schedule(learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            learning_rate, max(total_steps - warmup_steps, 1)
-        ),
-        "staircase": lambda: _staircase(
-            learning_rate, decay_rate, max(Fraction(decay_steps), Fraction(1)), total_steps
-        ),
-    }[name]()
+    fields = SimpleNamespace(
+        learning_rate=learning_rate, steps=max(total_steps - warmup_steps, 1),
+        total_steps=total_steps, decay_rate=decay_rate, decay_steps=decay_steps, **options,
+    )  # fmt: skip
+    after = _SCHEDULES.find(name).make(fields)
     if not warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-def _staircase(rate: float, decay_rate: float, every: Fraction, total: int) -> optax.Schedule:
-    """`rate * decay_rate ** (count // every)`, in whole numbers: float32 ends at 2^24 steps."""
+@register_schedule("constant")
+def _constant(fields: Any) -> optax.Schedule:
+    return optax.constant_schedule(fields.learning_rate)
+
+
+@register_schedule("cosine", until_end=True)
+def _cosine(fields: Any) -> optax.Schedule:
+    return optax.cosine_decay_schedule(fields.learning_rate, fields.steps)
+
+
+@register_schedule("staircase")
+def _staircase(fields: Any) -> optax.Schedule:
+    """`rate * decay_rate ** (count // every)`, in integers: float32 is exact only up to 2^24."""
+    rate: float = fields.learning_rate
+    decay_rate: float = fields.decay_rate
+    every = max(Fraction(fields.decay_steps), Fraction(1))
     if every.denominator == 1:
         return lambda count: rate * jnp.power(decay_rate, jnp.float32(count // int(every)))
-    # A table, for the product of a step and the denominator may be above 2^32.
-    first = np.array([math.ceil(k * every) for k in range(1, int(total / every) + 1)], np.int32)
+    # A table, because the product of a step and the denominator can exceed 2^32.
+    ends = range(1, int(fields.total_steps / every) + 1)
+    first = np.array([math.ceil(k * every) for k in ends], np.int32)
 
     def schedule(count: Any) -> jax.Array:
         decays = jnp.searchsorted(jnp.asarray(first), count, side="right")
@@ -65,43 +126,42 @@ def _staircase(rate: float, decay_rate: float, every: Fraction, total: int) -> o
 
 
 def decayed(params: Any) -> Any:
-    """True for the leaves that weight decay acts on: kernels, not biases nor batch norm's."""
+    """True for the leaves with weight decay: kernels, but not biases or batch norm."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
-    """LAMB's factor |w| / |update|, where the mask is true; elsewhere the update stays.
+    """LAMB's factor |w| / |update| where the mask is true; other updates do not change.
 
-    Its state is that of Optax' own, so that runs from before this mask go on.
+    The state has the same structure as Optax's, so that older runs can continue.
     """
-    whole = optax.scale_by_trust_ratio()
+    trust_ratio = optax.scale_by_trust_ratio()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        scaled, state = whole.update(updates, state, params)
+        scaled, state = trust_ratio.update(updates, state, params)
         if mask is not None:
             scaled = jax.tree.map(
                 lambda keep, new, old: new if keep else old, mask(params), scaled, updates
             )
         return scaled, state
 
-    return optax.GradientTransformation(whole.init, update)
+    return optax.GradientTransformation(trust_ratio.init, update)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """An optimizer between the gradient and the weights, in the order in which it acts.
+    """The parts of an optimizer in the order in which they are applied.
 
     Attributes:
-      direction: makes a direction of the gradient.
-      step: makes a step of the direction, by the learning rate; None: the rate times minus one.
-        Decoupled weight decay comes before.
+      direction: turns the gradient into a direction. Decoupled weight decay follows.
+      step: turns the direction into a step by the learning rate; None: times minus the rate.
     """
 
     direction: list[optax.GradientTransformation]
     step: list[optax.GradientTransformation] | None = None
 
 
-# From the fields of `config.optimizer` and the schedule.
+# Takes the fields of `config.optimizer` and the schedule.
 MakeParts = Callable[[Any, optax.Schedule], "Parts | optax.GradientTransformation"]
 
 
@@ -111,31 +171,30 @@ class _Entry:
     decay_mode: str
 
 
-_OPTIMIZERS = Registry[_Entry]("optimizer")
+_OPTIMIZERS = Registry[_Entry]("optimizer", "optimizer.name")
 
 
 def register(
     name: str, *, options: Mapping[str, Field] | None = None, decay_mode: str = "decoupled"
 ) -> Callable[[MakeParts], MakeParts]:
-    """Decorates a function that makes an optimizer, which `config.optimizer.name` then takes.
+    """Decorates a function that creates an optimizer for `config.optimizer.name`.
 
-    The function gets the fields of `config.optimizer`, with weight decay's mode settled, and the
-    schedule. It returns what makes a direction of the gradient, as `optax.scale_by_adam`, or
-    `Parts`. Clipping, weight decay and the learning rate are added to it.
+    The function gets the fields of `config.optimizer`, with a resolved `decay_mode`, and the
+    schedule. It returns a transformation of the gradient into a direction, as
+    `optax.scale_by_adam`, or `Parts`. Clipping, weight decay and the learning rate are added.
 
     Args:
-      name: of the optimizer.
-      options: further fields of `config.optimizer`, by their names.
-      decay_mode: what `config.optimizer.decay_mode` means with `auto`: `l2` or `decoupled`.
+      name: the optimizer's name.
+      options: additional fields of `config.optimizer`, by their names.
+      decay_mode: the meaning of `auto` in `config.optimizer.decay_mode`: `l2` or `decoupled`.
 
     Raises:
-      UsageError: the name or a field is taken.
+      UsageError: the name or a field is already used.
     """
 
     def decorate(make: MakeParts) -> MakeParts:
         fields = {f"optimizer.{key}": field for key, field in (options or {}).items()}
         _OPTIMIZERS.add(name, _Entry(make, decay_mode), where_is(make), fields)
-        add_choice("optimizer.name", name)
         return make
 
     return decorate
@@ -148,7 +207,7 @@ def _sgd(fields: Any, schedule: optax.Schedule) -> Parts:
 
 @register("rmsprop", decay_mode="l2")
 def _rmsprop(fields: Any, schedule: optax.Schedule) -> Parts:
-    """The momentum sums steps, as in TensorFlow; decoupled decay must not pass through it."""
+    """RMSprop; momentum sums steps, as in TensorFlow, and decoupled decay bypasses it."""
     by_rate, momentum = optax.scale_by_learning_rate(schedule), optax.trace(fields.momentum)
     rms = optax.scale_by_rms(fields.beta2, fields.epsilon, fields.initial_squares, eps_in_sqrt=True)
     if fields.decay_mode == "l2":
@@ -184,22 +243,22 @@ def make_optimizer(
     clip_norm: float = 0.0,
     **options: Any,
 ) -> optax.GradientTransformation:
-    """A registered optimizer, with clipping and weight decay: `sgd`, `rmsprop`, `adamw`, `lamb`.
+    """A registered optimizer (`sgd`, `rmsprop`, `adamw`, `lamb` etc.) with clipping and decay.
 
-    LAMB (arXiv:1904.00962) scales the steps of kernels by its trust ratio, those of biases and
-    batch norm not, as timm does. RMSprop's step is `rate * g / sqrt(squares + epsilon)`, and the
+    LAMB (arXiv:1904.00962) scales the steps of kernels by its trust ratio, but not those of biases
+    and batch norm, as in timm. RMSprop's step is `rate * g / sqrt(squares + epsilon)`, and its
     momentum sums steps, as in TensorFlow.
 
     Args:
-      initial_squares: what RMSprop's running mean of squared gradients begins at: TensorFlow's 1
-        makes the first steps small, 0 makes them `rate / sqrt(1 - beta2)` for each weight.
-      decay_mode: `l2` adds `weight_decay * w` to the gradient, so that it passes through momentum
-        and scaling: the gradient of the paper's term of the loss. `decoupled` adds it after them,
-        so that the step is `-learning_rate * weight_decay * w` (arXiv:1711.05101). `auto` is `l2`
-        for sgd and rmsprop, `decoupled` for adamw and lamb.
-      decay_all: decay batch-norm parameters and biases too, and give them LAMB's trust ratio.
-      clip_norm: the loss' gradient is scaled down to this norm, before any decay; 0: not at all.
-      **options: those that a registered optimizer has declared.
+      initial_squares: the initial running mean of squared gradients in RMSprop. TensorFlow's 1
+        makes the first steps small; 0 makes them `rate / sqrt(1 - beta2)` for each weight.
+      decay_mode: `l2` adds `weight_decay * w` to the gradient, the gradient of the paper's loss
+        term; momentum and scaling apply to it. `decoupled` adds it after them, so that the step is
+        `-learning_rate * weight_decay * w` (arXiv:1711.05101). `auto` is `l2` for sgd and rmsprop,
+        `decoupled` for adamw and lamb.
+      decay_all: whether batch-norm parameters and biases also get decay and LAMB's trust ratio.
+      clip_norm: the maximum norm of the loss's gradient, before any decay; 0: no clipping.
+      **options: the fields that a registered optimizer has declared.
 
     Raises:
       UsageError: there is no such optimizer.
@@ -221,7 +280,7 @@ def make_optimizer(
     return optax.chain(*clip, *parts.direction, *decay, *step)
 
 
-# Of `config.optimizer`, what no optimizer takes.
+# The fields of `config.optimizer` that optimizers do not get.
 _OF_THE_SCHEDULE = (
     "name", "learning_rate", "reference_batch", "schedule", "warmup", "decay_rate", "decay_every",
     "microbatch",
@@ -231,18 +290,24 @@ _OF_THE_SCHEDULE = (
 def from_config(
     config: ConfigDict, epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer and the schedule a config asks for, of data of `epoch` examples."""
+    """The optimizer and the schedule of a config, for `epoch` training examples."""
     opt, size = config.optimizer, {"batch_size": config.data.batch_size, "epoch": epoch}
     scale = config.data.batch_size / opt.reference_batch if opt.reference_batch else 1.0
+
+    def steps(duration: str) -> Fraction:
+        return Fraction(Duration.parse(duration).examples(**size), config.data.batch_size)
+
     schedule = make_schedule(
         opt.schedule,
         learning_rate=opt.learning_rate * scale,
         total_steps=Duration.parse(config.duration).steps(**size),
         warmup_steps=Duration.parse(opt.warmup).steps(**size),
         decay_rate=opt.decay_rate,
-        decay_steps=Fraction(
-            Duration.parse(opt.decay_every).examples(**size), config.data.batch_size
-        ),
+        decay_steps=steps(opt.decay_every),
+        **{
+            name: steps(opt[name]) if field.duration else opt[name]
+            for name, field in _SCHEDULES.find(opt.schedule).options.items()
+        },
     )
     fields = {name: value for name, value in opt.items() if name not in _OF_THE_SCHEDULE}
     return make_optimizer(opt.name, schedule, **fields), schedule

@@ -1,4 +1,4 @@
-"""Whether a run can begin: its config against the model, the devices and the data on disk."""
+"""Checks before a run: its config against the model, the devices and the data on disk."""
 
 import itertools
 import os
@@ -26,12 +26,11 @@ def validate(config: ConfigDict, begun: ConfigDict | None = None) -> None:
     """Checks a config against the schema, the model, the devices and the data on disk.
 
     Args:
-      config: of the run.
-      begun: the resolved config of the run that is to go on, if there is one: it opens its data by
-        the rules that it began with.
+      config: the run's config.
+      begun: the resolved config of the run to continue, if any. Its rules for opening data apply.
 
     Raises:
-      UsageError: in one line, what is wrong and what mends it. Nothing has been compiled then.
+      UsageError: one line with what is wrong and how to fix it, before anything is compiled.
     """
     config = config_lib.settled(config, begun)
     check_without_data(config, jax.device_count())
@@ -43,9 +42,9 @@ def validate(config: ConfigDict, begun: ConfigDict | None = None) -> None:
 
 
 def check_profiler() -> None:
-    """Refuses to trace where JAX has loaded another libtpu than it asks for.
+    """Refuses to trace if JAX has loaded a libtpu of another version than it requires.
 
-    JAX 0.10.2 with libtpu 0.0.52 ends by a segmentation fault then, also where there is no TPU.
+    JAX 0.10.2 with libtpu 0.0.52 then ends with a segmentation fault, even without a TPU.
     """
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms:
@@ -58,14 +57,14 @@ def check_profiler() -> None:
     for need in needs:
         if need.name == "libtpu" and not need.specifier.contains(there, prereleases=True):
             raise UsageError(
-                f"JAX {jax.__version__} cannot trace beside libtpu {there}, "
-                f"only beside {need.specifier}; set JAX_PLATFORMS=cpu (or cuda) where there is no "
-                f"TPU, else pip install 'xception_jax[tpu]'"
+                f"JAX {jax.__version__} cannot trace with libtpu {there}, only with "
+                f"{need.specifier}; without a TPU set JAX_PLATFORMS=cpu (or cuda), else "
+                f"pip install 'xception_jax[tpu]'"
             )
 
 
 def check_without_data(config: ConfigDict, devices: int) -> None:
-    """What of `validate` can be checked without the data, for so many devices."""
+    """The checks of `validate` that need no data, for a number of devices."""
     config_lib.check_fields(config)
     _check_paths(config)
     _check_ranges(config)
@@ -99,14 +98,14 @@ def _check_ranges(config: ConfigDict) -> None:
     ):
         value = fields[name]
         if len(value) != 2 or value[0] > value[1]:
-            raise UsageError(f"config.{name} is {value}; it takes (least, largest)")
+            raise UsageError(f"config.{name} is {value}; expected (smallest, largest)")
     check_crop(config)
     traced = config.profile.steps
     if traced and (len(traced) != 2 or traced[0] > traced[1]):
-        raise UsageError(f"config.profile.steps is {traced}; it takes (first, last)")
+        raise UsageError(f"config.profile.steps is {traced}; expected (first, last)")
     for name in ("augment.mixup", "augment.cutmix"):
         if 0 < fields[name] < 0.01:
-            raise UsageError(f"config.{name} is {fields[name]}; it takes 0 (off) or at least 0.01")
+            raise UsageError(f"config.{name} is {fields[name]}; use 0 (off) or at least 0.01")
     for name in (
         "eval.every",
         "checkpoint.every",
@@ -119,49 +118,50 @@ def _check_ranges(config: ConfigDict) -> None:
 
 
 def check_crop(config: ConfigDict) -> None:
-    """Refuses a crop of evaluation that its preset does not take; both may be None still."""
+    """Refuses a crop of evaluation that its preset does not support; both can still be None."""
     if config.data.eval_preset == "keras" and config.data.eval_crop not in (None, 1):
         raise UsageError(
             f"config.data.eval_crop is {config.data.eval_crop}; it must be 1.0 with "
-            f"config.data.eval_preset keras, which takes all of the picture"
+            f"config.data.eval_preset keras, which uses the complete image"
         )
 
 
 def check_lengths(config: ConfigDict, examples: int) -> None:
-    """Holds durations against each other, for a training split of so many examples."""
+    """Checks that the warmup is not longer than the run, for a number of training examples."""
     opt, size = config.optimizer, {"batch_size": config.data.batch_size, "epoch": examples}
     warmup, total = (Duration.parse(text).steps(**size) for text in (opt.warmup, config.duration))
     if warmup > total:
         raise UsageError(
-            f"config.optimizer.warmup is {opt.warmup!r}, {warmup:,} steps, and the run has "
-            f"{total:,} (config.duration {config.duration!r}); make one shorter or the other longer"
+            f"config.optimizer.warmup is {opt.warmup!r}, {warmup:,} steps, but the run has only "
+            f"{total:,} (config.duration {config.duration!r}); shorten the warmup or lengthen the "
+            f"run"
         )
 
 
 def _sharing(config: ConfigDict, devices: int) -> int:
-    """How many of the devices share a batch, by `mesh.data` and `mesh.model`."""
+    """The number of devices that share a batch, by `mesh.data` and `mesh.model`."""
     data, model = config.mesh.data, config.mesh.model
     if data == 0 or data > devices:
         raise UsageError(f"config.mesh.data is {data}; there are {devices} devices (-1: all)")
     if data == -1 and devices % model:
         raise UsageError(
-            f"config.mesh.model is {model}, which does not divide the {devices} devices there are"
+            f"config.mesh.model is {model}, but the {devices} devices are not divisible by it"
         )
     if data * model > devices:
         raise UsageError(
-            f"config.mesh.model is {model} and config.mesh.data {data}, and there are {devices} "
-            f"devices; take a mesh.model of at most {devices // data}"
+            f"config.mesh.model is {model} and config.mesh.data {data}, but there are {devices} "
+            f"devices; set mesh.model to at most {devices // data}"
         )
     return devices if data == -1 else data * model
 
 
 def _check_processes(config: ConfigDict, devices: int, processes: int) -> None:
-    """Each process computes its part of a batch, so each has to have its devices in the mesh."""
+    """Checks that the mesh includes all devices: each process computes its part of a batch."""
     taken = _sharing(config, devices)
     if processes > 1 and taken != devices:
         raise UsageError(
-            f"config.mesh.data is {config.mesh.data}, which takes {taken} of the {devices} devices "
-            f"of {processes} processes; all of them have to take part: take -1"
+            f"config.mesh.data is {config.mesh.data}, which uses {taken} of the {devices} devices "
+            f"of {processes} processes; a run of several processes must use all: set it to -1"
         )
 
 
@@ -171,7 +171,7 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
     if batch % devices:
         multiples = [m for m in (batch // devices * devices, -(-batch // devices) * devices) if m]
         raise UsageError(
-            f"config.data.batch_size is {batch}, which {devices} devices do not divide; take "
+            f"config.data.batch_size is {batch}, not divisible by the {devices} devices; use "
             f"{' or '.join(map(str, multiples))}"
         )
     if virtual is not None and batch % virtual:
@@ -181,14 +181,14 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
         )
     if batch % 2 and (config.augment.mixup or config.augment.cutmix):
         raise UsageError(
-            f"config.data.batch_size is {batch}, odd; config.augment.mixup and cutmix "
-            f"mix pairs; take {batch + 1}"
+            f"config.data.batch_size is {batch}, which is odd, but config.augment.mixup and cutmix "
+            f"mix pairs; use {batch + 1}"
         )
     share = batch // devices
     if virtual is not None and share % virtual and virtual % share:
         raise UsageError(
-            f"config.model.bn_virtual_batch is {virtual} and a device's share of the batch "
-            f"{share}; one must be a multiple of the other, or every device computes it all"
+            f"config.model.bn_virtual_batch is {virtual} and each device has {share} images of the "
+            f"batch; one must be a multiple of the other, or every device computes the full batch"
         )
     config_lib.microbatch_count(config, devices)
 
@@ -205,7 +205,7 @@ def _check_model(config: ConfigDict) -> None:
 def _check_data(config: ConfigDict, begun: ConfigDict | None) -> None:
     train = splits.open_training(config)
     evaluated = splits.open_evaluation(config)
-    if begun is None:  # older versions let a run begin that would be refused today
+    if begun is None:  # a run of an older version can violate this check
         check_lengths(config, len(train))
     if len(train.class_names) < 2:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
@@ -215,7 +215,7 @@ def _check_data(config: ConfigDict, begun: ConfigDict | None) -> None:
     config_lib.Best.parse(config.eval.best).check(known)
     if config.data.balanced and train.multilabel:
         raise UsageError(
-            f"config.data.balanced takes one label an image, and {train.name} has several"
+            f"config.data.balanced needs one label per image, but {train.name} has several"
         )
     _check_loss(config, train.name, len(train.class_names), train.multilabel)
     for source in (train, *evaluated.values()):
@@ -229,8 +229,8 @@ def _check_set(train: Source, name: str, test: Source) -> None:
     if name and test.multilabel != train.multilabel:
         several, one = (test, train) if test.multilabel else (train, test)
         raise UsageError(
-            f"config.eval.also: {several.name} has several labels an image, and {one.name} one; it "
-            f"takes sets of the run's kind"
+            f"config.eval.also: {several.name} has several labels per image, but {one.name} has "
+            f"one; all sets of a run must be of the same kind"
         )
 
 
@@ -238,16 +238,16 @@ def _check_sampling(config: ConfigDict) -> None:
     data = config.data
     if data.mix_splits and len(data.mix_splits) != len(data.mix):
         raise UsageError(
-            f"config.data.mix_splits names {len(data.mix_splits)} splits and config.data.mix "
-            f"{len(data.mix)} data sets; it takes one for each"
+            f"config.data.mix_splits has {len(data.mix_splits)} splits, but config.data.mix has "
+            f"{len(data.mix)} data sets; give one split for each"
         )
     if data.mix_weights is not None and len(data.mix_weights) != 1 + len(data.mix):
         raise UsageError(
-            f"config.data.mix_weights holds {len(data.mix_weights)} numbers; it takes one for "
-            f"config.data.dataset and one for each of the {len(data.mix)} of config.data.mix"
+            f"config.data.mix_weights has {len(data.mix_weights)} numbers; give one for "
+            f"config.data.dataset and one for each of the {len(data.mix)} sets in config.data.mix"
         )
     if data.mix_weights is not None and data.balanced:
-        raise UsageError("config.data.balanced and mix_weights exclude each other; set one of them")
+        raise UsageError("config.data.balanced and mix_weights cannot be combined; set only one")
     if data.batch_size % data.repeats:
         raise UsageError(
             f"config.data.batch_size is {data.batch_size}, not a multiple of config.data.repeats, "
@@ -255,22 +255,28 @@ def _check_sampling(config: ConfigDict) -> None:
         )
     if data.batch_size == data.repeats and (config.augment.mixup or config.augment.cutmix):
         raise UsageError(
-            f"config.data.repeats is {data.repeats}, all of the batch: config.augment.mixup and "
-            f"cutmix would mix each image with itself"
+            f"config.data.repeats is {data.repeats}, the full batch, so config.augment.mixup and "
+            f"cutmix would mix each image with itself; lower it"
         )
 
 
 def _check_readable(source: Source, record: int, most: int) -> None:
-    """Looks for an example that can be used, from a record on, past as many as may be skipped."""
+    """Raises `UsageError` if no example can be read.
+
+    Args:
+      source: the split.
+      record: the first to try.
+      most: the number of examples that may be skipped.
+    """
     first: Exception | None = None
     records = range(len(source))
     for candidate in itertools.islice(candidates(records, record, len(source)), most + 1):
         try:
             decode.decode(source[candidate].encoded, source[candidate].name)
             return
-        except ReadError:  # it says nothing about the example
+        except ReadError:  # the storage failed, not the example
             raise
-        except Exception as error:  # files may be missing, cut short, or not what they say
+        except Exception as error:  # a file can be missing, truncated or damaged
             first = first or error
     reason = (str(first).splitlines() or [type(first).__name__])[0]
     raise UsageError(f"{source.name} cannot be read: {reason}")
@@ -279,12 +285,12 @@ def _check_readable(source: Source, record: int, most: int) -> None:
 def _check_loss(config: ConfigDict, data: str, classes: int, multilabel: bool) -> None:
     if multilabel and config.loss.name == "softmax":
         raise UsageError(
-            f"config.loss.name is 'softmax', for one label an image, and {data} has several; take "
+            f"config.loss.name is 'softmax', for one label per image, but {data} has several; use "
             f"sigmoid"
         )
     weights = config.loss.class_weights
     if weights is not None and len(weights) != classes:
         raise UsageError(
-            f"config.loss.class_weights holds {len(weights)} numbers; it takes one for each of the "
+            f"config.loss.class_weights has {len(weights)} numbers; give one for each of the "
             f"{classes} classes of {data}"
         )

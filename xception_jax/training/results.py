@@ -1,4 +1,4 @@
-"""What training and evaluation return."""
+"""The results of training and evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ class TrainResult:
 
     Attributes:
       workdir: the run's folder.
-      step: the last step done; it has a checkpoint.
-      total_steps: the steps of the whole run.
-      finished: all steps are done and the last one is evaluated. False after a signal to stop: the
-        same call continues.
-      metrics: of the evaluation at `step`, by name: `top1`, `loss`, `examples`, of a further set
-        `real/top1`. Empty if there was none.
+      step: the last completed step, which has a checkpoint.
+      total_steps: the number of steps of the run.
+      finished: whether all steps are completed and the last one is evaluated. False after a signal
+        to stop; the same call continues.
+      metrics: the metrics of the evaluation at `step` by name: `top1`, `loss`, `examples`, and for
+        other sets `real/top1`. Empty without an evaluation.
     """
 
     workdir: Path
@@ -28,22 +28,22 @@ class TrainResult:
     metrics: Mapping[str, float]
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return {"step": self.step, **for_json(self.metrics)}
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What `evaluate.evaluate` has found.
+    """The result of `evaluate.evaluate`.
 
     Attributes:
       workdir: the run's folder.
-      step: of the checkpoint.
+      step: the checkpoint's step.
       weights: `ema` (averaged) or `raw`.
-      split: of the data set.
-      metrics: by name. `top1` and (from 20 classes on) `top5`, of multi-label data `map`,
-        `precision` and `recall`; `loss`, the metrics of `eval.metrics`, `examples` and `skipped`.
-        Those of a further set have its name before: `real/top1`.
+      split: the split of the data set.
+      metrics: by name. `top1` and (from 20 classes on) `top5`, or for multi-label data `map`,
+        `precision` and `recall`; also `loss`, the metrics of `eval.metrics`, `examples` and
+        `skipped`. The metrics of other sets have the set's name as prefix: `real/top1`.
     """
 
     workdir: Path
@@ -53,6 +53,6 @@ class EvaluationResult:
     metrics: Mapping[str, float]
 
     def to_json(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         about = {"step": self.step, "weights": self.weights, "split": self.split}
         return {**about, **for_json(self.metrics)}

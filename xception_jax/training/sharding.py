@@ -1,8 +1,8 @@
-"""Which device holds what: the mesh, and what the rules come to for a state.
+"""The mesh, and the shardings of a run's arrays.
 
-A batch is cut over all devices. Of the state, `mesh.shard` cuts parts over the axis `data`
-(ZeRO, arXiv:1910.02054), by size alone; `mesh.model` cuts the head's large layers over the
-axis `model`, by `sharding_rules.RULES`. Without either, every device holds all of the state.
+A batch is sharded over all devices. `mesh.shard` shards parts of the state over the axis `data`
+by their size (ZeRO, arXiv:1910.02054). `mesh.model` shards the head's large layers over the axis
+`model` by `sharding_rules.RULES`. Without either, the state is replicated.
 """
 
 import math
@@ -18,16 +18,16 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from xception_jax.errors import UsageError
-from xception_jax.training.sharding_rules import CUT, MODEL, spec
+from xception_jax.training.sharding_rules import MODEL, SHARDED, spec
 from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays
 
 
 def make_mesh(data: int = -1, model: int = 1, shard: str = "none") -> Mesh:
-    """A mesh of the first `data` x `model` devices; `data` is -1: of all; see `lay_out`.
+    """A mesh of the first `data` x `model` devices, or of all if `data` is -1; see `lay_out`.
 
-    Those of a process stand side by side: its part of a batch is a contiguous one, see
+    The devices of a process are adjacent, so that its part of a batch is contiguous, see
     `data.batches`.
     """
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -35,14 +35,14 @@ def make_mesh(data: int = -1, model: int = 1, shard: str = "none") -> Mesh:
 
 
 def lay_out(devices: Sequence[Any], model: int = 1, shard: str = "none") -> Mesh:
-    """A mesh of these devices, with the axes `data` and, where it is cut by it, `model`."""
+    """A mesh of these devices with the axes `data` and, if `model` > 1, `model`."""
     axes = axes_of(len(devices), model, shard)
     shape = tuple(axes.values())
     return Mesh(np.array(devices).reshape(shape), tuple(axes), (AxisType.Auto,) * len(shape))
 
 
 def without_devices(count: int, model: int = 1, shard: str = "none") -> AbstractMesh:
-    """The mesh of so many devices that are not there: good for tables, not for arrays."""
+    """The mesh of a number of devices that need not exist: for tables, not for arrays."""
     axes = axes_of(count, model, shard)
     return AbstractMesh(tuple(axes.values()), tuple(axes))
 
@@ -50,13 +50,13 @@ def without_devices(count: int, model: int = 1, shard: str = "none") -> Abstract
 def axes_of(devices: int, model: int, shard: str) -> dict[str, int]:
     """Names and sizes of the mesh's axes.
 
-    Where arrays are cut over `data`, that is an axis for each of its prime factors, `data0`,
-    `data1` and so on: 16 devices do not divide 728 channels, but 8 do, and the other dimension of
-    the kernel takes the factor that is left.
+    If arrays are sharded over `data`, there is one axis for each of its prime factors: `data0`,
+    `data1` etc. For example, 728 channels are divisible by 8 but not by 16; the other dimension of
+    the kernel then takes the remaining factor.
     """
     data = devices // model
     axes = {"data": data}
-    if CUT[shard] and data > 1:
+    if SHARDED[shard] and data > 1:
         axes = {f"data{i}": factor for i, factor in enumerate(_primes(data))}
     return axes | ({MODEL: model} if model > 1 else {})
 
@@ -67,27 +67,27 @@ def _primes(number: int) -> list[int]:
 
 
 def data_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes that `data` is made of."""
+    """The axes that together are `data`."""
     return tuple(name for name in mesh.axis_names if name != MODEL)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The same array, whole, on every device."""
+    """The full array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-    """The first axis cut over all devices."""
+    """The first axis sharded over all devices."""
     names = mesh.axis_names
     return NamedSharding(mesh, PartitionSpec(names[0] if len(names) == 1 else names))
 
 
 def for_head(features: jax.Array, mesh: Mesh) -> tuple[jax.Array, Any]:
-    """Features `[batch, channels]` as the head takes them, and its `place` (see `network.Place`).
+    """Features `[batch, channels]` sharded for the head, and its `place` (see `network.Place`).
 
-    The devices of the mesh's axis `model` share the head's layers, so each takes all of their
-    examples: the features are cut over `data` alone, and a layer's output also as its bias is.
-    Everything before is cut by example over all devices.
+    The devices along the axis `model` share the head's layers, so each needs all of their
+    examples. The features are therefore sharded over `data` only, and the output of a layer also
+    like its bias. Everything before the head is sharded by example over all devices.
     """
 
     def put(array: jax.Array, *columns: Any) -> jax.Array:
@@ -96,25 +96,25 @@ def for_head(features: jax.Array, mesh: Mesh) -> tuple[jax.Array, Any]:
         return placed
 
     def place(layer: str, output: jax.Array) -> jax.Array:
-        # Left to itself, XLA gathers the weights and goes on by example.
+        # Without this constraint, XLA gathers the weights and continues by example.
         return put(output, *spec(f"head.{layer}.bias", output.shape[1:], dict(mesh.shape), False))
 
-    # First as they are, lest the other cut spreads backwards: the devices of `model` would all
-    # compute the same.
+    # First as they are, so that the other sharding does not propagate backwards: then all devices
+    # of `model` would compute the same.
     features = jax.lax.with_sharding_constraint(features, by_example(mesh))
     return put(features), place
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the arrays of a run lie; shardings are trees, or one for all of a tree.
+    """The shardings of a run's arrays. Each is a tree, or one sharding for a full tree.
 
     Attributes:
       mesh: the devices, or `without_devices`.
-      state: shardings of the `TrainState` between steps.
-      weights: of `{"params", "batch_stats"}` where the model computes: whole, but for `model`.
-      update: of the gradients and the new parameters where the optimizer computes: as its own
-        arrays; None: as everywhere. `to_compute` and `to_update` need it.
+      state: of the `TrainState` between steps.
+      weights: of `{"params", "batch_stats"}` for the model: replicated, except over `model`.
+      update: of gradients and new parameters for the optimizer: like its own arrays. None: like
+        the parameters. `to_compute` and `to_update` need it.
     """
 
     mesh: Any
@@ -124,64 +124,64 @@ class Layout:
 
     @classmethod
     def replicated(cls, mesh: Mesh | AbstractMesh) -> "Layout":
-        """All of it on every device."""
+        """All arrays replicated."""
         return cls(mesh, replicated(mesh), replicated(mesh))
 
     @classmethod
     def of(cls, shapes: Any, mesh: Mesh | AbstractMesh, shard: str = "none") -> "Layout":
-        """That of a state.
+        """The layout of a state.
 
         Args:
           shapes: the `TrainState` as arrays or `jax.ShapeDtypeStruct`s.
           mesh: from `lay_out` for this `shard`.
-          shard: a key of `CUT`.
+          shard: a key of `SHARDED`.
 
         Raises:
-          UsageError: the mesh has an axis `model` that divides none of the head's layers.
+          UsageError: no layer of the head is divisible by the mesh's axis `model`.
         """
-        if not CUT[shard] and MODEL not in mesh.axis_names:
+        if not SHARDED[shard] and MODEL not in mesh.axis_names:
             return cls.replicated(mesh)
         parts = {
-            field.name: _lay(getattr(shapes, field.name), mesh, field.name in CUT[shard])
+            field.name: _lay(getattr(shapes, field.name), mesh, field.name in SHARDED[shard])
             for field in fields(shapes)
         }
         weights = {k: _lay(getattr(shapes, k), mesh, False) for k in ("params", "batch_stats")}
         specs = [leaf.spec for leaf in jax.tree.leaves(weights)]
         if MODEL in mesh.axis_names and not any(MODEL in spec for spec in specs):
             raise UsageError(
-                f"config.mesh.model is {mesh.shape[MODEL]}, which divides no layer of the head; "
-                f"take a divisor of config.model.fc_units or of the number of classes, or 1"
+                f"config.mesh.model is {mesh.shape[MODEL]}, but no layer of the head is divisible "
+                f"by it; use a divisor of config.model.fc_units or of the number of classes, or 1"
             )
-        update = _lay(shapes.params, mesh, True) if CUT[shard] else None
+        update = _lay(shapes.params, mesh, True) if SHARDED[shard] else None
         return cls(mesh, replace(shapes, **parts), weights, update)
 
     def to_compute(self, params: Tree) -> Tree:
-        """Within a step: parameters as the model takes them, gathered where they are cut."""
+        """In a step: parameters for the model, gathered if they are sharded."""
         return jax.lax.with_sharding_constraint(params, self.weights["params"])
 
     def to_update(self, params: Tree) -> Tree:
-        """Within a step: gradients or parameters (None: frozen) as the optimizer takes them."""
+        """In a step: gradients or parameters (None: frozen) for the optimizer."""
 
         def lay(leaf: jax.Array | None, *places: NamedSharding) -> jax.Array | None:
             for where in places if leaf is not None else ():
                 leaf = jax.lax.with_sharding_constraint(leaf, where)
             return leaf
 
-        # First as in the model, lest the cut spreads backwards: XLA would cut convolutions by
-        # channels.
+        # First as in the model, so that the sharding does not propagate backwards: XLA would shard
+        # convolutions by channels.
         return jax.tree.map(
             lay, params, self.weights["params"], self.update, is_leaf=lambda leaf: leaf is None
         )
 
 
 def mesh_from_config(config: ConfigDict) -> Mesh:
-    """The mesh that a config asks for, of the devices that are there."""
+    """The mesh of a config, made of the available devices."""
     asked = config.mesh
     return make_mesh(asked.data, asked.model, asked.shard)
 
 
 def place(shapes: Tree, shardings: Any) -> Tree:
-    """`jax.ShapeDtypeStruct`s of arrays that lie so."""
+    """`jax.ShapeDtypeStruct`s with these shardings."""
     if isinstance(shardings, NamedSharding):
         one = shardings
         shardings = jax.tree.map(lambda _: one, shapes)
@@ -193,7 +193,7 @@ def place(shapes: Tree, shardings: Any) -> Tree:
 
 
 def _lay(tree: Tree, mesh: Mesh | AbstractMesh, over_data: bool) -> Tree:
-    """Shardings of a tree, by the paths and the sizes of its leaves."""
+    """Shardings of a tree by the paths and the sizes of its leaves."""
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -203,33 +203,33 @@ def _lay(tree: Tree, mesh: Mesh | AbstractMesh, over_data: bool) -> Tree:
 
 
 def layout_table(shapes: Any, layout: Layout) -> Table:
-    """What of a state is cut how, and how many bytes a device holds of it."""
+    """A table of the shardings of a state, with the bytes in total and per device."""
     placed = place(shapes, layout.state)
     axes = dict(layout.mesh.shape)
-    rows, whole_bytes, held_bytes = [], 0, 0
+    rows, total_bytes, held_bytes = [], 0, 0
     for part in fields(placed):
         groups: dict[str, Counter[str]] = {}
         for leaf in jax.tree.leaves(getattr(placed, part.name)):
             group = groups.setdefault(_words(leaf.sharding.spec, axes), Counter())
             group["arrays"] += 1
-            group["whole"] += leaf.size * leaf.dtype.itemsize
+            group["total"] += leaf.size * leaf.dtype.itemsize
             group["held"] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for words, group in sorted(groups.items()):
-            rows.append((part.name, words, f"{group['arrays']}", f"{group['whole']:,}",
+            rows.append((part.name, words, f"{group['arrays']}", f"{group['total']:,}",
                          f"{group['held']:,}"))  # fmt: skip
-            whole_bytes, held_bytes = whole_bytes + group["whole"], held_bytes + group["held"]
-    rows.append(("all", "", "", f"{whole_bytes:,}", f"{held_bytes:,}"))
+            total_bytes, held_bytes = total_bytes + group["total"], held_bytes + group["held"]
+    rows.append(("all", "", "", f"{total_bytes:,}", f"{held_bytes:,}"))
     data = math.prod(layout.mesh.shape[name] for name in data_axes(layout.mesh))
     model = axes.get(MODEL, 1)
     return table(
-        f"state on {data} x {model} devices (data x model); batches are cut over all",
-        ("state", "cut", "arrays", "bytes", "bytes a device"),
+        f"state on {data} x {model} devices (data x model); batches are sharded over all",
+        ("state", "sharding", "arrays", "bytes", "bytes per device"),
         rows,
     )
 
 
 def _words(spec: PartitionSpec, axes: dict[str, int]) -> str:
-    """A spec for people: `data / 8, model / 2`, or `whole`."""
+    """A spec in words: `data / 8, model / 2`, or `replicated`."""
     names = [
         name
         for entry in spec
@@ -239,4 +239,4 @@ def _words(spec: PartitionSpec, axes: dict[str, int]) -> str:
     data = math.prod(axes[name] for name in names if name != MODEL)
     words = [f"data / {data}"] if data > 1 else []
     words += [f"model / {axes[MODEL]}"] if MODEL in names else []
-    return ", ".join(words) or "whole"
+    return ", ".join(words) or "replicated"

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to save and stop, which all processes of a run follow at once."""
+"""SIGTERM and Ctrl-C as a request to save and stop, for all processes of a run at the same step."""
 
 import contextlib
 import itertools
@@ -16,32 +16,35 @@ from xception_jax.runtime import cluster, ending, interrupts
 
 _FIRST = {
     signal.SIGINT: "stopping after this step; Ctrl-C again to stop without saving",
-    signal.SIGTERM: "SIGTERM: stopping after this step, which is saved",
+    signal.SIGTERM: "SIGTERM: stopping and saving after this step",
 }
 _SECOND = {
-    signal.SIGINT: "stopped at once, without saving; the same command continues from the last "
+    signal.SIGINT: "stopped immediately, without saving; the same command continues from the last "
     "checkpoint",
-    signal.SIGTERM: "SIGTERM again: stopped at once, without saving",
+    signal.SIGTERM: "SIGTERM again: stopped immediately, without saving",
 }
 _NOT_CAUGHT = (
-    "NOTE: the run is not in the main thread, so it does not catch Ctrl-C and SIGTERM; its last "
-    "checkpoint is what is saved if they end the process"
+    "NOTE: the run is not in the main thread, so it cannot catch Ctrl-C and SIGTERM; if they end "
+    "the process, nothing after the last checkpoint is saved"
 )
-_AGREED = "one of the processes was told to stop: stopping after this step, which is saved"
+_AGREED = "one of the processes was asked to stop: stopping and saving after this step"
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM or Ctrl-C makes the yielded function return True, and is answered at once.
+    """A context in which SIGTERM or Ctrl-C makes the yielded function return True.
 
-    A second one ends a command at once, with exit code 130 for Ctrl-C and 143 for SIGTERM. In
-    another program, such as a notebook, it raises `KeyboardInterrupt`.
+    A message confirms the signal immediately. A second signal ends a command immediately, with
+    exit code 130 for Ctrl-C and 143 for SIGTERM. In another program, such as a notebook, it raises
+    `KeyboardInterrupt`.
 
-    Of several processes any may get it; the function, which all have to call equally often, returns
-    True in all of them at the same call, a few calls later. There SIGTERM is JAX's, which answers
-    none at once and counts no second one; a second Ctrl-C ends all processes. Outside the main
-    thread, where Python takes no handlers, that is said, and only SIGTERM in a run of several
-    processes is noticed.
+    With several processes, any of them can get the signal. The function must be called equally
+    often in all processes. It returns True in all of them at the same call, a few calls later.
+    There JAX handles SIGTERM, without an immediate message and without counting a second one. A
+    second Ctrl-C ends all processes.
+
+    Outside the main thread Python does not allow signal handlers; a note says so. Then only SIGTERM
+    in a run of several processes works.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main:
@@ -58,7 +61,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _stop_agreed(in_main: bool) -> Iterator[Callable[[], bool]]:
-    """JAX takes SIGTERM and lets the processes agree on a call; Ctrl-C is made one."""
+    """JAX handles SIGTERM and makes the processes agree on a call; Ctrl-C becomes a SIGTERM."""
     calls = itertools.count()
     asked = _Asked(lambda: os.kill(os.getpid(), signal.SIGTERM))
     said = False
@@ -84,10 +87,10 @@ def _stop_noted() -> Iterator[Callable[[], bool]]:
 
 
 class _Asked:
-    """Signals to this process: the first one asks it to stop, the second one ends it.
+    """Signals to this process: the first asks it to stop, the second ends it.
 
     Attributes:
-      first: set by the first one.
+      first: set by the first signal.
     """
 
     def __init__(self, then: Callable[[], None]):
@@ -96,7 +99,7 @@ class _Asked:
         self._noticed = self._handled = 0
 
     def arrived(self, number: int) -> None:
-        """At once, in a thread: says what the signal leads to."""
+        """Runs immediately, in a thread: prints what the signal causes."""
         self._noticed += 1
         if not self.first.is_set():
             self.first.set()
@@ -110,7 +113,7 @@ class _Asked:
             interrupts.end_now(line, number)
 
     def handler(self, number: int, frame: Any) -> None:
-        """In the main thread, when it gets there; of two signals it may see one."""
+        """Runs in the main thread, possibly later; it can miss one of two signals."""
         self._handled += 1
         if max(self._noticed, self._handled) > 1 and not interrupts.owned():
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The state of a run: its parts, how it begins, and what of it is not trained."""
+"""The state of a run: its parts, its initial value and its frozen parts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from xception_jax.utils.console import table
 
 Tree = Any  # a pytree of arrays
 
-# Sets the key of the initial weights apart from those of the steps, which count from 0.
+# Makes the key of the initial weights different from the keys of steps, which count from 0.
 _INITIAL = 2**32 - 1
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step reads and makes anew. Nothing random, nothing of the input.
+    """Everything that a step reads and updates. It has no random state and no input state.
 
     Attributes:
-      step: int32, the number of steps done; also the position in the data.
+      step: int32, the number of completed steps; also the position in the data.
       params: float32 weights.
       batch_stats: float32 running means and variances of batch normalization.
-      opt_state: Optax' state.
-      ema: `{"params", "batch_stats"}` averaged over the steps, or None.
+      opt_state: Optax's state.
+      ema: the moving averages of `{"params", "batch_stats"}`, or None.
     """
 
     step: jax.Array
@@ -42,12 +42,12 @@ class TrainState:
     ema: Tree | None
 
     def weights(self) -> Tree:
-        """What evaluation uses: the averaged weights where the run has them."""
+        """The weights for evaluation: the averages if the run has them."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nnx.Module]:
-    """A function of the initial weights' `nnx.Rngs` that builds the model a config asks for."""
+    """A function that builds the config's model from the `nnx.Rngs` of the initial weights."""
     dtype = jnp.dtype(config_lib.compute_dtype(config.model.dtype))
     overrides = config_lib.model_overrides(config)
 
@@ -65,16 +65,16 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
 
 
 def split(model: nnx.Module) -> tuple[Any, Tree, Tree]:
-    """A model as its structure, weights and batch statistics; the latter two as plain dicts."""
+    """A model as its graph definition, weights and batch statistics; the last two as dicts."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def graphdef_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -> Any:
-    """The model's structure (its NNX graph definition) without making its weights.
+    """The model's NNX graph definition, without creating its weights.
 
     Raises:
-      UsageError: the model does not take images that small.
+      UsageError: the images are too small for the model.
     """
     model: Any = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     if image_size < model.min_image_size:
@@ -86,24 +86,24 @@ def graphdef_of(make_model: Callable[[nnx.Rngs], nnx.Module], image_size: int) -
 
 
 def create_weights(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:
-    """Fresh `{"params", "batch_stats"}`."""
+    """New `{"params", "batch_stats"}`."""
     _, params, batch_stats = split(make_model(nnx.Rngs(params=key)))
     return {"params": params, "batch_stats": batch_stats}
 
 
 def frozen_parts(graphdef: Any, weights: Tree) -> tuple[str, ...]:
-    """Where the weights are that are not trained, see `models.network.Network.frozen`."""
+    """The paths of the parts that are not trained, see `models.network.Network.frozen`."""
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     return tuple(model.frozen())
 
 
 def is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
-    """Whether a leaf of the params or the batch statistics, by its path, is among those parts."""
+    """Whether a leaf of the params or the batch statistics, given by its path, is frozen."""
     return name.startswith(tuple(f"{part}." for part in frozen))
 
 
 def partition(tree: Tree, frozen: tuple[str, ...]) -> Tree:
-    """Params or batch statistics with None in place of the frozen leaves."""
+    """Params or batch statistics with None for the frozen leaves."""
 
     def keep(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -113,15 +113,15 @@ def partition(tree: Tree, frozen: tuple[str, ...]) -> Tree:
 
 
 def keep_frozen(tree: Tree, before: Tree, frozen: tuple[str, ...]) -> Tree:
-    """The tree with the frozen leaves as they were before: averaging has rounded them."""
+    """The tree with the frozen leaves of `before`, because averaging has rounded them."""
     return combine(partition(tree, frozen), before)
 
 
-def combine(tree: Tree, whole: Tree) -> Tree:
-    """The tree, its None replaced by the leaves of another one; the inverse of `partition`."""
+def combine(tree: Tree, other: Tree) -> Tree:
+    """The tree with each None replaced by the leaf of `other`; the inverse of `partition`."""
     return jax.tree.map(
         lambda leaf, other: other if leaf is None else leaf,
-        tree, whole, is_leaf=lambda leaf: leaf is None,
+        tree, other, is_leaf=lambda leaf: leaf is None,
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def create(
     with_ema: bool,
     key: jax.Array,
 ) -> TrainState:
-    """The state at step 0; to be traced, see `shapes_of` and `initialize`."""
+    """The state at step 0; call it traced, see `shapes_of` and `initialize`."""
     graphdef, *made = split(make_model(nnx.Rngs(params=key)))
     weights: Tree = dict(zip(("params", "batch_stats"), made, strict=True))
     trained = partition(weights["params"], frozen_parts(graphdef, weights))
@@ -144,13 +144,13 @@ def create(
 
 
 def shapes_of(init: Callable[[jax.Array], Tree]) -> Tree:
-    """Shapes and dtypes of what `init(key)` makes, without making it."""
+    """Shapes and dtypes of `init(key)`, without running it."""
     return jax.eval_shape(init, jax.random.key(0))
 
 
 def initialize(init: Callable[[jax.Array], TrainState], seed: int, shardings: Any) -> TrainState:
-    """Makes the state at step 0 on the devices, where its shardings (or one for all) say."""
-    # A program that runs once: unoptimized it compiles in 3 s instead of 13 (a small Xception).
+    """Creates the state at step 0 with its shardings (a tree, or one for all)."""
+    # The program runs once; without optimization it compiles in 3 s, not 13 (a small Xception).
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     jitted = jax.jit(init, out_shardings=shardings, compiler_options=options)
@@ -169,9 +169,9 @@ def parameter_counts(params: Tree) -> dict[str, int]:
 
 
 def parameter_table(name: str, params: Tree, frozen: tuple[str, ...] = ()) -> Table:
-    """The parameters of each part, of the model of that name: their share, and the whole.
+    """A table of the named model's parameters: number and share of each part, and the total.
 
-    Where parts are frozen (see `frozen_parts`), also how many are trained.
+    If parts are frozen (see `frozen_parts`), the table also has the number of trained parameters.
     """
     parts, trained = parameter_counts(params), parameter_counts(partition(params, frozen))
     total, left = sum(parts.values()), sum(trained.values())

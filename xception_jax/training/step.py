@@ -1,4 +1,4 @@
-"""One step of training, and one batch of evaluation: pure functions, jitted once."""
+"""A training step and the evaluation of a batch: pure functions, jitted once."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,23 +32,24 @@ Scalars = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What a training step is made of besides its state and its batch.
+    """The static arguments of a training step.
 
     Attributes:
       graphdef: the model's, see `state.graphdef_of`.
-      optimizer, schedule: from `training.optimizer`; the schedule only to be reported.
+      optimizer: from `training.optimizer`.
+      schedule: from `training.optimizer`; only to report the learning rate.
       frozen: parts of the model that are not trained, see `state.frozen_parts`.
       matmul_precision: the model's, see `models.network.Network`.
       seed: of augmentation and dropout.
       augmentation: see `augment.pipeline`.
-      classes: of the data; needed where examples are mixed.
-      loss: of each example.
-      accumulate: microbatches that a batch is cut into, one after the other through the model.
-      virtual_batch: of batch normalization; needed where `accumulate` is above 1.
-      ema_decay: of the averaged weights; 0 where the state has none.
-      mesh: the devices; None: one. Filled in by `jit_train_step`.
-      layout: of a state whose arrays the optimizer cuts over the devices; None: it cuts none.
-        Filled in by `jit_train_step`.
+      classes: their number; needed if examples are mixed.
+      loss: the loss of each example.
+      accumulate: the number of microbatches per batch, which the model processes in turn.
+      virtual_batch: of batch normalization; needed if `accumulate` > 1.
+      ema_decay: of the averaged weights; 0 without averages.
+      mesh: the devices; None: one. `jit_train_step` sets it.
+      layout: of a state whose optimizer arrays are sharded; None: they are replicated.
+        `jit_train_step` sets it.
     """
 
     graphdef: Any
@@ -78,7 +79,7 @@ class StepConfig:
         multilabel: bool = False,
         frozen: tuple[str, ...] = (),
     ) -> "StepConfig":
-        """What a config says of the step, on so many devices, for so many classes of that kind."""
+        """The arguments for a config, a number of devices and the classes of the data."""
         return cls(
             graphdef=graphdef,
             optimizer=optimizer,
@@ -100,7 +101,7 @@ class StepConfig:
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 in [-1, 1], as the paper's and Keras' Xception take them."""
+    """uint8 pixels to float32 in [-1, 1], as for the paper's and Keras' Xception."""
     return images.astype(jnp.float32) / 127.5 - 1
 
 
@@ -113,20 +114,24 @@ def apply(
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Tree]:
-    """Runs the model: logits, and the batch statistics as they are afterwards.
+    """Runs the model.
 
     Args:
       graphdef: from `state.graphdef_of`.
       weights: `{"params", "batch_stats"}`.
       images: from `normalize`, `[batch, height, width, 3]`.
-      key: of the dropout, in training.
-      mesh: the devices; needed where they share the head, see `sharding.for_head`.
+      train: whether to use batch statistics and dropout.
+      key: the key for dropout, in training.
+      mesh: the devices; needed if the head is sharded over them, see `sharding.for_head`.
+
+    Returns:
+      Logits `[batch, classes]`, and the updated batch statistics.
     """
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     rngs = None if key is None else nnx.Rngs(dropout=key)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else nullcontext():
-        pooled, place = model.pooled(images, train=train), None
+        pooled, place = model.pool(model.features(images, train=train)), None
         if mesh is not None and MODEL in mesh.axis_names:
             pooled, place = sharding.for_head(pooled, mesh)
         logits = model.classify(pooled, train=train, rngs=rngs, place=place)
@@ -143,16 +148,15 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
 
     Returns:
       The state at step s + 1, and float32 scalars: `loss`, the metrics of `metrics.means` and
-      `grad_norm` over the batch before the step, and `learning_rate`. Where examples are mixed, the
-      loss is that of the mixed targets, and the metrics ask for the labels of the image that the
-      row held before.
+      `grad_norm` over the batch before the update, and `learning_rate`. With mixed examples, the
+      loss uses the mixed targets, and the metrics use the labels of each row before mixing.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     batch = pipeline.augment_batch(
         config.augmentation, config.seed, state.step, batch, config.classes
     )
     asked = config.matmul_precision
-    # Gradients inside too: the backward pass of a `jax.custom_vjp` is traced only then.
+    # Gradients also inside: only there the backward pass of a `jax.custom_vjp` is traced.
     with jax.default_matmul_precision(asked) if asked else nullcontext():
         gradients, batch_stats, sums = _gradients(config, state, batch, dropout_key)
     trained = partition(state.params, config.frozen) if config.frozen else state.params
@@ -167,7 +171,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
         batch_stats = keep_frozen(batch_stats, state.batch_stats, config.frozen)
     weights, ema = {"params": params, "batch_stats": batch_stats}, state.ema
     if state.ema is not None:
-        # Early on the averages follow faster, as in TensorFlow's.
+        # In the first steps the averages follow faster, as in TensorFlow.
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(weights, state.ema, 1 - decay)
         if config.frozen:
@@ -182,9 +186,9 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
 def _gradients(
     config: StepConfig, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Tree, Tree, Scalars]:
-    """Gradients of the mean loss, the moved batch statistics, and the sums of the metrics.
+    """Gradients of the mean loss, the updated batch statistics, and the sums of the metrics.
 
-    The gradients have None for what is frozen.
+    The gradients are None for frozen leaves.
     """
     examples = batch["mask"].sum()
     weights = config.layout.to_compute(state.params) if config.layout else state.params
@@ -212,7 +216,7 @@ def _gradients(
 
     def add(total: Tree, part_and_key: Any) -> tuple[Tree, Scalars]:
         gradients, (batch_stats, sums) = gradient_of(trained, *part_and_key)
-        # The running statistics move linearly: the mean over the parts is the whole batch's.
+        # The running statistics are linear in the batch's, so the mean over the parts is exact.
         batch_stats = jax.tree.map(lambda leaf: leaf / config.accumulate, batch_stats)
         return jax.tree.map(jnp.add, total, (gradients, batch_stats)), sums
 
@@ -226,20 +230,20 @@ def _gradients(
 
 
 def split_microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> Batch:
-    """Cuts `[batch, ...]` arrays into `[parts, batch / parts, ...]`, virtual batches left whole.
+    """Splits `[batch, ...]` arrays into `[parts, batch / parts, ...]` along virtual batches.
 
-    Part p takes every parts-th virtual batch, so that each device cuts up its own share, and what
-    a part holds does not depend on the number of devices.
+    Part p gets every parts-th virtual batch. So each device splits its own shard, and the content
+    of a part does not depend on the number of devices.
     """
     if virtual_batch is None:
-        raise ValueError("gradient accumulation needs virtual batches: the whole batch's statistics"
-                         " cannot be had from its parts")  # fmt: skip
+        raise ValueError("gradient accumulation needs virtual batches: the statistics of a full "
+                         "batch cannot be computed from its parts")  # fmt: skip
 
-    def cut(array: jax.Array) -> jax.Array:
+    def split(array: jax.Array) -> jax.Array:
         runs = array.reshape(-1, parts, virtual_batch, *array.shape[1:])
         return runs.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
 
-    parted: Batch = jax.tree.map(cut, batch)
+    parted: Batch = jax.tree.map(split, batch)
     return parted
 
 
@@ -262,13 +266,13 @@ def evaluate_batch(
 
 
 def jit_train_step(config: StepConfig, layout: Layout) -> jax.stages.Wrapped:
-    """`train_step` on the layout's devices: the state as it says and donated, the batch cut."""
-    whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
+    """`train_step` on the layout's devices, with a donated state and a sharded batch."""
+    replicated, by_example = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     config = replace(config, mesh=layout.mesh, layout=layout if layout.update is not None else None)
     return jax.jit(
         partial(train_step, config),
-        in_shardings=(layout.state, cut),
-        out_shardings=(layout.state, whole),
+        in_shardings=(layout.state, by_example),
+        out_shardings=(layout.state, replicated),
         donate_argnums=0,
     )
 
@@ -276,10 +280,10 @@ def jit_train_step(config: StepConfig, layout: Layout) -> jax.stages.Wrapped:
 def jit_evaluate_batch(
     graphdef: Any, loss: Loss, layout: Layout, further: metrics.Registered = ()
 ) -> jax.stages.Wrapped:
-    """`evaluate_batch` on the layout's devices, of weights as the model takes them."""
-    whole, cut = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
+    """`evaluate_batch` on the layout's devices, with `layout.weights`."""
+    replicated, by_example = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
         partial(evaluate_batch, graphdef, loss, layout.mesh, further),
-        in_shardings=(layout.weights, cut),
-        out_shardings=whole,
+        in_shardings=(layout.weights, by_example),
+        out_shardings=replicated,
     )

@@ -1,4 +1,4 @@
-"""The weights of a run's checkpoint, for who applies the model: evaluation, export, conversion."""
+"""The weights of a run's checkpoint, for evaluation, export and conversion."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,15 @@ from xception_jax.training.workdir import read_config
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint of a run, none of whose arrays have been read yet.
+    """A checkpoint of a run; its arrays are not read yet.
 
     Attributes:
       workdir: the run's folder.
-      config: the run's.
-      step: of the checkpoint.
-      kind: `ema` (averaged) or `raw`, which of its weights are meant.
-      meta: what the checkpoint says of itself.
-      metrics: what the run's evaluation at this step found, if there was one.
+      config: the run's config.
+      step: the checkpoint's step.
+      kind: which weights: `ema` (averaged) or `raw`.
+      meta: the checkpoint's manifest.
+      metrics: the results of the run's evaluation at this step, if any.
     """
 
     workdir: Path
@@ -42,32 +42,32 @@ class Trained:
         Args:
           workdir: the run's folder.
           step: `latest`, `best` or a number.
-          kind: unless given, `ema` if the run has averaged weights.
+          kind: `ema` or `raw`; None: `ema` if the run has averaged weights.
 
         Raises:
-          UsageError: there is no such run, checkpoint or kind of weights, or its config is not
-            what the run wrote.
+          UsageError: there is no such run, checkpoint or kind of weights, or its config was
+            changed.
           RunError: the checkpoint's manifest is damaged.
         """
         config = read_config(workdir)
         kind = kind or ("ema" if config.ema.decay else "raw")
         if kind == "ema" and not config.ema.decay:
-            raise UsageError(f"the run in {workdir} has no averaged weights; take --weights=raw")
+            raise UsageError(f"the run in {workdir} has no averaged weights; use --weights=raw")
         best = config_lib.Best.parse(config.eval.best)
         with Checkpoints(workdir, best=best, read_only=True) as checkpoints:
             found = checkpoints.find(step)
             meta = checkpoints.meta(found)
             return cls(workdir, config, found, kind, meta, meta.metrics)
 
-    def weights(self, lies: NamedSharding) -> Tree:
-        """`{"params", "batch_stats"}`, placed so and checked against their digests.
+    def weights(self, placed: NamedSharding) -> Tree:
+        """`{"params", "batch_stats"}` with this sharding, checked against their digests.
 
         Raises:
           RunError: the checkpoint is damaged.
         """
         make_model = state.model_maker(self.config, len(self.meta.class_names))
         shapes = state.shapes_of(lambda key: state.create_weights(make_model, key))
-        target = sharding.place(shapes, lies)
+        target = sharding.place(shapes, placed)
         with Checkpoints(self.workdir, read_only=True) as checkpoints:
             if self.kind == "ema":
                 return checkpoints.restore(self.step, {"ema": target})[0]["ema"]

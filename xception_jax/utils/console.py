@@ -1,4 +1,4 @@
-"""What people read on a terminal."""
+"""Output for people on a terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from xception_jax.utils.text import printable
 
 
 class _Console(Console):
-    """Shows control characters in text as escapes: names and errors may come from strangers."""
+    """Shows control characters as escapes, since names and errors may be untrusted."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(
@@ -21,9 +21,9 @@ class _Console(Console):
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """Where people read; text is shown as it is, without markup, and where `quiet` not at all.
+    """A console for plain text, without markup; silent if `quiet`.
 
-    Control characters but line breaks and tabs are shown as escapes.
+    Control characters are shown as escapes, except line breaks and tabs.
     """
     return _Console(
         stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
@@ -56,7 +56,7 @@ def progress(console: Console, what: str, total: int) -> Iterator[Callable[[], N
 
 
 def table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
+    """A table with text in the first column and figures in the others."""
     drawn = Table(title=printable(title), title_justify="left")
     for i, name in enumerate(header):
         drawn.add_column(printable(name), justify="left" if i == 0 else "right")

@@ -1,4 +1,4 @@
-"""Imports Python files of the user, which register models, data sources and the like."""
+"""Imports Python files of the user, which register models, data sources and other parts."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from xception_jax.errors import UsageError
 
 
 def find_beside(path: Path) -> None:
-    """Lets modules be imported from the folder of a file, after all that is installed.
+    """Adds the folder of a file to the import path, after installed packages.
 
     Worker processes get the same import path.
     """
@@ -22,10 +22,10 @@ def load(names: Sequence[str]) -> None:
     """Imports modules.
 
     Args:
-      names: of modules, as `my_package.my_model`; or paths of files, which end in `.py`.
+      names: names of modules, as `my_package.my_model`, or paths of files, which end in `.py`.
 
     Raises:
-      UsageError: one cannot be imported, or another module has the name of a file.
+      UsageError: a module cannot be imported, or another module has the name of a file.
     """
     for name in names:
         path = Path(name).expanduser().resolve() if name.endswith(".py") else None

@@ -1,4 +1,4 @@
-"""Paths that a person names: on a file system, never a URL."""
+"""Paths that a user names: on a file system, never a URL."""
 
 import os
 import re
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from xception_jax.errors import UsageError
 
-# Of buckets that TFDS can read with packages of their own.
+# Schemes of buckets that TFDS can read with additional packages.
 BUCKETS = ("gs", "s3", "az")
 
-# A `Path` of a URL has one slash left. With one slash, a name before the colon may as well be a
-# drive or a folder, `C:/x` or `exp1:/data`, unless it is one of these schemes.
+# A `Path` of a URL keeps only one slash. Before one slash, a name may also be a drive or a folder,
+# `C:/x` or `exp1:/data`, unless it is one of these schemes.
 _SCHEMES = (
     "http", "https", "ftp", "ftps", "sftp", "ssh", "file", "gs", "gcs", "s3", "s3a", "s3n", "r2",
     "az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs", "hdfs", "webhdfs", "hf", "oss", "dbfs",
@@ -23,12 +23,12 @@ def local(what: str, path: str | os.PathLike[str], allowed: Iterable[str] = ()) 
     """The path, with `~` expanded.
 
     Args:
-      what: names it in a complaint: `--workdir` or `config.init_from`.
-      path: as it was given.
-      allowed: schemes of URLs that are taken.
+      what: its name in error messages: `--workdir` or `config.init_from`.
+      path: the path that was given.
+      allowed: schemes of URLs that are accepted.
 
     Raises:
-      UsageError: it is a URL, which `Path` takes for a folder of that name, or no path at all.
+      UsageError: it is a URL, which `Path` would treat as the name of a folder, or not a path.
     """
     try:
         return expanded(path, allowed)
@@ -37,18 +37,18 @@ def local(what: str, path: str | os.PathLike[str], allowed: Iterable[str] = ()) 
 
 
 def expanded(path: str | os.PathLike[str], allowed: Iterable[str] = ()) -> Path:
-    """As `local`; the complaint leaves out what it is about."""
+    """As `local`; the error message does not name the flag or field."""
     text = os.fspath(path)
     if not text or "\0" in text:
         raise UsageError("a path is needed")
     url = _URL.match(text)
     scheme = (url[1] or url[2]).lower() if url else None
     if scheme and scheme not in allowed:
-        raise UsageError(f"a URL is no path here; {_instead(scheme)}")
+        raise UsageError(f"a URL is not a path here; {_instead(scheme)}")
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise UsageError("there is no home folder of that user; write the whole path") from None
+        raise UsageError("there is no home folder of that user; write the full path") from None
 
 
 def _instead(scheme: str) -> str:
@@ -56,4 +56,4 @@ def _instead(scheme: str) -> str:
         return "write it without file://"
     if scheme in ("http", "https", "ftp"):
         return "download it, and name the copy"
-    return "mount the bucket as a folder, or copy what is in it, and name that"
+    return "mount the bucket as a folder, or copy its files, and name that folder"

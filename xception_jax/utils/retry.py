@@ -1,7 +1,7 @@
-"""Reads that failed for a passing reason are tried again: a failed read is not damaged data.
+"""Retries reads after transient errors: a failed read does not mean damaged data.
 
-A network file system that stalls, a full table of open files or a lack of memory says nothing
-about the bytes of a file. Data counts as bad only when its bytes are bad, or the file is gone.
+A stalled network file system, a full table of open files or a lack of memory says nothing about the
+bytes of a file. Data counts as bad only if its bytes are bad or the file is gone.
 """
 
 import errno
@@ -18,22 +18,22 @@ Result = TypeVar("Result")
 
 # Attempts continue for this long, in seconds.
 SECONDS = 120.0
-# The pauses between them, as shares of that: the first, and the longest that doubling leads to.
+# The first and the longest pause between attempts, as shares of `SECONDS`; pauses double.
 _FIRST, _LONGEST = 1 / 240, 1 / 6
 
-# Codes that tell of the file: it is gone, is no file, or is too large. Every other code tells of
-# the way to it. So an unknown code stops a run; it never counts as bad data.
+# Codes about the file itself: it is gone, is not a file, or is too large. Every other code is about
+# access to it. So an unknown code stops a run and never counts as bad data.
 _LASTING = frozenset(
     {
         *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
         *(errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW),
     }
 )
-# Access that is denied stays denied until a person grants it: another attempt is of no use.
+# Denied access stays denied until a person grants it, so a retry is useless.
 _DENIED = (os.strerror(errno.EACCES), os.strerror(errno.EPERM), "PERMISSION_DENIED",
            "UNAUTHENTICATED")  # fmt: skip
-# C++ libraries raise errors without `errno`. TensorStore's messages end in the code, around which
-# Orbax raises an error that says less. Others contain the system's text of the code, as
+# C++ libraries raise errors without `errno`. TensorStore's messages end in the code; Orbax wraps
+# them in an error with less detail. Others contain the system's text for the code, as
 # `pread() failed: Input/output error; reading PATH`, or begin with the name of a status.
 _CODE = re.compile(r"\[os_error_code='(\d+)'\]")
 _TEXTS = tuple({os.strerror(code) for code in errno.errorcode if code not in _LASTING})
@@ -44,11 +44,11 @@ _STATUS = re.compile(
 
 
 def fault(error: BaseException) -> str | None:
-    """Why the way to the data failed, in one line; None where the data is at fault, or the program.
+    """Why access to the data failed, in one line; None if the data or the program is at fault.
 
-    An error is judged with those that it was raised from. Our own are judged already: an
-    `ExampleError` is about bytes, and a `ReadError` has had its attempts. Memory that a device
-    lacks is not the storage's fault.
+    The errors that it was raised from are examined too. Two of our errors are final: an
+    `ExampleError` is about bytes, and a `ReadError` comes after all retries. A lack of device
+    memory is not a fault of the storage.
     """
     if out_of_device_memory(error):
         return None
@@ -69,13 +69,13 @@ def fault(error: BaseException) -> str | None:
 
 
 def transient(error: BaseException) -> bool:
-    """Whether an error of reading may pass, so that it says nothing about the data."""
+    """Whether a read error is transient, so that it says nothing about the data."""
     why = fault(error)
     return why is not None and not any(text in why for text in _DENIED)
 
 
 def out_of_device_memory(error: BaseException) -> bool:
-    """Whether JAX raised it since an array or a program is too large for the device."""
+    """Whether JAX raised it because an array or a program is too large for the device."""
     return any(
         re.match("RESOURCE_EXHAUSTED: .*(out of memory|allocat|reserv)", str(part), re.I | re.S)
         and not any(known in str(part) for known in _TEXTS)
@@ -84,7 +84,7 @@ def out_of_device_memory(error: BaseException) -> bool:
 
 
 def wanted_memory(error: BaseException) -> str:
-    """What a program or an array wanted of a device, as JAX' message says it; "" if it does not."""
+    """The memory that a program or an array needed, from JAX' message; "" if it has no figure."""
     for part in _chain(error):
         if of := re.search(r"Used ([\d.]+\w*) of ([\d.]+\w*) hbm", str(part)):
             return f"it wanted {of[1]} of {of[2]}"
@@ -95,7 +95,7 @@ def wanted_memory(error: BaseException) -> str:
 
 
 def file_of(error: BaseException) -> str | None:
-    """The file that an error names, or one of those that it was raised from."""
+    """The file that an error names, or one of the errors that it was raised from."""
     for part in _chain(error):
         if isinstance(part, OSError) and part.filename:
             name = part.filename
@@ -106,7 +106,7 @@ def file_of(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
+    """An error, the error that it was raised from, and so on."""
     now: BaseException | None = error
     while now is not None:
         yield now
@@ -122,20 +122,20 @@ def reading(
     first_pause: float | None = None,
     reopen: Callable[[], None] | None = None,
 ) -> Result:
-    """Returns `action()`; tries again, with growing pauses, while it fails for a passing reason.
+    """Returns `action()`; after transient errors it retries, with growing pauses.
 
     Args:
-      action: reads something; it is called anew for each attempt.
-      name: of what is read, for messages.
-      say: tells the user once that a read failed; None: standard error.
-      seconds: no attempt begins later than this after the first.
-      first_pause: seconds before the second attempt; None: half a second of two minutes. Each
-        later pause is twice as long, up to a sixth of `seconds`.
-      reopen: called when an attempt failed for a passing reason.
+      action: reads something; called once for each attempt.
+      name: name of the data, for messages.
+      say: prints once that a read failed; None: standard error.
+      seconds: no attempt starts later than this after the first.
+      first_pause: seconds before the second attempt; None: 1/240 of `seconds`, half a second of two
+        minutes. Each later pause is twice as long, up to a sixth of `seconds`.
+      reopen: called after each transient error.
 
     Raises:
-      ReadError: the time is over, and the last attempt failed for a passing reason too.
-      Exception: what `action` raises for any other reason, at once.
+      ReadError: the time is over, and the last error was also transient.
+      Exception: any other error of `action`, at once.
     """
     begun, attempts = time.monotonic(), 0
     pause = seconds * _FIRST if first_pause is None else first_pause

@@ -1,6 +1,6 @@
-"""Seals of JSON files: a SHA-256 over the fields, so that no change of a value goes unnoticed.
+"""Seals of JSON files: a SHA-256 over the fields that detects any change of a value.
 
-The sum is taken over canonical JSON (sorted keys, no spaces, ASCII), so that neither layout nor the
+The hash is over canonical JSON (sorted keys, no spaces, ASCII), so that neither layout nor the
 order of the keys matters. A seal detects damage and edits. It does not prevent forgery: anyone can
 compute a new seal.
 """
@@ -31,14 +31,14 @@ def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complaint(fields: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file of these fields, as "has no seal"; None if the seal is right."""
+    """The fault of a file with these fields, as "has no seal"; None if the seal is correct."""
     if NAME not in fields:
         return "has no seal"
     return None if fields[NAME] == seal(fields) else "is not what was sealed"
 
 
 def check(fields: Mapping[str, Any]) -> None:
-    """Raises `ValueError` with the complaint, if there is one."""
+    """Raises `ValueError` with the fault, if there is one."""
     if wrong := complaint(fields):
         raise ValueError(wrong)
 

@@ -1,7 +1,7 @@
 """The slices of Cloud TPU: their names, shapes and sizes, for `plan` and for the launchers.
 
 Sources, under docs.cloud.google.com: tpu/docs/v4, v5e, v5p, v6e and tpu7x. Names such as `v5p-8`
-count TensorCores where a chip has two, and chips elsewhere. A slice of one TPU7x chip,
+count TensorCores if a chip has two, otherwise chips. A slice of one TPU7x chip,
 `tpu7x-standard-1t`: AI-Hypercomputer/xpk, `system_characteristics.py`.
 """
 
@@ -20,13 +20,13 @@ class Kind:
     """A generation of TPUs.
 
     Attributes:
-      name: as in `v5e:4x4`.
-      prefixes: what stands before the number in names such as `v5litepod-16`; the first is that of
-        the Cloud TPU API.
-      cores: TensorCores a chip, by which `v4-8` and its like count; 1 where they count chips.
+      name: the name in `v5e:4x4`.
+      prefixes: the part before the number in names such as `v5litepod-16`; the Cloud TPU API uses
+        the first one.
+      cores: TensorCores a chip, the unit of names such as `v4-8`; 1 if names count chips.
       largest: chips of the largest slice.
-      shapes: its slices; of three dimensions those of less than 64 chips. Larger ones have sides
-        that are multiples of four, in rising order.
+      shapes: shapes of its slices; if they have three dimensions, those with less than 64 chips.
+        Larger ones have sides that are multiples of four, in rising order.
     """
 
     name: str
@@ -37,19 +37,19 @@ class Kind:
 
     @property
     def flat(self) -> bool:
-        """Whether shapes have two dimensions, all of which are listed."""
+        """Whether shapes have two dimensions; then all of them are listed."""
         return self.shapes is _FLAT
 
     @property
     def sizes(self) -> list[int]:
-        """Chips of the slices that have a name: those listed, then powers of two."""
+        """Numbers of chips of the named slices: the listed ones, then powers of two."""
         listed = [chips_of(shape) for shape in self.shapes]
         if self.flat:
             return listed
         return listed + [2**n for n in range(6, self.largest.bit_length())]
 
     def default_shape(self, chips: int) -> str | None:
-        """The shape that a size stands for: the one nearest to a cube."""
+        """The shape of a named size: the one closest to a cube."""
         for shape in self.shapes:
             if chips_of(shape) == chips:
                 return shape
@@ -82,7 +82,7 @@ _PREFIXES = {prefix: kind for kind in KINDS.values() for prefix in kind.prefixes
 
 
 def chips_of(shape: str) -> int:
-    """The chips of a shape such as `4x4`."""
+    """The number of chips of a shape such as `4x4`."""
     return math.prod(map(int, shape.split("x")))
 
 
@@ -103,7 +103,7 @@ def parse(text: str) -> tuple[Kind, str]:
       text: a name, `v5litepod-16`, or a shape, `v5e:4x4`.
 
     Raises:
-      UsageError: there is no such slice; the nearest is named.
+      UsageError: there is no such slice; the message names the nearest.
     """
     name = text.strip().lower()
     match = re.fullmatch(r"([a-z0-9]+)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
@@ -124,8 +124,8 @@ def parse(text: str) -> tuple[Kind, str]:
     close = min(sizes, key=lambda size: abs(size - int(match[2])))
     what = "chips" if kind.cores == 1 else "cores, two a chip"
     raise UsageError(
-        f"no TPU slice {text!r}; did you mean '{match[1]}-{close}'? {match[1]}- goes with {what}: "
-        f"{', '.join(map(str, sizes))}; other sizes go by shape, as {kind.name}:{kind.shapes[-1]}"
+        f"no TPU slice {text!r}; did you mean '{match[1]}-{close}'? {match[1]}- counts {what}: "
+        f"{', '.join(map(str, sizes))}; name other sizes by shape, as {kind.name}:{kind.shapes[-1]}"
     )
 
 

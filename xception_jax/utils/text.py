@@ -1,13 +1,13 @@
-"""Text from outside, made safe to show: names of files and classes, words of other programs."""
+"""Makes untrusted text safe to print: names of files and classes, output of other programs."""
 
 import os
 import re
 import shlex
 from collections.abc import Iterable
 
-# What moves the cursor, changes colours or breaks a line (C0, DEL, C1, line and paragraph
-# separators), reverses the reading order (the explicit bidirectional controls of Unicode
-# Standard Annex 9), or is no character at all (half of a surrogate pair).
+# Characters that move the cursor, change colours or break a line (C0, DEL, C1, line and paragraph
+# separators). Those that reverse the reading order (the explicit bidirectional controls of Unicode
+# Standard Annex 9). Halves of surrogate pairs, which are not characters.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -15,9 +15,9 @@ def printable(text: object, limit: int | None = None, *, keep: str = "") -> str:
     r"""The text with each control character shown as an escape, `\x1b`.
 
     Args:
-      text: anything; `str` of it is taken.
-      limit: characters of the text that are shown; `...` stands for the rest. None: all.
-      keep: control characters that stay, such as `"\n"`.
+      text: any value; `str` of it is used.
+      limit: number of characters to show; `...` replaces the rest. None: all.
+      keep: control characters to keep, such as `"\n"`.
     """
     words = str(text)
     if limit is not None and len(words) > limit:
@@ -26,20 +26,20 @@ def printable(text: object, limit: int | None = None, *, keep: str = "") -> str:
 
 
 def as_utf8(text: str) -> str:
-    r"""The name of a file with each byte that is no UTF-8 shown as an escape, `\xff`; for JSON."""
+    r"""The name of a file with each byte that is not UTF-8 as an escape, `\xff`; for JSON."""
     return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def shell_join(words: Iterable[object]) -> str:
-    """A command as one line that a shell reads back as these words; see `quoted`."""
+    """A command as one line that a shell parses into these words; see `quoted`."""
     return " ".join(map(quoted, words))
 
 
 def quoted(value: object) -> str:
-    """A word as a shell reads it back, fit to be shown.
+    """A word quoted for a shell and safe to print.
 
     As `shlex.quote`, but a word with control characters becomes `$'...'` with escapes, which Bash,
-    zsh and shells of POSIX 2024 know.
+    zsh and POSIX 2024 shells support.
     """
     word = str(value)
     if not _CONTROLS.search(word):
@@ -53,7 +53,7 @@ def _as_bytes(character: str) -> str:
 
 
 def _escape(character: str) -> str:
-    # A byte of a file's name that is no UTF-8 is shown as that byte.
+    # A byte of a file name that is not UTF-8.
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()

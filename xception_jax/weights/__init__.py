@@ -1,4 +1,4 @@
-"""Weights in and out: other libraries' tensors by our names, our checkpoints, converted files.
+"""Reads and writes weights: Keras and timm files, converted files, and checkpoints of runs.
 
 `weights.load(model, path)` fills a model from any of them. It is imported when it is first used.
 """

@@ -1,4 +1,4 @@
-"""Reads members of zip archives of unknown origin, into memory, with bounds on what they take."""
+"""Reads members of untrusted zip archives into memory, with limits on their size."""
 
 import io
 import zipfile
@@ -8,16 +8,16 @@ from typing import Any
 
 from xception_jax.weights.files import Refused
 
-# Python reads an archive's directory in one go and keeps an object for each of its entries.
+# Python reads an archive's directory at once and keeps an object for each of its entries.
 _MAX_DIRECTORY_BYTES = 4 * 2**20
-# How much a member may take in memory above what it takes in the file.
+# How much larger a member may be in memory than in the file.
 _MAX_INFLATED_BYTES = 1536 * 2**20
 _RATIO, _SMALL = 100, 64 * 2**20
 _ENCRYPTED = 0x1
 
 
 class _Limited(io.FileIO):
-    """A file that is not read in larger pieces than an archive's directory may have."""
+    """A file that refuses reads larger than the maximum size of an archive's directory."""
 
     limited = True
 
@@ -32,7 +32,7 @@ class _Limited(io.FileIO):
 
 
 class _Archive(zipfile.ZipFile):
-    """An archive that closes its file; zipfile leaves that to the one who opened it."""
+    """An archive that closes its file; zipfile does not close a file that it did not open."""
 
     def __init__(self, file: _Limited):
         self._file = file
@@ -44,11 +44,11 @@ class _Archive(zipfile.ZipFile):
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """An archive whose directory alone has been read.
+    """Opens an archive and reads its directory, nothing else.
 
     Raises:
-      Refused: that directory is larger than any file of weights needs.
-      zipfile.BadZipFile: it is damaged.
+      Refused: the directory is larger than any weights file needs.
+      zipfile.BadZipFile: the archive is damaged.
     """
     file = _Limited(path)
     try:
@@ -61,15 +61,16 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 
 def read_members(path: Path, limits: dict[str, int]) -> dict[str, bytes]:
-    """Members of an archive by their names; nothing is extracted to disk.
+    """Reads members of an archive by name; nothing is extracted to disk.
 
     Args:
-      path: of the archive.
-      limits: the members to read, and how many bytes each may have at most.
+      path: the archive.
+      limits: the names of the members to read, each with its maximum size in bytes.
 
     Raises:
-      Refused: one is missing, too large, encrypted or there twice, or a name leaves the archive.
-      zipfile.BadZipFile: it is damaged.
+      Refused: a member is missing, too large, encrypted or stored twice, or its name points
+        outside the archive.
+      zipfile.BadZipFile: the archive is damaged.
     """
     with open_archive(path) as archive:
         _check_names(archive)
@@ -82,7 +83,7 @@ def _check_names(archive: zipfile.ZipFile) -> None:
         if count > 1:
             raise Refused(f"has the entry {name!r} {count} times")
         if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-            raise Refused(f"has an entry {name!r}, which leads out of the archive")
+            raise Refused(f"has an entry {name!r}, which points outside the archive")
 
 
 def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -91,16 +92,16 @@ def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     except KeyError:
         raise Refused(f"has no entry {name!r}") from None
     if info.flag_bits & _ENCRYPTED:
-        raise Refused(f"has the entry {name!r} encrypted")
+        raise Refused(f"has an encrypted entry {name!r}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused(f"has the entry {name!r} compressed by method {info.compress_type}; stored "
-                      f"and deflated ones are read")  # fmt: skip
+        raise Refused(f"has the entry {name!r} compressed by method {info.compress_type}; only "
+                      f"stored and deflated entries can be read")  # fmt: skip
     size, stored = info.file_size, info.compress_size
     if size > limit or size - stored > _MAX_INFLATED_BYTES or size > max(_SMALL, _RATIO * stored):
-        raise Refused(f"declares {size:,} bytes for the entry {name!r} and stores {stored:,}")
+        raise Refused(f"declares {size:,} bytes for the entry {name!r} but stores {stored:,}")
     with archive.open(info) as member:
-        # One byte more than declared: a bound for inflating, and the checksum is checked.
+        # One byte more than declared: this limits inflation and makes zipfile check the checksum.
         data = member.read(size + 1)
     if len(data) != size:
-        raise Refused(f"has {len(data):,} bytes in the entry {name!r}, which declares {size:,}")
+        raise Refused(f"has {len(data):,} bytes in the entry {name!r} but declares {size:,}")
     return data

@@ -1,7 +1,7 @@
-"""Converted weights: one `.safetensors` file of our names, which says what it holds.
+"""Converted weights: one `.safetensors` file with this package's names and its own description.
 
-Its header has two entries: `xception_jax`, JSON of `About`; and `sha256`, of that JSON and of every
-tensor's name, shape and bytes in the order of names. So a flipped bit shows wherever it is.
+Its header has two entries. `xception_jax` is the JSON of `About`. `sha256` covers that JSON and
+every tensor's name, dtype, shape and bytes, sorted by name, so that any flipped bit is detected.
 """
 
 import hashlib
@@ -15,20 +15,18 @@ import numpy as np
 from xception_jax import models
 from xception_jax.config import SCHEMA
 from xception_jax.errors import UsageError
+from xception_jax.models.options import OF_TRAINING
 from xception_jax.weights import files, safetensors_files
-
-# The overrides that change what weights compute or which there are; the others are training's.
-ARCHITECTURE = (
-    "width", "middle_blocks", "stem_stride", "segments", "order", "intermediate_activation",
-    "residual", "pool_padding", "count_padding", "pooling", "fc_units", "bn_epsilon",
-    "bn_scale",
-)  # fmt: skip
 
 
 def architecture(name: str) -> tuple[str, ...]:
-    """The overrides of a model that change what its weights compute or which there are."""
-    own = (key for key in models.options(name) if not SCHEMA[f"model.{key}"].harmless)
-    return (*ARCHITECTURE, *own)
+    """The overrides of a model that change which tensors it has or what they compute."""
+    fields = {key: SCHEMA.get(f"model.{key}") for key in models.overrides(name)}
+    return tuple(
+        key
+        for key, field in fields.items()
+        if field is not None and not field.harmless and key not in OF_TRAINING
+    )
 
 
 _LARGEST = 10_000_000  # of any number in a header
@@ -36,20 +34,20 @@ _LARGEST = 10_000_000  # of any number in a header
 
 @dataclass(frozen=True)
 class About:
-    """What is said of weights.
+    """The description of weights.
 
     Attributes:
       model: its name, see `models.names()`.
-      overrides: of the model, those that change what the weights compute.
+      overrides: the model overrides that change what the weights compute.
       num_classes: None without a classifier.
-      class_names: None where they are not known.
-      preprocessing: `range` of the pixels, their `mean` and `std` on a scale of [0, 1], and where
-        known `image_size`, `eval_preset`, `eval_crop` (as in `config.data`), `interpolation` and
-        `exif`, whether an EXIF orientation is applied.
-      source: `format`, and `file` and `sha256`, or `step` and `weights` of a run; `of`, of a
-        converted file, is its own source.
-      activation: `softmax` or `sigmoid`, what makes probabilities of the logits; None where it is
-        not known. Files written before it was kept have none.
+      class_names: None if unknown.
+      preprocessing: `range` of the pixels, their `mean` and `std` on a scale of [0, 1]. If known
+        also `image_size`, `eval_preset`, `eval_crop` (as in `config.data`), `interpolation` and
+        `exif` (whether the EXIF orientation is applied).
+      source: `format`, and `file` and `sha256`, or `step` and `weights` of a run. In a converted
+        file, `of` is the source of its source.
+      activation: `softmax` or `sigmoid`, which turns logits into probabilities; None if unknown.
+        Older files do not have it.
     """
 
     model: str
@@ -70,10 +68,10 @@ def write(path: Path, about: About, tensors: dict[str, np.ndarray]) -> None:
 
 
 def read_about(path: Path) -> About | None:
-    """What a `.safetensors` file says of itself; None where it is not one of ours.
+    """The description in a `.safetensors` file; None if this package did not write the file.
 
     Raises:
-      UsageError: it is damaged, or says what no file of ours does.
+      UsageError: the file is damaged, or its description is invalid.
     """
     tensors, metadata = safetensors_files.read(path)
     if "xception_jax" not in metadata:
@@ -85,14 +83,14 @@ def read_about(path: Path) -> About | None:
 
 
 def _about(held: Any, tensors: int) -> About:
-    """The header's entry, each value of it checked.
+    """Checks each value of the header's entry.
 
     Args:
       held: the entry.
-      tensors: their number, which no count of blocks or layers exceeds.
+      tensors: the number of tensors, an upper limit for counts of blocks or layers.
     """
     if not isinstance(held, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     _check_keys(held, {field.name for field in fields(About)}, "entry")
     if not isinstance(held["model"], str) or held["model"] not in models.names():
         raise ValueError(f"no model {held['model']!r}")
@@ -100,13 +98,12 @@ def _about(held: Any, tensors: int) -> About:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in held["overrides"].items()
     }
-    known = set(architecture(held["model"])) & set(models.overrides(held["model"]))
-    _check_keys(overrides, known, "override")
+    _check_keys(overrides, set(architecture(held["model"])), "override")
     for name, value in overrides.items():
         _check(f"model.{name}", value)
         count = len(value) if isinstance(value, tuple) else value
         if name in ("middle_blocks", "fc_units") and count is not None and count > tensors:
-            raise ValueError(f"{name} is {count:,}, and there are {tensors:,} tensors")
+            raise ValueError(f"{name} is {count:,}, but there are only {tensors:,} tensors")
         if isinstance(value, int | float) and value > _LARGEST:
             raise ValueError(f"{name} is {value:,}")
     classes, names = held["num_classes"], held["class_names"]
@@ -117,10 +114,10 @@ def _about(held: Any, tensors: int) -> About:
         and len(names) == classes
         and all(isinstance(name, str) for name in names)
     ):
-        raise ValueError("class_names is no list of a name for each class")
+        raise ValueError("class_names is not a list with one name per class")
     _check_preprocessing(held["preprocessing"])
     if not isinstance(held["source"], dict):
-        raise ValueError("source is no JSON object")
+        raise ValueError("source is not a JSON object")
     if held.get("activation") not in (None, "softmax", "sigmoid"):
         raise ValueError(f"activation is {held['activation']!r}")
     about = {"overrides": overrides, "class_names": None if names is None else tuple(names)}
@@ -132,13 +129,13 @@ def _check_preprocessing(held: dict[str, Any]) -> None:
     known = {"image_size", "eval_preset", "eval_crop"}
     _check_keys(held, {*lengths, *known, "interpolation", "exif"}, "preprocessing")
     for name, value in held.items():
-        if value is None:  # which a config may leave open, and weights leave out
+        if value is None:  # a config may leave a value open; weights leave out the entry
             raise ValueError(f"{name} is null")
         if name in known:
             _check(f"data.{name}", value)
         elif name == "interpolation":
             if not isinstance(value, str):
-                raise ValueError("interpolation is no text")
+                raise ValueError("interpolation is not a string")
         elif name == "exif":
             if not isinstance(value, bool):
                 raise ValueError("exif is neither true nor false")
@@ -147,7 +144,7 @@ def _check_preprocessing(held: dict[str, Any]) -> None:
             and len(value) == lengths[name]
             and all(isinstance(number, int | float) for number in value)
         ):
-            raise ValueError(f"{name} is no list of {lengths[name]} numbers")
+            raise ValueError(f"{name} is not a list of {lengths[name]} numbers")
 
 
 def _check_keys(held: dict[str, Any], known: set[str], what: str) -> None:
@@ -161,14 +158,14 @@ def _check(name: str, value: Any) -> None:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors, checked against the digest; `UsageError` where they are not what was written."""
+    """The tensors. Raises `UsageError` if they do not match the digest."""
     stored, metadata = safetensors_files.read(path)
     try:
         tensors = {name: np.asarray(tensor) for name, tensor in stored.items()}
     except Exception as error:
         raise UsageError(f"{path} is damaged: {files.reason(error)}") from None
     if metadata.get("sha256") != _digest(metadata["xception_jax"], tensors):
-        raise UsageError(f"{path} is damaged: its tensors or its header are not what was written")
+        raise UsageError(f"{path} is damaged: its tensors or header do not match its checksum")
     return tensors
 
 

@@ -1,6 +1,6 @@
-"""What all files of weights share: they are regular files of a sane size, and errors are one line.
+"""Shared by all readers of weights: checks of a file, tensors that are read late, one-line errors.
 
-Nothing of a file is trusted before it is checked, and no library opens a path that is no file.
+No content is trusted before it is checked. Libraries only open regular files of a plausible size.
 """
 
 import json
@@ -17,9 +17,9 @@ import numpy as np
 from xception_jax.errors import UsageError
 from xception_jax.utils.text import printable
 
-# The largest model here with its optimizer's state in float64 has about 2 GB.
+# The largest model here, with its optimizer state in float64, takes about 2 GB.
 MAX_BYTES = 8 << 30
-_MAX_DEPTH = 50  # of JSON; a converted file names the source of its source, and so on
+_MAX_DEPTH = 50  # of JSON; the `source` of a converted file can be nested
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -30,12 +30,17 @@ _KINDS = {
 
 
 class Refused(Exception):  # noqa: N818  (it becomes a UsageError that names the file)
-    """Says what of a file is refused, as the end of a sentence that begins with its path."""
+    """Why a file is refused. The message continues a sentence that begins with the file's path."""
 
 
 @contextmanager
 def explained(path: Path, kind: str) -> Iterator[None]:
-    """Makes one `UsageError` that names the file of whatever a reader raises."""
+    """Turns any error of a reader into a `UsageError` that names the file.
+
+    Args:
+      path: the file.
+      kind: what it should be, as `a Keras file`.
+    """
     try:
         yield
     except UsageError:
@@ -43,12 +48,12 @@ def explained(path: Path, kind: str) -> Iterator[None]:
     except Refused as error:
         raise UsageError(f"{path} {printable(str(error), 400)}") from None
     except RecursionError:
-        raise UsageError(f"{path} is damaged or no {kind}: it is nested too deeply") from None
+        raise UsageError(f"{path} is damaged or not {kind}: it is nested too deeply") from None
     except KeyError as error:
         what = printable(str(error), 160)
-        raise UsageError(f"{path} is damaged or no {kind}: it lacks {what}") from None
+        raise UsageError(f"{path} is damaged or not {kind}: {what} is missing") from None
     except Exception as error:  # h5py, zipfile and json raise many kinds
-        raise UsageError(f"{path} is damaged or no {kind}: {reason(error)}") from None
+        raise UsageError(f"{path} is damaged or not {kind}: {reason(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,9 @@ class Stored:
     """A tensor that is still in its file; `np.asarray` reads it.
 
     Attributes:
-      shape: of the tensor.
-      dtype: of the tensor.
-      read: reads it; an array of that shape.
+      shape: the tensor's shape.
+      dtype: the tensor's type.
+      read: reads the tensor as an array of that shape.
     """
 
     shape: tuple[int, ...]
@@ -69,12 +74,12 @@ class Stored:
         return np.asarray(self.read(), dtype)
 
 
-def check(path: Path) -> int:
-    """The size in bytes of a file that is to be read.
+def check_file(path: Path) -> int:
+    """The size of a file in bytes, checked before a library opens it.
 
     Raises:
-      UsageError: there is no such file, it is a pipe, a device, a socket or a folder, which a
-        library would wait for, or it is larger than any weights.
+      UsageError: the file does not exist, is not a regular file (a library could wait for a pipe
+        forever), or is larger than any weights.
     """
     try:
         found = os.stat(path)
@@ -84,10 +89,10 @@ def check(path: Path) -> int:
         raise UsageError(f"{path} cannot be read: {reason(error)}") from None
     kind = stat.S_IFMT(found.st_mode)
     if kind != stat.S_IFREG:
-        raise UsageError(f"{path} is {_KINDS.get(kind, 'no file')}; a regular file is expected")
+        raise UsageError(f"{path} is {_KINDS.get(kind, 'not a file')}; expected a regular file")
     if found.st_size > MAX_BYTES:
-        raise UsageError(f"{path} has {found.st_size / 1e9:,.0f} GB; at most "
-                         f"{MAX_BYTES / 1e9:.0f} GB are read")  # fmt: skip
+        raise UsageError(f"{path} has {found.st_size / 1e9:,.0f} GB; the limit is "
+                         f"{MAX_BYTES / 1e9:.0f} GB")  # fmt: skip
     return found.st_size
 
 
@@ -95,16 +100,16 @@ def read_json(path: Path, limit: int = 1 << 20) -> Any:
     """The content of a small JSON file.
 
     Raises:
-      UsageError: it is no regular file, or larger than `limit` bytes.
-      ValueError: it is no JSON, or nested too deeply.
+      UsageError: it is not a regular file, or larger than `limit` bytes.
+      ValueError: it is not JSON, or nested too deeply.
     """
-    if (size := check(path)) > limit:
-        raise UsageError(f"{path} has {size:,} bytes; at most {limit:,} are expected")
+    if (size := check_file(path)) > limit:
+        raise UsageError(f"{path} has {size:,} bytes; the limit is {limit:,}")
     return parse_json(path.read_bytes())
 
 
 def parse_json(content: str | bytes) -> Any:
-    """`json.loads`; `ValueError` for what is nested more than `_MAX_DEPTH` deep too."""
+    """`json.loads`; also raises `ValueError` if nested more than `_MAX_DEPTH` levels deep."""
     deep = f"its JSON is nested more than {_MAX_DEPTH} deep"
     try:
         found = json.loads(content)
@@ -124,7 +129,7 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error of another library, safe to show and cut short."""
+    """The first line of another library's error, shortened and safe to print."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What a run starts from where it has no checkpoint yet: `config.init_from`, for fine-tuning."""
+"""The initial weights of a run without a checkpoint: `config.init_from`, for fine-tuning."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,23 +17,23 @@ from xception_jax.utils import paths
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
-# Of `config.data`, what weights may say of the images that they were made for.
+# The fields of `config.data` that weights can specify.
 _IMAGES = ("image_size", "eval_preset", "eval_crop", "exif")
-_LARGEST_SIDE = 4096  # pixels, of what a file may ask for; a config may ask for more
+_LARGEST_SIDE = 4096  # pixels; the limit for a weights file, not for a config
 
 
 def resolve_with_weights(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
-    """`config.resolve`, and what is left open of the model and of the images as the weights say.
+    """`config.resolve`, with open fields of the model and the images taken from the weights.
 
-    It stands in the run's `config.json`, so that the run goes on without the weights' file, and
-    evaluation makes the same images.
+    The values are written to the run's `config.json`. So the run can continue without the weights
+    file, and evaluation prepares images in the same way.
 
     Args:
       config: valid.
-      begun: the resolved config of the run that is to go on, if there is one.
+      begun: the resolved config of the run to continue, if any.
 
     Raises:
-      UsageError: there are no such weights, or they are of another model.
+      UsageError: the weights do not exist or belong to another model.
     """
     if not config.init_from:
         return config_lib.resolve(config, begun)
@@ -51,25 +51,25 @@ def resolve_with_weights(config: ConfigDict, begun: ConfigDict | None = None) ->
 
 
 def _open(config: ConfigDict) -> pretrained.Pretrained:
-    """The weights of `init_from`; where there are none, the error says which have been published.
+    """Opens the weights of `init_from`.
 
     Raises:
-      UsageError: there are no such weights, or they cannot be read.
+      UsageError: they do not exist (the error lists published weights) or cannot be read.
     """
     path, name = paths.local("config.init_from", config.init_from), config.model.name
     if not path.exists() and not path.is_symlink():
         known = [found.source for found in models.published_results(name) if found.weights]
         told = f"Published weights of {name}: {', '.join(known)}; " if known else ""
         raise UsageError(
-            f"config.init_from: there are no weights at {path}; it takes a Keras or timm file, one "
-            f"that python -m xception_jax.convert wrote, or a run's folder. {told}docs/weights.md "
-            f"says how to get them as a file"
+            f"config.init_from: there are no weights at {path}; give a Keras or timm file, a file "
+            f"written by python -m xception_jax.convert, or a run's folder. {told}docs/weights.md "
+            f"says how to download them"
         )
     return pretrained.open_pretrained(path)
 
 
 def _with_images(config: ConfigDict, source: pretrained.Pretrained) -> ConfigDict:
-    """A copy with the images that the weights were made for where the config leaves them open."""
+    """A copy whose open image fields are filled in from the weights."""
     config = ConfigDict(config).copy_and_resolve_references()
     data, made_for = config.data, _made_for(source)
     if data.image_size is None and "image_size" in made_for:
@@ -77,7 +77,7 @@ def _with_images(config: ConfigDict, source: pretrained.Pretrained) -> ConfigDic
     if data.eval_preset is None and "eval_preset" in made_for:
         data.eval_preset = made_for["eval_preset"]
     if data.eval_preset == made_for.get("eval_preset"):
-        # Those two mean little to another way of resizing.
+        # These two fields depend on the preset.
         if data.eval_crop is None:
             data.eval_crop = made_for.get("eval_crop", source.usual_crop(config.model.name))
         if data.exif == "auto" and "exif" in made_for:
@@ -87,10 +87,10 @@ def _with_images(config: ConfigDict, source: pretrained.Pretrained) -> ConfigDic
 
 
 def _made_for(source: pretrained.Pretrained) -> dict[str, Any]:
-    """What the weights say of their images, in the words of `config.data`.
+    """The image fields of `config.data` that the weights specify.
 
     Raises:
-      UsageError: it is no size, preset or crop that a config could have.
+      UsageError: a size, preset or crop is not valid in a config.
     """
     found = {name: source.preprocessing[name] for name in _IMAGES if name in source.preprocessing}
     if "exif" in found:
@@ -100,14 +100,14 @@ def _made_for(source: pretrained.Pretrained) -> dict[str, Any]:
             raise UsageError(f"{source.path}: its {name} {complaint}")
     if found.get("image_size", 0) > _LARGEST_SIDE:
         raise UsageError(
-            f"{source.path} is for images of {found['image_size']:,} pixels, by its header; at "
-            f"most {_LARGEST_SIDE:,} are taken from a file"
+            f"{source.path} asks for images of {found['image_size']:,} pixels; the limit for a "
+            f"weights file is {_LARGEST_SIDE:,}"
         )
     return found
 
 
 def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
-    """The config with these overrides of the model where it leaves them open."""
+    """The config with these model overrides in the fields that it leaves open."""
     for name, value in overrides.items():
         if config.model.get(name) is None:
             config.model[name] = value
@@ -115,7 +115,7 @@ def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
 
 
 def _tensors(source: pretrained.Pretrained, config: ConfigDict) -> dict[str, np.ndarray]:
-    """The weights of the config's model, with the classes that they have."""
+    """The weights of the config's model, with as many classes as the weights have."""
     name, built = config.model.name, config_lib.model_overrides(config)
     return source.tensors(abstract(name, source.num_classes, built), name)
 
@@ -123,18 +123,21 @@ def _tensors(source: pretrained.Pretrained, config: ConfigDict) -> dict[str, np.
 def fill(
     config: ConfigDict, state: TrainState, class_names: tuple[str, ...], notes: list[str]
 ) -> tuple[TrainState, list[str]]:
-    """A fresh state with the weights of `config.init_from`, and what is to be said of it.
+    """Fills a new state with the weights of `config.init_from`.
 
-    The classifier stays as it is where that of the weights is for other classes, or there is none.
+    The classifier keeps its initial values if the weights have none or one for other classes.
 
     Args:
       config: resolved.
       state: at step 0.
-      class_names: of the data.
-      notes: what is to be said already.
+      class_names: the classes of the data.
+      notes: earlier notes for the user.
+
+    Returns:
+      The state, and all notes for the user.
 
     Raises:
-      UsageError: the weights are not those of the config's model.
+      UsageError: the weights do not belong to the config's model.
     """
     if not config.init_from:
         return state, notes
@@ -144,54 +147,54 @@ def fill(
     asked, known = source.overrides(name), pretrained.effective(name, built)
     for override, value in asked.items():
         if value != known[override]:
-            notes.append(f"NOTE: config.model.{override} is {known[override]!r}, and the weights "
-                         f"were made with {value!r}")  # fmt: skip
+            notes.append(f"NOTE: config.model.{override} is {known[override]!r}, but the weights "
+                         f"were trained with {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
     if (other := _other_classes(source, class_names)) is not None:
-        notes.append(f"a fresh classifier of {len(class_names)} classes: {other}")
+        notes.append(f"new classifier of {len(class_names)} classes: {other}")
         tensors = {key: array for key, array in tensors.items() if not key.startswith(CLASSIFIER)}
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     filled = _filled(weights, tensors)
-    # Arrays of its own: a step is given both to write over.
+    # Separate arrays for the EMA: a step donates both.
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors)), notes
 
 
 def _image_notes(config: ConfigDict, source: pretrained.Pretrained) -> list[str]:
-    """Which images are as the weights say, in one line; and each thing that is not."""
+    """One line with the image fields that match the weights, and a line for each that differs."""
     made_for, data = _made_for(source), config.data
     same = [name for name, value in made_for.items() if data[name] == value]
     notes = []
     if same:
         shown = ", ".join(f"{name} {data[name]}" for name in same)
-        notes.append(f"images as the weights were made for (config.data): {shown}")
+        notes.append(f"images as the weights expect them (config.data): {shown}")
     if "eval_preset" in same and "eval_crop" not in made_for:
-        notes.append(f"NOTE: the weights do not say their eval_crop; it is {data.eval_crop}")
+        notes.append(f"NOTE: the weights do not specify eval_crop; it is {data.eval_crop}")
     if "eval_preset" in made_for and "eval_preset" not in same:
-        # Crop and EXIF are a matter of the preset.
+        # Crop and EXIF depend on the preset.
         made_for = {name: made_for[name] for name in ("image_size", "eval_preset")
                     if name in made_for}  # fmt: skip
     return notes + [
-        f"NOTE: config.data.{name} is {data[name]!r}, and the weights were made with {value!r}"
+        f"NOTE: config.data.{name} is {data[name]!r}, but the weights were trained with {value!r}"
         for name, value in made_for.items()
         if data[name] != value
     ]
 
 
 def _other_classes(source: pretrained.Pretrained, class_names: tuple[str, ...]) -> str | None:
-    """Why the weights' classifier will not do, or None."""
+    """Why the weights' classifier cannot be used, or None."""
     if source.num_classes is None:
-        return "the weights have none"
+        return "the weights have no classifier"
     if source.num_classes != len(class_names):
-        return f"that of the weights has {source.num_classes}"
+        return f"the one of the weights has {source.num_classes}"
     learnt = source.class_names
     if learnt is not None and [*map(composed, learnt)] != [*map(composed, class_names)]:
-        return "that of the weights is for others"
+        return "the one of the weights is for other classes"
     return None
 
 
 def _filled(tree: Tree, tensors: dict[str, np.ndarray]) -> Tree:
-    """The tree with arrays of the given values, laid out as its own are."""
+    """The tree with the given values, in arrays with the same shardings."""
 
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
         array = tensors.get(jax.tree_util.keystr(path, simple=True, separator="."))

@@ -1,4 +1,4 @@
-"""Where weights come from: a Keras or timm file, a converted one, a checkpoint of a run."""
+"""Opens weights: a Keras or timm file, a converted file, or a checkpoint of a run."""
 
 import hashlib
 import math
@@ -13,12 +13,10 @@ from flax import nnx
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
-from xception_jax.models.aligned_xception import AlignedXception
 from xception_jax.models.inception_modules import AveragePool
-from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.layers import BatchNorm
 from xception_jax.models.network import Network
-from xception_jax.models.xception import Unit, Xception
+from xception_jax.models.xception import Unit
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
 from xception_jax.weights import converted, files, safetensors_files
@@ -29,7 +27,8 @@ from xception_jax.weights.tensors import (
     Tensor,
     Tensors,
     flatten,
-    to_ours,
+    from_library,
+    name_of,
     type_notes,
     variables,
 )
@@ -38,13 +37,7 @@ from xception_jax.weights.timm import names as timm_names
 
 FORMATS = ("keras", "timm", "xception_jax")
 
-_MAPS = {"keras": keras_names.tensors, "timm": timm_names.tensors}
-_OVERRIDES = {"keras": keras_names.OVERRIDES, "timm": timm_names.OVERRIDES}
-_HEADS = {
-    "keras": ("dense/", "dense_"),
-    "timm": ("fc.", "head.fc."),
-    "xception_jax": ("params.head.",),
-}
+_MAPS = {"keras": keras_names.tensor_map, "timm": timm_names.tensor_map}
 _PREPROCESSING: dict[str, dict[str, Any]] = {
     "keras": {"image_size": 299, "eval_preset": "keras", "eval_crop": 1.0,
               "interpolation": "nearest"},
@@ -58,17 +51,19 @@ class Pretrained:
     """Weights that can be read.
 
     Attributes:
-      path: of the file or the run.
+      path: the file, or the folder of the run.
       format: one of `FORMATS`.
       num_classes: None without a classifier.
-      read: gives the tensors, by the names of the format.
-      origin: of `About.source`.
-      class_names: None where they are not known.
-      model, held_overrides: what the source says of itself; a Keras or timm file says little.
-      keras: what a Keras file holds.
-      said: notes of the reader, on what was adapted or left out.
-      preprocessing, activation: see `About`.
-      types: of the tensors, as `array.dtype.name`.
+      read: returns the tensors under the names of the format.
+      origin: the `About.source` of these weights.
+      class_names: None if unknown.
+      model: the model's name if the source specifies it, else None.
+      held_overrides: the model overrides that the source specifies.
+      keras: the contents of a Keras file.
+      said: notes of the reader about what was adapted or left out.
+      preprocessing: see `About`.
+      activation: see `About`.
+      types: the types of the tensors, as `array.dtype.name`.
     """
 
     path: Path
@@ -86,40 +81,40 @@ class Pretrained:
     types: frozenset[str] = frozenset()
 
     def overrides(self, name: str) -> dict[str, Any]:
-        """What the model of that name must be built with for these weights.
+        """The overrides that the named model needs for these weights.
 
         Raises:
-          UsageError: the source holds another model, or its format has none of that name.
+          UsageError: the source holds another model, or its library has no such model.
         """
         if self.model not in (None, name):
-            raise UsageError(f"{self.path} holds {self.model}, not {name}; ask for that model")
+            raise UsageError(f"{self.path} holds {self.model}, not {name}; use model {self.model}")
         return library_overrides(self.format, name) | self.held_overrides
 
     def tensors(
         self, model: Any, name: str, *, without_head: bool = False
     ) -> dict[str, np.ndarray]:
-        """The tensors of a model, of arrays or shapes, by our names.
+        """A model's tensors by this package's names.
 
         Args:
-          model: the one that the source must hold.
-          name: its name.
-          without_head: leave the source's classifier, and what comes right before it, out.
+          model: the model that the source must hold, of arrays or of shapes.
+          name: the model's name.
+          without_head: whether to leave out the source's head.
 
         Raises:
-          UsageError: one is missing, surplus or of another shape.
+          UsageError: a tensor is missing, unexpected or of another shape.
         """
-        source = f"{self.path} is no {name} of {self.format}"
-        expected, found = names_of(self.format, model), self.read()
+        source = f"{self.path} is not a {self.format} {name}"
+        expected, found = tensor_map(self.format, model), self.read()
         if self.keras is not None:
             keras_files.check_order(keras_names.layers(model), self.keras.layer_names, source)
-            expected = keras_names.tensors(model, by_name=self.keras.by_name)
+            expected = keras_names.tensor_map(model, by_name=self.keras.by_name)
         if without_head:
-            heads = _HEADS[self.format]
+            heads = _heads(self.format, name)
             found = {key: array for key, array in found.items() if not key.startswith(heads)}
-        return to_ours(expected, found, source)
+        return from_library(expected, found, source)
 
     def about(self, name: str) -> About:
-        """What a converted file says of these weights."""
+        """The description of these weights for a converted file."""
         built = effective(name, self.overrides(name))
         digest = {"sha256": _sha256(self.path)} if self.path.is_file() else {}
         return About(name, built, self.num_classes, self.class_names,
@@ -127,61 +122,69 @@ class Pretrained:
                      activation=self.activation)  # fmt: skip
 
     def usual_crop(self, name: str) -> float:
-        """The `eval_crop` for the model of that name where the weights do not say theirs.
+        """The `eval_crop` for the named model if the weights do not specify it.
 
-        Of weights that timm wrote, also if they were converted since, it is timm's.
+        It is timm's for weights that timm wrote, even if they were converted later.
         """
         origin, preset = self.origin, self.preprocessing.get("eval_preset", "area")
         while isinstance(origin.get("of"), dict):
             origin = origin["of"]
-        if origin.get("format") == preset == "timm" and name in timm_names.CROPS:
-            return timm_names.CROPS[name]
+        theirs = models.elsewhere("timm").get(name)
+        if origin.get("format") == preset == "timm" and theirs and theirs.crop is not None:
+            return theirs.crop
         return config_lib.own_crop(preset)
 
     def notes(self) -> list[str]:
-        """What is to be said of the source."""
+        """Notes for the user about the source."""
         said = [*self.said, *type_notes(self.types)]
         if self.keras is not None and self.keras.problem:
-            said.append(f"NOTE: {self.path} {self.keras.problem}; its head is left out")
+            said.append(f"NOTE: {self.path} {self.keras.problem}; its head is not loaded")
         return said
 
-    def check_whole(self) -> None:
-        """Raises `UsageError` where the weights have a head that our models cannot express."""
+    def check_head(self) -> None:
+        """Raises `UsageError` if the weights have a head that the models here cannot express."""
         if self.keras is not None and self.keras.problem:
             raise UsageError(f"{self.path} {self.keras.problem}")
 
 
-def names_of(format: str, model: Any) -> list[Tensor]:
-    """The map between a model of ours and a format."""
+def tensor_map(format: str, model: Any) -> list[Tensor]:
+    """A model's tensors with their names and shapes in a format."""
     if format in _MAPS:
         return _MAPS[format](model)
     return [Tensor(name, name, tuple(v.shape)) for name, v in variables(model).items()]
 
 
 def library_overrides(format: str, name: str) -> dict[str, Any]:
-    """What a library's model computes with, in the names of our overrides.
+    """The overrides that make a model here compute the same as the library's model.
 
     Raises:
-      UsageError: it has no model of that name.
+      UsageError: the library has no such model.
     """
     models.overrides(name)
-    known = _OVERRIDES.get(format)
-    if known is None:
+    if format not in _MAPS:
         return {}
+    known = models.elsewhere(format)
     if name not in known:
         raise UsageError(f"{format} has no {name}; it has: {', '.join(known)}")
-    return known[name]
+    return dict(known[name].overrides)
 
 
-def names(format: str) -> list[str]:
-    """The models that a format has."""
-    return sorted(_OVERRIDES.get(format, models.names()))
+def model_names(format: str) -> list[str]:
+    """The names of the models that a format can hold."""
+    return sorted(models.elsewhere(format)) if format in _MAPS else models.names()
+
+
+def _heads(format: str, name: str) -> tuple[str, ...]:
+    """The prefixes of a model's head tensors in a format."""
+    if format == "timm":
+        return (f"{models.elsewhere(format)[name].classifier}.",)
+    return {"keras": ("dense/", "dense_"), "xception_jax": ("params.head.",)}[format]
 
 
 def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """All of a model's overrides that count for its weights, as they are with these changes."""
+    """All of a model's overrides that matter for its weights, with the given changes applied."""
     built = models.overrides(name) | changes
-    return {key: built[key] for key in converted.architecture(name) if key in built}
+    return {key: built[key] for key in converted.architecture(name)}
 
 
 def open_pretrained(
@@ -191,18 +194,19 @@ def open_pretrained(
 
     Args:
       path: a file, a run's folder, or `RUN/checkpoints/STEP`.
-      format: one of `FORMATS`; unless given, as the name ends and the content says.
-      step, weights: of a run, see `xception_jax.evaluate`.
+      format: one of `FORMATS`; None detects it from the file's name and content.
+      step: the checkpoint of a run, see `xception_jax.evaluate`.
+      weights: which weights of a run, see `xception_jax.evaluate`.
 
     Raises:
-      UsageError: there is nothing that can be read.
+      UsageError: the path has no readable weights.
     """
     run = run_of(path, step)
     if run is None:
-        files.check(path)
+        files.check_file(path)
     found = _format_of(path)
     if format not in (None, found):
-        raise UsageError(f"{path} is no file of {format}, by its name and content; try {found}")
+        raise UsageError(f"{path} is not a {format} file; its name and content suggest {found}")
     if run is not None:
         return _from_run(*run, weights)
     origin = {"format": found, "file": path.name}
@@ -212,22 +216,21 @@ def open_pretrained(
 
 
 def run_of(path: Path, step: str = "latest") -> tuple[Path, str] | None:
-    """The folder of the run, and the checkpoint of it, that are meant; None where it is a file.
+    """The folder and the checkpoint of the run at a path; None if the path is a file.
 
     Args:
       path: a file, a run's folder, or `RUN/checkpoints/STEP`.
       step: `latest`, `best` or a number.
 
     Raises:
-      UsageError: path and step name two checkpoints; or it is an export, which has no weights that
-        could be taken out.
+      UsageError: path and step name two different checkpoints, or the path is an export.
     """
     if not path.is_dir():
         return None
     if (path / "model.bin").exists() and not (path / "config.json").exists():
         raise UsageError(
-            f"{path} is an export, a program that holds its weights as constants; give the run or "
-            f"the file that it was made of"
+            f"{path} is an exported program with its weights as constants; give the run or the "
+            f"weights file from which it was exported"
         )
     if path.parent.name != "checkpoints" or not path.name.isdecimal():
         return path, step
@@ -246,7 +249,7 @@ def _format_of(path: Path) -> str:
     if path.suffix == ".safetensors":
         return "timm" if converted.read_about(path) is None else "xception_jax"
     known = ", ".join((*keras_files.SUFFIXES, *timm_files.SUFFIXES))
-    raise UsageError(f"{path} is no file of weights; their names end in {known}")
+    raise UsageError(f"{path} is not a weights file; expected a name that ends in {known}")
 
 
 def _sha256(path: Path) -> str:
@@ -271,8 +274,8 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Pretrained:
     elif held.image_size is not None:
         height, width = held.image_size
         held.notes.append(
-            f"NOTE: it is made for images of {height} x {width} pixels, and models here take "
-            f"square ones"
+            f"NOTE: it was made for images of {height} x {width} pixels, but the models here take "
+            f"square images"
         )
     return Pretrained(
         path, "keras", held.dense[-1] if held.dense else None, lambda: held.tensors, origin,
@@ -283,7 +286,7 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Pretrained:
 
 def _from_timm(path: Path, origin: dict[str, Any]) -> Pretrained:
     found, notes = timm_files.read(path)
-    biases = [found[name].shape for name in timm_names.CLASSIFIERS if name in found]
+    biases = [found[name].shape for name in timm_names.classifier_biases() if name in found]
     return Pretrained(
         path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
         said=tuple(notes),
@@ -322,53 +325,37 @@ def _from_run(path: Path, step: str, weights: str | None) -> Pretrained:
     )  # fmt: skip
 
 
-def load(model: nnx.Module, path: str | Path) -> None:
+def load(model: Any, path: str | Path) -> None:
     """Fills a model with weights, in place.
 
-    A model without a classifier leaves that of the weights out.
+    If the model has no classifier, the classifier of the weights is ignored.
 
     Args:
       model: from `models.create`.
       path: see `open_pretrained`.
 
     Raises:
-      UsageError: the weights are not those of such a model: a tensor is missing, surplus or of
-        another shape, or they are for another epsilon or padding than the model has.
+      UsageError: the weights do not fit the model: a tensor is missing, unexpected or of another
+        shape, or the weights need another epsilon or padding.
     """
     source, own = open_pretrained(Path(path)), variables(model)
-    name = source.model or _name_of(model)
+    name = source.model or name_of(model)
     asked = source.overrides(name)
     for trait, value in _traits(model).items():
         if asked.get(trait, value) != value:
             raise UsageError(
-                f"{path} is for a model of {trait}={asked[trait]!r}, and this one has {value!r}; "
-                f"give that to models.create"
+                f"{path} needs a model with {trait}={asked[trait]!r}, but this one has {value!r}; "
+                f"pass {trait}={asked[trait]!r} to models.create"
             )
     headless = getattr(model, "head", None) is None
     if not headless:
-        source.check_whole()
+        source.check_head()
     for tensor, array in source.tensors(model, name, without_head=headless).items():
         own[tensor][...] = array
 
 
-def _name_of(model: Any) -> str:
-    """The name of the model that is built like this one, whatever its width.
-
-    Raises:
-      UsageError: there is none.
-    """
-    for kind, name in ((Xception, "xception"), (InceptionV3, "inception_v3")):
-        if isinstance(model, kind):
-            return name
-    if not isinstance(model, AlignedXception):
-        raise UsageError(f"neither Keras nor timm has weights of a {type(model).__name__}")
-    flows = len(model.entry_flow), len(model.middle_flow)
-    depth = {(3, 16): 65, (5, 16): 71}.get(flows, 41)
-    return f"xception{depth}{'p' if hasattr(model.entry_flow[0], 'bn') else ''}"
-
-
 def _traits(model: nnx.Module) -> dict[str, Any]:
-    """What a model computes with besides its tensors."""
+    """The settings of a model that change its output and are not in its tensors."""
     found: dict[str, Any] = {}
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):

@@ -1,4 +1,4 @@
-"""`.safetensors` files: the library checks and reads them, once their header has a sane size."""
+"""Reads `.safetensors` files with the library, after a check of the header's size."""
 
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from xception_jax.utils.text import printable
 from xception_jax.weights import files
 from xception_jax.weights.files import Stored
 
-# Xception 71's header has 0.1 MB; names of 20,000 classes in ours take another.
+# The header of Xception 71 has 0.1 MB, and 20,000 class names add another 0.1 MB.
 _MAX_HEADER = 16 << 20
 
 _TYPES: dict[str, Any] = {
@@ -24,31 +24,31 @@ _TYPES: dict[str, Any] = {
 
 
 def read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """A file's tensors, which are read when they are asked for, and its metadata.
+    """A file's tensors, which are read on access, and its metadata.
 
     Raises:
-      UsageError: the file is damaged or no `.safetensors` file.
+      UsageError: the file is damaged or not a `.safetensors` file.
     """
     from safetensors import safe_open
 
-    size = files.check(path)
+    size = files.check_file(path)
     try:
         with path.open("rb") as start:
             header = int.from_bytes(start.read(8), "little")
         if not 2 <= header <= min(size - 8, _MAX_HEADER):
-            raise ValueError(f"its header has {header:,} bytes, by what its first eight say")
+            raise ValueError(f"its first eight bytes declare a header of {header:,} bytes")
         file = safe_open(path, framework="numpy")
         metadata = file.metadata() or {}
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         kinds = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except Exception as error:
         raise UsageError(
-            f"{path} is damaged or no .safetensors file: {files.reason(error)}"
+            f"{path} is damaged or not a .safetensors file: {files.reason(error)}"
         ) from None
     found = {}
     for name, (shape, kind) in kinds.items():
         if kind not in _TYPES:
-            raise UsageError(f"{path}: {printable(name, 80)} is {printable(kind, 40)}; weights are "
-                             f"bfloat16 or of 16, 32 or 64 bits")  # fmt: skip
+            raise UsageError(f"{path}: {printable(name, 80)} is {printable(kind, 40)}; expected "
+                             f"bfloat16 or a type of 16, 32 or 64 bits")  # fmt: skip
         found[name] = Stored(shape, np.dtype(_TYPES[kind]), partial(file.get_tensor, name))
     return found, metadata

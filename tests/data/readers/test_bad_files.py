@@ -114,7 +114,7 @@ def test_hosts_threads_and_resuming_change_nothing_with_bad_records(tmp_path, ho
         shares = [
             batches(
                 source, 5 - first, **options, first_step=first, host=Host(threads),
-                share=HostShard(host, hosts), skips=taken(tmp_path)[0],
+                shard=HostShard(host, hosts), skips=taken(tmp_path)[0],
             )
             for host in range(hosts)
         ]  # fmt: skip
@@ -348,7 +348,7 @@ def test_a_folder_with_every_bad_file_trains_and_evaluates(mixed, run_on_mixed):
     assert (found["step"], found["examples"], found["skipped"]) == (24, 70 - bad, bad)
     said = process.stderr
     summary = f"'train' of {mixed}: 1,437 images, 10 classes of 143 (7) to 144 "
-    assert summary + r"(\x1b[2J\u202e0); left out as no image of a class: 1 files: " in said
+    assert summary + r"(\x1b[2J\u202e0); left out as not an image of a class: 1 files: " in said
     assert f"{mixed}/train/" + r"\x9b31m\r.txt" in said
     assert printable(said, keep="\n") == said, "what a terminal would obey is shown as escapes"
     assert f"{70 - bad} examples, {bad} skipped" in said

@@ -57,9 +57,9 @@ def test_splits_are_folders(tmp_path):
     assert source.name.startswith(f"folder:{tmp_path}@")
     assert source.name.endswith(":train")
     assert source.summary == (
-        f"'train' of {tmp_path}: 4 images, 2 classes of 2 (cat) to 2 (cat); left out as no image "
-        f"of a class: 2 files: {tmp_path}/train/dog/notes.txt, {tmp_path}/train/labels.csv; left "
-        f"out as hidden or a system's: 2: {tmp_path}/train/.cache, "
+        f"'train' of {tmp_path}: 4 images, 2 classes of 2 (cat) to 2 (cat); left out as not an "
+        f"image of a class: 2 files: {tmp_path}/train/dog/notes.txt, {tmp_path}/train/labels.csv; "
+        f"left out as hidden or system files: 2: {tmp_path}/train/.cache, "
         f"{tmp_path}/train/cat/.hidden.jpg"
     )
 
@@ -142,7 +142,7 @@ def test_a_class_may_be_called_train(tmp_path):
 def test_a_relative_path_starts_at_the_data_dir(tmp_path):
     fill(tmp_path / "pets", ["train/cat/1.jpg", "train/dog/1.jpg"])
     source = readers.open_split("folder:pets", "train", str(tmp_path))
-    assert source.name.startswith("folder:pets@"), "the same wherever the data lies"
+    assert source.name.startswith("folder:pets@"), "the same for any folder of the data"
     assert len(source) == 2
 
 
@@ -177,9 +177,17 @@ def test_a_file_that_is_gone_or_enormous_is_an_error_of_its_example(tmp_path):
         (["1.jpg"], "train", "{root} holds no folder with an image in it"),
         (["train/1.jpg", "test/1.jpg"], "train", "{root}/train holds no folder with an image in"),
         (["train/a/", "train/b/"], "train", "{root}/train holds no folder with an image in it"),
-        (["train/a/1.jpg", "train/b/"], "train", "class 'b' is empty: no image lies in {root}/tra"),
-        (["a/1.jpg", "a/2.jpg", "b/1.txt"], "train", "class 'b' is empty: no image lies in {root}"),
-        (["train/a/1.jpg"], "train", "{root}/train holds one class, 'a'; two are the least"),
+        (
+            ["train/a/1.jpg", "train/b/"],
+            "train",
+            "class 'b' is empty: there is no image in {root}/tra",
+        ),
+        (
+            ["a/1.jpg", "a/2.jpg", "b/1.txt"],
+            "train",
+            "class 'b' is empty: there is no image in {root}",
+        ),
+        (["train/a/1.jpg"], "train", "{root}/train holds one class, 'a'; two are needed"),
         (["a/1.jpg", "b/1.jpg"], "test", "every class of {root} has one image, so none can be"),
         (["a/1.jpg", "b/1.jpg"], "val", "{root} has no split 'val'; it has: test, train"),
         (

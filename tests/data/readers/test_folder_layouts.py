@@ -133,7 +133,7 @@ TAKEN = {
         "__MACOSX/cat/._1.jpg .ipynb_checkpoints/1.jpg cat/.ipynb_checkpoints/1-checkpoint.jpg "
         "@eaDir/x.jpg $RECYCLE.BIN/1.jpg",
         {"cat": 4, "dog": 4}, {"cat": 1, "dog": 1}, ("", ""),
-        "left out as hidden or a system's: 8: ",
+        "left out as hidden or system files: 8: ",
     ),
     "a system's folder beside splits": (
         "train/cat/1.jpg train/dog/1.jpg test/cat/1.jpg test/dog/1.jpg train/@eaDir/x.jpg "
@@ -143,7 +143,7 @@ TAKEN = {
     "seldom endings and none": (
         "cat/1.jfif cat/2.JPE cat/3.jif cat/4 cat/5.2019 dog/{1-5}.jpg_large dog/6.bak dog/7.txt",
         {"cat": 4, "dog": 4}, {"cat": 1, "dog": 1}, ("", ""),
-        "left out as no image of a class: 2 files: ",
+        "left out as not an image of a class: 2 files: ",
     ),
     "labels.csv beside images": (
         "{1-5}.jpg a{1-10}.jpg",
@@ -154,7 +154,7 @@ TAKEN = {
     "Kaggle's dog breeds: names without an ending, a test without labels": (
         "train/a{1-5}.jpg train/b{1-5}.jpg test/c{1-9}.jpg",
         {"boxer": 4, "pug": 4}, {"boxer": 1, "pug": 1}, ("train/", "train/"),
-        "images that it does not name, left out: 9, as test/c1.jpg",
+        "images that are not in the table, left out: 9, for example test/c1.jpg",
         {"labels.csv": "id,breed\n" + "".join(f"a{i},boxer\nb{i},pug\n" for i in range(1, 6)),
          "sample_submission.csv": "id,boxer,pug\n"},
     ),
@@ -291,7 +291,7 @@ REFUSED = {
         "(test/ (2 images), train/ (3 images))",
     ),
     "an empty class": (
-        "cat/{1-3}.jpg dog/1.txt", "class 'dog' is empty: no image lies in {root}/dog",
+        "cat/{1-3}.jpg dog/1.txt", "class 'dog' is empty: there is no image in {root}/dog",
         "(cat/ (3 images), dog/ (1.txt))",
     ),
     "one class": ("train/cat/1.jpg", "{root}/train holds one class, 'cat'", "cat/ (1 image)"),
@@ -359,7 +359,7 @@ def test_a_folder_that_is_not_there_names_the_nearest(tmp_path, name, hint):
 
 def test_a_file_that_is_no_table_is_told(tmp_path):
     write(tmp_path, "pets.zip")
-    with pytest.raises(UsageError, match=r"pets\.zip is a file and no \.csv; unpack it"):
+    with pytest.raises(UsageError, match=r"pets\.zip is a file, but not a \.csv; unpack it"):
         opened(tmp_path / "pets.zip", "train")
 
 

@@ -72,10 +72,10 @@ def test_each_oddity_is_told_in_a_line(tmp_path):
     assert listing.missing == ["gone"]
     assert listing.notes == (
         f"{tmp_path}/labels.csv: 13 rows, columns 'file', 'label'",
-        "rows that say what another one says: 2",
-        "rows without a file or a label, left out: 2, as line 15",
-        "files that it names and that are not there: 1, as gone",
-        "images that it does not name, left out: 2, as c.jpg, d/e.jpg",
+        "rows that repeat another row: 2",
+        "rows without a file or a label, left out: 2, for example line 15",
+        "files in the table that do not exist: 1, for example gone",
+        "images that are not in the table, left out: 2, for example c.jpg, d/e.jpg",
     )
     assert [os.path.basename(path) for path in listing.others] == ["notes.txt"]
     source = opened(tmp_path, "train", max_skipped=0.1)
@@ -87,9 +87,8 @@ def test_as_many_may_be_missing_as_may_be_skipped(tmp_path):
     with pytest.raises(UsageError) as caught:
         opened(tmp_path, "train")
     assert str(caught.value) == (
-        f"2 of the 12 files that {tmp_path}/labels.csv names are not there, as 'gone.jpg'; more "
-        f"than the share of 0.001 that may be missing. Unpack them all, or raise "
-        f"config.data.max_skipped"
+        f"2 of the 12 files in {tmp_path}/labels.csv are missing, for example 'gone.jpg': more "
+        f"than the allowed share of 0.001. Unpack all of them, or raise config.data.max_skipped"
     )
     assert len(opened(tmp_path, "train", max_skipped=0.2)) == 8
 
@@ -126,13 +125,13 @@ def test_an_order_is_that_of_names_and_changed_labels_are_other_data(tmp_path):
     [
         ("", "{path} is empty; it takes a row for each image: file, label"),
         ("x.jpg,cat\ny.jpg,dog", "{path} names no file that is there, as 'x.jpg'; found: {root}/"),
-        ("file,label\na1.jpg,cat\na2.jpg,cat", "{path} names one class, 'cat'; two are the least;"),
+        ("file,label\na1.jpg,cat\na2.jpg,cat", "{path} names one class, 'cat'; two are needed;"),
         ("file,label\na1.jpg,cat\nb1,dog\na1,dog", "{path} lines 2 and 4 contradict each other "
          "about a1.jpg: cat and dog"),
         ("no,cat,dog\na1.jpg,1,0", "{path} has 3 columns (no, cat, dog); name the one with the fi"),
         ("a1.jpg\nb1.jpg", "{path} has 1 column (a1.jpg); name the one with the files 'file' and"),
         ("file,label\na1,cat\nc/d,dog\nd,dog\n", "{path} line 4: 'd' may be c/d.jpg or c/d.png; "),
-        (b"file,label\na1.jpg,h\xe9risson\n", "{path} is no UTF-8 in line 2; save it as UTF-8"),
+        (b"file,label\na1.jpg,h\xe9risson\n", "{path} is not UTF-8 in line 2; save it as UTF-8"),
         (b'file,label\n"a1.jpg,cat\n' + 200_000 * b"x", "{path} cannot be read in line "),
     ],
 )  # fmt: skip

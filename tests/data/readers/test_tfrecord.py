@@ -204,7 +204,7 @@ def test_a_flipped_bit_is_found_when_its_record_is_read(data_dir):
         source[6 + 2]
     message = str(caught.value)
     assert f"record 2 of {shard(data_dir)}, from byte {offsets[2]:,} on, is damaged" in message
-    assert "copy the file again" in message
+    assert "copy the file from its source again" in message
     assert "\n" not in message
 
 
@@ -324,7 +324,7 @@ def test_what_is_framed_is_read(tmp_path_factory, records):
 def test_many_records_are_announced(tmp_path, capsys):
     file = tmp_path / "data"
     file.write_bytes(tiny_datasets.tfrecord_frame(b"x") * 20_000)
-    for said in (f"indexing 20,000 records in {tmp_path}, this once\n", ""):
+    for said in (f"indexing 20,000 records in {tmp_path}, once only\n", ""):
         assert tfrecord.index({str(file): 20_000})[str(file)][-1] == 20_000 * 17
         assert capsys.readouterr().err == said
 

@@ -67,7 +67,9 @@ def test_an_exif_rotation_is_applied(orientation):
         **dict.fromkeys(
             pictures.bad(), "its [0-9]+ bytes are a truncated, damaged or unsupported "
         ),
-        **dict.fromkeys(("empty.jpg", "random.jpg", "text.png"), "its [0-9]+ bytes are no image"),
+        **dict.fromkeys(
+            ("empty.jpg", "random.jpg", "text.png"), "its [0-9]+ bytes are not an image"
+        ),
         "huge.png": "it has more than OPENCV_IO_MAX_IMAGE_PIXELS, 134,217,728 pixels",
     }.items(),
 )

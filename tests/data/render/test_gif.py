@@ -28,7 +28,7 @@ def coded_gif(width: int, height: int, codes: list[int]) -> bytes:
 def test_a_gif_of_clear_codes_takes_no_time():
     """OpenCV takes 0.6 s for 90 KB of them."""
     begun = time.process_time()
-    with pytest.raises(ExampleError, match="its codes are no image"):
+    with pytest.raises(ExampleError, match="its codes are not an image"):
         decode.decode(coded_gif(1000, 1000, [256] * 300_000))
     assert decode.decode(coded_gif(2, 1, [256, 7, 7, 257])).shape == (1, 2, 3)
     assert time.process_time() - begun < 2

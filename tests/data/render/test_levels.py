@@ -76,7 +76,7 @@ def test_declared_bits_keep_all_levels(encoded):
 def test_what_declares_nothing_takes_the_configs_level_and_is_told_of_once(
     encoded, monkeypatch, capsys
 ):
-    monkeypatch.setattr(decode, "_told_of_dark", set())
+    monkeypatch.setattr(decode, "_reported_dark", set())
     found = decode.decode(encoded, "photo.png", white=4095)
     np.testing.assert_allclose(found.astype(float), EXPECTED[..., None].repeat(3, 2), atol=0.5)
     assert capsys.readouterr().err == ""

@@ -170,7 +170,7 @@ def outcome(encoded: bytes, box: decode.Box, *, whole: bool) -> np.ndarray | str
         return top, left, min(rows, height - top), min(columns, width - left)
 
     try:
-        return decode.decode_part(encoded, choose, whole=whole)
+        return decode.decode_part(encoded, choose, complete=whole)
     except ExampleError as error:
         return str(error)
 
@@ -237,7 +237,7 @@ def test_a_run_says_how_it_decodes(monkeypatch):
     source = Source("jpegs", ("a", "b"), records, "image", "label")
     images = Images(8, (0.5, 1.0), (1.0, 1.0))
     note = Reader(source, images).note
-    assert note == "of JPEGs only the random crop is decoded, by libturbojpeg"
+    assert note == "only the random crop of a JPEG is decoded, by libturbojpeg"
     assert not Reader(source, Images(8)).note
     assert not Reader(source, images, Host(decode_parts=False)).note
     for other in (b"", pictures.encode(pictures.PICTURE, "PNG")):
@@ -245,7 +245,7 @@ def test_a_run_says_how_it_decodes(monkeypatch):
         assert not Reader(source, images).note
     records[0]["image"] = jpeg(9, 9, "420")
     monkeypatch.setattr(turbojpeg, "library", lambda: None)
-    assert "the extra [turbojpeg] brings" in Reader(source, images).note
+    assert "the extra [turbojpeg]" in Reader(source, images).note
 
 
 def test_a_library_of_another_version_is_passed_over(monkeypatch):

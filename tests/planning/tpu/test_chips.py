@@ -15,7 +15,7 @@ from xception_jax.utils import slices
         ("v5e-256", "v5e:16x16", 256, 256),
         ("v6e-8", "v6e:2x4", 8, 8),
         ("V6E:4x4", "v6e:4x4", 16, 16),
-        # The number counts TensorCores, two a chip; both are one device, but for TPU7x.
+        # The number counts TensorCores, two per chip; both are one device, except on TPU7x.
         ("v5p-8", "v5p:2x2x1", 4, 4),
         ("v4-8", "v4:2x2x1", 4, 4),
         ("v4-128", "v4:4x4x4", 64, 64),

@@ -124,7 +124,7 @@ def test_without_the_metric_that_decides_none_is_the_best(tmp_path):
         assert (checkpoints.steps(), checkpoints.find("best")) == ([2, 3], 2)
     with (
         Checkpoints(tmp_path, read_only=True, best=Best.parse("v3/top1")) as checkpoints,
-        pytest.raises(UsageError, match="was evaluated by v3/top1; take --step=latest"),
+        pytest.raises(UsageError, match="was evaluated by a finite v3/top1; use --step=latest"),
     ):
         checkpoints.find("best")
 
@@ -194,7 +194,7 @@ def test_one_that_is_gone_by_now_is_told_so(tmp_path):
     save_all(tmp_path, [1, 2])
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         shutil.rmtree(tmp_path / "checkpoints" / "1")
-        with pytest.raises(DamagedCheckpointError, match="checkpoint 1 is no longer there; a run"):
+        with pytest.raises(DamagedCheckpointError, match="checkpoint 1 no longer exists; a run"):
             checkpoints.restore(1, {"ema": target().ema})
 
 
@@ -406,7 +406,7 @@ def test_a_file_where_damaged_checkpoints_go_is_told(tmp_path):
     (tmp_path / "damaged").write_text("mine")
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(RunError, match=r"/damaged is no folder, so checkpoint 2, .* move .* away"),
+        pytest.raises(RunError, match=r"/damaged is not a folder, so .* 2 .* move .* away"),
     ):
         checkpoints.restore_newest(target())
     assert (tmp_path / "checkpoints" / "2").is_dir()
@@ -447,10 +447,10 @@ def test_a_reader_is_told_of_a_damaged_manifest(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         for asked in ("latest", "best", "2"):
             with pytest.raises(
-                DamagedCheckpointError, match="checkpoint 2 is damaged: its manifest is no JSON"
+                DamagedCheckpointError, match="checkpoint 2 is damaged: its manifest is not JSON"
             ):
                 checkpoints.find(asked)
-        with pytest.raises(DamagedCheckpointError, match=r"been the best\. .* --step=latest"):
+        with pytest.raises(DamagedCheckpointError, match=r"be the best\. .* --step=latest"):
             checkpoints.find("best")
         assert (checkpoints.find("1"), checkpoints.steps()) == (1, [1, 2])
 
@@ -556,7 +556,7 @@ def test_other_data_than_the_run_began_with_is_refused():
         with pytest.raises(UsageError, match="began on 100 examples of set/1") as caught:
             META.check_data(now, workdir)
         assert str(caught.value).endswith(
-            f"{changed}; give it the data back, or begin another run with its weights: "
+            f"{changed}; restore the data, or start a new run from its weights: "
             f"--config.init_from='runs/my pets' and another --workdir"
         )
 

@@ -1,4 +1,4 @@
-"""Every file of a checkpoint damaged in every way: noticed, or nobody reads what was damaged."""
+"""Every file of a checkpoint damaged in every way: detected, or the damaged part is never read."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from tests.training.checkpoint.test_checkpoints import (
 )
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 
-# Files whose damage may go unnoticed, as it has no effect on what is restored: nobody reads them,
+# Files whose damage has no effect on the restored state and may go unnoticed: they are never read,
 # or Orbax only looks for the layout there. docs/architecture.md names them too.
 WITHOUT_EFFECT = re.compile(
     r"_CHECKPOINT_METADATA|(.*/)?commit_success\.txt|.*/(_sharding|_METADATA|array_metadatas/\w+)"

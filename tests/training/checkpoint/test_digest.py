@@ -97,7 +97,7 @@ DAMAGES = {
     "zeroed block of the disk": zeroed(slice(16, 32), slice(None)),
     "zeroed channel": zeroed(slice(None), slice(3, 4)),
     "all zero": np.zeros_like(KERNEL),
-    "all zero but for the sign": np.full_like(KERNEL, -0.0),
+    "all zero except the sign": np.full_like(KERNEL, -0.0),
     "two rows exchanged": with_rows([1, 0]),
     "rows shifted": np.roll(KERNEL, 1, 0),
     "columns shifted": np.roll(KERNEL, 1, 1),

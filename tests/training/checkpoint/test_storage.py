@@ -1,4 +1,4 @@
-"""What is tried again, and what is not. The errors are real ones, but for their texts' wording."""
+"""What is retried, and what is not. The errors are real, except for their wording."""
 
 import errno
 

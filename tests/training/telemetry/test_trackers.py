@@ -33,7 +33,7 @@ def stopped_killed_and_resumed(workdir: Path, flags: list[str]) -> str:
 
 
 def in_wandb_file(path: Path) -> Iterator[Any]:
-    """Its records; the file is a log of LevelDB's form after a header."""
+    """Its records; the file is a log in LevelDB's format after a header."""
     from wandb.proto import wandb_internal_pb2
 
     data, at, whole = path.read_bytes(), 7, b""
@@ -81,6 +81,7 @@ def test_wandb_has_one_run_whatever_happens_to_the_processes(tmp_path, flags, mo
     assert codes == [0]
 
 
+@pytest.mark.long  # in the short form Weights & Biases stands for both
 def test_mlflow_has_one_run_whatever_happens_to_the_processes(tmp_path, flags, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -108,9 +109,9 @@ def test_mlflow_has_one_run_whatever_happens_to_the_processes(tmp_path, flags, m
 @pytest.mark.parametrize(
     ("name", "env"),
     [
-        ("wandb", {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "a",
-                   "WANDB_INIT_TIMEOUT": "5"}),
-        ("wandb", {"WANDB_API_KEY": "", "HOME": "/nowhere"}),
+        pytest.param("wandb", {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "a",
+                               "WANDB_INIT_TIMEOUT": "5"}, marks=pytest.mark.long),
+        pytest.param("wandb", {"WANDB_API_KEY": "", "HOME": "/nowhere"}, marks=pytest.mark.long),
         ("mlflow", {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
                     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}),
     ],

@@ -21,8 +21,8 @@ test.__test__ = False  # type: ignore[attr-defined]
 @pytest.mark.parametrize(
     ("training", "tested", "said"),
     [
-        ({"top1": 0.976}, {"top1": 0.56}, "97.6% right in training and 56.0% in the test"),
-        ({"map": 0.9}, {"map": 0.5}, "90.0% right in training and 50.0% in the test"),
+        ({"top1": 0.976}, {"top1": 0.56}, "97.6% correct in training and 56.0% in the test"),
+        ({"map": 0.9}, {"map": 0.5}, "90.0% correct in training and 50.0% in the test"),
         ({"top1": 0.9}, {"top1": 0.8}, None),
         ({"top1": 0.5}, {"top1": 0.9}, None),  # augmentation and dropout make training hard
         ({"map": 0.9}, {"top1": 0.5}, None),

@@ -25,7 +25,7 @@ class Slow(LogWriter):
 @writers.register("no entry")
 class NoEntry(LogWriter):
     def __init__(self, info):
-        raise PermissionError("nobody is logged in\nand more")
+        raise PermissionError("not logged in\nand more")
 
 
 def test_a_slow_writer_holds_up_no_step(tmp_path, monkeypatch):
@@ -36,9 +36,7 @@ def test_a_slow_writer_holds_up_no_step(tmp_path, monkeypatch):
         records.write("train", step, {"loss": 1.0})
     records.close()
     GO.set()
-    assert said == [
-        "NOTE: the log writer slow failed: it did not take everything in 0 s; the run goes on"
-    ]
+    assert said == ["NOTE: the log writer slow failed: it did not finish in 0 s; the run goes on"]
     assert len(read(tmp_path)) == 100
 
 
@@ -47,7 +45,7 @@ def test_one_that_cannot_be_made_is_told_of_once(tmp_path):
     records = Records(tmp_path, 0, names=("no entry", "no entry"), say=said.append)
     records.write("train", 1, {"loss": 1.0})
     records.close(failed=True)
-    assert said == ["NOTE: the log writer no entry failed: nobody is logged in; the run goes on"]
+    assert said == ["NOTE: the log writer no entry failed: not logged in; the run goes on"]
 
 
 class Failing(LogWriter):

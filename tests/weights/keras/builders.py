@@ -11,7 +11,7 @@ import numpy as np
 from tests.weights import builders
 from xception_jax.weights.keras import names as keras_names
 from xception_jax.weights.keras.graph import FEATURES
-from xception_jax.weights.tensors import to_theirs
+from xception_jax.weights.tensors import to_library
 
 
 def layer(kind, name, source=None, calls=None, **config):
@@ -89,7 +89,7 @@ def tensors(model, extra=()):
     """Of a model of ours, by the names of Keras' layers; `extra` are those of other layers."""
     held = keras_names.layers(model)
     ours = builders.arrays(model)
-    found = {one.name: list(to_theirs(one.tensors, ours).values()) for one in held}
+    found = {one.name: list(to_library(one.tensors, ours).values()) for one in held}
     return found | dict(extra)
 
 

@@ -1,7 +1,7 @@
 """Keras files that were made to read other files, to hang, to take all memory, or to crash.
 
 As `tests.weights.hostile`: each case writes into a folder of its own and returns the path that a
-user would give. `valid` is a file that converts; each case is such a file but for one thing.
+user would give. `valid` is a file that converts; each case differs from it in one thing.
 """
 
 import functools
@@ -36,7 +36,7 @@ def held():
     """Tensors of zeros of a whole Xception of three classes."""
     model = abstract("xception", 3, {})
     return {
-        layer.name: [np.zeros(tensor.their_shape, np.float32) for tensor in layer.tensors]
+        layer.name: [np.zeros(tensor.library_shape, np.float32) for tensor in layer.tensors]
         for layer in keras_names.layers(model)
     }
 

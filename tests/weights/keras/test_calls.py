@@ -49,8 +49,8 @@ DROPPED = [HEAD[0], ("Dropout", "drop", {}), HEAD[1]]
 
 @pytest.mark.parametrize(
     ("args", "kwargs", "said"),
-    [((), {"training": True}, "training=True"), ((True,), {}, "True as a further argument"),
-     ((), {"mask": MASK}, "mask=a value of its own"), ((), {"mystery": 3}, "mystery=3")],
+    [((), {"training": True}, "training=True"), ((True,), {}, "True as an extra argument"),
+     ((), {"mask": MASK}, "mask=a structured value"), ((), {"mystery": 3}, "mystery=3")],
 )  # fmt: skip
 def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_path):
     for name, nested in (("block5_sepconv2_bn", False), ("base", True)):
@@ -64,7 +64,7 @@ def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_p
     with pytest.raises(
         UsageError, match=f"'drop' in its head, which is called with {re.escape(said)}"
     ):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
     before = config(*DROPPED, nested=True, before=[("GaussianNoise", "noise", {})])
     path = write_keras(tmp_path / "a.keras", called(before, "noise", *args, **kwargs), held)
     with pytest.raises(UsageError, match="'noise' before the backbone, which is called with"):
@@ -74,14 +74,14 @@ def test_an_unusual_call_is_refused_by_the_layer(args, kwargs, said, held, tmp_p
 def test_a_usual_call_is_read(held, tmp_path):
     changed = called(config(*DROPPED, nested=True), "base", training=False, mask=None)
     changed = called(changed, "drop", None, training=False)
-    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", changed, held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", changed, held)).check_head()
 
 
 def test_the_default_of_augmentation_is_no_unusual_call(held, tmp_path):
     """Keras 3 writes `training=True` into each of its augmentation layers' calls."""
     changed = config(*DROPPED, nested=True, before=[("RandomFlip", "flip", {})])
     path = write_keras(tmp_path / "a.keras", called(changed, "flip", training=True), held)
-    pretrained.open_pretrained(path).check_whole()
+    pretrained.open_pretrained(path).check_head()
     [flip] = [each for each in layers(changed) if each["name"] == "flip"]
     flip["inbound_nodes"] = [[["outer", 0, 0, {"training": True}]]]
     with pytest.raises(UsageError, match="'flip' before the backbone, which is called with"):
@@ -94,9 +94,9 @@ def test_a_call_of_keras_2_is_refused_too(held, tmp_path):
     drop["inbound_nodes"] = [[["pool", 0, 0, {"training": True}]]]
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match="'drop' in its head, which is called with training=True"):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
     drop["inbound_nodes"] = [[["pool", 0, 0, {"training": False}]]]
-    pretrained.open_pretrained(write_keras(tmp_path / "b.keras", changed, held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "b.keras", changed, held)).check_head()
 
 
 @pytest.mark.parametrize("kind", ["Conv2D", "SeparableConv2D", "DepthwiseConv2D", "Dense"])
@@ -132,7 +132,7 @@ def test_an_activation_is_what_its_whole_config_says(kind, activation, said, hel
     wide = {"wide": drawn((CHANNELS, CHANNELS), (CHANNELS,))}
     path = write_keras(tmp_path / "a.keras", config(*head), held | wide)
     with pytest.raises(UsageError, match=re.escape(f"has the activation {said!r} in the {kind}")):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
     source = pretrained.open_pretrained(
         write_keras(tmp_path / "a.keras", config(*head), held | wide)
     )
-    source.check_whole()
+    source.check_head()
     assert source.overrides("xception")["fc_units"] == (CHANNELS,)
 
 
@@ -156,7 +156,7 @@ def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
     ("head", "said"),
     [([(HEAD[0][0], "pool", {"data_format": "channels_first"}), HEAD[1]],
       "has the GlobalAveragePooling2D layer 'pool' in its head"),
-     ([HEAD[0], ("Dense", "predictions", {"use_bias": False})], "it has use_bias=False"),
+     ([HEAD[0], ("Dense", "predictions", {"use_bias": False})], "but use_bias=False"),
      ([HEAD[0], ("Dense", "predictions", {"dtype": QUANTIZED})],
       "'predictions' in its head, which has a dtype policy of class QuantizedDTypePolicy"),
      ([HEAD[0], ("Dropout", "drop", {"dtype": "int8"}), HEAD[1]], "which computes in int8")],
@@ -164,20 +164,20 @@ def test_a_plain_relu_is_read_however_it_is_written(activation, held, tmp_path):
 def test_a_head_that_computes_otherwise_is_refused(head, said, held, tmp_path):
     path = write_keras(tmp_path / "a.keras", config(*head), held)
     with pytest.raises(UsageError, match=re.escape(said)):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
 
 
 def test_half_precision_is_read(held, tmp_path):
     policy = {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
     head = [HEAD[0], ("Dense", "predictions", {"dtype": policy, "activation": "softmax"})]
-    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", config(*head), held)).check_whole()
+    pretrained.open_pretrained(write_keras(tmp_path / "a.keras", config(*head), held)).check_head()
 
 
 def test_a_model_of_two_outputs_is_refused_by_name(held, tmp_path):
     changed = config()
     changed["config"]["output_layers"].append(["pool", 0, 0])
     path = write_keras(tmp_path / "a.keras", changed, held)
-    with pytest.raises(UsageError, match="has 2 outputs in the model 'model'; one is read"):
+    with pytest.raises(UsageError, match="has 2 outputs in the model 'model'; expected one"):
         pretrained.open_pretrained(path)
 
 
@@ -246,7 +246,7 @@ def test_weights_alone_that_change_the_images_are_refused_without_a_head_too(hel
         changed = config(nested=True, before=[(kind, "early", {})])
         with h5py.File(tmp_path / "a.weights.h5", "w") as file:
             keras_builders.write_weights(file, changed, held | own)
-        with pytest.raises(UsageError, match="'early', of which a file of weights alone says"):
+        with pytest.raises(UsageError, match="'early', which cannot be read from weights without"):
             weights.load(headless, tmp_path / "a.weights.h5")
 
 
@@ -256,6 +256,6 @@ def test_weights_alone_with_another_head_give_the_backbone(held, tmp_path):
     path = tmp_path / "a.weights.h5"
     with h5py.File(path, "w") as file:
         keras_builders.write_weights(file, changed, held | {"late": drawn(*[(CHANNELS,)] * 4)})
-    with pytest.raises(UsageError, match="'late', of which a file of weights alone says"):
-        pretrained.open_pretrained(path).check_whole()
+    with pytest.raises(UsageError, match="'late', which cannot be read from weights without"):
+        pretrained.open_pretrained(path).check_head()
     weights.load(headless, path)

@@ -41,7 +41,7 @@ def pictures():
 def read(path):
     """A model of ours with the weights of a file."""
     source = pretrained.open_pretrained(path)
-    source.check_whole()
+    source.check_head()
     built = builders.SMALL | {"stem_stride": 2} | source.overrides("xception")
     other = builders.create("xception", source.num_classes, seed=1, **built)
     weights.load(other, path)
@@ -72,10 +72,10 @@ REFUSED = [
 def test_a_head_of_another_kind_is_refused_and_its_backbone_taken(change, said, held, tmp_path):
     path = write_keras(tmp_path / "a.keras", config(change, *HEAD), held)
     with pytest.raises(UsageError, match=re.escape(f"{path} {said}")):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
     source = pretrained.open_pretrained(path)
     assert source.num_classes is None
-    assert [note for note in source.notes() if said in note and "its head is left out" in note]
+    assert [note for note in source.notes() if said in note and "its head is not loaded" in note]
     headless = builders.create("xception", None, seed=1, stem_stride=2)
     weights.load(headless, path)
     with pytest.raises(UsageError, match=re.escape(said)):
@@ -100,15 +100,14 @@ def test_a_backbone_that_was_changed_is_refused_by_the_layer(name, trait, value,
         pretrained.open_pretrained(path)
 
 
-def test_maximum_pooling_is_the_models_own(model, held, tmp_path, monkeypatch):
+def test_maximum_pooling_is_the_models_own(model, held, tmp_path):
     head = [("GlobalMaxPooling2D", "pool", {}), HEAD[1]]
     other, source = read(write_keras(tmp_path / "a.keras", config(*head, nested=True), held))
     assert source.overrides("xception")["pooling"] == "max"
     [features] = drawn((2, 3, 3, CHANNELS))
-    monkeypatch.setattr(type(other), "features", lambda *_, train: jnp.asarray(features))
-    np.testing.assert_array_equal(other.pooled(None), features.max((1, 2)))
-    np.testing.assert_allclose(model.pooled(None), features.mean((1, 2)), rtol=1e-5)
-    with pytest.raises(UsageError, match="pooling='max', and this one has 'average'"):
+    np.testing.assert_array_equal(other.pool(jnp.asarray(features)), features.max((1, 2)))
+    np.testing.assert_allclose(model.pool(jnp.asarray(features)), features.mean((1, 2)), rtol=1e-5)
+    with pytest.raises(UsageError, match="pooling='max', but this one has 'average'"):
         weights.load(model, tmp_path / "a.keras")
 
 
@@ -167,7 +166,7 @@ def test_what_does_more_than_scale_images_is_named(kind, held, tmp_path):
     changed = config(nested=True, before=[(kind, "early", {})])
     path = write_keras(tmp_path / "a.keras", changed, held)
     with pytest.raises(UsageError, match=f"has the {kind} layer 'early' before the backbone"):
-        pretrained.open_pretrained(path).check_whole()
+        pretrained.open_pretrained(path).check_head()
 
 
 @pytest.mark.parametrize("kind", ["TrueDivide", "Divide"])
@@ -209,8 +208,10 @@ def test_weights_alone_say_what_was_assumed(model, held, tmp_path):
         keras_builders.write_weights(file, own, held | {"mine": held["predictions"]})
         file.create_group("layers/global_max_pooling2d/vars")
     source = pretrained.open_pretrained(tmp_path / "c.weights.h5")
-    with pytest.raises(UsageError, match="'global_max_pooling2d', of which a file of weights"):
-        source.check_whole()
+    with pytest.raises(
+        UsageError, match="'global_max_pooling2d', which cannot be read from weights"
+    ):
+        source.check_head()
 
 
 def test_a_layer_in_the_place_of_another_is_noticed(held, tmp_path):

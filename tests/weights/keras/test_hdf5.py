@@ -76,7 +76,7 @@ def test_a_file_that_points_at_another_one_is_refused(make, tmp_path):
         make(file, other)
     with pytest.raises(UsageError) as raised:
         pretrained.open_pretrained(path)
-    assert str(raised.value) == f"{path} {OUTWARD[make]}; only data inside the file is read"
+    assert str(raised.value) == f"{path} {OUTWARD[make]}; only data in the file itself is read"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def deflated_twice(file):
 
 
 HOSTILE = {
-    inflating: "a chunk in '/x' that is no 4,096 bytes inflated|a chunk of 16,",
+    inflating: "a chunk in '/x' that is not 4,096 bytes inflated|a chunk of 16,",
     deflated_twice: r"has filters \[1, 1\] at '/x'",
     lambda file: file.create_dataset("x", (10**12,), "f4"): "declares 4,000,000,000,000 bytes",
     lambda file: file.create_dataset("x", (10**9,), "f4", chunks=(1000,), compression="gzip"): (

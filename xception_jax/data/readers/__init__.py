@@ -1,4 +1,4 @@
-"""Readers of data sets by prefix: `folder:PATH`, those of a user, and without a prefix TFDS."""
+"""Readers of data sets by prefix: `folder:PATH`, a user's own; without a prefix, TFDS."""
 
 import re
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from xception_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class Options:
-    """How a split is opened, besides its name.
+    """Options for opening a split.
 
     Attributes:
-      data_dir: where TFDS keeps its data, empty for TFDS' own default. A relative path of a data
-        set starts here.
+      data_dir: the folder of TFDS' data, empty for TFDS' default. A relative path of a data set
+        starts here.
       label: the feature with the labels, `objects/label` for a nested one; None or empty for the
-        one that there is. Inside a sequence it makes the set a multi-label one.
-      test_share, split_seed, most_missing, hold_out: of a folder, see `readers.folder`.
+        only one. A label inside a sequence makes the set a multi-label one.
+      test_share, split_seed, most_missing, hold_out: for a folder, see `readers.folder`.
       folder_rules: see `folder_files.RULES`; 0: the newest.
     """
 
@@ -32,7 +32,7 @@ class Options:
     folder_rules: int = 0
 
 
-# Opens a split: the name of the data set without its prefix, the split, and the options.
+# Opens a split, given the data set's name without its prefix, the split, and the options.
 OpenSplit = Callable[[str, str, Options], Source]
 
 _READERS = Registry[OpenSplit]("data source")
@@ -41,14 +41,14 @@ _READERS = Registry[OpenSplit]("data source")
 def register(prefix: str) -> Callable[[OpenSplit], OpenSplit]:
     """Decorates the function that opens the splits of data sets whose names have a prefix.
 
-    `PREFIX...` in `config.data.dataset` is then read by it, in training as in evaluation. The
-    records of the `Source` are images as they are stored: PNG, JPEG and the like.
+    The function then opens `PREFIX...` in `config.data.dataset`, for training and evaluation. The
+    records of its `Source` are encoded images: PNG, JPEG and similar.
 
     Args:
       prefix: lower-case letters, digits and `_`, and a colon at the end: `npz:`.
 
     Raises:
-      UsageError: it is no such prefix, or is registered already.
+      UsageError: the prefix is invalid or already registered.
     """
 
     def decorate(function: OpenSplit) -> OpenSplit:
@@ -61,13 +61,13 @@ def register(prefix: str) -> Callable[[OpenSplit], OpenSplit]:
 
 
 def prefix_of(dataset: str) -> str:
-    """The prefix of a data set's name that says who reads it; empty: TFDS does."""
+    """The prefix of a data set's name, which selects its reader; empty: TFDS."""
     prefix = dataset[: dataset.find(":") + 1]
     return prefix if prefix in _READERS else ""
 
 
 def prefixes() -> list[str]:
-    """Those that there are."""
+    """The registered prefixes."""
     return [prefix for prefix in _READERS.names() if prefix]
 
 
@@ -83,7 +83,7 @@ def open_split(
     hold_out: str = "",
     folder_rules: int = 0,
 ) -> Source:
-    """Opens a split of a folder of images, of a TFDS data set prepared already, or of a user's.
+    """Opens a split of a folder of images, of a prepared TFDS data set, or of a user's data set.
 
     Args:
       dataset: `folder:PATH`, see `readers.folder`; a name with the prefix of a registered reader;
@@ -93,8 +93,8 @@ def open_split(
       data_dir, label, test_share, split_seed, most_missing, hold_out, folder_rules: see `Options`.
 
     Raises:
-      UsageError: the data set is unknown, not prepared, empty, or has not one image and one such
-        feature.
+      UsageError: the data set is unknown, not prepared or empty, or does not have exactly one image
+        feature and one label feature.
       RunError: a tfrecord file is damaged.
     """
     options = Options(
@@ -104,7 +104,7 @@ def open_split(
     return _READERS.find(prefix)(dataset.removeprefix(prefix), split, options)
 
 
-# The reader that has what a data set needs is imported when one is opened.
+# A reader is imported when a data set is opened, so that only its own dependencies are needed.
 @register(FOLDER)
 def _open_folder(path: str, split: str, options: Options) -> Source:
     from xception_jax.data.readers import folder

@@ -8,23 +8,23 @@ from xception_jax.errors import UsageError, nearest
 
 
 def named(builder: tfds.core.DatasetBuilder, kind: type) -> list[str]:
-    """The names of the features of a kind, without those that are nested."""
+    """The names of the features of a kind, without nested ones."""
     return [name for name, feature in builder.info.features.items() if isinstance(feature, kind)]
 
 
 def only(builder: tfds.core.DatasetBuilder, dataset: str, kind: str, names: list[str]) -> str:
-    """The one feature of a kind; of several, the one that TFDS would give a supervised learner."""
+    """The only feature of a kind; of several, the one in TFDS' `supervised_keys`."""
     chosen = names if len(names) == 1 else set(names) & set(builder.info.supervised_keys or ())
     if len(chosen) != 1:
         raise UsageError(
             f"{dataset} has {len(names)} features of the kind {kind} (of: "
-            f"{', '.join(builder.info.features)}); image classification takes data sets with one"
+            f"{', '.join(builder.info.features)}); image classification needs exactly one"
         )
     return next(iter(chosen))
 
 
 def label_features(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Any, bool]]:
-    """Every class label, nested ones as `objects/label`, and whether an example has several."""
+    """Every class-label feature (`objects/label` if nested) and whether an example has several."""
     found = {}
     for name, feature in builder.info.features.items():
         several = isinstance(feature, tfds.features.Sequence)
@@ -43,7 +43,7 @@ def label_key(
     labels: dict[str, tuple[Any, bool]],
     asked: str | None,
 ) -> str:
-    """The feature with the labels: the one asked for, else the only one."""
+    """The feature with the labels: the requested one, else the only one."""
     if asked and asked not in labels:
         hint = nearest(asked, labels) or ";"
         raise UsageError(
@@ -62,7 +62,7 @@ def label_key(
 
 
 def confidence_key(builder: tfds.core.DatasetBuilder, label_key: str) -> str | None:
-    """The feature beside the labels of a sequence that says how sure each of them is."""
+    """The feature with the confidence of each label of a sequence; None if there is none."""
     features = builder.info.features
     group = label_key.rpartition("/")[0]
     if label_key in features or "confidence" not in features[group].feature:

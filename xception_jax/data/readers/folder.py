@@ -1,14 +1,14 @@
-"""A folder of images as a data set, read as it is: the name of a class is that of its folder.
+"""A folder of images as a data set, without preparation: folders name the classes.
 
-Either `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg`, where a split is named like its folder,
-or `PATH/CLASS/*.jpg`, of which a share of each class is held out: the splits are `train` and `test`
-then. Or images with a table of labels beside them. See `folder_layout` and `label_file`.
+Three layouts are read. In `PATH/train/CLASS/*.jpg` and `PATH/test/CLASS/*.jpg` a folder names each
+split. In `PATH/CLASS/*.jpg` a share of each class is held out; the splits are `train` and `test`.
+Or a table of labels is stored beside the images. See `folder_layout` and `label_file`.
 
-Nothing depends on the order in which a disk lists its files. A split's examples are ranked by a
-hash of their names, as is each class for the cut into `train` and `test`. So a part of a split,
-`train[:10%]`, holds about its share of every class (of a small one perhaps nothing), and a file
-that is added to one class moves no file of another class to the other split, and at most one of its
-own.
+Nothing depends on the order in which a disk lists its files. The examples of a split are sorted by
+a hash of their names. So are the files of each class before it is split into `train` and `test`.
+So `train[:10%]` has about that share of every class (of a small class perhaps nothing). A file
+added to one class moves at most one file of that class to the other split, and none of another
+class.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from xception_jax.errors import UsageError
 from xception_jax.utils import retry
 from xception_jax.utils.text import as_utf8, printable
 
-# More than an image of the largest size that is decoded takes without any compression.
+# More bytes than the largest image that is decoded takes without compression.
 _MOST_BYTES = 2**30
 
 
@@ -42,7 +42,7 @@ class Files(Sequence[Any]):
 
     Attributes:
       root: the folder.
-      names: of the files, from `root` on.
+      names: paths of the files, relative to `root`.
       labels: int32 `[len(names)]`.
     """
 
@@ -54,32 +54,32 @@ class Files(Sequence[Any]):
         return len(self.names)
 
     def __getitem__(self, index: Any) -> Any:
-        """Reads a file; raises `OSError`, or `ValueError` where it is too large."""
+        """Reads a file; raises `OSError`, or `ValueError` if it is too large."""
         with open(os.path.join(self.root, self.names[index]), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > _MOST_BYTES:
                 raise ValueError(f"it has {size:,} bytes, more than {_MOST_BYTES:,}")
             data = file.read()
-            if data is None or len(data) != size:  # what Python makes of EAGAIN, or of a new file
+            if data is None or len(data) != size:  # None: EAGAIN
                 raise OSError(errno.EAGAIN, "its size changed while it was read")
             return {"image": data, "label": int(self.labels[index])}
 
     def describe(self, index: int) -> str:
-        """The path of a file, fit for JSON."""
+        """The path of a file, encodable as JSON."""
         return as_utf8(os.path.join(self.root, self.names[index]))
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A whole split.
+class RankedSplit:
+    """A complete split, its files sorted by rank.
 
     Attributes:
-      classes: their names.
-      names: of the files, from the data set's folder on, by rank.
-      labels: int32, of the files.
-      listing: what it was made of, without the classes: a million names need not be held twice.
-      files: in them.
-      notes: what is to be said of it.
+      classes: names of the classes.
+      names: paths of the files, relative to the data set's folder, by rank.
+      labels: int32, labels of the files.
+      listing: the listing of the split, without its classes, which would store each name twice.
+      files: number of files in the listing.
+      notes: lines about the split for the user.
     """
 
     classes: tuple[str, ...]
@@ -90,8 +90,8 @@ class Whole:
     notes: tuple[str, ...]
 
 
-# How a folder is laid out, and the parts that a split is the sum of.
-Parts = tuple[folder_layout.FolderLayout, list[tuple[Whole, slice]]]
+# A folder's layout, and the parts whose sum is the requested split.
+Parts = tuple[folder_layout.FolderLayout, list[tuple[RankedSplit, slice]]]
 
 
 def open_split(
@@ -107,42 +107,42 @@ def open_split(
 ) -> Source:
     """Opens a split of a folder of images.
 
-    What the folder holds is listed once in a process.
+    A process lists the folder once.
 
     Args:
-      path: of the folder, or of a table of labels, `.csv`; a relative one starts at `data_dir`.
-      split: the name of a folder in it, in any case or by another usual name, or `train` or `test`
-        where these are cut from one set of classes; `test` is the validation part where there is
-        no test; parts and sums as in TFDS, `train[:10%]`.
+      path: the folder, or a table of labels, `.csv`; a relative path starts at `data_dir`.
+      split: the name of a folder in it, in any case, or a synonym. `train` or `test` if these are
+        split from one set of classes. `test` is the validation part if there is no test part.
+        Parts and sums as in TFDS, `train[:10%]`.
       data_dir: see `path`; empty: the current folder.
-      test_share: of each class, held out as `test` where only one set of classes is there; rounded
-        to whole files, and not all. Of two files or more at least one.
-      split_seed: of that cut and of the order of the records.
-      most_missing: share of the files in a table of labels that may not be there.
-      hold_out: the name of the part that is held out, `test` or `validation`; it is cut from a
-        training part too where that is all there is. Empty: from classes alone, as `test`.
+      test_share: share of each class that is held out as `test`, if there is only one set of
+        classes. Rounded to files; never all of them, and at least one of two or more.
+      split_seed: seed of that split and of the order of the records.
+      most_missing: share of the files in a table of labels that may be missing.
+      hold_out: the name of the held-out part, `test` or `validation`. It is also split from a
+        training part if that is the only part. Empty: split from a set of classes only, as `test`.
       rules: see `folder_files.RULES`.
 
     Returns:
-      A `Source` whose name holds a digest of its files' names in their order, so that a run notices
-      when it would go on with others.
+      A `Source`. Its name contains a digest of its file names in their order, so that a resumed run
+      detects a change.
 
     Raises:
-      UsageError: there is no such folder or split, or no two classes with images each.
+      UsageError: there is no such folder or split, or there are fewer than two classes with images.
     """
     dataset = FOLDER + path
     root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
-    find = partial(folder_layout.find, root, rules, hold_out)
+    find = partial(folder_layout.find_layout, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
     layout, parts = _read(dataset, root, listed)
-    names = [name for whole, part in parts for name in whole.names[part]]
-    labels = np.concatenate([whole.labels[part] for whole, part in parts])
+    names = [name for ranked, part in parts for name in ranked.names[part]]
+    labels = np.concatenate([ranked.labels[part] for ranked, part in parts])
     if not names:
         raise UsageError(f"{split!r} of {root} is empty")
     classes = parts[0][0].classes
-    if any(whole.classes != classes for whole, _ in parts):
+    if any(ranked.classes != classes for ranked, _ in parts):
         raise UsageError(f"the parts of {split!r} of {root} have different classes")
-    once = list({id(whole): whole for whole, _ in parts}.values())
+    once = list({id(ranked): ranked for ranked, _ in parts}.values())
     _check_missing(layout, once, most_missing)
     files = Files(layout.folder, names, labels)
     return Source(
@@ -157,7 +157,7 @@ def open_split(
 
 
 def _read(dataset: str, root: str, listed: Callable[[], Parts]) -> Parts:
-    """Lists what is asked for, again where that fails for a passing reason."""
+    """Lists the requested parts; retries after a transient error."""
     try:
         return retry.reading(listed, root)
     except OSError as error:
@@ -169,9 +169,9 @@ def _read(dataset: str, root: str, listed: Callable[[], Parts]) -> Parts:
 
 
 def names_of(source: Source) -> list[str] | None:
-    """The files of a split in the order of its records, from its folder on; None: it has none.
+    """The files of a split in record order, relative to its folder; None: it is not a folder.
 
-    Control characters in names are shown as escapes, so that each is a line.
+    Control characters in names are escaped, so that each name is one line.
     """
     files = source.records
     if not isinstance(files, Files):
@@ -185,7 +185,7 @@ def _digest(
     classes: tuple[str, ...],
     labels: np.ndarray,
 ) -> str:
-    """Of the names in their order; with a table, which may change, of the labels too."""
+    """A digest of the names in their order; with a table of labels also of the labels."""
     told = [f"{classes[label]}/{name}" for name, label in zip(names, labels, strict=True)
             ] if layout.labels else names  # fmt: skip
     text = "\0".join(told).encode(errors="surrogateescape")
@@ -195,21 +195,21 @@ def _digest(
 def _parts(
     find: Callable[[], folder_layout.FolderLayout], split: str, test_share: float, seed: int
 ) -> Parts:
-    """The parts that a split is the sum of, by TFDS' own reading of its name."""
+    """The parts whose sum is a split; TFDS parses the split's name."""
     layout = find()
     asked = folder_layout.names_in(split)
     found = {name: _find(layout, name, split) for name in asked}
-    wholes = {name: _read_split(layout, own, name, test_share, seed) for name, own in found.items()}
+    ranked = {name: _read_split(layout, own, name, test_share, seed) for name, own in found.items()}
     infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(whole.names)], num_bytes=0)
-        for name, whole in wholes.items()
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(one.names)], num_bytes=0)
+        for name, one in ranked.items()
     }
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{layout.root} has no split {split!r}: {reason}") from None
-    return layout, [(wholes[part.splitname], slice(part.from_, part.to)) for part in parts]
+    return layout, [(ranked[part.splitname], slice(part.from_, part.to)) for part in parts]
 
 
 def _find(layout: folder_layout.FolderLayout, name: str, split: str) -> str:
@@ -229,19 +229,19 @@ def _find(layout: folder_layout.FolderLayout, name: str, split: str) -> str:
 @functools.lru_cache(maxsize=4)
 def _read_split(
     layout: folder_layout.FolderLayout, split: str, asked: str, test_share: float, seed: int
-) -> Whole:
+) -> RankedSplit:
     """Ranks a split, once in a process: there may be a million files."""
     listing = layout.listing(split)
     own, files = listing.classes, sum(map(len, listing.classes.values()))
     listing = dataclasses.replace(listing, classes={})
     notes: list[str] = []
-    if layout.whole is None or split == "train":  # of two parts of one listing, one tells of it
+    if layout.divided is None or split == "train":  # one of two parts reports on their listing
         notes += listing.notes
     else:
         listing = dataclasses.replace(listing, others=[], hidden=[])
     classes = _classes(layout, split, own, notes)
-    if layout.whole is not None:
-        own = _cut(layout, own, split, test_share, seed, notes)
+    if layout.divided is not None:
+        own = _part_of(layout, own, split, test_share, seed, notes)
     if split != asked:
         notes.insert(0, f"{asked!r} is {split!r} here")
     number = {composed(name): i for i, name in enumerate(classes)} if classes != (*own,) else {}
@@ -252,16 +252,16 @@ def _read_split(
     )
     rank = _ranking(seed)
     order = np.argsort(np.fromiter(map(rank, names), np.uint64, len(names)), kind="stable")
-    folder = split if layout.whole is None else layout.whole
+    folder = split if layout.divided is None else layout.divided
     prefix = f"{folder}/" if folder and not layout.labels else ""
     ranked = [prefix + names[i] for i in order]
-    return Whole(classes, ranked, labels[order], listing, files, tuple(notes))
+    return RankedSplit(classes, ranked, labels[order], listing, files, tuple(notes))
 
 
 def _classes(
     layout: folder_layout.FolderLayout, split: str, own: dict[str, list[str]], notes: list[str]
 ) -> tuple[str, ...]:
-    """The classes of a split: its own, or those of the training part where it has no others."""
+    """The classes of a split: its own, or those of the training part if it has no others."""
     training = layout.classes(split)
     known = set(map(composed, training or ()))
     more = [name for name in own if composed(name) not in known]
@@ -278,7 +278,7 @@ def _classes(
     return training
 
 
-def _cut(
+def _part_of(
     layout: folder_layout.FolderLayout,
     classes: dict[str, list[str]],
     split: str,
@@ -288,11 +288,11 @@ def _cut(
 ) -> dict[str, list[str]]:
     """The part of each class that is `train`, or the one that is held out."""
     rank = _ranking(seed)
-    cut = {}
+    part = {}
     for name, files in classes.items():
         ranked = sorted(files, key=rank)
         held_out = min(max(1, math.floor(test_share * len(files) + 0.5)), len(files) - 1)
-        cut[name] = ranked[held_out:] if split == "train" else ranked[:held_out]
+        part[name] = ranked[held_out:] if split == "train" else ranked[:held_out]
     single = [name for name, files in classes.items() if len(files) == 1]
     if len(single) == len(classes):
         folder_tree.refuse(
@@ -301,25 +301,27 @@ def _cut(
     if single:
         named = ", ".join(map(printable, single[:5])) + (", ..." if len(single) > 5 else "")
         notes.append(f"classes of one image, which 'train' has: {len(single):,}: {named}")
-    if layout.whole:
-        notes.append(f"{layout.held!r} is the part of {layout.whole!r} that is held out")
-    return cut
+    if layout.divided:
+        notes.append(f"{layout.held!r} is the part of {layout.divided!r} that is held out")
+    return part
 
 
-def _check_missing(layout: folder_layout.FolderLayout, wholes: list[Whole], most: float) -> None:
-    missing = [name for whole in wholes for name in whole.listing.missing]
-    there = sum(whole.files for whole in wholes)
+def _check_missing(
+    layout: folder_layout.FolderLayout, splits: list[RankedSplit], most: float
+) -> None:
+    missing = [name for split in splits for name in split.listing.missing]
+    there = sum(split.files for split in splits)
     share = len(missing) / (len(missing) + there)
     if share > most:
         raise UsageError(
-            f"{len(missing):,} of the {len(missing) + there:,} files that {layout.labels} names "
-            f"are not there, as {printable(missing[0], 80)!r}; more than the share of {most:g} "
-            f"that may be missing. Unpack them all, or raise config.data.max_skipped"
+            f"{len(missing):,} of the {len(missing) + there:,} files in {layout.labels} are "
+            f"missing, for example {printable(missing[0], 80)!r}: more than the allowed share of "
+            f"{most:g}. Unpack all of them, or raise config.data.max_skipped"
         )
 
 
 def _ranking(seed: int) -> Callable[[str], int]:
-    """Ranks names, `CLASS/FILE`, by a hash that the seed is the key of."""
+    """Ranks names, `CLASS/FILE`, by a hash whose key is the seed."""
     keyed = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "little"))
 
     def rank(name: str) -> int:
@@ -330,21 +332,23 @@ def _ranking(seed: int) -> Callable[[str], int]:
     return rank
 
 
-def _summarize(what: str, classes: tuple[str, ...], labels: np.ndarray, wholes: list[Whole]) -> str:
-    """Classes, images, the least and the most of a class, what was left out; then the notes."""
+def _summarize(
+    what: str, classes: tuple[str, ...], labels: np.ndarray, splits: list[RankedSplit]
+) -> str:
+    """Numbers of classes and images, smallest and largest class, skipped files; then the notes."""
     counts = np.bincount(labels, minlength=len(classes))
     least, most = int(counts.argmin()), int(counts.argmax())
     text = (
         f"{what}: {len(labels):,} images, {len(classes):,} classes of {counts[least]:,} "
         f"({printable(classes[least])}) to {counts[most]:,} ({printable(classes[most])})"
     )
-    others = sorted({name for whole in wholes for name in whole.listing.others})
-    hidden = sorted({name for whole in wholes for name in whole.listing.hidden})
+    others = sorted({name for split in splits for name in split.listing.others})
+    hidden = sorted({name for split in splits for name in split.listing.hidden})
     for kind, unit, left_out in (
-        ("no image of a class", " files", others), ("hidden or a system's", "", hidden),
+        ("not an image of a class", " files", others), ("hidden or system files", "", hidden),
     ):  # fmt: skip
         if left_out:
             named = ", ".join(map(printable, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
             text += f"; left out as {kind}: {len(left_out):,}{unit}: {named}"
-    notes = dict.fromkeys(note for whole in wholes for note in whole.notes)
+    notes = dict.fromkeys(note for split in splits for note in split.notes)
     return "\n".join([text, *notes])

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and which ones an operating system has left there."""
+"""Which files of a folder are images, and which ones belong to an operating system."""
 
 import os
 import re
@@ -10,19 +10,19 @@ from xception_jax.config.schema import FOLDER_RULES
 from xception_jax.data.render.containers import kind_of
 from xception_jax.utils import retry
 
-# By rules 1 images have one of the first 14 endings, only names with a dot are hidden, split
-# folders have their exact names, and the classes of each folder are its own.
+# With rules 1, images have one of the first 14 endings, and only names with a leading dot are
+# hidden. Split folders have exactly the names of splits. Each split folder has its own classes.
 RULES = FOLDER_RULES
 
 _ENDINGS_1 = (
     *(".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
-# Of the formats that OpenCV reads.
+# Endings of the formats that OpenCV reads.
 ENDINGS = (*_ENDINGS_1, ".jfif", ".jif")
 
-# Names in lower case that macOS, Windows, NAS systems and notebooks leave, besides those with a
-# dot (`.DS_Store`, `._photo.jpg`, `.ipynb_checkpoints`). NAS folders hold thumbnails of each image.
+# Names in lower case that macOS, Windows, NAS systems and notebooks create. Others begin with a dot
+# (`.DS_Store`, `._photo.jpg`, `.ipynb_checkpoints`). NAS folders hold thumbnails of each image.
 _SYSTEM = frozenset(
     {
         *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),
@@ -30,16 +30,16 @@ _SYSTEM = frozenset(
         *("@recycle", "#snapshot", "@recently-snapshot", "__pycache__"),
     }
 )
-# Folders of these names, in any case, are splits and no classes, unless `train` is a class among
-# cars and ships.
+# Folders with these names, in any case, are splits and not classes. The exception: `train` may be
+# a class, beside cars and ships.
 ROLES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# A dot and a word: what a file is. In `photo.2019`, `photo.jpg?w=300` and `photo` there is none.
+# A file type: a dot and a word. `photo.2019`, `photo.jpg?w=300` and `photo` have none.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,9}$|~$", re.IGNORECASE)
-# Enough for a format's first bytes. Two letters that a text may begin with are not enough.
+# Enough bytes to recognize a format. The two letters of BMP and PNM may also begin a text.
 _HEAD = 64
 _NO_TEXT = {
     "BMP": re.compile(rb"BM.{4}\0{4}.{4}[\x0c-\x7c]\0\0\0", re.DOTALL),
@@ -49,13 +49,13 @@ _NO_TEXT = {
 
 @dataclass
 class Found:
-    """What lies below a folder.
+    """The files below a folder.
 
     Attributes:
-      images: their names from that folder on.
-      others: paths of files that are no images.
-      hidden: paths that are not looked into: names with a dot, and those of systems.
-      folders: the folders in it, not those further down.
+      images: paths of the images, relative to the folder.
+      others: paths of files that are not images.
+      hidden: paths that are ignored: names with a leading dot, and system files.
+      folders: the folders directly in it.
     """
 
     images: list[str] = field(default_factory=list)
@@ -66,14 +66,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Listing:
-    """A part of a data set as it lies on the disk.
+    """The files of a part of a data set.
 
     Attributes:
-      classes: `{name: its files}`, from the folder of the part on; both sorted.
-      notes: what is to be said of how they were found.
-      others: paths of files that are no examples, sorted.
-      hidden: paths that were not looked into, sorted.
-      missing: files that labels are known of, and that are not there.
+      classes: `{name: its files}`, relative to the folder of the part; both sorted.
+      notes: lines for the user about the listing.
+      others: paths of files that are not examples, sorted.
+      hidden: paths that are ignored, sorted.
+      missing: files that have a label and do not exist.
     """
 
     classes: dict[str, list[str]]
@@ -84,12 +84,12 @@ class Listing:
 
 
 def role_of(name: str) -> str | None:
-    """Which part of a data set a usual name means: `train`, `validation`, `test`."""
+    """The part of a data set that a usual name means: `train`, `validation` or `test`."""
     return ROLES.get(name.casefold())
 
 
 def is_hidden(name: str, rules: int = RULES) -> bool:
-    """Whether a file or folder of this name does not count."""
+    """Whether a file or folder of this name is ignored."""
     return name.startswith(".") or (rules > 1 and name.lower() in _SYSTEM)
 
 
@@ -99,11 +99,11 @@ def folders_in(folder: str, rules: int = RULES) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name, rules))
 
 
-def find(folder: str, rules: int = RULES) -> Found:
-    """Lists what lies below a folder, in no order; raises `OSError`.
+def list_files(folder: str, rules: int = RULES) -> Found:
+    """Lists the files below a folder, in no particular order; raises `OSError`.
 
-    Links are followed, to no folder twice: they may be loops. A file without an ending is an image
-    if its first bytes say so.
+    Links are followed, but no folder is visited twice: links may form loops. A file without an
+    ending is an image if its first bytes are those of an image.
     """
     found = Found()
     endings = ENDINGS if rules > 1 else _ENDINGS_1
@@ -139,12 +139,12 @@ def _find(
                 found.others.append(entry.path)
     if not prefix:
         found.folders.extend(sorted(folders))
-    for name in sorted(folders):  # of two links to one folder, the same one is taken everywhere
+    for name in sorted(folders):  # sorted: of two links to a folder every machine takes the same
         _find(os.path.join(folder, name), f"{prefix}{name}/", found, endings, rules, seen)
 
 
 def begins(path: str) -> bool:
-    """Whether a file begins like an image; raises `OSError` where that cannot be said now."""
+    """Whether a file begins like an image; raises `OSError` after a transient error."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
@@ -159,7 +159,7 @@ def begins(path: str) -> bool:
 def same_form(names: Iterable[str]) -> dict[str, list[str]]:
     """Groups names that differ only in their Unicode form: `{NFC: names, sorted}`.
 
-    macOS' older file system stores é as e and an accent (NFD); others keep what they are given.
+    The older file system of macOS stores é as e and an accent (NFD); others keep the given form.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -168,5 +168,5 @@ def same_form(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def composed(name: str) -> str:
-    """The name in Unicode's form NFC."""
+    """The name in Unicode form NFC."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)

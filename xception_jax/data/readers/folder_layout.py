@@ -1,4 +1,4 @@
-"""How a folder of images is laid out: what its splits are, and the classes and files of each."""
+"""The layout of a folder of images: its splits, and the classes and files of each."""
 
 import functools
 import itertools
@@ -27,22 +27,22 @@ LABELS = "labels.csv"
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """How a folder is laid out.
+    """The layout of a folder.
 
     Attributes:
       root: the folder, or the file of labels.
-      splits: the folders that are splits and hold classes; of a file of labels, its own splits.
-      whole: the one with classes that is cut into `train` and `test`, empty for the folder itself;
-        None: nothing is cut.
-      labels: the file with the labels; empty: folders name them.
-      unlabelled: folders named like splits that hold no folders of classes.
-      held: the name of the part that is held out where one is cut: `test` or `validation`.
+      splits: the folders that are splits and contain classes; for a file of labels, its splits.
+      divided: the folder of classes that is divided into `train` and a held-out part, empty for
+        `root` itself; None: none is divided.
+      labels: the file with the labels; empty: folders name the labels.
+      unlabelled: folders named like splits that contain no folders of classes.
+      held: the name of the held-out part of a divided folder: `test` or `validation`.
       rules: see `folder_files.RULES`.
     """
 
     root: str
     splits: tuple[str, ...]
-    whole: str | None
+    divided: str | None
     labels: str = ""
     unlabelled: tuple[str, ...] = ()
     held: str = "test"
@@ -50,25 +50,25 @@ class FolderLayout:
 
     @property
     def names(self) -> list[str]:
-        """The names of the splits there are."""
-        return list(self.splits) if self.whole is None else sorted([self.held, "train"])
+        """The names of the splits."""
+        return list(self.splits) if self.divided is None else sorted([self.held, "train"])
 
     @property
     def folder(self) -> str:
-        """Where the names of the files start."""
+        """The folder that file names are relative to."""
         return os.path.dirname(self.labels) or "." if self.labels else self.root
 
     def find(self, asked: str) -> str | None:
-        """The name of the split that is meant: in any case, by another usual name, or the nearest.
+        """The split that a name means: the same name in any case, or a synonym; None: no split.
 
-        `test` is the validation part where there is no test; None: there is nothing like it.
+        `test` means the validation part if there is no test part.
         """
-        if asked in (self.names if self.whole is not None else self.splits):
+        if asked in (self.names if self.divided is not None else self.splits):
             return asked
         if self.rules == 1:
             return None
         role = role_of(asked)
-        if self.whole is not None:
+        if self.divided is not None:
             return role if role in self.names else self.held if role == "test" else None
         choices = [
             [name for name in self.splits if name.casefold() == asked.casefold()],
@@ -84,18 +84,18 @@ class FolderLayout:
         return found[0] if found else None
 
     def listing(self, split: str) -> Listing:
-        """The classes of a split and their files; of one that is cut, all of both."""
-        split = split if self.whole is None else self.whole
+        """The classes of a split and their files; for both parts of a divided folder, all of it."""
+        split = split if self.divided is None else self.divided
         if self.labels:
             return label_file.read(self.labels)[split]
-        if self.whole is None:  # nothing else needs it, and a million names take memory
+        if self.divided is None:  # not cached: a million names take memory and are used once
             return _list_classes.__wrapped__(os.path.join(self.root, split), self.rules)
         return _list_classes(os.path.join(self.root, split) if split else self.root, self.rules)
 
     def classes(self, split: str) -> tuple[str, ...] | None:
-        """The classes of the training part, for another split; None: it has its own."""
+        """The classes of the training part, which another split shares; None: it has its own."""
         training = [name for name in self.splits if role_of(name) == "train"]
-        if self.rules == 1 or self.whole is not None or split in training or len(training) != 1:
+        if self.rules == 1 or self.divided is not None or split in training or len(training) != 1:
             return None
         if self.labels:
             return tuple(self.listing(training[0]).classes)
@@ -103,14 +103,14 @@ class FolderLayout:
 
 
 @functools.lru_cache(maxsize=8)
-def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> FolderLayout:
-    """Finds out how a folder or a file of labels is laid out; raises `UsageError`, `OSError`.
+def find_layout(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> FolderLayout:
+    """Finds the layout of a folder or a file of labels; raises `UsageError`, `OSError`.
 
     Args:
       root: the folder, or the file of labels.
       rules: see `folder_files.RULES`.
-      hold_out: the part that is cut from the training part where that is all there is, `test` or
-        `validation`; empty: none.
+      hold_out: the part that is held out from the training part if there is no other part, `test`
+        or `validation`; empty: none.
     """
     if rules > 1 and os.path.isfile(root):
         return _of_labels(root, hold_out)
@@ -125,20 +125,20 @@ def find(root: str, rules: int = folder_files.RULES, hold_out: str = "") -> Fold
         bare = tuple(name for name in folders if not held[name] and role_of(name))
         if csv and "train" not in map(role_of, full):
             return _of_labels(csv, hold_out)
-        whole = _training_alone(full) if hold_out else None
-        return FolderLayout(root, full, whole, unlabelled=bare, held=hold_out or "test")
+        divided = _training_alone(full) if hold_out else None
+        return FolderLayout(root, full, divided, unlabelled=bare, held=hold_out or "test")
     if csv and (len(folders) < 2 or _named_like_splits(folders)):
         return _of_labels(csv, hold_out)
     if not folders:
         refuse(f"{root} holds no folder with an image in it", root, _csv_hint(root))
     if _named_like_splits(folders):
-        hint = _csv_hint(root) or "; name them train and test, or link them so"
+        hint = _csv_hint(root) or "; name them train and test, or make links with these names"
         refuse(f"{root} holds {', '.join(folders[:3])}, which look like splits", root, hint)
     return FolderLayout(root, (), "", held=hold_out or "test")
 
 
 def held_out(eval_split: str) -> str:
-    """What evaluation on a split asks to be held out: `test`, `validation`, or empty: nothing."""
+    """The held-out part that evaluation on a split needs: `test`, `validation`, or empty: none."""
     roles = set(map(role_of, names_in(eval_split)))
     return next((role for role in ("test", "validation") if role in roles), "")
 
@@ -149,17 +149,18 @@ def names_in(split: str) -> list[str]:
 
 
 def _training_alone(splits: Sequence[str]) -> str | None:
-    """The training part, where no other split has a usual name."""
+    """The training part, if no other split has a usual name."""
     usual = [name for name in splits if role_of(name)]
     return usual[0] if list(map(role_of, usual)) == ["train"] else None
 
 
 def _of_labels(path: str, hold_out: str) -> FolderLayout:
     if not path.lower().endswith(".csv"):
-        refuse(f"{path} is a file and no .csv", os.path.dirname(path) or ".", "; unpack it, if so")
+        folder = os.path.dirname(path) or "."
+        refuse(f"{path} is a file, but not a .csv", folder, "; unpack it if it is an archive")
     splits = tuple(sorted(label_file.read(path)))
-    whole = "" if splits == ("",) else _training_alone(splits) if hold_out else None
-    return FolderLayout(path, splits, whole, labels=path, held=hold_out or "test")
+    divided = "" if splits == ("",) else _training_alone(splits) if hold_out else None
+    return FolderLayout(path, splits, divided, labels=path, held=hold_out or "test")
 
 
 def _labels_in(root: str) -> str:
@@ -179,7 +180,7 @@ def _csv_hint(root: str) -> str:
 
 
 def _splits_1(root: str, folders: list[str]) -> list[str]:
-    """The splits by the first rules; none where the folder holds the classes themselves."""
+    """The splits by rules 1; none if the folder itself contains the classes."""
     names = {name.lower() for name in folders}
     if names <= ROLES.keys():
         return folders
@@ -203,7 +204,7 @@ def _are_splits(root: str, folders: list[str]) -> bool:
 
 
 def _named_like_splits(folders: Sequence[str]) -> bool:
-    """Whether names are `train_images` and `test_images`, `seg_train` and `seg_test`."""
+    """Whether names are like `train_images` and `test_images`, or `seg_train` and `seg_test`."""
     start = _common(folders)
     end = _common([name[len(start) :][::-1] for name in folders])
     rest = [name[len(start) : len(name) - len(end)].strip(" _-.") for name in folders]
@@ -212,14 +213,14 @@ def _named_like_splits(folders: Sequence[str]) -> bool:
 
 
 def _common(names: Sequence[str]) -> str:
-    """What all of the names begin with, up to a space, `_`, `-` or dot."""
+    """The common beginning of the names, up to a space, `_`, `-` or dot."""
     first, last = min(names), max(names)
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return re.sub(r"[^ _.-]*$", "", "".join(character for character, _ in same))
 
 
 def _classes_in(folder: str, rules: int) -> dict[str, list[str]]:
-    """The classes in a folder, `{name: folders}`: of one, but for names that look the same."""
+    """The classes in a folder, `{name: folders}`: one folder each, unless names look the same."""
     names = folders_in(folder, rules)
     if rules == 1:
         return {name: [name] for name in names}
@@ -244,7 +245,7 @@ def _list_classes(folder: str, rules: int) -> Listing:
     for name, folders in sorted(_classes_in(folder, rules).items()):
         files: list[str] = []
         for own in folders:
-            found = folder_files.find(os.path.join(folder, own), rules)
+            found = folder_files.list_files(os.path.join(folder, own), rules)
             files += [f"{own}/{file}" for file in found.images]
             others += found.others
             hidden += found.hidden
@@ -256,14 +257,14 @@ def _list_classes(folder: str, rules: int) -> Listing:
         _refuse_splits_inside(folder, inside)
     for name in classes:
         if name != as_utf8(name):
-            raise UsageError(f"{folder} has a folder whose name is no UTF-8: {printable(name)}")
+            raise UsageError(f"{folder} has a folder whose name is not UTF-8: {printable(name)}")
     if not any(classes.values()):
         refuse(f"{folder} holds no folder with an image in it", folder)
     return Listing(classes, tuple(notes), sorted(others), sorted(hidden))
 
 
 def _refuse_splits_inside(folder: str, inside: dict[str, list[str]]) -> None:
-    """Refuses a folder whose classes hold splits: one level too deep, or the wrong way round."""
+    """Refuses a folder whose classes contain splits: a level too high, or splits inside classes."""
     found = [
         name
         for name, folders in inside.items()
@@ -288,41 +289,41 @@ def refuse_classes(layout: FolderLayout, split: str, more: Sequence[str]) -> NoR
 
 
 def check_classes(layout: FolderLayout, split: str, classes: dict[str, list[str]]) -> None:
-    """Checks the classes of a split that has its own: each has images, and there are two."""
-    part = split if layout.whole is None else layout.whole
+    """Checks a split's own classes: each has images, and there are at least two."""
+    part = split if layout.divided is None else layout.divided
     folder = os.path.join(layout.root, part) if part else layout.root
     for name, files in classes.items():
         if not files:
             _refuse_empty(folder, name)
     if len(classes) < 2 and layout.labels:
-        refuse(f"{layout.labels} names one class, {next(iter(classes))!r}; two are the least",
+        refuse(f"{layout.labels} names one class, {next(iter(classes))!r}; two are needed",
                layout.folder)  # fmt: skip
     if len(classes) < 2:
         _refuse_one_class(folder, next(iter(classes)))
 
 
 def _refuse_one_class(folder: str, name: str) -> NoReturn:
-    """Points to the folder that may be meant: the first one further down that holds several."""
+    """Suggests the folder that may be meant: the first one further down with several folders."""
     deeper = os.path.join(folder, name)
     inside = folders_in(deeper)
     while len(inside) == 1 and not role_of(inside[0]):
         deeper = os.path.join(deeper, inside[0])
         inside = folders_in(deeper)
     hint = f"; did you mean folder:{deeper}?" if inside else _csv_hint(folder)
-    refuse(f"{folder} holds one class, {name!r}; two are the least", folder, hint)
+    refuse(f"{folder} holds one class, {name!r}; two are needed", folder, hint)
 
 
 def _refuse_empty(folder: str, name: str) -> NoReturn:
     refuse(
-        f"class {name!r} is empty: no image lies in {os.path.join(folder, name)}",
+        f"class {name!r} is empty: there is no image in {os.path.join(folder, name)}",
         folder,
-        f"; an image is a file that ends in {', '.join(sorted(folder_files.ENDINGS))}, or one "
-        f"without an ending that begins like an image",
+        f"; an image is a file that ends in {', '.join(sorted(folder_files.ENDINGS))}, or a file "
+        f"without an ending whose first bytes are those of an image",
     )
 
 
 def missing(root: str) -> str:
-    """A hint at a folder that is not there: the nearest name beside it."""
+    """A hint for a missing folder: the nearest name beside it."""
     parent, name = os.path.split(root.rstrip("/"))
     try:
         beside = folders_in(parent or ".")

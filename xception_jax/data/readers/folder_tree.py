@@ -1,4 +1,4 @@
-"""What a folder holds, in a few words, for a complaint that it is not laid out as it has to be."""
+"""A short listing of a folder, for the error message about its layout."""
 
 import itertools
 import os
@@ -13,20 +13,20 @@ TAKES = (
     "images with a PATH/labels.csv (columns file, label)"
 )
 
-# How much of a folder is shown, and how much of it is looked at.
+# How much of a folder is shown, and how many entries are read.
 _DEEP, _FOLDERS, _FILES, _NAME = 3, 4, 2, 40
 _LOOKED_AT = 2000
 
 
 def refuse(what: str, root: str, hint: str = "") -> NoReturn:
-    """Raises `UsageError`: what is wrong, how to fix it if that is known, what is there instead."""
+    """Raises `UsageError`: the fault, the fix if it is known, and what the folder holds."""
     raise UsageError(f"{what}{hint}; found: {draw(root)}; {TAKES}")
 
 
 def draw(root: str) -> str:
     """The tree below a folder in one line: `pets/ (train/ (cat/ (2 images), ...), notes.txt)`.
 
-    Bounded in depth, names and length; where it cannot be read, it says so.
+    Limited in depth, names and length. A folder that cannot be read shows the reason.
     """
     return _draw(root, f"{printable(root.rstrip('/'))}/", _DEEP)
 

@@ -1,4 +1,4 @@
-"""Several data sets as one: their records one after the other."""
+"""Several data sets as one: the records of each follow those of the one before."""
 
 import bisect
 import itertools
@@ -15,7 +15,7 @@ from xception_jax.errors import UsageError
 class JoinedRecords(Sequence[Any]):
     """The records of several splits: `records[i]` is `{"image": bytes, "label": ...}`.
 
-    The label is a number, or, of multi-label splits, those of the classes that are there.
+    The label is a number; in multi-label splits, the numbers of all classes of the image.
 
     Args:
       parts: the splits.
@@ -40,24 +40,24 @@ class JoinedRecords(Sequence[Any]):
         return {"image": example.encoded, "label": label}
 
     def describe(self, index: int) -> str:
-        """How a complaint names a record."""
+        """The name of a record in error messages."""
         part, own = self._find(index)
         return part.name_of(own)
 
 
 def join(parts: Sequence[Source]) -> Source:
-    """One split of several, whose records are numbered on from each to the next.
+    """Joins several splits; the record numbers of each follow those of the one before.
 
     Raises:
-      UsageError: they have different classes, or only some of them several labels an image.
+      UsageError: the splits have different classes, or only some are multi-label.
     """
     first = parts[0]
     for part in parts:
         if part.multilabel != first.multilabel:
             several, one = (part, first) if part.multilabel else (first, part)
             raise UsageError(
-                f"{several.name} has several labels an image, and {one.name} one; config.data.mix "
-                f"takes sets of one kind"
+                f"{several.name} has several labels an image, and {one.name} has one; "
+                f"config.data.mix takes sets of one kind"
             )
         same_classes(first, part)
     records = JoinedRecords(parts)
@@ -74,7 +74,7 @@ def join(parts: Sequence[Source]) -> Source:
 
 
 def same_classes(left: Source, right: Source) -> None:
-    """Raises `UsageError` where two splits have different classes."""
+    """Raises `UsageError` if two splits have different classes."""
     if tuple(map(composed, left.class_names)) != tuple(map(composed, right.class_names)):
         only = sorted(set(left.class_names) ^ set(right.class_names))
         named = f": only one of them has {only[0]!r}" if only else ""

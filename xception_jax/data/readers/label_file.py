@@ -1,8 +1,7 @@
-"""A table of labels beside images, a .csv with a row for each file: Kaggle's way.
+"""A table of labels beside images: a .csv with a row for each file, as on Kaggle.
 
-Names of files may lack their ending or their folder, have Windows' separators, or be the whole
-paths of another machine. A file is meant by a row where all of the shorter of the two paths agrees
-with the end of the longer one.
+File names may lack their ending or their folder, have Windows separators, or be full paths of
+another machine. A row matches a file if the shorter of the two paths is the end of the longer one.
 """
 
 import csv
@@ -20,8 +19,8 @@ from xception_jax.data.readers.folder_tree import refuse
 from xception_jax.errors import UsageError
 from xception_jax.utils.text import printable
 
-# Names of columns in lower case. Of several in a table the first in these lists counts; of several
-# for files, the one whose entries are files.
+# Names of columns in lower case. If a table has several of them, the first in these lists is used;
+# for files, the column with the most entries that are files.
 _FILE = (
     *("file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "img_path"),
     *("image", "image_name", "image_id", "imageid", "img", "img_name", "picture", "photo"),
@@ -32,7 +31,7 @@ _LABEL = (
     *("species", "diagnosis", "variety", "tag", "class_id", "category_id", "y"),
 )
 _SPLIT = ("split", "set", "subset", "partition", "phase")
-# Rows by which a table without a header is judged.
+# Rows that are tried to interpret a table without a header.
 _TRIED = 50
 
 
@@ -45,14 +44,14 @@ class _Row(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def read(path: str) -> dict[str, Listing]:
-    """The splits of a table of labels, once in a process; `""` where it names none.
+    """The splits of a table of labels, read once in a process; `""` if it names none.
 
-    Files are looked for in the folder that is named like the table, if one lies beside it, then
-    below its own folder. Their names start at the table's folder.
+    Files are searched first in a folder beside the table with the table's name, then below the
+    table's folder. File names are relative to the table's folder.
 
     Raises:
-      UsageError: it is no such table, a row may mean two files, two rows contradict each other, or
-        no file that it names is there.
+      UsageError: it is not such a table, a row matches two files, two rows contradict each other,
+        or no file of the table exists.
       OSError: it cannot be read.
     """
     root = os.path.dirname(path) or "."
@@ -76,17 +75,17 @@ def read(path: str) -> dict[str, Listing]:
 
 
 def _cells(path: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not empty, each with the number of its last line."""
+    """The non-empty rows, each with the number of its last line."""
     with open(path, "rb") as file:
         data = file.read()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        # A lone \r ends a line too, in tables of old Macs.
+        # In tables of old Macs a single \r ends a line.
         text = io.StringIO(data.decode(encoding), newline=None).read()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(
-            f"{path} is no UTF-8 in line {line}; save it as UTF-8 (in Excel: CSV UTF-8)"
+            f"{path} is not UTF-8 in line {line}; save it as UTF-8 (in Excel: CSV UTF-8)"
         ) from None
     first = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
@@ -102,16 +101,16 @@ def _cells(path: str) -> list[tuple[int, list[str]]]:
 
 
 class _Files:
-    """Images below a folder, by what a row may call them.
+    """Images below a folder, by the names that a row may use.
 
     Args:
-      root: what their names start at.
-      place: the folder below it that is looked in, `images/`; empty: root itself.
-      path: of the table, which is none of the files left out.
+      root: the folder that names are relative to.
+      place: the folder below it that is searched, `images/`; empty: `root` itself.
+      path: path of the table, which is not reported as left out.
     """
 
     def __init__(self, root: str, place: str, path: str):
-        found = folder_files.find(os.path.join(root, place))
+        found = folder_files.list_files(os.path.join(root, place))
         self.names = [place + name for name in sorted(found.images)]
         table = os.path.normpath(path)
         self.others = sorted(name for name in found.others if os.path.normpath(name) != table)
@@ -129,7 +128,7 @@ class _Files:
         return stems
 
     def meant(self, text: str) -> list[str]:
-        """The files that a row may mean: none, one, or several that are equally likely."""
+        """The files that match a row: none, one, or several that match equally well."""
         *folders, last = [part for part in re.split(r"[\\/]+", text) if part not in ("", ".", "..")
                           ] or [""]  # fmt: skip
         key = _key(last)
@@ -143,7 +142,7 @@ class _Files:
         return [name for _, name in fits]
 
     def _of_other_role(self, fit: tuple[int, str]) -> int:
-        """Prefers `train/1.jpg` to `1.jpg`, and that to `test/1.jpg`, in a table for training."""
+        """Prefers `train/1.jpg` to `1.jpg`, and `1.jpg` to `test/1.jpg`, in a training table."""
         roles = {role_of(_first_word(part)) for part in fit[1].split("/")[:-1]} - {None}
         return 1 if not roles else 0 if self.role in roles else 2
 
@@ -153,12 +152,12 @@ def _depth(fit: tuple[int, str]) -> int:
 
 
 def _spelt(last: str) -> Callable[[tuple[int, str]], int]:
-    """Prefers the very spelling, with the ending or without."""
+    """Prefers the exact spelling, with or without the ending."""
     return lambda fit: last not in ((name := fit[1].rpartition("/")[2]), os.path.splitext(name)[0])
 
 
 def _agreement(above: Sequence[str], name: str) -> int | None:
-    """In how many folders a row's path and a file's agree, from the end; None: they contradict."""
+    """Number of folders that a row's path and a file's share, from the end; None: no match."""
     own = [_key(part) for part in name.split("/")[:-1]]
     depth = min(len(own), len(above))
     return depth if own[len(own) - depth :] == list(above[len(above) - depth :]) else None
@@ -169,13 +168,13 @@ def _key(name: str) -> str:
 
 
 def _first_word(name: str) -> str:
-    """`train` of `train_images` and of `train.csv`."""
+    """The first word of a name: `train` for `train_images` and `train.csv`."""
     return re.split(r"[\W_]", name, maxsplit=1)[0]
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which columns of a table hold what; `split` is None where there is none."""
+    """The columns of a table; `split` is None if there is no such column."""
 
     file: int
     label: int
@@ -184,7 +183,7 @@ class _Columns:
 
     @classmethod
     def of(cls, path: str, cells: list[tuple[int, list[str]]], files: _Files) -> "_Columns":
-        """By the names in the first row, or, of two columns, by what is there."""
+        """Finds the columns by the names in the first row; of two columns also by their entries."""
         first = [cell.lower().replace(" ", "_") for cell in cells[0][1]]
         file, label = _file_column(first, cells, files), _position(first, _LABEL)
         split = _position(first, _SPLIT)
@@ -213,7 +212,7 @@ class _Columns:
 def _file_column(
     first: Sequence[str], cells: list[tuple[int, list[str]]], files: _Files
 ) -> int | None:
-    """The column of files by its name; of several the one with the most entries that are files."""
+    """The column of files by its name; of several, the one with the most entries that are files."""
     named = [first.index(name) for name in _FILE if name in first]
     if len(named) < 2:
         return named[0] if named else None
@@ -221,7 +220,7 @@ def _file_column(
 
 
 def _known(rows: list[tuple[int, list[str]]], column: int, files: _Files) -> int:
-    """How many entries of a column mean a file."""
+    """Number of entries of a column that match a file."""
     return sum(bool(files.meant(row[column])) for _, row in rows if len(row) > column)
 
 
@@ -255,19 +254,22 @@ def _listings(path: str, cells: list[tuple[int, list[str]]], files: _Files) -> d
         again += before is not row
     notes = [_about(path, cells[0][1], columns, len(rows))]
     if again:
-        notes.append(f"rows that say what another one says: {again:,}")
+        notes.append(f"rows that repeat another row: {again:,}")
     if incomplete:
         notes.append(
             f"rows without a file or a label, left out: {len(incomplete):,}, "
-            f"as line {incomplete[0]}"
+            f"for example line {incomplete[0]}"
         )
     gone = [name for names in missing.values() for name in names]
     if gone:
-        notes.append(f"files that it names and that are not there: {len(gone):,}, as {_few(gone)}")
+        notes.append(
+            f"files in the table that do not exist: {len(gone):,}, for example {_few(gone)}"
+        )
     unnamed = [name for name in files.names if name not in seen]
     if unnamed:
         notes.append(
-            f"images that it does not name, left out: {len(unnamed):,}, as {_few(unnamed)}"
+            f"images that are not in the table, left out: {len(unnamed):,}, "
+            f"for example {_few(unnamed)}"
         )
     splits = sorted({row.split for row in rows})
     return {
@@ -279,7 +281,7 @@ def _listings(path: str, cells: list[tuple[int, list[str]]], files: _Files) -> d
 
 
 def _rows(cells: list[tuple[int, list[str]]], columns: _Columns) -> tuple[list[_Row], list[int]]:
-    """The rows, and the lines of those that lack something."""
+    """The complete rows, and the line numbers of the incomplete ones."""
     rows, incomplete = [], []
     for line, row in cells[columns.header :]:
         needed = [columns.file, columns.label, *([] if columns.split is None else [columns.split])]
@@ -301,7 +303,7 @@ def _classes(seen: dict[str, _Row], split: str) -> dict[str, list[str]]:
 
 
 def _about(path: str, first: Sequence[str], columns: _Columns, rows: int) -> str:
-    """Which columns were taken."""
+    """A note that says which columns are used."""
     taken = [columns.file, columns.label, *([] if columns.split is None else [columns.split])]
     told = ", ".join(repr(first[column]) for column in taken)
     named = f"columns {told}" if columns.header else "no header"

@@ -1,4 +1,4 @@
-"""What a TFDS builder takes: downloads, archives that are put there by hand, room on the disk."""
+"""Requirements of a TFDS builder: downloads, manually provided archives, disk space."""
 
 import os
 import re
@@ -10,24 +10,24 @@ from urllib.parse import urlsplit
 
 from xception_jax.errors import UsageError
 
-# Names of files in a builder's instructions for what is to be put into the manual folder.
+# File names in a builder's instructions for the manual folder.
 _FILE_NAME = re.compile(r"[\w.-]+\.(?:tar(?:\.gz|\.bz2)?|tgz|zip|gz|7z|rar|csv|mat|json|txt)\b")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a builder takes, as far as TFDS knows.
+    """Requirements of a builder, as far as TFDS knows them.
 
     Attributes:
-      manual: the folder of what is put there by hand.
+      manual: the folder for manually provided files.
       by_hand: the files for it that the builder's instructions name.
-      sizes: bytes of those that TFDS knows, 0 where it does not know how many. They are archives
-        that it will open; others may be unpacked first.
-      urls: what is downloaded.
-      download: bytes of that, those left to download.
-      disk: bytes, downloads included. TFDS' figure for the prepared data, else the size of the
-        archives it is made of: images are stored as they come.
-      free: bytes.
+      sizes: bytes of the files that TFDS knows, 0 if it does not know the size. TFDS opens these
+        archives; others may have to be unpacked first.
+      urls: the downloads.
+      download: bytes that are still to download.
+      disk: bytes needed on the disk, including downloads. TFDS' figure for the prepared data, else
+        the size of the archives, since images are stored unchanged.
+      free: free bytes on the disk.
     """
 
     manual: Path
@@ -40,7 +40,7 @@ class Needs:
 
     @classmethod
     def of(cls, builder: Any, manual: Path) -> "Needs":
-        """Collects it from a builder, the manual folder and the disk."""
+        """Collects the requirements from a builder, the manual folder and the disk."""
         root = Path(builder._data_dir_root)
         sizes = {url: int(info.size or 0) for url, info in (builder.url_infos or {}).items()}
         named = _FILE_NAME.findall(builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "")
@@ -62,17 +62,17 @@ class Needs:
         )
 
     def describe(self, builder: Any) -> str:
-        """Some lines for people."""
+        """The requirements as lines of text."""
         from tensorflow_datasets.core.units import Size
 
         lines = [f"{builder.info.full_name} will be written to {builder.data_dir}"]
         if self.urls:
             hosts = ", ".join(sorted({urlsplit(url).netloc for url in self.urls}))
-            size = f"up to {Size(self.download)}" if self.download else "nothing that is not there"
+            size = f"up to {Size(self.download)}" if self.download else "nothing more"
             lines.append(f"downloads: {size}, of {len(self.urls)} files from {hosts}")
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            lines.append(f"by hand, in {self.manual}: {_instructions(builder)}")
-        takes = f"about {Size(self.disk)}" if self.disk else "TFDS does not know how much"
+            lines.append(f"manually, in {self.manual}: {_instructions(builder)}")
+        takes = f"about {Size(self.disk)}" if self.disk else "unknown to TFDS"
         lines.append(f"disk: {takes}; free: {Size(self.free)}")
         return "\n  ".join(lines)
 
@@ -97,7 +97,7 @@ class Needs:
                 f"{self.manual} {lacks}; name the folder with --manual_dir. TFDS says: "
                 f"{_instructions(builder)}"
             )
-        # TFDS does not look, and a tar that is cut between two of its files looks like a whole one.
+        # TFDS does not check sizes, and a tar that ends between two of its files looks complete.
         sizes = {self.manual / name: size for name, size in self.sizes.items() if size}
         wrong = [
             f"{path} has {path.stat().st_size:,} bytes instead of {size:,}"
@@ -106,22 +106,22 @@ class Needs:
         ]
         if check_archives and wrong:
             raise UsageError(
-                f"{' and '.join(wrong)}: not the whole archive that TFDS knows; fetch it again, or "
-                f"go on all the same with --nocheck_archives"
+                f"{' and '.join(wrong)}: the archive is incomplete or another version; download it "
+                f"again, or skip this check with --nocheck_archives"
             )
         if check_disk and self.disk > self.free:
             raise UsageError(
                 f"{root} has {Size(self.free)} free, and {builder.name} takes about "
-                f"{Size(self.disk)}; make room, or go on all the same with --nocheck_disk"
+                f"{Size(self.disk)}; make room, or skip this check with --nocheck_disk"
             )
 
 
 def refuse_bucket(flag: str, folder: str) -> None:
-    """Raises `UsageError` for what TFDS takes, but `Path` takes for a folder of that name."""
+    """Raises `UsageError` for a bucket: `Path` would take its URL as the name of a folder."""
     if "://" in folder:
         raise UsageError(
-            f"{folder} is not on a file system, where data is prepared: mount the bucket as a "
-            f"folder, or use one on a disk, and name that with --{flag}"
+            f"{folder} is not on a file system, as preparation needs: mount the bucket as a "
+            f"folder, or use a folder on a disk, and name that with --{flag}"
         )
 
 
@@ -130,5 +130,5 @@ def _instructions(builder: Any) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest of its parents that is there."""
+    """The path, or its nearest parent that exists."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

@@ -16,13 +16,13 @@ from xception_jax.utils.text import quoted
 
 EMBEDDED = "optical_digits"
 
-# Sizes of data sets that are not prepared: TFDS' package does not have them. This one's are on
+# Sizes of unprepared data sets that TFDS' package does not contain. Source of this one:
 # image-net.org/challenges/LSVRC/2012.
 PUBLISHED = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
 class Metadata(NamedTuple):
-    """What is known of a split without its data: `examples` may be None."""
+    """Facts about a split that are known without its data; `examples` is None if unknown."""
 
     classes: int
     multilabel: bool
@@ -32,7 +32,7 @@ class Metadata(NamedTuple):
 def metadata(
     dataset: str, split: str, data_dir: str | None = None, *, label: str | None = None
 ) -> Metadata:
-    """What TFDS knows of a split, whether the data set is prepared or not.
+    """TFDS' facts about a split, whether or not the data set is prepared.
 
     Args:
       dataset: a TFDS name.
@@ -55,7 +55,7 @@ def metadata(
 
 
 def _published(builder: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
-    """The sizes of splits that are not prepared; empty where they are not known."""
+    """The sizes of splits that are not prepared; empty if they are not known."""
     files = tfds.core.ShardedFileTemplate(
         data_dir=builder.data_dir, dataset_name=builder.name, filetype_suffix="array_record"
     )
@@ -105,15 +105,15 @@ def open_split(dataset: str, split: str, data_dir: str | None, label: str | None
 
 
 def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """The data set's TFDS builder, its data known to be on disk."""
+    """The TFDS builder of a data set whose data is on disk."""
     builder = find_builder(dataset, data_dir)
     if builder.name == EMBEDDED:
         tfds.disable_progress_bar()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of its work in prints
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
                 builder.download_and_prepare(file_format="array_record")
         except OSError as error:
-            # Another process may have prepared it meanwhile: theirs is as good.
+            # Another process may have prepared it in the meantime; then that data is used.
             builder = find_builder(dataset, data_dir)
             if not builder.info.splits:
                 raise UsageError(f"{EMBEDDED} cannot be prepared in {data_dir}: {error}") from None
@@ -126,7 +126,7 @@ def _builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of a data set, whether its data is on disk or not.
+    """The TFDS builder of a data set, whether or not its data is on disk.
 
     Raises:
       UsageError: there is none, or it cannot be opened.
@@ -156,13 +156,13 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
         raise UsageError(f"data set {dataset!r} cannot be opened: {reason}") from None
 
 
-# What no name of TFDS looks like: a path from the root, the home or the current folder, one with
-# Windows' separators, a table, and what other tools put before a path.
+# Names that cannot be TFDS data sets: a path from the root, the home or the current folder, one
+# with Windows separators, a table, and prefixes that other tools use for paths.
 _PATH = re.compile(r"(?:[/~.\\]|[a-z]:[/\\]).*|.*\\.*|.*\.csv|(?:folder|dir|path|file):.*", re.I)
 
 
 def _refuse_path(dataset: str, data_dir: str | None) -> None:
-    """Raises `UsageError` for a path in place of a name, with the name that it has as a folder."""
+    """Raises `UsageError` for a path in place of a name; suggests the name with `folder:`."""
     path = re.sub(r"^(folder|dir|path|file):(//)?", "", dataset, flags=re.IGNORECASE)
     there = os.path.join(data_dir or "", os.path.expanduser(path))
     if _PATH.fullmatch(dataset) or (os.path.isdir(there) and not _is_known(dataset, there)):
@@ -173,7 +173,7 @@ def _refuse_path(dataset: str, data_dir: str | None) -> None:
 
 
 def _is_known(dataset: str, folder: str) -> bool:
-    """Whether a name is one of TFDS', or its folder holds one: versions, or configs with them."""
+    """Whether a name is one of TFDS', or its folder holds versions, or configs of versions."""
     if re.split("[:/]", dataset)[0] in tfds.list_builders(with_community_datasets=False):
         return True
     inside = [folder, *(e.path for e in os.scandir(folder) if e.is_dir())]
@@ -182,24 +182,24 @@ def _is_known(dataset: str, folder: str) -> bool:
 
 
 def _refuse_community(dataset: str) -> None:
-    """Raises `UsageError` for `huggingface:NAME` and the like: TFDS downloads code for them.
+    """Raises `UsageError` for `huggingface:NAME` and similar: TFDS downloads code for them.
 
-    The name may be that of a stranger's `config.json`.
+    The name may come from an untrusted `config.json`.
     """
     try:
         namespace = tfds.core.naming.parse_builder_name_kwargs(dataset)[0].namespace
-    except ValueError:  # told of by TFDS
+    except ValueError:  # TFDS reports it later
         return
     if namespace:
         raise UsageError(
             f"data set {dataset!r} is one of TFDS' community, whose code it would download and "
-            f"run; take one of its own, or prepare it with --imports=YOUR_MODULE; a prefix that a "
-            f"file of yours registers needs --imports=FILE here"
+            f"run; use one of TFDS' own, or prepare it with --imports=YOUR_MODULE; a prefix that "
+            f"your own file registers needs --imports=FILE here"
         )
 
 
 def _prepare_command(builder: tfds.core.DatasetBuilder) -> str:
-    """The command that prepares a data set, for a complaint that it is not."""
+    """The command that prepares a data set, for error messages."""
     command = (
         f"python -m xception_jax.prepare --dataset={builder.name} "
         f"--data_dir={quoted(builder._data_dir_root)}"

@@ -1,13 +1,14 @@
 """Random access to a TFDS split that is prepared as tfrecord, without TensorFlow.
 
-A tfrecord file is a chain: each record is preceded by its length and followed by its checksum, and
-only by walking along it is a record found. So each file is walked once, and the offsets are kept in
-an index: in the folder `record_index` beside the file, or in the user's cache folder where that one
-cannot be written. An index is a NumPy file of offsets; the last is the size of the file it is of.
+A tfrecord file is a chain: each record follows its length and precedes its checksum. So a record is
+only reachable by walking along the file. Each file is walked once, and the offsets are stored in an
+index: in the folder `record_index` beside the file, or in the user's cache folder if that one is
+read-only. An index is a NumPy file of offsets; the last one is the size of the indexed file.
 
 Records are read with positioned reads, not through mmap. That takes 6 microseconds longer for
-110 KB, but a file that was cut short or a disk that fails is then an error with a name, and not a
-SIGBUS that ends the process. No file is held open: it can be pickled, and 1,024 files are no limit.
+110 KB. But a truncated file or a failing disk then raises an error that names the file, instead of
+a SIGBUS that ends the process. No file stays open, so the object can be pickled and the limit of
+1,024 open files does not matter.
 """
 
 import bisect
@@ -34,12 +35,12 @@ from xception_jax.utils.console import make_console
 
 _HEADER = struct.Struct("<QI")  # length of the record, checksum of these eight bytes
 _CHECKSUM = struct.Struct("<I")
-_AROUND = _HEADER.size + _CHECKSUM.size  # bytes of a frame besides its record
+_OVERHEAD = _HEADER.size + _CHECKSUM.size  # bytes of a frame without its record
 
-# From so many records on, indexing takes long enough to be shown.
+# From this number of records on, indexing takes long enough for a progress bar.
 _MANY_RECORDS = 20_000
 
-_MEND = "copy the file again from where it came, or prepare the data set anew"
+_FIX = "copy the file from its source again, or prepare the data set again"
 
 
 class Examples(Sequence[dict[str, Any]]):
@@ -47,9 +48,9 @@ class Examples(Sequence[dict[str, Any]]):
 
     Args:
       instructions: the split's files and the part of each, `info.splits[split].file_instructions`.
-      offsets: by file name, what `index` gives.
-      features: of the data set.
-      decoders: as TFDS takes them, `{"image": tfds.decode.SkipDecoding()}`.
+      offsets: the result of `index`, by file name.
+      features: the features of the data set.
+      decoders: TFDS' decoders, `{"image": tfds.decode.SkipDecoding()}`.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Examples(Sequence[dict[str, Any]]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: Any) -> Any:
-        """The example as a dict of NumPy values, images encoded if the decoders say so.
+        """The example as a dict of NumPy values; images stay encoded if the decoders say so.
 
         Raises:
-          RunError: the record is damaged, or its file is gone or denied.
-          OSError: it cannot be read for a reason that may pass.
+          RunError: the record is damaged, or its file is missing or not readable.
+          OSError: a transient error.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
@@ -83,11 +84,11 @@ class Examples(Sequence[dict[str, Any]]):
 
 
 def open_split(info: tfds.core.DatasetInfo, split: str, decoders: Any = None) -> Examples:
-    """Opens a split, or a part of one (`train[:10%]`), indexing those files that are not yet.
+    """Opens a split, or a part of one (`train[:10%]`), and indexes files that have no index yet.
 
     Raises:
       UsageError: a file is missing or cannot be read.
-      RunError: a file is damaged, or does not hold what `dataset_info.json` says.
+      RunError: a file is damaged or contradicts `dataset_info.json`.
     """
     instructions = info.splits[split].file_instructions
     expected = {part.filename: part.examples_in_shard for part in instructions}
@@ -104,10 +105,10 @@ def index(expected: dict[str, int]) -> dict[str, np.ndarray]:
     """The offsets of the records of each file, from its index or by walking along it.
 
     Args:
-      expected: how many records each file holds, by file name.
+      expected: number of records of each file, by file name.
 
     Returns:
-      By file name, int64 `[records + 1]`: where each frame begins, and the size of the file.
+      By file name, int64 `[records + 1]`: the offset of each frame, then the size of the file.
     """
     console = make_console(stderr=True)
     found, missing = {}, []
@@ -123,7 +124,7 @@ def index(expected: dict[str, int]) -> dict[str, np.ndarray]:
     many = total >= _MANY_RECORDS
     if many:
         folder = os.path.dirname(missing[0])
-        console.print(f"indexing {total:,} records in {folder}, this once")
+        console.print(f"indexing {total:,} records in {folder}, once only")
     kept = True
     with Progress(console=console, disable=not (many and console.is_terminal)) as progress:
         task = progress.add_task("records", total=total)
@@ -141,7 +142,7 @@ def index(expected: dict[str, int]) -> dict[str, np.ndarray]:
         if len(found[file]) - 1 != records:
             raise RunError(
                 f"{file} holds {len(found[file]) - 1:,} records in {found[file][-1]:,} bytes, and "
-                f"dataset_info.json beside it says {records:,}; {_MEND}"
+                f"dataset_info.json beside it says {records:,}; {_FIX}"
             )
     return found
 
@@ -150,18 +151,18 @@ def read_record(file: str, record: int, start: int, end: int) -> bytes:
     """Reads one record and checks it.
 
     Args:
-      file: its name.
-      record: the record's number, for a complaint.
-      start, end: of its frame in the file, bytes.
+      file: the file's name.
+      record: the record's number, for error messages.
+      start, end: offsets of its frame in the file, bytes.
 
     Raises:
-      RunError: it is damaged, or its file is gone or denied.
-      OSError: it cannot be read for a reason that may pass.
+      RunError: the record is damaged, or its file is missing or not readable.
+      OSError: a transient error.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            data = os.pread(descriptor, end - start - _AROUND, start + _HEADER.size)
+            data = os.pread(descriptor, end - start - _OVERHEAD, start + _HEADER.size)
             checksum = os.pread(descriptor, _CHECKSUM.size, end - _CHECKSUM.size)
         finally:
             os.close(descriptor)
@@ -172,7 +173,7 @@ def read_record(file: str, record: int, start: int, end: int) -> bytes:
     if _checksum(data) != checksum:
         raise RunError(
             f"record {record} of {file}, from byte {start:,} on, is damaged: its checksum does not "
-            f"fit; {_MEND}. If the file was replaced by a good one: delete "
+            f"match; {_FIX}. If the file was replaced by a good one: delete "
             f"{' and '.join(str(path) for path in index_paths(file) if path.exists())}"
         )
     return data
@@ -185,7 +186,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 def _scan(file: str) -> np.ndarray:
-    """Walks along a file; returns what `index` does of it."""
+    """Walks along a file and returns its offsets, as `index` does."""
     offsets = [0]
     try:
         with open(file, "rb", buffering=0) as frames:
@@ -195,12 +196,12 @@ def _scan(file: str) -> np.ndarray:
     except OSError as error:
         if retry.transient(error):
             raise
-        raise UsageError(f"{file} cannot be read: {error.strerror}; {_MEND}") from None
+        raise UsageError(f"{file} cannot be read: {error.strerror}; {_FIX}") from None
     return np.array(offsets, np.int64)
 
 
 def _end_of_frame(file: str, descriptor: int, offsets: list[int], size: int) -> int:
-    """Where the frame ends that begins at the last offset."""
+    """The end of the frame that begins at the last offset."""
     start, record = offsets[-1], len(offsets) - 1
     header = os.pread(descriptor, _HEADER.size, start)
     end = size + 1
@@ -208,18 +209,18 @@ def _end_of_frame(file: str, descriptor: int, offsets: list[int], size: int) -> 
         if _checksum(header[:8]) != header[8:]:
             raise RunError(
                 f"{file} is damaged at record {record}, byte {start:,}: the checksum of its "
-                f"length does not fit; {_MEND}"
+                f"length does not match; {_FIX}"
             )
-        end = start + _AROUND + _HEADER.unpack(header)[0]
+        end = start + _OVERHEAD + _HEADER.unpack(header)[0]
     if end > size:
         raise RunError(
-            f"{file} is cut short: it ends at byte {size:,}, within record {record}; {_MEND}"
+            f"{file} is cut short: it ends at byte {size:,}, within record {record}; {_FIX}"
         )
     return end
 
 
 def index_paths(file: str) -> tuple[Path, Path]:
-    """Where the index of a file may be: beside it, and in the user's cache folder."""
+    """The possible paths of a file's index: beside it, and in the user's cache folder."""
     path = Path(os.path.abspath(file))
     folder = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
     return (
@@ -229,13 +230,13 @@ def index_paths(file: str) -> tuple[Path, Path]:
 
 
 def _load(file: str) -> tuple[np.ndarray | None, str]:
-    """The index of a file if there is one that fits, else None and why not, if there was one."""
+    """The valid index of a file, or None and the reason why an existing one is not used."""
     try:
         size = os.stat(file).st_size
     except OSError as error:
         if retry.transient(error):
             raise
-        raise UsageError(f"{file} cannot be read: {error.strerror}; {_MEND}") from None
+        raise UsageError(f"{file} cannot be read: {error.strerror}; {_FIX}") from None
     reasons = []
     for path in index_paths(file):
         try:
@@ -247,7 +248,7 @@ def _load(file: str) -> tuple[np.ndarray | None, str]:
         except (OSError, ValueError, EOFError) as error:
             if retry.transient(error):
                 raise
-            reasons.append(f"{path} is no index")
+            reasons.append(f"{path} is not an index")
             continue
         if offsets[-1] == size:
             return offsets, ""
@@ -257,16 +258,16 @@ def _load(file: str) -> tuple[np.ndarray | None, str]:
 
 def _is_index(offsets: np.ndarray) -> bool:
     shaped = offsets.dtype == np.int64 and offsets.ndim == 1 and offsets.size > 0
-    return bool(shaped and offsets[0] == 0 and np.all(np.diff(offsets) >= _AROUND))
+    return bool(shaped and offsets[0] == 0 and np.all(np.diff(offsets) >= _OVERHEAD))
 
 
 def _save(file: str, offsets: np.ndarray) -> bool:
-    """Keeps an index, whole or not at all; False where no folder can be written."""
+    """Stores an index, completely or not at all; False if no folder can be written."""
     return any(_saved(path, offsets) for path in index_paths(file))
 
 
 def _saved(path: Path, offsets: np.ndarray) -> bool:
-    # A name of its own, since another process may be making the same index.
+    # A unique name: another process may be writing the same index.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the host does to one image: decode, crop, resize. All uint8, RGB, with OpenCV."""
+"""The host's operations on one image: decode, crop, resize. All uint8, RGB, with OpenCV."""
 
 import math
 import os
@@ -19,40 +19,40 @@ from xception_jax.utils.console import make_console
 __all__ = ["Box", "Claim", "decode", "decode_part", "examine", "kind_of", "random_box",
            "render_crop", "resize"]  # fmt: skip
 
-# The pipeline's own threads each handle an image; OpenCV's would only compete with them.
+# Each of the pipeline's threads handles an image; OpenCV's threads would only compete with them.
 cv2.setNumThreads(0)
-# What it warns of is an `ExampleError` here, with the name of the file.
+# Its warnings would repeat an `ExampleError`, which also has the name of the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-# Numbers that `random_box` takes.
+# Random numbers that `random_box` takes.
 DRAWS = 22
 
-# A decode may take so many bytes for each pixel that OPENCV_IO_MAX_IMAGE_PIXELS allows: the result
-# and one copy of it. Formats that take more for a pixel may have fewer pixels.
+# Bytes that a decode may take for each pixel that OPENCV_IO_MAX_IMAGE_PIXELS allows: the result and
+# one copy of it. Formats that take more bytes a pixel may have fewer pixels.
 _BYTES_A_PIXEL = 6.3
 
-# The limit on pixels, read once, as OpenCV reads it: 134217728, or 128MB.
+# The limit on pixels, read once, in OpenCV's syntax: 134217728, or 128MB.
 _SET = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
 _UNIT = {"kb": 2**10, "mb": 2**20}.get(_SET[-2:].lower(), 1)
 _NUMBER = _SET if _UNIT == 1 else _SET[:-2]
 _LIMIT = int(_NUMBER) * _UNIT if _NUMBER.isdecimal() else None  # None: OpenCV refuses it itself
 _SAID = f"{_LIMIT:,}" if _SET.isdecimal() else _SET
 
-# An image of 16 bits whose values all lie below a quarter is told of, once.
+# A 16-bit image whose values are all below a quarter of the range is reported, once.
 _DARK = 64
-_told_of_dark: set[int] = set()
+_reported_dark: set[int] = set()
 
 
 @dataclass(frozen=True)
 class Images:
-    """How the host makes an image of an example.
+    """How the host turns an example into an image.
 
     Attributes:
-      size: side of the square it ends as, pixels.
+      size: side of the resulting square, pixels.
       crop_area, crop_aspect: ranges of the random training crop, see `random_box`; (1, 1) for both:
         the largest centred square.
-      eval_preset, eval_crop: see `render.presets`; the latter is the share of the shorter side that
-        evaluation keeps of the centre.
+      eval_preset, eval_crop: see `render.presets`; `eval_crop` is the share of the shorter side
+        that evaluation keeps.
       exif, white: see `decode`.
     """
 
@@ -66,52 +66,52 @@ class Images:
 
     @property
     def crops(self) -> bool:
-        """Whether training images are drawn at random."""
+        """Whether training images are random crops."""
         return tuple(self.crop_area) != (1, 1) or tuple(self.crop_aspect) != (1, 1)
 
 
 def decode(encoded: bytes, name: str = "it", *, exif: bool = True, white: int = 0) -> np.ndarray:
     """Decodes an image of a format that `containers` knows to uint8 `[height, width, 3]`, RGB.
 
-    Grey is repeated and CMYK is converted. Of an animation it is the first frame. Transparency is
-    dropped, as by Pillow's `convert("RGB")`; in a TIFF it is laid over black.
+    Grey is repeated and CMYK is converted. An animation gives its first frame. Transparency is
+    dropped, as by Pillow's `convert("RGB")`; in a TIFF it is blended over black.
 
     Args:
-      encoded: a whole file.
-      name: what a complaint calls it.
+      encoded: the bytes of a file.
+      name: its name in error messages.
       exif: apply an EXIF orientation. That of a TIFF is always applied, as by Pillow.
-      white: the level of white in images that store 16 bits a sample; 0: what the file declares
+      white: the level of white in images with 16 bits a sample; 0: the level that the file declares
         (see `levels`), else all ones. Such an image is scaled to 8 bits.
 
     Raises:
-      ExampleError: the bytes are no image, are truncated or damaged as far as their format lets
-        one know, cannot hold what they claim, or the image has more pixels or takes more memory
-        than the environment variable `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
-      MemoryError: there is no room for the image at present.
+      ExampleError: the bytes are not an image, are truncated or damaged as far as their format
+        shows it, or cannot hold the claimed image. Or the image has more pixels or takes more
+        memory than the environment variable `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
+      MemoryError: there is not enough memory at present.
     """
     return _decode_claimed(examine(encoded, name), name, exif, white)
 
 
 def _decode_claimed(claim: Claim, name: str, exif: bool, white: int) -> np.ndarray:
-    """See `decode`; of an image that was examined."""
+    """See `decode`; for an image that was examined."""
     white = (white or claim.white) if claim.deep else claim.white
     orientation = 0 if exif else cv2.IMREAD_IGNORE_ORIENTATION
     if 0 < white < 2**16 - 1 or (claim.hint and not white):
         image = _decoded(claim, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
         white = white or levels.white_of(claim, image)
         if white:
-            image = cv2.convertScaleAbs(image, alpha=255 / white)  # first: half the bytes
+            image = cv2.convertScaleAbs(image, alpha=255 / white)  # first, which halves the bytes
             return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        del image  # else two would be held
+        del image  # otherwise memory would hold two
     image = _decoded(claim, name, cv2.IMREAD_COLOR_RGB | orientation)
-    if claim.deep and not white and not _told_of_dark and image.max(initial=0) < _DARK:
-        _tell_of_dark(claim, name)
+    if claim.deep and not white and not _reported_dark and image.max(initial=0) < _DARK:
+        _report_dark(claim, name)
     return image
 
 
-def _tell_of_dark(claim: Claim, name: str) -> None:
+def _report_dark(claim: Claim, name: str) -> None:
     most = _decoded(claim, name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).max(initial=0)
-    _told_of_dark.add(int(most))
+    _reported_dark.add(int(most))
     make_console(stderr=True).print(
         f"{name} stores 16 bits a sample, and its values end at {most:,} of 65,535: it is nearly "
         f"black. If white is lower, set config.data.white_level, as 4095 for 12 bits. (Said once.)"
@@ -119,13 +119,13 @@ def _tell_of_dark(claim: Claim, name: str) -> None:
 
 
 def examine(encoded: bytes, name: str = "it") -> Claim:
-    """What an image claims, if it can be decoded within the bounds; raises `ExampleError`."""
+    """The claim of an image that can be decoded within the limits; raises `ExampleError`."""
     try:
         claim = containers.inspect(encoded)
     except containers.DamagedError as error:
         raise ExampleError(name, f"{_damaged(encoded, kind_of(encoded))}: {error}") from None
     if claim is None:
-        raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes are no image")
+        raise ExampleError(name, f"cannot be decoded: its {len(encoded)} bytes are not an image")
     limit = _LIMIT
     if limit is None:
         return claim
@@ -139,13 +139,13 @@ def examine(encoded: bytes, name: str = "it") -> Claim:
             name,
             f"cannot be decoded: a {claim.kind} of {claim.width:,} x {claim.height:,} pixels takes "
             f"{claim.memory / 1e6:,.0f} MB, more than {limit * _BYTES_A_PIXEL / 1e6:,.0f} MB; "
-            f"OPENCV_IO_MAX_IMAGE_PIXELS={math.ceil(claim.memory / _BYTES_A_PIXEL)} takes it",
+            f"OPENCV_IO_MAX_IMAGE_PIXELS={math.ceil(claim.memory / _BYTES_A_PIXEL)} allows it",
         )
     return claim
 
 
 def _decoded(claim: Claim, name: str, flags: int) -> np.ndarray:
-    """What OpenCV makes of a file that was examined; of a GIF, Pillow."""
+    """Decodes an examined file with OpenCV; a GIF with Pillow."""
     if claim.kind == "GIF":
         try:
             return containers.gif.decode(claim.encoded)
@@ -158,7 +158,7 @@ def _decoded(claim: Claim, name: str, flags: int) -> np.ndarray:
             raise MemoryError(f"no memory to decode {claim.pixels:,} pixels") from None
         raise ExampleError(name, f"cannot be decoded: {_explain(error)}") from None
     if image is None:
-        # Some decoders report a lack of memory like damage: is there as much as it takes?
+        # Some decoders report a lack of memory like damage. This raises MemoryError if it is one.
         np.empty(claim.memory, np.uint8)
         raise ExampleError(name, _damaged(claim.encoded, claim.kind))
     return image
@@ -170,24 +170,25 @@ def _damaged(encoded: bytes, kind: str | None) -> str:
 
 
 def render_crop(
-    images: Images, drawn: Sequence[float], example: Example, into: np.ndarray, *, whole: bool
+    images: Images, drawn: Sequence[float], example: Example, into: np.ndarray, *, complete: bool
 ) -> None:
     """Makes a random crop for training.
 
     Args:
-      images: how.
+      images: the settings.
       drawn: see `random_box`.
-      example: a stored image.
-      into: takes the crop, uint8 `[size, size, 3]`.
-      whole: decode all of the image, see `decode_part`.
+      example: an encoded image.
+      into: output, the crop, uint8 `[size, size, 3]`.
+      complete: decode the complete image, see `decode_part`.
 
     Raises:
       ExampleError, MemoryError: see `decode`.
     """
     choose = partial(random_box, drawn, area=images.crop_area, aspect=images.crop_aspect)
     part = decode_part(
-        example.encoded, choose, example.name, whole=whole, exif=images.exif, white=images.white
-    )
+        example.encoded, choose, example.name, complete=complete, exif=images.exif,
+        white=images.white,
+    )  # fmt: skip
     resize(part, into)
 
 
@@ -196,20 +197,20 @@ def decode_part(
     choose: Callable[[int, int], Box],
     name: str = "it",
     *,
-    whole: bool = False,
+    complete: bool = False,
     exif: bool = True,
     white: int = 0,
 ) -> np.ndarray:
-    """The part of an image that `choose` names by its height and width, as `decode` has it.
+    """The part of a decoded image that `choose` selects by the image's height and width.
 
-    Of a JPEG only that part is decoded, where libturbojpeg 3 is installed, unless `whole`. That
-    refuses what is refused as a whole, and no more.
+    If libturbojpeg 3 is installed, only that part of a JPEG is decoded, unless `complete`. Both
+    ways give the same pixels and refuse the same files.
 
     Raises:
       ExampleError, MemoryError: see `decode`.
     """
     claim = examine(encoded, name)
-    if claim.kind == "JPEG" and not whole:
+    if claim.kind == "JPEG" and not complete:
         part = turbojpeg.part(encoded, choose)
         if part is not None:
             return part
@@ -219,7 +220,7 @@ def decode_part(
 
 
 def _explain(error: cv2.error) -> str:
-    """What OpenCV's exception means, in one line."""
+    """The meaning of OpenCV's exception, in one line."""
     if "CV_IO_MAX_IMAGE_" in str(error):
         return f"it has more than OPENCV_IO_MAX_IMAGE_PIXELS, {_SAID} pixels"
     return " ".join(str(error).split())
@@ -232,16 +233,16 @@ def random_box(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
-    """The part of an image that Inception's training sees (arXiv:1409.4842, section 6).
+    """A random crop as in Inception's training (arXiv:1409.4842, section 6).
 
     Args:
-      drawn: the example's own `DRAWS` random numbers, from 0 to 1.
-      height, width: of the image.
-      area: least and largest share of the image's area.
-      aspect: least and largest width / height; drawn evenly on a logarithmic scale.
+      drawn: the example's `DRAWS` random numbers, from 0 to 1.
+      height, width: size of the image, pixels.
+      area: smallest and largest share of the image's area.
+      aspect: smallest and largest width / height; uniform on a logarithmic scale.
 
     Returns:
-      A box inside the image. Where ten draws do not fit: the largest centred box whose aspect is
+      A box inside the image. If none of ten draws fits: the largest centred box with the aspect
       nearest to the image's.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
@@ -264,17 +265,17 @@ def centre_box(height: int, width: int, fraction: float) -> Box:
 
 
 def resize(part: np.ndarray, into: np.ndarray) -> None:
-    """Makes any image fill another one, uint8 `[size, size, 3]`, antialiased where it shrinks.
+    """Resizes an image into `into`, uint8 `[size, size, 3]`, antialiased where it shrinks.
 
-    Where a side shrinks to half or less, it is averaged over areas. That takes four times as long
-    as linear interpolation; otherwise three taps make the latter as wide as Pillow's antialiased
-    one, from which it then differs about as little as the average does.
+    If a side shrinks to half or less, areas are averaged, which takes four times as long as linear
+    interpolation. Otherwise a filter of three taps widens linear interpolation to the width of
+    Pillow's antialiased one. The difference from Pillow is then about as small as the average's.
     """
     height, width, _ = part.shape
     size, _, _ = into.shape
     most = max(height, width) / size
     if most >= 2:
-        # In two steps where the other side grows: OpenCV averages only where none does.
+        # In two steps if the other side grows: OpenCV averages only if no side grows.
         shrunk = min(width, size), min(height, size)
         part = cv2.resize(part, shrunk, interpolation=cv2.INTER_AREA)
     elif most > 1:
@@ -284,6 +285,6 @@ def resize(part: np.ndarray, into: np.ndarray) -> None:
 
 
 def _widening(shrinkage: float) -> np.ndarray:
-    """Three taps with the second moment that a triangle gains when it is stretched so far."""
+    """Three taps with the second moment that a triangle gains by stretching by `shrinkage`."""
     side = max(shrinkage**2 - 1, 0) / 12
     return np.asarray([side, 1 - 2 * side, side], np.float32)

@@ -1,4 +1,4 @@
-"""Which level of a 16-bit image is white, where its file gives a number that may mean it."""
+"""The level of white in a 16-bit image whose file gives a number that may mean it."""
 
 import numpy as np
 
@@ -8,13 +8,14 @@ from xception_jax.data.render.containers import Claim
 def white_of(claim: Claim, image: np.ndarray) -> int:
     """The level of white, in 16 bits, that the samples confirm; 0: all ones.
 
-    `sBIT` of a PNG says how many bits were real, of samples that the encoder has scaled to all 16
-    (PNG, third edition, 11.3.2.4). `MaxSampleValue` of a TIFF is a statistic (TIFF 6.0, section 8).
-    Yet many files store `n` bits as they are, and say so in these fields. A file is taken for one
-    of them where no sample exceeds 2^n - 1 and, of a PNG, not all samples are what scaling gives.
+    By the standards, `sBIT` of a PNG is the number of significant bits before the encoder scaled
+    the samples to 16 (PNG, third edition, 11.3.2.4). `MaxSampleValue` of a TIFF is a statistic
+    (TIFF 6.0, section 8). But many files store `n` bits unscaled and give n in these fields. A file
+    counts as unscaled if no sample exceeds 2^n - 1. In a PNG, at least one sample must also be
+    different from all results of scaling.
 
     Args:
-      claim: of the image, with `hint`, 2^n - 1.
+      claim: the claim of the image, with `hint`, 2^n - 1.
       image: its samples, uint16, of any shape.
     """
     if int(image.max(initial=0)) > claim.hint:
@@ -25,14 +26,14 @@ def white_of(claim: Claim, image: np.ndarray) -> int:
 
 
 def _is_scaled(image: np.ndarray, most: int) -> bool:
-    """Whether samples up to `most`, 2^n - 1, may come from n bits that were scaled to 16.
+    """Whether samples up to `most`, 2^n - 1, may result from scaling n bits to 16.
 
-    Encoders scale by division, by a shift alone, or by repeating the upper bits (PNG, third
-    edition, 12.4).
+    Encoders scale by division, by a shift only, or by repeating the upper bits (PNG, third edition,
+    12.4).
     """
     bits, levels = most.bit_length(), np.arange(most + 1)
     real = levels >> (16 - bits)
     shifted = real << (16 - bits)
     ways = (real * 65_535 + most // 2) // most, shifted, shifted | shifted >> bits
-    # Row by row, which needs no large copy and ends early.
+    # Row by row: this needs no large copy and stops early.
     return any(all(fits[row].all() for row in image) for fits in (way == levels for way in ways))

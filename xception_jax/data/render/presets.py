@@ -1,7 +1,8 @@
-"""How evaluation makes an image of a picture: as this project, Inception, Keras or timm do.
+"""Preprocessing presets of evaluation: as in this project, Inception, Keras or timm.
 
-Weights do best on images made as in their training. All presets end in pixels that the step scales
-to [-1, 1], as Keras' and timm's Xceptions take them. Keras' and timm's resizing is Pillow's.
+Weights give the best accuracy with the preprocessing of their training. The step scales the pixels
+of all presets to [-1, 1], the input range of Keras' and timm's Xceptions. Keras' and timm's
+resizing is Pillow's.
 """
 
 import math
@@ -14,12 +15,12 @@ from PIL import Image
 from xception_jax.data.render import decode
 from xception_jax.data.source import Example
 
-# Pixels of a resized picture, of which more than the centre is not made: 50 MB.
+# Above this number of pixels (50 MB) only the centre of a resized picture is computed.
 _LARGE = 2**24
 
 
 def area(image: np.ndarray, size: int, crop: float) -> np.ndarray:
-    """The centred square of `crop` of the shorter side, averaged where it shrinks."""
+    """The centred square with `crop` of the shorter side; shrinking averages areas."""
     height, width, _ = image.shape
     top, left, side, _ = decode.centre_box(height, width, crop)
     how = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
@@ -29,12 +30,12 @@ def area(image: np.ndarray, size: int, crop: float) -> np.ndarray:
 def inception(image: np.ndarray, size: int, crop: float) -> np.ndarray:
     """The central `crop` of both sides, squeezed to a square, bilinear without antialiasing.
 
-    The paper says no more than "single crop"; this is what Inception, which it is compared with,
-    was published with: `preprocess_for_eval` in tensorflow/models, research/slim/preprocessing/
-    inception_preprocessing.py, where `crop` is 0.875. A pixel shows the place of its upper left
+    The paper says only "single crop". This is the published preprocessing of Inception, the paper's
+    baseline: `preprocess_for_eval` in tensorflow/models, research/slim/preprocessing/
+    inception_preprocessing.py, where `crop` is 0.875. A pixel shows the position of its upper left
     corner, not of its centre.
     """
-    # The longer side first: floats of all of it times `size` could be more than there is room for.
+    # The longer side first: its full length times `size` as floats may not fit into memory.
     for axis in np.argsort(image.shape[:2])[::-1]:
         side = image.shape[axis]
         start = int((side - side * crop) / 2)
@@ -51,17 +52,17 @@ def inception(image: np.ndarray, size: int, crop: float) -> np.ndarray:
 
 
 def keras(image: np.ndarray, size: int, crop: float) -> np.ndarray:
-    """All of the picture, squeezed to a square of nearest pixels: `keras.utils.load_img`."""
+    """The complete picture, squeezed to a square of nearest pixels: `keras.utils.load_img`."""
     if crop != 1:
         raise ValueError(f"crop is {crop}; Keras takes all of the picture, 1.0")
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST))
 
 
 def timm(image: np.ndarray, size: int, crop: float) -> np.ndarray:
-    """The centre of the picture, whose shorter side has become `size / crop`, antialiased bicubic.
+    """The centre of the picture resized to a shorter side of `size / crop`, antialiased bicubic.
 
-    `timm.data.create_transform(size, crop_pct=crop, interpolation="bicubic")`, to the rounding of
-    the picture's sides.
+    The same as `timm.data.create_transform(size, crop_pct=crop, interpolation="bicubic")`, up to
+    the rounding of the picture's sides.
     """
     height, width, _ = image.shape
     shorter = math.floor(size / crop)
@@ -74,8 +75,8 @@ def timm(image: np.ndarray, size: int, crop: float) -> np.ndarray:
     if rows * columns <= _LARGE:
         resized = picture.resize((columns, rows), Image.Resampling.BICUBIC)
         return np.asarray(resized)[top : top + size, left : left + size]
-    # What is long and narrow would grow beyond all measure: only what is kept of it is made. That
-    # is the same to the rounding between the two passes, of which Pillow chooses the order.
+    # A long and narrow picture would become too large, so only the part that is kept is computed.
+    # The result is the same up to the rounding between the two passes, whose order Pillow chooses.
     down, across = height / rows, width / columns
     kept = left * across, top * down, (left + size) * across, (top + size) * down
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=kept))
@@ -109,12 +110,12 @@ def seen(images: decode.Images, height: int, width: int) -> tuple[float, float, 
 
 
 def render_center(images: decode.Images, example: Example, into: np.ndarray) -> None:
-    """Makes what evaluation sees of an example, as its preset does.
+    """Makes the evaluation image of an example with its preset.
 
     Args:
-      images: how.
-      example: a stored image.
-      into: takes the result, uint8 `[size, size, 3]`.
+      images: the settings.
+      example: an encoded image.
+      into: output, uint8 `[size, size, 3]`.
 
     Raises:
       ExampleError, MemoryError: see `decode.decode`.

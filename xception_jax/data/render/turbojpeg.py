@@ -1,8 +1,8 @@
-"""Decodes only a part of a JPEG, with libturbojpeg 3 where that is installed.
+"""Decodes only a part of a JPEG, with libturbojpeg 3 if that is installed.
 
-Of what lies beside and above the part only the codes are read, of what lies below not even those.
-The pixels are those of the whole image, which OpenCV decodes by the same library's means. This is
-for plain files; what is unusual or damaged is left to OpenCV.
+Above and beside the part only the codes are read; below it nothing is read. The pixels are equal to
+those of the complete image, which OpenCV decodes with the same library. This module reads plain
+files only; OpenCV decodes unusual or damaged ones.
 """
 
 import ctypes
@@ -25,15 +25,15 @@ _444, _422, _420, _GREY, _440 = range(5)
 _YCBCR, _GREYSCALE = 1, 2
 _RGB = 0
 
-# The pixels of a part begin and end at a block of the file: of 8 or 16 columns in these samplings.
+# A part begins and ends at a block of the file, 8 or 16 columns wide in these samplings.
 _BLOCK = 16
 
-# Segments of a plain file: a sequential frame, its tables, what applications add, comments.
+# Segments of a plain file: a sequential frame, its tables, application data, comments.
 _SCAN, _EXIF = 0xDA, 0xE1
 _PLAIN = {0xC0, 0xC1, 0xC4, 0xDB, 0xDD, _SCAN, *range(0xE0, 0xF0), 0xFE}
 _BEGINNING, _END = b"\xff\xd8", b"\xff\xd9"
 
-# An entry of EXIF's orientation, in either order of bytes, that is not "a short: 1", upright.
+# An EXIF orientation, in either byte order, that is not upright ("a short: 1").
 _TURNED = re.compile(rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)")
 
 
@@ -45,7 +45,7 @@ class _Region(ctypes.Structure):
 def library() -> ctypes.CDLL | None:
     """The system's libturbojpeg, else that of the package turbojpeg, if it can decode a part."""
     names = list(_NAMES)
-    # The package's module is linked with its own library, whose functions are found through it.
+    # The package's module is linked with its own library and gives access to its functions.
     package = importlib.util.find_spec("turbojpeg")
     if package and package.origin and not package.origin.endswith(".py"):
         names.append(package.origin)
@@ -61,23 +61,23 @@ def library() -> ctypes.CDLL | None:
             found.tj3Decompress8.argtypes = [
                 pointer, ctypes.c_char_p, size, pointer, number, number,
             ]  # fmt: skip
-        except (OSError, AttributeError):  # there is none, or it is of version 2
+        except (OSError, AttributeError):  # missing, or version 2
             continue
         return found
     return None
 
 
 def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None:
-    """A part of a plain, whole JPEG, as it is in the decoded image.
+    """A part of a plain, complete JPEG, equal to that part of the decoded image.
 
     Args:
       encoded: any file.
-      choose: says of the image's height and width which part; the same if it is asked again.
+      choose: returns the part for the image's height and width; must be deterministic.
 
     Returns:
-      uint8 `[height, width, 3]` of the part, RGB; or None: there is no library, the file is no
-      plain JPEG, damaged or turned by EXIF, or it has more pixels than the environment variable
-      `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
+      uint8 `[height, width, 3]` of the part, RGB. None if there is no library, or the file is not a
+      plain JPEG, is damaged or rotated by EXIF. Also None if it has more pixels than the
+      environment variable `OPENCV_IO_MAX_IMAGE_PIXELS` allows.
     """
     turbo = library()
     if turbo is None or not _is_plain(encoded):
@@ -96,7 +96,7 @@ def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None
         ):
             return None
         top, left, rows, columns = choose(height, width)
-        # A column more on either side: colours of half the resolution are smoothed across.
+        # One column more on either side: smoothing of half-resolution colours reads neighbours.
         begin = max(left - 1, 0) // _BLOCK * _BLOCK
         end = min(-(-(left + columns + 1) // _BLOCK) * _BLOCK, width)
         pixels = np.empty((rows, end - begin, 3), np.uint8)
@@ -111,7 +111,7 @@ def part(encoded: bytes, choose: Callable[[int, int], Box]) -> np.ndarray | None
 
 
 def _is_plain(encoded: bytes) -> bool:
-    """Whether it is an upright sequential JPEG that has an end."""
+    """Whether it is an upright sequential JPEG with an end marker."""
     at = len(_BEGINNING)
     if not encoded.startswith(_BEGINNING):
         return False

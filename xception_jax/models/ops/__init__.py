@@ -1,10 +1,10 @@
-"""Operations whose fastest form depends on the platform. The layers call these, nobody else.
+"""Operations whose fastest form depends on the platform. Only the layers call them.
 
-TPU and GPU get XLA's own operations. On CPU some of those are slower by an order of magnitude, and
-forms made of what XLA compiles well there take their place: passes over plain slices, which it
-vectorizes, and products of matrices. All forms have the semantics and the gradients of the plain
-operation, and keep the batch axis, so that a step on many devices stays free of communication.
-docs/speed.md has the measurements, also of what was tried and lost. Reverse-mode derivatives only.
+TPU and GPU use XLA's own operations. On CPU, some of those are ten times slower. There, other forms
+replace them: passes over plain slices, which XLA vectorizes, and matrix products. All forms have
+the semantics and the gradients of the plain operation. They keep the batch axis, so that a step on
+many devices needs no communication. Only reverse-mode derivatives are supported. docs/speed.md has
+the measurements, also of rejected alternatives.
 """
 
 from xception_jax.models.ops.convolutions import conv, depthwise, grouped, pointwise, separable

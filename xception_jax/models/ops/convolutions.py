@@ -1,7 +1,6 @@
 """Convolutions: depthwise, dense, grouped, pointwise and separable.
 
-Besides these, what pooling shares with them: an operation in two forms, padding, and what a window
-sees of a padded image.
+The helpers are shared with pooling: operations in two forms, padding, and the taps of a window.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +22,14 @@ Form = Callable[..., Any]  # of arrays: an array, or the gradients of some
 def by_platform(
     default: Form, cpu: Form, cpu_gradient: Form | None, *static: Any
 ) -> Callable[..., jax.Array]:
-    """One operation of two forms, each with its own gradient.
+    """One operation in two forms, each with its own gradient.
 
     Args:
-      default, cpu: functions of `static` and the same arrays.
-      cpu_gradient: of `static`, these arrays and the result's cotangent; theirs in turn. None:
-        JAX' own.
-      static: what the operation is made for, such as a stride.
+      default: the form for TPU and GPU, a function of `static` and arrays.
+      cpu: the form for CPU, a function of the same arguments.
+      cpu_gradient: takes `static`, the arrays and the result's cotangent, and returns the arrays'
+        cotangents. None: JAX's own gradient of `cpu`.
+      static: static arguments, such as a stride.
     """
     default, cpu = partial(default, *static), partial(cpu, *static)
     default_gradient = partial(_gradient, default)
@@ -50,22 +50,23 @@ def by_platform(
 
 
 def _gradient(form: Form, *args_and_g: jax.Array) -> Any:
-    """JAX' own gradient of a form."""
+    """JAX's own gradient of a form."""
     *args, g = args_and_g
     return jax.vjp(form, *args)[1](g)
 
 
 def pads_of(image: Sequence[int], window: Sequence[int], stride: int, padding: str) -> Pads:
-    """What is padded before and after rows and columns, see `conv`."""
+    """The padding before and after rows and columns, see `conv`."""
     if padding == "SYMMETRIC":
         return [(side // 2, side // 2) for side in window]
     return lax.padtype_to_pads(image, window, (stride, stride), padding)
 
 
 def pad(x: jax.Array, pads: Pads, fill: float = 0.0) -> jax.Array:
-    """`jnp.pad`, stored: XLA CPU would fuse a pad with its readers, which are then not vectorized.
+    """`jnp.pad` with a stored result.
 
-    An update of a slice is never fused with its readers.
+    XLA CPU would fuse a pad with the operations that read it, and then not vectorize them. It never
+    does so for an update of a slice.
     """
     batch, height, width, channels = x.shape
     (top, bottom), (left, right) = pads
@@ -76,9 +77,9 @@ def pad(x: jax.Array, pads: Pads, fill: float = 0.0) -> jax.Array:
 def taps_of(
     padded: jax.Array, window: Sequence[int], stride: int
 ) -> dict[tuple[int, int], jax.Array]:
-    """For each position in the window, what it sees of the padded image in all its places.
+    """The taps: for each position in the window, the pixels of the padded image that it reads.
 
-    Arrays `[batch, height_out, width_out, channels]`.
+    Each is an array `[batch, height_out, width_out, channels]`.
     """
     height = (padded.shape[1] - window[0]) // stride * stride + 1
     width = (padded.shape[2] - window[1]) // stride * stride + 1
@@ -94,7 +95,7 @@ def taps_of(
 def _depthwise_grouped(
     stride: int, relu: bool, padding: str, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """XLA's own grouped convolution: best on TPU and GPU, about 70 times too slow on CPU."""
+    """XLA's own grouped convolution: fastest on TPU and GPU, about 70 times too slow on CPU."""
     x = jax.nn.relu(x) if relu else x
     return _xla_conv(stride, padding, x, kernel, groups=x.shape[-1])
 
@@ -102,14 +103,14 @@ def _depthwise_grouped(
 def _depthwise_taps(
     stride: int, relu: bool, padding: str, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """One multiply-add a tap, in one pass over the padded image."""
+    """One multiply-add per tap, in one pass over the padded image."""
     pads = pads_of(x.shape[1:3], kernel.shape[:2], stride, padding)
     x = jax.nn.relu(x) if relu else x
     return _weighted(pad(x, pads), kernel, stride).astype(x.dtype)
 
 
 def _weighted(padded: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """The sum of the taps, each times its weight of every channel; float32."""
+    """The sum of the taps, each times its weight per channel; float32."""
     weights = kernel[:, :, 0].astype(jnp.float32)
     total: jax.Array = jnp.float32(0)
     for position, tap in taps_of(padded, kernel.shape[:2], stride).items():
@@ -131,7 +132,7 @@ def _depthwise_gradient(
 def _depthwise_input_gradient(
     g: jax.Array, kernel: jax.Array, stride: int, pads: Pads, shape: Sequence[int]
 ) -> jax.Array:
-    """The same taps of `g` with the kernel turned round; between strides `g` is zero."""
+    """The same taps of `g` with the kernel flipped; between strides `g` is zero."""
     if stride > 1:
         between = (0, 0, stride - 1)
         g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), between, between, (0, 0, 0)))
@@ -146,8 +147,9 @@ def _depthwise_input_gradient(
 def _depthwise_kernel_gradient(
     padded: jax.Array, g: jax.Array, window: Sequence[int], stride: int
 ) -> jax.Array:
-    """A scan over image rows that carries one accumulator a tap: three to four times faster than
-    one reduction a tap.
+    """A scan over image rows with one accumulator per tap.
+
+    It is three to four times faster than one reduction per tap.
     """
 
     def add_row(totals: dict[Any, jax.Array], row: jax.Array) -> tuple[Any, None]:
@@ -171,14 +173,14 @@ def depthwise(
     relu: bool = False,
     padding: str = "SAME",
 ) -> jax.Array:
-    """Depthwise convolution, one filter a channel.
+    """Depthwise convolution, one filter per channel.
 
     Args:
       x: `[batch, height, width, channels]`.
       kernel: `[rows, columns, 1, channels]` of the dtype of `x`.
       stride: of rows and columns.
-      relu: take the convolution of `relu(x)`, which costs nothing here: on CPU the image is
-        stored anew in any case.
+      relu: whether to convolve `relu(x)` instead of `x`. It costs nothing extra: on CPU the image
+        is copied in any case.
       padding: see `conv`.
 
     Returns:
@@ -213,7 +215,7 @@ def _conv_gradient(
 def _conv_kernel_gradient(
     padded: jax.Array, g: jax.Array, kernel: jax.Array, stride: int
 ) -> jax.Array:
-    """A scan over image rows, each a product of matrices: 5 times faster than XLA CPU's own."""
+    """A scan over image rows with a matrix product each: 5 times faster than XLA CPU's own form."""
     rows, columns, channels_in, channels_out = kernel.shape
 
     def add_row(total: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
@@ -236,9 +238,9 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "SA
       x: `[batch, height, width, channels_in]`.
       kernel: `[rows, columns, channels_in, channels_out]` of the dtype of `x`.
       stride: of rows and columns.
-      padding: VALID; SAME, as TensorFlow's: no more than the windows need, the odd one after the
-        image; or SYMMETRIC, as is usual in PyTorch: half of an odd window on each side. The two
-        differ where the stride is above 1 and the image's side even.
+      padding: VALID, SAME or SYMMETRIC. SAME is TensorFlow's: only what the windows need, with an
+        odd pixel after the image. SYMMETRIC is usual in PyTorch: half of an odd window on each
+        side. The two differ if the stride is above 1 and the image's side is even.
 
     Returns:
       `[batch, height_out, width_out, channels_out]` of the dtype of `x`.
@@ -254,7 +256,7 @@ def _grouped_xla(groups: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _grouped_products(groups: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A product of matrices for each group."""
+    """A matrix product for each group."""
     window = kernel.shape[:2]
     taps = taps_of(pad(x, pads_of(x.shape[1:3], window, 1, "SAME")), window, 1).values()
     patches = jnp.stack([tap.reshape(-1, groups, kernel.shape[2]) for tap in taps])
@@ -264,12 +266,12 @@ def _grouped_products(groups: int, x: jax.Array, kernel: jax.Array) -> jax.Array
 
 
 def grouped(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-    """A convolution of each of `groups` equal runs of channels by itself, stride 1, SAME.
+    """A separate convolution of each of `groups` equal groups of channels, stride 1, SAME.
 
     Args:
       x: `[batch, height, width, channels_in]`.
       kernel: `[rows, columns, channels_in / groups, channels_out]` of the dtype of `x`.
-      groups: divides both numbers of channels.
+      groups: a divisor of both numbers of channels.
 
     Returns:
       `[batch, height, width, channels_out]` of the dtype of `x`.
@@ -283,18 +285,20 @@ def grouped(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
 
 
 def _pointwise_product(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A product of two matrices: on CPU 2.4 times faster backwards than a convolution, and
-    without the transposes of a four-dimensional `dot`.
+    """A product of two matrices, for CPU.
+
+    Its gradient is 2.4 times faster there than a convolution's, and it needs no transposes as a
+    four-dimensional `dot` does.
     """
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _pointwise_conv(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA TPU gives it the layout of the depthwise convolutions around it.
+    """A convolution, to which XLA TPU gives the layout of the depthwise convolutions around it.
 
-    A product of matrices costs two copies a layer there, and a strided slice before it a gradient
-    by interior padding: a seventh of the whole step.
+    A matrix product would need two copies per layer there. With a stride, its gradient would also
+    need interior padding. Together this costs a seventh of the step.
     """
     return _xla_conv(stride, "VALID", x, kernel[None, None])
 
@@ -315,7 +319,7 @@ def pointwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
 
 # Separable convolution ------------------------------------------------------------------------
 
-# A TPU moves tensors in lanes of 128 channels: fewer cost as much.
+# A TPU moves tensors in lanes of 128 channels; fewer channels cost the same.
 _LANES = 128
 
 
@@ -324,15 +328,16 @@ def separable(
 ) -> jax.Array:
     """A depthwise and a pointwise convolution, SAME.
 
-    Where at most half of a TPU's lanes are in use, it is one dense convolution there: what the
-    depthwise one would write and read half empty costs more than the multiplications
-    (3.2 M of the 34.4 M cycles that the stem and block 2 take at 64 images a v5e chip).
+    On a TPU it is computed as one dense convolution if at most half of the lanes are used. Writing
+    and reading a half-empty result of the depthwise convolution costs more than the additional
+    multiplications. This saves 3.2 M of 34.4 M cycles in the stem and block 2, at 64 images per
+    v5e chip.
 
     Args:
       x: `[batch, height, width, channels_in]`; the result has its dtype.
       depthwise_kernel: float32 `[rows, columns, 1, channels_in]`.
       pointwise_kernel: float32 `[channels_in, channels_out]`.
-      relu: take the convolution of `relu(x)`.
+      relu: whether to convolve `relu(x)` instead of `x`.
     """
     if 2 * x.shape[-1] > _LANES:
         return _separable_two(relu, x, depthwise_kernel, pointwise_kernel)

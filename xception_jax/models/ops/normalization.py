@@ -1,4 +1,4 @@
-"""The mean and the variance of a batch, and the affine function that normalizes by them."""
+"""The mean and the variance of a batch, and the affine function for normalization."""
 
 from typing import Any
 
@@ -7,48 +7,48 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def _moments_two_passes(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The plain mean and variance. On CPU each sum is a pass of its own anyway."""
+def _moments_two_passes(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The plain mean and variance. On CPU each sum is a separate pass anyway."""
     axes = tuple(range(1, x.ndim - 1))
     x = x.astype(jnp.float32)
     mean = x.mean(axes)
     return mean, jnp.square(x - _over(mean, x)).mean(axes)
 
 
-def _moments_one_pass(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both sums at once, fused into the convolution that makes `x`.
+def _moments_one_pass(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both sums in one pass, which XLA fuses into the convolution that computes `x`.
 
-    E[x^2] - E[x]^2 loses all precision where the mean is far above the deviation, so a guess of
-    the mean is taken off first.
+    E[x^2] - E[x]^2 loses all precision if the mean is much larger than the deviation. So an
+    approximate mean is subtracted first.
     """
     axes = tuple(range(1, x.ndim - 1))
-    centred = x.astype(jnp.float32) - guess
+    centred = x.astype(jnp.float32) - shift
     mean = centred.mean(axes)
     var = jnp.square(centred).mean(axes) - jnp.square(mean)
-    return mean + guess, jnp.maximum(var, 0)
+    return mean + shift, jnp.maximum(var, 0)
 
 
 @jax.custom_vjp
-def moments(x: jax.Array, guess: jax.Array) -> tuple[jax.Array, jax.Array]:
+def moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The mean and the (biased) variance of each run of examples, in float32.
 
-    Their gradient is one multiply-add over `x`, which XLA fuses with that of `affine`.
+    The gradient is one multiply-add over `x`, which XLA fuses with the gradient of `affine`.
 
     Args:
       x: `[runs, examples, ..., channels]`.
-      guess: float32 `[channels]`, near the mean, for precision's sake; it has no gradient.
+      shift: float32 `[channels]`, an approximate mean, for precision; it has no gradient.
 
     Returns:
       Two arrays `[runs, channels]`.
     """
     found: tuple[jax.Array, jax.Array] = lax.platform_dependent(
-        x, guess, cpu=_moments_two_passes, default=_moments_one_pass
+        x, shift, cpu=_moments_two_passes, default=_moments_one_pass
     )
     return found
 
 
-def _moments_forward(x: jax.Array, guess: jax.Array) -> tuple[Any, Any]:
-    mean, var = moments(x, guess)
+def _moments_forward(x: jax.Array, shift: jax.Array) -> tuple[Any, Any]:
+    mean, var = moments(x, shift)
     return (mean, var), (x, mean)
 
 
@@ -66,7 +66,7 @@ moments.defvjp(_moments_forward, _moments_backward)
 
 
 def _over(of_runs: jax.Array, x: jax.Array) -> jax.Array:
-    """`[runs, channels]` with axes of 1 in between, to be broadcast over `x`."""
+    """`[runs, channels]` with axes of size 1 in between, to broadcast over `x`."""
     return of_runs.reshape(of_runs.shape[0], *(1,) * (x.ndim - 2), of_runs.shape[-1])
 
 
@@ -75,6 +75,7 @@ def affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
 
     Args:
       x: `[runs, examples, ..., channels]`.
-      factor, offset: float32 `[runs, channels]`, or 1 for `runs`.
+      factor: float32 `[runs, channels]` or `[1, channels]`.
+      offset: of the same shape.
     """
     return (x.astype(jnp.float32) * _over(factor, x) + _over(offset, x)).astype(x.dtype)

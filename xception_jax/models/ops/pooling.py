@@ -21,7 +21,7 @@ def _pool_windows(padding: str, x: jax.Array) -> jax.Array:
 
 
 def _pool_taps(padding: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maximum of each window, and int8 which of its taps was the first to have it."""
+    """The maximum of each window, and int8 the first tap that has it."""
     pads = pads_of(x.shape[1:3], _WINDOW, _STRIDE, padding)
     taps = list(taps_of(pad(x, pads, -jnp.inf), _WINDOW, _STRIDE).values())
     largest = reduce(jnp.maximum, taps)
@@ -32,15 +32,15 @@ def _pool_taps(padding: str, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _pool_gradient(padding: str, x: jax.Array, winner: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    """Each pixel asks the up to four windows that see it whether it won there: 20 times faster
-    on CPU than XLA's select-and-scatter.
+    """Sums, for each pixel, the gradients of the up to four windows in which it is the maximum.
 
-    The pixels `2a + p`, of one parity p, see the same windows `a + (p + pad - tap) / 2`, so the
-    gradient is put together from four images of every other row and column.
+    On CPU this is 20 times faster than XLA's select-and-scatter. All pixels `2a + p` of a parity p
+    are in the windows `a + (p + pad - tap) / 2`. So the gradient consists of four images, each with
+    every second row and column.
     """
     batch, height, width, channels = x.shape
     (top, _), (left, _) = pads_of((height, width), _WINDOW, _STRIDE, padding)
-    # One row and column more than there are windows: XLA would see through a slice of the whole.
+    # One more row and column than there are windows: XLA would optimize away a full slice.
     rows, columns = height // 2 + 2, width // 2 + 2
     windows = [(1, rows - winner.shape[1] + 1), (1, columns - winner.shape[2] + 1)]
     winner, g = pad(winner, windows, -1), pad(g, windows)
@@ -64,7 +64,7 @@ def max_pool(x: jax.Array, padding: str = "SAME") -> jax.Array:
 
     Args:
       x: `[batch, height, width, channels]`.
-      padding: see `convolutions.conv`; what is padded is never the maximum.
+      padding: see `convolutions.conv`; padding is never the maximum.
     """
     return _max_pool_forward(x, padding)[0]
 
@@ -72,7 +72,7 @@ def max_pool(x: jax.Array, padding: str = "SAME") -> jax.Array:
 def _max_pool_forward(x: jax.Array, padding: str) -> tuple[jax.Array, Any]:
     def default(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         largest = _pool_windows(padding, x)
-        return largest, jnp.zeros(largest.shape, jnp.int8)  # not read, so not made
+        return largest, jnp.zeros(largest.shape, jnp.int8)  # not read, so XLA removes it
 
     largest, winner = lax.platform_dependent(x, cpu=partial(_pool_taps, padding), default=default)
     return largest, (x, winner)
@@ -105,7 +105,7 @@ def _sum_taps(x: jax.Array) -> jax.Array:
 
 
 def _sum_gradient(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    """The windows that see a pixel lie around it as the pixels lie in a window."""
+    """The same sum of `g`: the windows with a pixel surround it as the pixels of a window do."""
     return (_sum_taps(g).astype(x.dtype),)
 
 
@@ -117,8 +117,8 @@ def average_pool(x: jax.Array, *, count_padding: bool = False) -> jax.Array:
 
     Args:
       x: `[batch, height, width, channels]`.
-      count_padding: divide by 9 at the border too, as PyTorch does unless told otherwise; else by
-        the number of the window's pixels that are of the image, as TensorFlow does.
+      count_padding: whether to divide by 9 also at the border, the default in PyTorch. If not,
+        divide by the number of the window's pixels in the image, as TensorFlow does.
     """
     seen = 9.0 if count_padding else _sum_pool(jnp.ones((1, *x.shape[1:3], 1)))
     return (_sum_pool(x) / seen).astype(x.dtype)

@@ -1,1 +1,1 @@
-"""Reads what the TPU compiler writes: its HLO, its schedule, and the chips' figures."""
+"""Reads the TPU compiler's output: HLO and schedules; and the chips' figures."""

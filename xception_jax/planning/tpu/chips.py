@@ -1,7 +1,7 @@
-"""TPU chips by their public figures; their slices are those of `xception_jax.utils.slices`.
+"""Public figures of TPU chips; the slices are in `xception_jax.utils.slices`.
 
 Sources. Peak rates, HBM and links of v5e, v6e and TPU7x: docs.cloud.google.com/tpu/docs/v5e, /v6e
-and /tpu7x (the last has v5p too); of v4: /v4 and arXiv:2304.01433, table 4.
+and /tpu7x (which also has v5p). Of v4: /v4 and arXiv:2304.01433, table 4.
 """
 
 import math
@@ -16,18 +16,18 @@ class Chip:
 
     Attributes:
       kind: its name in topologies.
-      device_kind: JAX' name of it.
-      devices: JAX' devices of a chip. On v4 and v5p both cores are one device, and each does half
-        of every operation; the schedule that the compiler writes down is that of one core.
+      device_kind: JAX' name for it.
+      devices: JAX devices of a chip. On v4 and v5p both cores are one device, and each does half of
+        every operation; the compiler's schedule is for one core.
       tflops: peak of a chip in bfloat16, 10^12 operations/s.
-      ghz: clock. Its public value on v4. Elsewhere the peak over the operations of a cycle: 2^17 on
-        a v5e device, 2^18 on v5p, 2^19 on v6e and TPU7x. The compiler's schedules of a large
-        product of matrices come to 92 to 98 % of these (tests/planning/tpu/test_compiler.py).
+      ghz: clock. The public value on v4; elsewhere the peak divided by the operations a cycle: 2^17
+        on a v5e device, 2^18 on v5p, 2^19 on v6e and TPU7x. The compiler's schedules of a large
+        matrix product reach 92 to 98 % of the peak (tests/planning/tpu/test_compiler.py).
       gb_per_s: bandwidth of a chip's HBM.
-      hbm_gib: its size.
-      usable_gib: of it, what libtpu 0.0.52 grants the program of a device; a program that takes
-        more is refused when it is compiled.
-      link_gb_per_s: one way over one link between chips.
+      hbm_gib: size of a chip's HBM.
+      usable_gib: the part of the HBM that libtpu 0.0.52 allows for the program of a device. The
+        compiler refuses a program that takes more.
+      link_gb_per_s: rate of one link between chips, one way.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Chip:
     link_gb_per_s: float
 
     def memory_cycles(self, count: int) -> float:
-        """Cycles in which a device's memory moves so many bytes."""
+        """Cycles that a device's memory takes to move `count` bytes."""
         return count * self.ghz / self.memory_rate * 1e9
 
     @property
@@ -76,7 +76,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As `v5e:4x4`."""
+        """The name, as `v5e:4x4`."""
         return f"{self.chip.kind}:{'x'.join(map(str, self.shape))}"
 
     @property
@@ -89,26 +89,26 @@ class Topology:
 
     @property
     def options(self) -> dict[str, str]:
-        """What JAX' topologies are asked for besides the name."""
-        # Without it v4 gives each core as a device, which Cloud TPU does not.
+        """Options for JAX' topologies, in addition to the name."""
+        # Without this, each core of v4 is a device, unlike on Cloud TPU.
         return {"chip_config_name": "megacore"} if self.chip.kind == "v4" else {}
 
     @property
     def flags(self) -> str:
-        """What libtpu needs to be told, as flags."""
-        # On TPU7x libtpu 0.0.52 gives a large all-reduce to the SparseCores, in a form that JAX
+        """Flags for libtpu."""
+        # On TPU7x libtpu 0.0.52 offloads a large all-reduce to the SparseCores, in a form that JAX
         # 0.10.2 cannot read: "async-update instruction should have 1 operands".
         offload = "--xla_tpu_enable_sparse_core_collective_offload_all_reduce=false"
         return offload if self.chip.kind == "tpu7x" else ""
 
     @property
     def request(self) -> dict[str, object]:
-        """Its part of a request to the compiler, see `compiler.ask`."""
+        """Its part of a request to the compiler, see `compiler.compile_program`."""
         return {"topology": self.name, "options": self.options, "flags": self.flags}
 
     @property
     def link_rate(self) -> float:
-        """Bytes a second, one way, over a link along each axis that has several chips; 0: none."""
+        """Bytes a second, one way, summed over a link along each axis with several chips."""
         return sum(size > 1 for size in self.shape) * self.chip.link_gb_per_s * 1e9
 
 
@@ -119,7 +119,7 @@ def parse(text: str) -> Topology:
 
 
 def like(device_kind: str, devices: int) -> str:
-    """The usual slice of so many devices of a kind, as JAX names it; else `SLICE`."""
+    """The usual slice of `devices` devices of a kind, JAX' name of which is given; else `SLICE`."""
     for chip in CHIPS.values():
         if chip.device_kind == device_kind and devices % chip.devices == 0:
             shape = slices.KINDS[chip.kind].default_shape(devices // chip.devices)

@@ -1,7 +1,7 @@
-"""The TPU compiler in a process of its own, and what it has said before.
+"""Runs the TPU compiler in a separate process and stores its answers.
 
-It takes minutes. So what it says of a program is kept in the user's cache, and the same program for
-the same topology is not compiled twice.
+Compilation takes minutes. So answers are stored in the user's cache folder, and the same program
+for the same topology is not compiled twice.
 """
 
 import json
@@ -30,13 +30,13 @@ _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
 
 @dataclass(frozen=True)
 class Answer:
-    """What the compiler says of a program.
+    """The compiler's answer for a program.
 
     Attributes:
       figures: `memory`, bytes by kind; `flops`, `bytes_accessed`, `compile_s`. Or `refused`, with
         the bytes that the program `needs` and that a device `has`.
-      hlo: the scheduled program as text; empty where it was refused.
-      cycles: of the schedule of each operation; empty where none were asked for.
+      hlo: the scheduled program as text; empty if it was refused.
+      cycles: cycles of each operation's schedule; empty if schedules were not requested.
     """
 
     figures: Mapping[str, Any]
@@ -45,31 +45,31 @@ class Answer:
 
 
 def check_installed() -> None:
-    """Raises `UsageError` where there is no libtpu."""
+    """Raises `UsageError` if libtpu is not installed."""
     if util.find_spec("libtpu") is None:
         raise UsageError(
             "the TPU compiler is not installed: pip install 'xception_jax[plan]' (Linux, x86-64)"
         )
 
 
-def ask(
+def compile_program(
     request: Mapping[str, Any],
     *,
     module: str = "xception_jax.planning.program",
     known: Path | None = None,
 ) -> Answer:
-    """Has a program compiled, or finds what was said of it before.
+    """Compiles a program, or returns the stored answer.
 
     Args:
-      request: for the module: `topology`, `options` and `flags`, see `chips.Topology`; `schedules`,
-        whether the cycles of its operations are wanted; and what else makes up the program. Flags
-        of `LIBTPU_INIT_ARGS` come after its own.
-      module: started with the request as JSON; see `program.answer`.
-      known: the folder of earlier answers; None: asks anew.
+      request: the request for the module: `topology`, `options` and `flags`, see `chips.Topology`;
+        `schedules`, whether to return cycles; and the fields that describe the program. Flags in
+        `LIBTPU_INIT_ARGS` come after the request's own.
+      module: the module to start with the request as JSON; see `program.answer`.
+      known: the folder of stored answers; None: always compile.
 
     Raises:
-      UsageError: the program cannot be made of this config.
-      RunError: it fails for another reason than too little memory.
+      UsageError: the config does not give a valid program.
+      RunError: compilation fails for another reason than a lack of memory.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,7 +87,7 @@ def ask(
 
 
 def folder_of_answers() -> Path:
-    """Where answers are kept."""
+    """The folder of stored answers."""
     return cache.folder() / "plans"
 
 
@@ -95,11 +95,11 @@ def _run(module: str, request: Mapping[str, Any], folder: Path) -> None:
     flags = f"{request['flags']} {_DUMP.format(folder) if request['schedules'] else ''}"
     environment = {
         **os.environ,
-        # The process takes no device, so it may load libtpu beside another that does.
+        # The process uses no device, so it may load libtpu while another process uses it.
         "JAX_PLATFORMS": "cpu",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is not compiled dumps nothing
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program writes no schedules
         "LIBTPU_INIT_ARGS": flags,
     }
     command = [sys.executable, "-m", module, json.dumps(request)]
@@ -110,7 +110,7 @@ def _run(module: str, request: Mapping[str, Any], folder: Path) -> None:
     if not done.returncode:
         return
     lines = done.stderr.strip().splitlines() or ["no message"]
-    # Of a traceback the line that names the exception; more lines may follow it.
+    # The line of the traceback that names the exception; more lines may follow it.
     reason = next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
     if done.returncode < 0:
         reason = f"ended by signal {-done.returncode}"
@@ -130,7 +130,7 @@ def _read(folder: Path) -> Answer:
 
 
 def _keep(folder: Path, place: Path) -> None:
-    """Whole or not at all: it is put together beside its place, and renamed."""
+    """Stores an answer completely or not at all: writes a folder beside `place` and renames it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=place.parent, prefix=".unfinished-"))
     for name in ("program.json", "program.hlo", "cycles.json"):
@@ -138,5 +138,5 @@ def _keep(folder: Path, place: Path) -> None:
             shutil.copy(folder / name, unfinished)
     try:
         unfinished.rename(place)
-    except OSError:  # another process has just kept the same
+    except OSError:  # another process has stored the same answer
         shutil.rmtree(unfinished)

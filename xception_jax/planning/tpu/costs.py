@@ -1,4 +1,4 @@
-"""What each operation of a compiled TPU program costs: cycles, bytes, collectives, its stage.
+"""The cost of each operation of a compiled TPU program: cycles, bytes, collectives, its stage.
 
 The cycles come from the schedules, see `schedules`. Nothing here needs libtpu.
 """
@@ -24,24 +24,24 @@ _FREE = frozenset(
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-# The blocks of the models, as their `blocks()` names them.
+# The names of the models' blocks, see their `blocks()`.
 _BLOCK = re.compile(r"(?<![\w.])(?:stem|block\d+|blocks\.\d+|mixed\d+|middle_flow)(?![\w.])")
 
 
-# Kinds of operations that hold products of matrices.
+# Kinds of operations that contain matrix products.
 _PRODUCTS = frozenset(("depthwise", "pointwise", "convolution"))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operation costs in the whole program, its loop's rounds included.
+    """The cost of one operation in the program, including all rounds of its loop.
 
-    `payload` is what a collective sums or brings together, in bytes. `inside` says that it stands
-    between products of matrices, depending on one and needed by another, as batch statistics over
-    several devices do; the sum of the gradients and the count of the examples do not.
+    `payload` is the bytes that a collective reduces or gathers. `inside` means that the collective
+    is between matrix products: it depends on one, and another one depends on it. Batch statistics
+    over several devices are such; the sum of the gradients and the count of examples are not.
 
-    An asynchronous copy goes on from line `at` of the entry computation to line `until`; all else
-    has both at its own line, or at that of the loop which it stands in.
+    An asynchronous copy runs from line `at` of the entry computation to line `until`. For other
+    operations both are their own line, or the line of their loop.
     """
 
     operation: Operation
@@ -58,14 +58,15 @@ class Cost:
 
 
 def exposed_cycles(costs: Iterable[Cost], memory_cycles: Callable[[int], float]) -> float:
-    """Cycles of asynchronous copies that do not fit beside what computes while they go on.
+    """Cycles of asynchronous copies that do not overlap with computation.
 
-    An operation whose schedule is longer than its bytes take leaves the memory idle for the
-    difference. Each copy takes of that between its start and its end, the most urgent one first.
+    If an operation's schedule is longer than the time for its bytes, the memory is idle for the
+    difference. Each copy uses idle time between its start and its end; the copy with the earliest
+    end is served first.
 
     Args:
-      costs: of a program.
-      memory_cycles: cycles in which the memory moves so many bytes.
+      costs: costs of a program's operations.
+      memory_cycles: cycles that the memory takes for a number of bytes.
     """
     costs = list(costs)
     idle: dict[int, float] = defaultdict(float)
@@ -83,7 +84,7 @@ def exposed_cycles(costs: Iterable[Cost], memory_cycles: Callable[[int], float])
 
 
 class Program:
-    """A compiled program and what each of its operations costs."""
+    """A compiled program and the costs of its operations."""
 
     def __init__(self, hlo: str, cycles: Mapping[str, int]):
         self.computations, self.entry = parse_hlo(hlo)
@@ -91,7 +92,7 @@ class Program:
         self._share_schedules()
 
     def costs(self) -> Iterator[Cost]:
-        """Of every operation that is not free, those of loops' bodies as often as they run."""
+        """Costs of all operations that are not free; a loop's body counts once per round."""
         operations = self.computations[self.entry].operations.values()
         ends = {o.operands[0]: i for i, o in enumerate(operations) if o.opcode.endswith("-done")}
         for at, operation in enumerate(operations):
@@ -123,7 +124,7 @@ class Program:
             )
 
     def _between_products(self, operation: Operation, computation: str) -> bool:
-        """Whether an operation depends on a product of its computation, and another one on it."""
+        """Whether an operation depends on a matrix product, and another product on it."""
         operations = list(self.computations[computation].operations.values())
         at = operations.index(operation)
         return self._product_before(operation, operations[:at]) and self._product_after(
@@ -131,10 +132,10 @@ class Program:
         )
 
     def _product_before(self, operation: Operation, before: list[Operation]) -> bool:
-        # Of each operation the outputs that are needed, None for all: the compiler puts what has
-        # nothing to do with each other into one fusion.
+        # The needed outputs of each operation, None for all: the compiler may fuse independent
+        # operations.
         needed: dict[str, set[int | None]] = {name: {None} for name in operation.operands}
-        for earlier in reversed(before):  # operands come before those who use them
+        for earlier in reversed(before):  # operands precede their users
             if earlier.name not in needed:
                 continue
             if earlier.opcode == "get-tuple-element":
@@ -149,7 +150,7 @@ class Program:
         return False
 
     def _behind(self, operation: Operation, outputs: set[int | None]) -> tuple[Iterable[str], bool]:
-        """The operands that some outputs depend on, and whether a product stands between."""
+        """The operands that some outputs depend on, and whether a product is between them."""
         inside = self._inside(operation)
         if None in outputs or not inside or not inside.root or inside.root.opcode != "tuple":
             return operation.operands, self._holds_product(operation)
@@ -180,7 +181,7 @@ class Program:
         return _kind(operation, self._inside(operation)) in _PRODUCTS
 
     def _rounds(self, operation: Operation) -> int:
-        """How often a loop runs, read from what its condition compares its counter with."""
+        """The number of rounds of a loop: the limit in its condition."""
         condition = self.computations.get(operation.attribute(r"condition=%([\w.\-]+)"))
         if condition is None or condition.root is None or condition.root.opcode != "compare":
             return 1
@@ -189,7 +190,7 @@ class Program:
         return int(found[0][0]) if found and found[0] else 1
 
     def _share_schedules(self) -> None:
-        """The schedule is written down for one of several equal operations; all get it."""
+        """Copies schedules to equal operations: the compiler writes only one of them."""
         by_form: dict[str, int] = {}
         forms: dict[str, str] = {}
         for computation in self.computations.values():
@@ -204,7 +205,7 @@ class Program:
                 self.cycles[name] = by_form[form]
 
     def _form(self, operation: Operation, around: Mapping[str, Operation]) -> str:
-        """A text that equal operations share: shapes, and what they compute, without names."""
+        """A text that equal operations share: their shapes and computation, without names."""
         shapes = [around[name].shape.strip() for name in operation.operands if name in around]
         numbers: dict[str, int] = {}
         inside = self._inside(operation)
@@ -234,17 +235,17 @@ class Program:
 
 
 def _payload(operation: Operation, around: Mapping[str, Operation]) -> int:
-    """Bytes of a collective's operands or of its result, whichever is more."""
+    """The larger of the bytes of a collective's operands and of its result."""
     shapes = [around[name].shape for name in operation.operands if name in around]
     given, result = (sum(a.bytes for s in group for a in arrays(s))
                      for group in (shapes, [operation.shape]))  # fmt: skip
     if operation.opcode in ("all-gather-start", "collective-permute-start"):
-        result -= given  # their shape holds the operands too
+        result -= given  # the shape of these includes the operands
     return max(given, result)
 
 
 def _plain(operation: Operation) -> str:
-    """The attributes that change what is computed."""
+    """The attributes that change the computation."""
     names = "window|dim_labels|feature_group_count|batch_group_count|dimensions|slice|padding"
     kept = rf"({names})=\{{?[^}}]*?(?:\}}|,|$)"
     index = operation.rest.split(",")[0] if operation.opcode in ("parameter", "constant") else ""
@@ -256,8 +257,8 @@ def _hbm(shape: str) -> int:
 
 
 def _read(inside: Computation, index: int, shape: str) -> int:
-    """Bytes that a fusion reads of its operand: a slice's, where it only takes slices of it."""
-    whole = _hbm(shape)
+    """Bytes that a fusion reads of its operand; only the slices' if it uses only slices of it."""
+    full = _hbm(shape)
     parameters = (o for o in inside.operations.values() if o.opcode == "parameter")
     name = next((o.name for o in parameters if o.rest.split(",")[0] == str(index)), None)
     users = [o for o in inside.operations.values() if name in o.operands]
@@ -268,12 +269,12 @@ def _read(inside: Computation, index: int, shape: str) -> int:
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue  # updated in place
         else:
-            return whole
-    return min(whole, partial) if users else 0
+            return full
+    return min(full, partial) if users else 0
 
 
 def _written(inside: Computation, root: Operation, shape: str) -> int:
-    """Bytes that a fusion writes: the update's, where it updates a slice in place."""
+    """Bytes that a fusion writes; only the update's if it updates a slice in place."""
     while root.opcode == "bitcast" and root.operands[0] in inside.operations:
         root = inside.operations[root.operands[0]]
     if root.opcode == "dynamic-update-slice" and root.operands[1] in inside.operations:
@@ -284,7 +285,7 @@ def _written(inside: Computation, root: Operation, shape: str) -> int:
 
 
 def _named(operation: Operation, around: Mapping[str, Operation]) -> str:
-    """The `op_name` of an operation, or of the nearest that its first operands come from."""
+    """The `op_name` of an operation, or of the nearest one along its first operands."""
     for _ in range(8):
         if operation.op_name or not operation.operands or operation.operands[0] not in around:
             break
@@ -293,9 +294,9 @@ def _named(operation: Operation, around: Mapping[str, Operation]) -> str:
 
 
 def stage(op_name: str) -> str:
-    """The block of the network that an operation is of, `head`, or `update` for all else.
+    """The network's block of an operation, `head`, or `update` for all other operations.
 
-    The names of the blocks are the named scopes that `network.Network` opens.
+    Block names are the named scopes of `network.Network`.
     """
     blocks: list[str] = _BLOCK.findall(op_name)
     if blocks:
@@ -304,14 +305,14 @@ def stage(op_name: str) -> str:
 
 
 def _kind(operation: Operation, inside: Computation | None) -> str:
-    """The class of an operation, by the heaviest thing that it holds."""
+    """The class of an operation, by the most expensive operation in it."""
     held = [operation, *(inside.operations.values() if inside else ())]
     opcodes = {o.opcode for o in held}
     products = [o for o in held if o.opcode in ("convolution", "dot")]
     if any(re.search(r"(feature|batch)_group_count=(?!1\b)\d", o.rest) for o in products):
         return "depthwise"
     if products:
-        # By name: a 1x1 convolution's gradients have windows of other sizes.
+        # By name, since gradients of a 1x1 convolution have larger windows.
         dense = stage(operation.op_name) == "block1" or re.search(r"\bdense\b", operation.op_name)
         return "convolution" if dense else "pointwise"
     if opcodes & {"select-and-scatter", "reduce-window"}:

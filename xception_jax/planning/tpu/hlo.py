@@ -1,6 +1,6 @@
 """Reads the scheduled HLO that the TPU compiler prints.
 
-Operands and results have their layouts there: which array is in HBM, and how far it is padded.
+It contains the layouts of operands and results: whether an array is in HBM, and its padding.
 """
 
 import re
@@ -30,7 +30,7 @@ _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a shape: its bytes in memory, tiles and their padding included."""
+    """One array of a shape: its bytes in memory, including the padding of tiles."""
 
     bytes: int
     in_hbm: bool
@@ -69,18 +69,18 @@ class Operation:
 
     @cached_property
     def op_name(self) -> str:
-        """JAX' name of what this came from, such as `jit(f)/transpose(jvp(block1))/mul`."""
+        """JAX' name of the operation's origin, such as `jit(f)/transpose(jvp(block1))/mul`."""
         return self.attribute(r'op_name="([^"]*)"')
 
     @cached_property
     def classic_cycles(self) -> int:
-        """The compiler's own `estimated_cycles`; 0 where it gives none."""
+        """The compiler's own `estimated_cycles`; 0 if it gives none."""
         return int(self.attribute(r'"estimated_cycles":"(\d+)"') or 0)
 
 
 @dataclass
 class Computation:
-    """Operations by name, in their order."""
+    """Operations by name, in program order."""
 
     operations: dict[str, Operation] = field(default_factory=dict)
     root: Operation | None = None
@@ -113,7 +113,7 @@ def parse_hlo(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-    """Splits `a(b), c), rest` at the parenthesis that closes what came before."""
+    """Splits `a(b), c), rest` at the first unmatched closing parenthesis."""
     depth = 1
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -123,7 +123,7 @@ def _balanced(text: str) -> tuple[str, str]:
 
 
 def is_copy(operation: Operation, inside: Computation | None = None) -> bool:
-    """Whether an operation only brings an array into another layout."""
+    """Whether an operation only changes the layout of an array."""
     movers = {"copy", "transpose", "reshape"}
     if inside is not None:
         return {o.opcode for o in inside.operations.values()} <= movers | {"parameter", "bitcast"}

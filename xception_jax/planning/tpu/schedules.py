@@ -1,8 +1,8 @@
-"""Cycles of each operation's schedule, from the bundles that the TPU compiler writes down.
+"""Cycles of each operation's schedule, from the bundles that the TPU compiler writes.
 
-Of an operation NAME there is `*-NAME-NN-packed-bundles-post-ra.txt`, which libtpu writes while it
-compiles: one line a bundle, one bundle a cycle, loops and branches given by their targets. Nothing
-here needs libtpu.
+While libtpu compiles, it writes `*-NAME-NN-packed-bundles-post-ra.txt` for an operation NAME. The
+file has one line a bundle, one bundle a cycle, with the targets of loops and branches. Nothing here
+needs libtpu.
 """
 
 import re
@@ -46,7 +46,7 @@ class _Predicates:
         return (max(bound, 1), self.increments.get(after)) if how == "ge" else (1, None)
 
     def holds(self, name: str, counter: str, value: int) -> bool | None:
-        """The predicate in round `value` of the loop; None where it depends on something else."""
+        """The predicate in round `value` of the loop; None if it depends on other values."""
         if name.startswith("!"):
             inner = self.holds(name[1:], counter, value)
             return None if inner is None else not inner
@@ -59,7 +59,7 @@ class _Predicates:
             return None
         how, *names = self.logic[name]
         sides = [self.holds(side, counter, value) for side in names]
-        decides = how == "por"  # the value of one side that settles the whole
+        decides = how == "por"  # the value of one side that determines the result
         if decides in sides:
             result = decides
         elif None in sides:
@@ -70,11 +70,12 @@ class _Predicates:
 
 
 def schedule_cycles(text: str) -> int:
-    """Cycles of one operation: its bundles, each as often as it is executed.
+    """Cycles of one operation: its bundles, each counted as often as it is executed.
 
-    A branch backwards is a loop; its rounds are read from the test at its end. A branch forwards
-    guards what it jumps over: where it depends on the loop's counter alone (the filling and the
-    draining of a pipeline) the rounds are counted in which it is not taken; else it never is.
+    A branch backwards is a loop; the test at its end gives the number of rounds. A branch forwards
+    skips bundles. If it depends only on the loop's counter (filling and draining of a pipeline),
+    the bundles count in the rounds in which the branch is not taken. Other forward branches count
+    as never taken.
     """
     counts: dict[int, float] = {}
     branches: list[tuple[int, int, str]] = []

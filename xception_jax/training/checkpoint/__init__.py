@@ -1,1 +1,1 @@
-"""Checkpoints: written, verified, restored."""
+"""Writes, verifies and restores checkpoints."""

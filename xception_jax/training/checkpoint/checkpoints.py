@@ -1,9 +1,9 @@
 """Checkpoints: `workdir/checkpoints/<step>`, written by Orbax in the background.
 
 The parts of the state (`params`, `batch_stats`, `opt_state`, `ema`) are separate items, so that an
-evaluation reads only what it needs. The item `meta` is the manifest, see `manifest`: it holds a
-digest of every array, since Orbax does not notice a flipped bit in array data. All of it is
-finalized together. What a run does not train is stored once, see `frozen_part`.
+evaluation only reads what it needs. The item `meta` is the manifest, see `manifest`. It has a
+digest of every array, because Orbax does not detect a flipped bit in array data. All items are
+finalized together. Frozen parts of a model are stored once, see `frozen_part`.
 """
 
 import json
@@ -38,14 +38,14 @@ T = TypeVar("T")
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last write.
 
-    Opening reads the manifests of all checkpoints, and moves nothing.
+    Opening it reads the manifests of all checkpoints and changes nothing.
 
     Args:
       workdir: the run's folder.
-      keep: newest checkpoints that are kept, besides the best one.
-      best: what that is; None: as `eval.best` says where it is `auto`.
-      read_only: open what is there and change nothing.
-      say: takes a line where a file has to be read again; standard error unless given.
+      keep: the number of newest checkpoints to keep, in addition to the best one.
+      best: how to choose the best one; None: as `eval.best` `auto`.
+      read_only: whether to leave all files unchanged.
+      say: prints a line when a file must be read again; None: to standard error.
 
     Raises:
       ReadError: a manifest could not be read for two minutes.
@@ -65,14 +65,14 @@ class Checkpoints:
         self._keep, self._read_only, self._say = keep, read_only, say
         self._writing, self._criterion = False, best or Best()
         self._tracebacks = Tracebacks(workdir)
-        # By step: its manifest, or the complaint where that is damaged. As process 0 sees them.
+        # For each step: its manifest, or what is wrong with it, as process 0 sees it.
         self._found = self._survey()
-        # Frozen parts that have been read or written, and have the right bits.
-        self._whole: set[Path] = set()
+        # Frozen parts that were read or written and are verified.
+        self._verified: set[Path] = set()
 
     @classmethod
     def from_config(cls, config: ConfigDict, workdir: Path) -> "Checkpoints":
-        """Those of a run with this config."""
+        """The checkpoints of a run with this config."""
         return cls(workdir, keep=config.checkpoint.keep, best=Best.parse(config.eval.best))
 
     def _survey(self) -> dict[int, Meta | str]:
@@ -90,9 +90,9 @@ class Checkpoints:
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Orbax' manager, which saves and deletes; what is damaged has been moved before."""
+        """Orbax's manager, which saves and deletes; damaged checkpoints were moved before."""
         assert not self._read_only
-        self._delete()  # what a run that was killed has left
+        self._delete()  # leftovers of a killed run
         try:
             created = manager.create(self._folder, self._keep, self._best)
         except OSError as error:
@@ -115,10 +115,10 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Inside, steps can be saved; leaving it waits until everything is written.
+        """A context in which steps can be saved; at its end it waits for all writes.
 
         Args:
-          say: takes a line on a write that failed, if another error ends the block first.
+          say: prints a line about a failed write if another error ends the context.
 
         Raises:
           RunError: a write failed.
@@ -134,7 +134,7 @@ class Checkpoints:
         self._close()
 
     def _close(self) -> None:
-        """Waits until everything is written, and saves no more. Raises `RunError`."""
+        """Waits for all writes and ends saving. Raises `RunError` if a write failed."""
         if not self._writing:
             return
         self._found = {step: self._found[step] for step in self.steps()}
@@ -146,16 +146,16 @@ class Checkpoints:
             raise self._failed("a checkpoint", error) from error
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, in order, damaged ones among them."""
+        """The steps of all checkpoints in order, including damaged ones."""
         return sorted(self._manager.all_steps()) if self._writing else sorted(self._found)
 
     def find(self, step: str) -> int:
-        """The step that `latest`, `best` or a number names.
+        """The step of `latest`, `best` or a number.
 
         Raises:
-          UsageError: there is none.
-          DamagedCheckpointError: its manifest is damaged; or of `best`, any, since nobody knows
-            how good that one was.
+          UsageError: there is no such checkpoint.
+          DamagedCheckpointError: its manifest is damaged. For `best`, any damaged manifest, because
+            that checkpoint could be the best.
         """
         steps = self.steps()
         if not steps:
@@ -163,14 +163,14 @@ class Checkpoints:
         if step == "best":
             if damage := [one for step in steps if isinstance(one := self._found[step], str)]:
                 raise DamagedCheckpointError(
-                    f"{damage[0]}; it may have been the best. Choose another with --step, as "
-                    f"--step=latest, or continue the run, which moves it aside"
+                    f"{damage[0]}; it could be the best. Choose a checkpoint, for example with "
+                    f"--step=latest, or continue the run, which moves the damaged one away"
                 )
             best = self.best()
             if best is None:
                 what = self._criterion.metric and f" by a finite {self._criterion.metric}"
                 raise UsageError(
-                    f"no checkpoint in {self._folder} was evaluated{what}; take --step=latest"
+                    f"no checkpoint in {self._folder} was evaluated{what}; use --step=latest"
                 )
             return best
         if step != "latest" and (not step.isdecimal() or int(step) not in steps):
@@ -181,24 +181,24 @@ class Checkpoints:
         return found
 
     def meta(self, step: int) -> Meta:
-        """What a checkpoint says of itself; `DamagedCheckpointError` if that is damaged."""
+        """A checkpoint's manifest; raises `DamagedCheckpointError` if it is damaged."""
         found = self._found[step]
         if isinstance(found, str):
             raise DamagedCheckpointError(found)
         return found
 
     def metrics(self, step: int) -> dict[str, float] | None:
-        """What the run's evaluation at this step found, if there was one."""
+        """The results of the run's evaluation at this step, or None."""
         found = self._found.get(step)
         return found.metrics if isinstance(found, Meta) else None
 
     def log(self, step: int) -> dict[str, Any] | None:
-        """What the log carries on from this step, see `Telemetry.to_carry`; None if nothing."""
+        """The log's sums at this step, see `Telemetry.to_carry`, or None."""
         found = self._found.get(step)
         return found.log if isinstance(found, Meta) else None
 
     def _best(self, steps: Sequence[int]) -> int | None:
-        """Of equals the newest; None where none was evaluated by what decides."""
+        """The best step, the newest of equals; None if none was evaluated by the criterion."""
         evaluated = {step: found for step in steps if (found := self.metrics(step))}
         rated = {
             step: (self._criterion.quality(found), step)
@@ -208,18 +208,18 @@ class Checkpoints:
         return max(rated, key=rated.__getitem__, default=None)
 
     def best(self) -> int | None:
-        """The best step; None if no checkpoint has a finite metric that decides."""
+        """The best step; None if the deciding metric is finite in no checkpoint."""
         return self._best(self.steps())
 
     def warm_up(self, state: TrainState) -> None:
-        """Computes the digests of a state once, so that a save in a hurry compiles nothing."""
+        """Computes the digests of a state once, so that a later urgent save compiles nothing."""
         for tree in _items(state).values():
             digests(tree)
 
     def save(self, state: TrainState, meta: Meta, metrics: dict[str, float] | None = None) -> None:
-        """Copies the state off the devices and writes it in the background.
+        """Copies the state from the devices and writes it in the background.
 
-        Where `meta` names frozen parts, the first save writes those, and returns afterwards.
+        If `meta` has frozen parts, the first save writes them before it returns.
 
         Raises:
           RunError: the state is not finite, or an earlier write failed.
@@ -238,8 +238,8 @@ class Checkpoints:
         self.wait()
         self._delete()
         if meta.step in self.steps():
-            raise RunError(f"step {meta.step} is saved already; there are: {self.steps()}")
-        self._found[meta.step] = meta  # before: whether it is the best decides what is deleted
+            raise RunError(f"step {meta.step} is already saved; saved steps: {self.steps()}")
+        self._found[meta.step] = meta  # before the save, which deletes by the best
         try:
             if held:
                 self._write_frozen(frozen_part.place(self._folder, meta), held)
@@ -247,19 +247,19 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(f"checkpoint {meta.step}", error) from error
         if not saved:
-            raise RunError(f"Orbax refused to save step {meta.step}; there are: {self.steps()}")
+            raise RunError(f"Orbax did not save step {meta.step}; saved steps: {self.steps()}")
 
     def _write_frozen(self, place: Path, held: dict[str, Tree]) -> None:
-        """Writes the frozen part, unless it was read or written before and is still there."""
-        if cluster.on_first(lambda: place in self._whole and place.is_dir()):
+        """Writes the frozen part, unless it is verified and still exists."""
+        if cluster.on_first(lambda: place in self._verified and place.is_dir()):
             return
         metas = [self._found[step] for step in self.steps()]
         needed = {frozen_part.place(self._folder, one) for one in metas if isinstance(one, Meta)}
         frozen_part.write(place, held, needed)
-        self._whole.add(place)
+        self._verified.add(place)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds what an evaluation found to a checkpoint that was saved without."""
+        """Adds the results of an evaluation to a saved checkpoint."""
         self.wait()
         meta = replace(self.meta(step), metrics=metrics)
         path = manifest.path_of(self._folder / str(step))
@@ -276,12 +276,12 @@ class Checkpoints:
             raise self._failed("a checkpoint", error) from error
 
     def _delete(self) -> None:
-        """Deletes what is not kept, while Orbax writes nothing; see `manager.DELETED`."""
+        """Deletes old checkpoints while Orbax writes nothing; see `manager.DELETED`."""
         if cluster.is_first():
             shutil.rmtree(self._folder / manager.DELETED, ignore_errors=True)
 
     def _failed(self, what: str, error: Exception) -> RunError:
-        """One line on a write that failed, which names the file with Orbax' traceback."""
+        """The error for a failed write, in one line with the path of Orbax's traceback."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if why := retry.fault(error):
             reason = f"{why}: {retry.file_of(error) or self._folder}"
@@ -298,15 +298,15 @@ class Checkpoints:
     def restore(self, step: int, targets: dict[str, Tree]) -> tuple[dict[str, Tree], Meta]:
         """Reads items of a checkpoint onto the devices and checks every array's digest.
 
-        All processes of a run succeed together, or raise.
+        Either all processes of a run succeed, or all raise.
 
         Args:
           step: one of `steps()`.
-          targets: for each item wanted, its tree of `jax.ShapeDtypeStruct` with shardings.
+          targets: for each item to read, a tree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
-          DamagedCheckpointError: with the reason, naming the leaf where it is one.
-          DamagedFrozenPartError: likewise, of the part that all steps share.
+          DamagedCheckpointError: with the reason, and the name of the leaf if it is one.
+          DamagedFrozenPartError: the same, for the part that all steps share.
           ReadError: a file could not be read for two minutes.
         """
         meta = self.meta(step)
@@ -319,16 +319,16 @@ class Checkpoints:
             place = frozen_part.place(self._folder, meta)
             _together(lambda: frozen.update(self._read_frozen(place, held)))
         state = frozen_part.join(found, frozen)
-        # Sums over all devices: only once all have read.
+        # Digests are sums over all devices, so all processes must have finished reading.
         _together(lambda: reading.compare(step, state, meta, self._folder))
         if held:
-            self._whole.add(frozen_part.place(self._folder, meta))
+            self._verified.add(frozen_part.place(self._folder, meta))
         return state, meta
 
     def _read(
         self, folder: Path, targets: dict[str, Tree], what: str | None = None
     ) -> dict[str, Tree]:
-        """The arrays of a folder's items. Raises what is found to be wrong as damage."""
+        """The arrays of a folder's items. Errors are raised as `DamagedCheckpointError`."""
 
         def action() -> dict[str, Tree]:
             return {
@@ -348,17 +348,17 @@ class Checkpoints:
     def restore_newest(
         self, target: TrainState
     ) -> tuple[TrainState | None, Meta | None, list[str]]:
-        """Restores the newest checkpoint that all processes can read whole.
+        """Restores the newest checkpoint that all processes can read without damage.
 
-        Newer ones, and older ones whose manifest is damaged, are moved aside.
+        Newer ones, and older ones with a damaged manifest, are moved to `workdir/damaged`.
 
         Returns:
-          The state and its meta (None, None without any checkpoint), and a line on each checkpoint
-          that was moved to `workdir/damaged`.
+          The state and its meta (None, None without any checkpoint), and a line for each
+          checkpoint that was moved.
 
         Raises:
-          RunError: there are checkpoints, but not one that is whole; nothing has been moved.
-          ReadError: a file could not be read for two minutes; nothing has been moved.
+          RunError: all checkpoints are damaged; nothing was moved.
+          ReadError: a file could not be read for two minutes; nothing was moved.
         """
         targets = _items(target)
         complaints: dict[int, str] = {}
@@ -382,7 +382,7 @@ class Checkpoints:
         return None, None, []
 
     def _move_aside(self, complaints: dict[int, str]) -> list[str]:
-        """Moves checkpoints to `workdir/damaged`; returns the complaints with their new places."""
+        """Moves checkpoints to `workdir/damaged`; returns the complaints with the new paths."""
         notes: list[str] = []
         for step, complaint in sorted(complaints.items(), reverse=True):
             place = cluster.on_first(partial(reading.move_aside, self._folder / str(step)))
@@ -392,7 +392,7 @@ class Checkpoints:
 
 
 def _together(action: Callable[[], T]) -> list[T]:
-    """See `cluster.together`. A read that failed in one process comes before damage in another."""
+    """As `cluster.together`, but a failed read in one process precedes damage in another."""
     kinds = (ReadError, DamagedFrozenPartError, DamagedCheckpointError)
     return cluster.together(action, kinds)
 

@@ -1,17 +1,18 @@
 """Digests of arrays: 64 bits each, the same however the array is sharded.
 
-Algorithm 2 mixes each word with its position in the array, twice and not linearly, and adds the
-results modulo 2^32. Addition is associative, so shards may be summed in any order. Then the path,
+Algorithm 2 mixes each word with its position in the array by two nonlinear functions, and adds the
+results modulo 2^32. Addition is associative, so shards can be summed in any order. Then the path,
 dtype and shape of the leaf are mixed in.
 
-- A change inside one word always shows: each mix is a bijection of the word.
-- Any other damage (words exchanged, equal bits flipped in several, blocks zeroed, an axis permuted,
-  arrays exchanged) goes unnoticed once in about 2^64.
-- It is no cryptographic hash: it finds damage, and no forgery.
+- A change within one word is always detected: each mix is a bijection of the word.
+- Any other damage is missed with a probability of about 2^-64: for example exchanged words or
+  arrays, equal bits flipped in several words, zeroed blocks, a permuted axis.
+- It is not a cryptographic hash: it detects damage, not forgery.
 
 Algorithm 1, of manifests without a seal, adds the words, each times an odd number that grows with
-its position. A change inside one word shows there too. Two equal flips of bit 31 always cancel (two
-changed signs, a negated kernel), those of bit 30 once in two, of bit 29 once in four, and so on.
+its position. It also detects any change within one word. But two equal flips of bit 31 always
+cancel (two changed signs, a negated kernel), of bit 30 in half of the cases, of bit 29 in a
+quarter, etc.
 """
 
 import hashlib
@@ -22,12 +23,12 @@ import jax.numpy as jnp
 
 Tree = Any
 
-# What new checkpoints are written with; they name it.
+# The algorithm of new checkpoints, which is written to the manifest.
 LATEST = 2
 
 
 def _words(leaf: jax.Array) -> jax.Array:
-    """The bits as uint32: a word an element, of 8-byte elements two in a last axis of their own."""
+    """The bits as uint32: one word per element, or two in an extra last axis for 8-byte types."""
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
@@ -35,31 +36,31 @@ def _words(leaf: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array, first: int, second: int) -> jax.Array:
-    """A bijection of uint32 in the manner of MurmurHash3's finalizer."""
+    """A bijection of uint32, similar to MurmurHash3's finalizer."""
     x = (x ^ (x >> 16)) * jnp.uint32(first)
     x = (x ^ (x >> 15)) * jnp.uint32(second)
     return x ^ (x >> 16)
 
 
 def mixed(words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two mixes, uint32, of each word with its place in row-major order (modulo 2^32)."""
+    """Two mixes, uint32, of each word with its index in row-major order (modulo 2^32)."""
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     key = _mix(place + jnp.uint32(0x9E3779B9), 0x7FEB352D, 0x846CA68B)
-    keyed = (words ^ key) * (2 * place + jnp.uint32(0x85EBCA6B))  # an odd factor loses nothing
+    keyed = (words ^ key) * (2 * place + jnp.uint32(0x85EBCA6B))  # an odd factor: a bijection
     return _mix(keyed, 0x85EBCA6B, 0xC2B2AE35), _mix(keyed + key, 0x7FEB352D, 0x846CA68B)
 
 
 @jax.jit
 def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The two sums, uint32, and whether all of a floating-point array is finite, 0 or 1."""
+    """The two sums, uint32, and 1 if the array has only finite values, else 0."""
     words = _words(leaf)
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
     finite = jnp.isfinite(leaf) if floating else jnp.ones(leaf.shape, bool)
     shape = words.shape[: leaf.ndim] + (1,) * (words.ndim - leaf.ndim)
     finite = jnp.broadcast_to(finite.reshape(shape), words.shape).astype(jnp.uint32)
-    # One reduction of three values reads the array once; three read it several times on CPU.
+    # One reduction of three values reads the array once; on CPU three reductions read it each time.
     zero, one = jnp.uint32(0), jnp.uint32(1)
     low, high, good = jax.lax.reduce(
         (*mixed(words), finite),
@@ -86,14 +87,14 @@ def _digest_1(leaf: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _named(name: str, leaf: jax.Array, low: int, high: int) -> str:
-    """The digest in hexadecimal: the sums, and what is said of the leaf."""
+    """The digest in hexadecimal: the sums, mixed with the leaf's path, dtype and shape."""
     about = f"{name} {leaf.dtype} {leaf.shape}".encode()
     said = int.from_bytes(hashlib.sha256(about).digest()[:8], "big")
     return f"{said ^ (int(high) << 32 | int(low)):016x}"
 
 
 def _check_dtype(name: str, leaf: jax.Array) -> None:
-    """Raises `TypeError` for a dtype whose bits cannot be had as words."""
+    """Raises `TypeError` for a dtype that cannot be converted to words."""
     dtype = leaf.dtype
     known = jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_
     packed = known and jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
@@ -105,15 +106,15 @@ def _check_dtype(name: str, leaf: jax.Array) -> None:
 def digests(tree: Tree, algorithm: int = LATEST) -> tuple[dict[str, Any], list[str]]:
     """The digest of every leaf by its path, and the paths of the leaves that are not finite.
 
-    Computed on the devices; one small program a shape, since one over the whole tree compiles for
-    seconds.
+    The devices compute it with one small program per shape, because one program for the complete
+    tree takes seconds to compile.
 
     Args:
-      tree: of boolean, integer and floating-point arrays whose elements take whole bytes.
-      algorithm: 1 gives integers, 2 (see the module) 16 hexadecimal digits.
+      tree: of boolean, integer and floating-point arrays whose elements have 1, 2, 4 or 8 bytes.
+      algorithm: 1 returns integers, 2 (see the module) returns 16 hexadecimal digits.
 
     Raises:
-      TypeError: a leaf of another dtype, by its name.
+      TypeError: a leaf has another dtype; the message names it.
     """
     leaves = [
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
@@ -124,8 +125,8 @@ def digests(tree: Tree, algorithm: int = LATEST) -> tuple[dict[str, Any], list[s
         _check_dtype(name, leaf)
         result = (_digest if algorithm == 2 else _digest_1)(leaf)
         if not leaf.is_fully_replicated:
-            # The devices add up their parts. On CPU each such sum that waits for other processes
-            # holds a thread: with dozens of them in flight two processes waited for ever.
+            # The devices sum their parts. On CPU, each sum that waits for another process blocks a
+            # thread. With dozens of sums in flight, two processes waited for each other forever.
             jax.block_until_ready(result)
         results.append(result)
     found: dict[str, Any] = {}

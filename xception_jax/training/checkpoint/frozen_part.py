@@ -1,8 +1,8 @@
-"""The leaves of a state that are not trained: written once a run, apart from its steps.
+"""The leaves of a state that are not trained: written once per run, separate from its steps.
 
-A run that trains only the head of an Xception changes 0.2 % of its state. The rest is stored in
-`checkpoints/frozen/<name>/`. The manifest of each step names the parts that are frozen, and holds
-the digests of all leaves; `<name>` is a digest of those that are frozen.
+A run that only trains the head of an Xception changes 0.2 % of its state. The rest is stored in
+`checkpoints/frozen/<name>/`, where `<name>` is a digest of the frozen leaves. The manifest of each
+step has the names of the frozen parts and the digests of all leaves.
 """
 
 import hashlib
@@ -23,41 +23,42 @@ from xception_jax.runtime import cluster
 from xception_jax.training.checkpoint.manifest import Meta
 from xception_jax.training.state import Tree, combine, is_frozen
 
-# The folder of a frozen part, and what Orbax makes of its name while it writes.
+# The name of a frozen part's folder, also with the suffix that Orbax adds while it writes.
 _OURS = re.compile(r"[0-9a-f]{16}(\.orbax-checkpoint-tmp.*)?")
 
 
 class DamagedFrozenPartError(RunError):
-    """The frozen part is not what was saved. The steps that need it are not at fault."""
+    """The frozen part is damaged, not the steps that need it."""
 
 
 def damaged(complaint: str) -> DamagedFrozenPartError:
-    """The error of a complaint, with the way on."""
+    """The error for a complaint, with what to do."""
     return DamagedFrozenPartError(
-        f"{complaint}; checkpoints need it: put a copy of that folder there, or begin another run"
+        f"{complaint}; checkpoints need it: restore a copy of that folder, or start a new run"
     )
 
 
 def is_held(item: str, leaf: str, frozen: tuple[str, ...]) -> bool:
-    """Whether a leaf, named by its path in an item of a state, is among the frozen parts."""
-    if item == "opt_state":  # it has none of them
+    """Whether a leaf, given by its path in an item of a state, is in a frozen part."""
+    if item == "opt_state":  # frozen parts have no optimizer state
         return False
     if item == "ema":
-        leaf = leaf.partition(".")[2]  # below "params" or "batch_stats"
+        leaf = leaf.partition(".")[2]  # without "params." or "batch_stats."
     return is_frozen(leaf, frozen)
 
 
 def split(
     items: dict[str, Tree], frozen: tuple[str, ...]
 ) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """A state's items as what is trained and what is frozen.
+    """Splits a state's items into their trained and their frozen leaves.
 
     Args:
       items: trees by name, see `manager.ITEMS`.
       frozen: see `state.frozen_parts`.
 
     Returns:
-      Twice the items that have a leaf there, with None in place of the leaves of the other one.
+      The items with trained leaves, and the items with frozen leaves. In each, the other leaves are
+      None.
     """
     if not frozen:
         return items, {}
@@ -83,7 +84,7 @@ def join(trained: dict[str, Tree], held: dict[str, Tree]) -> dict[str, Tree]:
 
 
 def place(checkpoints: Path, meta: Meta) -> Path:
-    """The folder of a step's frozen leaves, which follows from its manifest."""
+    """The folder of a step's frozen leaves, from its manifest."""
     digests = sorted(
         [item, leaf, digest]
         for item, leaves in (meta.digests or {}).items()
@@ -94,14 +95,14 @@ def place(checkpoints: Path, meta: Meta) -> Path:
 
 
 def write(folder: Path, held: dict[str, Tree], needed: Collection[Path]) -> None:
-    """Writes the frozen items of a state. All processes call it together.
+    """Writes the frozen items of a state. All processes must call it together.
 
-    What is there already goes: nobody has read it whole, so a crash may have left half of it.
+    An existing folder is replaced, because a crash could have left it incomplete.
 
     Args:
       folder: from `place`.
       held: from `split`.
-      needed: such folders of the checkpoints that there are; others beside them are deleted.
+      needed: the folders that existing checkpoints need; other frozen parts are deleted.
 
     Raises:
       RunError: a process could not write.
@@ -120,7 +121,7 @@ def write(folder: Path, held: dict[str, Tree], needed: Collection[Path]) -> None
 
 
 def _sync(folder: Path) -> None:
-    """Has the system write all of a folder now: no later save would replace what a crash loses."""
+    """Flushes a folder to disk: unlike a step, it is not written again after a crash."""
     for path in (*folder.rglob("*"), folder, *folder.parents[:2]):
         descriptor = os.open(path, os.O_RDONLY)
         try:

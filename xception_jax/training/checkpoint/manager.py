@@ -1,4 +1,4 @@
-"""Orbax' manager, which saves checkpoints and deletes those that are not kept."""
+"""Orbax's manager, which saves checkpoints and deletes old ones."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 ITEMS = ("params", "batch_stats", "opt_state", "ema")
-# Below the checkpoints: where those go that are not kept. They are renamed first and deleted then,
-# so that a kill or a reader at that moment never meets a checkpoint with half of its files.
+# A folder in `checkpoints`. A checkpoint is moved there before it is deleted, so that a reader, or
+# the next start after a kill, never sees a checkpoint with missing files.
 DELETED = "deleted"
 
-FindBest = Callable[[Sequence[int]], int | None]  # among the steps that there are
+FindBest = Callable[[Sequence[int]], int | None]  # takes the existing steps
 
 
 @dataclass
 class _Best(policies.PreservationPolicy):  # type: ignore[misc]  # Orbax has no types
-    """Has Orbax keep the best step."""
+    """Makes Orbax keep the best step."""
 
     find: FindBest
 
@@ -28,7 +28,7 @@ class _Best(policies.PreservationPolicy):  # type: ignore[misc]  # Orbax has no 
 
 
 def create(folder: Path, keep: int, best: FindBest) -> ocp.CheckpointManager:
-    """A manager that keeps the newest checkpoints, so many, and the best."""
+    """A manager that keeps a number of newest checkpoints and the best one."""
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _Best(best)]),
         save_decision_policy=policies.FixedIntervalPolicy(1),

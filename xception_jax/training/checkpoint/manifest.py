@@ -1,8 +1,8 @@
 """The manifest of a checkpoint: `<step>/meta/metadata`, one sealed JSON object.
 
-It covers everything of a step: digests of the arrays, the metrics, what the data was, the config.
-Its seal, its fields and their types are checked whenever it is read. Checkpoints that were written
-before manifests were sealed keep the metrics in a file of their own; only types are checked there.
+It covers everything of a step: digests of the arrays, metrics, a description of the data, config.
+Each read checks its seal, its fields and their types. Older checkpoints have no seal and store the
+metrics in a separate file; there only types are checked.
 """
 
 import math
@@ -24,25 +24,25 @@ from xception_jax.utils.text import quoted
 
 
 class DamagedCheckpointError(RunError):
-    """A checkpoint that is not what was saved, or is no checkpoint at all."""
+    """A damaged checkpoint, or a folder that is not a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says of itself.
+    """A checkpoint's description of itself.
 
     Attributes:
-      step: steps done.
+      step: the number of completed steps.
       dataset: name, version and split of the training data.
-      train_examples: their number, on which the order of the examples rests.
-      class_names: what each label means.
-      config: the run's, flat; None in checkpoints without a seal.
-      log: what the log carries over to the next start, or None.
-      metrics: what the run's evaluation at this step found, or None. A value that is not finite is
-        null in the JSON, and NaN when it is read.
-      digests: `{item: {path of the leaf: digest}}`, filled in by `Checkpoints.save`.
+      train_examples: their number, which determines the order of the examples.
+      class_names: the name of each label.
+      config: the run's flat config; None in checkpoints without a seal.
+      log: the log's sums for the next start, or None.
+      metrics: the results of the run's evaluation at this step, or None. A value that is not finite
+        is null in the JSON, and NaN when it is read.
+      digests: `{item: {path of the leaf: digest}}`; `Checkpoints.save` sets it.
       digest_algorithm: see `digest`.
-      frozen: parts whose leaves are stored apart, see `frozen_part`; left out of the JSON if none.
+      frozen: parts whose leaves are stored separately, see `frozen_part`; not in the JSON if empty.
     """
 
     step: int
@@ -57,11 +57,11 @@ class Meta:
     frozen: tuple[str, ...] = ()
 
     def at(self, step: int, log: dict[str, Any] | None = None) -> "Meta":
-        """The same, of another step; `log` may be what JSON can hold."""
+        """The same description for another step; `log` must be JSON."""
         return replace(self, step=step, log=log)
 
     def fields(self) -> dict[str, Any]:
-        """As JSON, sealed."""
+        """The fields for JSON, with a seal."""
         fields = asdict(self)
         if self.metrics is not None:
             fields["metrics"] = for_json(self.metrics)
@@ -70,28 +70,28 @@ class Meta:
         return seal.sealed(fields)
 
     def check_data(self, now: "Meta", workdir: Path) -> None:
-        """Raises `UsageError` where a run would continue on other examples than it began with.
+        """Raises `UsageError` if a run would continue on other examples than it began with.
 
         Args:
-          now: what the run would continue on.
-          workdir: the run's folder, which the way on names.
+          now: describes the current data.
+          workdir: the run's folder, for the message.
         """
         then = (self.dataset, self.train_examples)
         if then != (now.dataset, now.train_examples) or self.class_names != now.class_names:
             changed = "other classes" if self.class_names != now.class_names else "other examples"
             raise UsageError(
-                f"the run began on {self.train_examples:,} examples of {self.dataset}, and there "
-                f"are {now.train_examples:,} of {now.dataset}, {changed}; give it the data back, "
-                f"or begin another run with its weights: --config.init_from={quoted(workdir)} and "
+                f"the run began on {self.train_examples:,} examples of {self.dataset}, but now "
+                f"there are {now.train_examples:,} of {now.dataset}, {changed}; restore the data, "
+                f"or start a new run from its weights: --config.init_from={quoted(workdir)} and "
                 f"another --workdir"
             )
 
     def check_classes(self, dataset: str, class_names: tuple[str, ...]) -> None:
-        """Raises `UsageError` where the data's classes are not those that were learnt."""
+        """Raises `UsageError` if the data's classes are not those of the training."""
         if tuple(map(composed, self.class_names)) != tuple(map(composed, class_names)):
             raise UsageError(
-                f"the classes of {dataset} are not the {len(self.class_names)} that the run learnt "
-                f"from {self.dataset}"
+                f"the classes of {dataset} are not the {len(self.class_names)} classes that the "
+                f"run learned from {self.dataset}"
             )
 
 
@@ -127,7 +127,7 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-# The fields of manifests without a seal, and those that sealed ones have too.
+# The fields of manifests without a seal, then the additional fields of sealed ones.
 _OLD: dict[str, Callable[[Any], bool]] = {
     "step": is_count,
     "dataset": lambda value: isinstance(value, str),
@@ -148,30 +148,30 @@ _FROZEN: dict[str, Callable[[Any], bool]] = {
 
 
 def parse(text: str | bytes) -> Meta:
-    """The manifest that a text holds; `ValueError` unless it is one, whole."""
+    """Parses a manifest; raises `ValueError` if it is damaged or incomplete."""
     try:
         fields = seal.parse(text)
     except ValueError as error:
-        raise ValueError(f"is no JSON: {error}") from None
+        raise ValueError(f"is not JSON: {error}") from None
     return from_fields(fields)
 
 
 def from_fields(fields: dict[str, Any]) -> Meta:
-    """The manifest of these fields; `ValueError` unless they are one, whole."""
+    """The manifest with these fields; raises `ValueError` if they are invalid or incomplete."""
     fields, shape = dict(fields), _OLD
     if fields.keys() != _OLD.keys():
-        # Whatever is not exactly of the old kind has to have a seal, also where a flip renamed it.
+        # Anything but the exact old fields needs a seal: a flipped bit could have renamed it.
         seal.check(fields)
         del fields[seal.NAME]
         shape = _OLD | _SINCE | (_FROZEN if "frozen" in fields else {})
     if lacking := [*(shape.keys() - fields.keys()), *(fields.keys() - shape.keys())]:
-        raise ValueError(f"lacks {lacking[0]}, or does not know it")
+        raise ValueError(f"has a missing or unknown field {lacking[0]}")
     for name, fits in shape.items():
         if not fits(fields[name]):
-            raise ValueError(f"has a {name} of another kind")
+            raise ValueError(f"has an invalid {name}")
     algorithm = fields.get("digest_algorithm", 1)
     if not _are_digests(fields["digests"], algorithm):
-        raise ValueError("has digests of another kind")
+        raise ValueError("has invalid digests")
     for name in ("class_names", "frozen"):
         fields[name] = tuple(fields.get(name, ()))
     if fields.get("metrics"):
@@ -180,29 +180,30 @@ def from_fields(fields: dict[str, Any]) -> Meta:
 
 
 def path_of(folder: Path) -> Path:
-    """Where the manifest of a checkpoint lies, as Orbax' JSON handler writes the item `meta`."""
+    """The path of a checkpoint's manifest, where Orbax's JSON handler writes the item `meta`."""
     return folder / "meta" / "metadata"
 
 
 def read(folder: Path) -> Meta:
-    """Reads and checks the manifest of a checkpoint, and that only files lie below the folder.
+    """Reads and checks a checkpoint's manifest, and checks that the folder has only files.
 
     Raises:
-      DamagedCheckpointError: the manifest is not what was written.
-      OSError: the storage is at fault, see `retry.fault`.
+      DamagedCheckpointError: the manifest is damaged.
+      OSError: the storage failed, see `retry.fault`.
     """
     try:
         check_regular(folder)
         meta = parse(storage.bytes_of(path_of(folder)))
         if meta.step != int(folder.name):
-            raise ValueError(f"says that it is of step {meta.step}")
+            raise ValueError(f"is of step {meta.step}")
         if meta.digest_algorithm == 1 and meta.metrics is None:
             meta = replace(meta, metrics=_old_metrics(folder))
     except OSError as error:
         if retry.fault(error):
             raise
         missing = isinstance(error, FileNotFoundError)
-        reason = f"it lacks {error.filename}" if missing else f"{error.filename}: {error.strerror}"
+        why = " is missing" if missing else f": {error.strerror}"
+        reason = f"{error.filename}{why}"
         raise DamagedCheckpointError(f"checkpoint {folder.name} is damaged: {reason}") from None
     except ValueError as error:
         raise DamagedCheckpointError(
@@ -212,14 +213,14 @@ def read(folder: Path) -> Meta:
 
 
 def _old_metrics(folder: Path) -> dict[str, float] | None:
-    """The metrics of a checkpoint without a seal, from a file of their own."""
+    """The metrics of a checkpoint without a seal, from a separate file."""
     path = folder / "metrics" / "metrics"
     if not path.exists():
         return None
     try:
         metrics = seal.parse(storage.bytes_of(path))
         if not _are_metrics(metrics):
-            raise ValueError("they are of another kind")
+            raise ValueError("they are invalid")
         return _with_nan(metrics)
     except ValueError as error:
         raise DamagedCheckpointError(
@@ -228,17 +229,18 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
 
 
 def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
-    """Metrics with NaN in place of JSON's null."""
+    """Metrics with NaN instead of JSON's null."""
     return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def check_regular(folder: Path, what: str | None = None) -> None:
-    """Raises `DamagedCheckpointError` unless the folder holds files and folders alone.
+    """Raises `DamagedCheckpointError` unless the folder has only regular files and folders.
 
-    To open a pipe would block the run for ever. Links count as what they lead to.
+    Opening a pipe would block the run forever. Links are followed.
 
     Args:
-      what: it is, for the message; a checkpoint unless given.
+      folder: the folder.
+      what: its name in the message; None: `checkpoint NAME`.
     """
     seen, what = set(), what or f"checkpoint {folder.name}"
 
@@ -262,11 +264,11 @@ def check_regular(folder: Path, what: str | None = None) -> None:
 
     check(folder)
     if not folder.is_dir():
-        raise DamagedCheckpointError(f"{what} is damaged: {folder} is no folder")
+        raise DamagedCheckpointError(f"{what} is damaged: {folder} is not a folder")
 
 
 def steps(checkpoints: Path, say: Say = None) -> list[int]:
-    """The steps of which there are finished checkpoints, whole or not, in order.
+    """The steps of all finished checkpoints in order, damaged or not.
 
     Raises:
       ReadError: the folder could not be listed.
@@ -283,10 +285,11 @@ def steps(checkpoints: Path, say: Say = None) -> list[int]:
 
 
 def survey(checkpoints: Path, say: Say = None) -> dict[int, Meta | str]:
-    """What each checkpoint of a run says of itself, or the complaint about a damaged one, by step.
+    """The manifest of each checkpoint of a run, or the complaint if it is damaged, by step.
 
     Args:
-      say: takes a line where something has to be read again.
+      checkpoints: the folder of the checkpoints.
+      say: prints a line when a file must be read again.
 
     Raises:
       RunError: a manifest could not be read.
@@ -297,13 +300,13 @@ def survey(checkpoints: Path, say: Say = None) -> dict[int, Meta | str]:
         try:
             found[step] = storage.read(folder, partial(read, folder), say)
         except DamagedCheckpointError as damage:
-            if os.path.lexists(folder):  # else its run has deleted it in between
+            if os.path.lexists(folder):  # else its run has deleted it meanwhile
                 found[step] = str(damage)
     return found
 
 
 def newest_config(checkpoints: Path, say: Say = None) -> tuple[int, dict[str, Any]] | None:
-    """The step and the flat config of the newest whole checkpoint that holds one, or None."""
+    """The step and the flat config of the newest undamaged checkpoint with a config, or None."""
     for step in reversed(steps(checkpoints, say)):
         folder = checkpoints / str(step)
         try:

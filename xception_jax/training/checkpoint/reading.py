@@ -1,4 +1,4 @@
-"""What a checkpoint holds, read and compared with its manifest; what is damaged, moved aside."""
+"""Reads checkpoints, compares them with their manifests, and moves damaged ones away."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def read_arrays(folder: Path, target: Tree) -> Tree:
-    """An item's arrays. Orbax' handler alone waits for no other process, unlike its manager."""
+    """An item's arrays. Orbax's handler, unlike its manager, does not wait for other processes."""
     handler = ocp.StandardCheckpointHandler()
     try:
         return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(target))
@@ -28,7 +28,7 @@ def read_arrays(folder: Path, target: Tree) -> Tree:
 
 
 def as_damage(folder: Path, action: Callable[[], T], what: str | None = None) -> T:
-    """Raises what Orbax and TensorStore raise, which is of many kinds, as damage."""
+    """Converts the various errors of Orbax and TensorStore to `DamagedCheckpointError`."""
     what = what or f"checkpoint {folder.name}"
     try:
         return action()
@@ -39,14 +39,14 @@ def as_damage(folder: Path, action: Callable[[], T], what: str | None = None) ->
             raise
         if not os.path.lexists(folder):
             raise DamagedCheckpointError(
-                f"{what} is no longer there; a run deletes those that it does not keep. Start again"
+                f"{what} no longer exists; a run deletes old checkpoints. Start the command again"
             ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DamagedCheckpointError(f"{what} cannot be read: {reason[0]}") from error
 
 
 def compare(step: int, found: dict[str, Tree], meta: Meta, checkpoints: Path) -> None:
-    """Raises damage unless the arrays are those of the manifest."""
+    """Raises `DamagedCheckpointError` unless the arrays match the manifest's digests."""
     for item, tree in found.items():
         now, _ = digests(tree, meta.digest_algorithm)
         then = (meta.digests or {}).get(item, {})
@@ -67,7 +67,7 @@ def move_aside(checkpoint: Path) -> str:
     """Moves a checkpoint to `workdir/damaged`; returns its new place."""
     aside = checkpoint.parents[1] / "damaged"
     if os.path.lexists(aside) and not aside.is_dir():
-        raise RunError(f"{aside} is no folder, so checkpoint {checkpoint.name}, which is damaged, "
+        raise RunError(f"{aside} is not a folder, so the damaged checkpoint {checkpoint.name} "
                        f"cannot be moved there; move {aside} away")  # fmt: skip
     aside.mkdir(exist_ok=True)
     place, number = aside / checkpoint.name, 0

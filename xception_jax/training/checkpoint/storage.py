@@ -1,4 +1,4 @@
-"""Reading a checkpoint's files, where the storage may be at fault: then they are no damage."""
+"""Reads a checkpoint's files, and distinguishes failures of the storage from damage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +12,21 @@ Say = Callable[[str], None] | None  # None: standard error
 
 
 def read(what: object, action: Callable[[], T], say: Say = None) -> T:
-    """Does something that reads; again for two minutes, while the storage is at fault.
+    """Runs an action that reads, and retries it for two minutes if the storage fails.
 
     Args:
-      what: is read, for messages.
-      action: may be done many times.
-      say: takes a line when it is tried again.
+      what: the name of what is read, for messages.
+      action: can be run many times.
+      say: prints a line before a retry.
 
     Raises:
-      ReadError: after two minutes, or at once where access is denied; it names the file. Other
-        errors of `action` pass.
+      ReadError: after two minutes, or immediately if access is denied; it names the file. Other
+        errors of `action` are not caught.
     """
     try:
         return retry.reading(action, str(what), say=say, seconds=retry.SECONDS)
     except Exception as error:
-        if why := retry.fault(error):  # access is denied: else it would have been tried again
+        if why := retry.fault(error):  # access is denied; other faults were retried
             raise ReadError(
                 f"{what} cannot be read: {why} ({retry.file_of(error) or what}); nothing was "
                 f"changed"
@@ -35,7 +35,7 @@ def read(what: object, action: Callable[[], T], say: Say = None) -> T:
 
 
 def bytes_of(path: Path) -> bytes:
-    """What a file holds; the `OSError` of a read names the file, as that of opening does."""
+    """The bytes of a file; an `OSError` from reading also names the file."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Orbax' own tracebacks go to a file; people read one line, which names it."""
+"""Writes Orbax's own tracebacks to a file, so that users see one line with its path."""
 
 import logging
 import os
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class Tracebacks(logging.Filter):
-    """A context manager: meanwhile what Orbax logs with a traceback is kept, not shown.
+    """A context manager in which Orbax's logs with a traceback are kept, not shown.
 
     Args:
-      folder: where `write` puts them, or, where that cannot be written to, the system's folder for
-        temporary files.
+      folder: where `write` puts them. If it is not writable, the system's folder for temporary
+        files is used.
     """
 
     def __init__(self, folder: Path):
@@ -33,7 +33,7 @@ class Tracebacks(logging.Filter):
         sys.unraisablehook = self._hook
 
     def _unraisable(self, told: Any) -> None:
-        """TensorStore answers, once for each of its reads and writes, to a loop that has ended."""
+        """Keeps TensorStore's errors: each of its reads and writes can call a closed event loop."""
         if isinstance(told.exc_value, RuntimeError) and "Event loop is closed" in str(
             told.exc_value
         ):
@@ -43,14 +43,14 @@ class Tracebacks(logging.Filter):
             self._hook(told)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Called by `logging`; keeps what Orbax tells of an exception."""
+        """Called by `logging`; keeps Orbax's records of exceptions."""
         if record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname:
             self._kept.append(logging.Formatter("%(asctime)s %(message)s").format(record))
             return False
         return True
 
     def write(self) -> Path | None:
-        """Appends what was kept to a file; its path, or None where there is none."""
+        """Appends the kept records to a file; returns its path, or None if there are none."""
         if not self._kept:
             return None
         text = "".join(f"{one}\n" for one in self._kept)
@@ -59,7 +59,7 @@ class Tracebacks(logging.Filter):
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
-        except OSError:  # the disk is full, of which they may tell
+        except OSError:  # for example a full disk, which can also be the error to report
             if not there:
                 path.unlink(missing_ok=True)
             try:

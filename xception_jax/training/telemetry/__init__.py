@@ -1,1 +1,1 @@
-"""What a run says, and writes down, of itself."""
+"""What a run prints and logs."""

@@ -1,4 +1,4 @@
-"""What the time of a run goes to: the share spent in steps (goodput), and the rest by cause."""
+"""The time of a run by cause: the share spent in steps (goodput), and the rest."""
 
 import collections
 import time
@@ -9,10 +9,10 @@ STEPS = "steps"
 
 
 class Goodput:
-    """Accounts for the time since it was made; what is in no `spending` is that of steps.
+    """Accounts for the time since its creation; time outside `spending` counts as steps.
 
-    The host waits for the device inside of steps, and for its input outside: input that is made in
-    time costs nothing here.
+    The host waits for the device in steps, and for its input outside. So input that is ready in
+    time costs nothing.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Goodput:
 
     @contextmanager
     def spending(self, cause: str) -> Iterator[None]:
-        """Inside, time is spent on the cause; not to be nested."""
+        """A context whose time counts for the cause; do not nest it."""
         since = time.perf_counter()
         try:
             yield
@@ -29,7 +29,7 @@ class Goodput:
             self._lost[cause] += time.perf_counter() - since
 
     def shares(self) -> dict[str, float]:
-        """The share of each cause, of steps first; and `seconds`, of which they are shares."""
+        """The share of each cause, `steps` first, and the total in `seconds`."""
         total = time.perf_counter() - self._begun
         lost = {cause: seconds / total for cause, seconds in self._lost.items()}
         return {STEPS: 1 - sum(lost.values()), **lost, "seconds": total}

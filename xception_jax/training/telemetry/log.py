@@ -1,4 +1,4 @@
-"""What a run tells: lines or a progress bar, `metrics.jsonl`, TensorBoard events."""
+"""The output of a run: lines or a progress bar, `metrics.jsonl`, TensorBoard events."""
 
 import collections
 import math
@@ -18,20 +18,20 @@ from xception_jax.errors import RunError
 from xception_jax.runtime import cluster
 from xception_jax.training import evaluation
 from xception_jax.training.hooks import Hook
-from xception_jax.training.metrics import MAP_GUESSES
+from xception_jax.training.metrics import MAP_PREDICTIONS
 from xception_jax.training.state import TrainState
 from xception_jax.training.telemetry.goodput import Goodput
 from xception_jax.training.telemetry.records import TENSORBOARD, Records
 
-# Steps that the host may be ahead of the device: enough to keep it busy, few enough to bound the
-# memory of waiting batches.
+# The number of steps that the host can be ahead of the device. It keeps the device busy and limits
+# the memory of waiting batches.
 _STEPS_AHEAD = 2
 
-# The metrics that are shares, and what a line calls them; which there are depends on the data.
+# The metrics in percent with their names in a line; which of them exist depends on the data.
 SHARES = {
     "top1": "top-1",
     "top5": "top-5",
-    "map": f"MAP@{MAP_GUESSES}",
+    "map": f"MAP@{MAP_PREDICTIONS}",
     "precision": "precision",
     "recall": "recall",
 }
@@ -41,22 +41,23 @@ _KNOWN = (*SHARES, "loss", "examples", "skipped")
 class Telemetry(Hook):
     """Collects the metrics of every step without stalling the device, and writes them out.
 
-    A step's metrics are fetched when the host is two steps ahead, so the device always has work.
-    A line is the mean over the steps since the previous one, even if the run stopped in between.
+    A step's metrics are fetched when the host is two steps ahead, so that the device always has
+    work. A line has the means since the previous line, even if the run was stopped in between.
 
     Args:
       workdir: for `metrics.jsonl` and the events.
-      console: where people read.
+      console: where to print.
       goodput: accounts for the run's time.
-      start: steps done before; what was logged of later ones, by a run that was killed, goes.
-      total: steps of the whole run.
-      batch_size: examples a step.
-      epoch: examples an epoch.
-      due: whether there is a line after a step; there is one after the last.
-      writers: names of the log's writers, see `writers`.
-      config: of the run, flat, for the writers.
-      silent: check the metrics and tell nobody; of processes other than the first.
-      carried: what `to_carry` gave when the checkpoint of step `start` was saved.
+      start: the number of steps before this start. Logged records of later steps, which a killed
+        run has left, are deleted.
+      total: the number of steps of the run.
+      batch_size: examples per step.
+      epoch: examples per epoch.
+      due: whether to print a line after a step; the last step always has one.
+      writers: names of the log writers, see `writers`.
+      config: the run's flat config, for the writers.
+      silent: only check the metrics; for processes other than the first.
+      carried: the result of `to_carry` from the checkpoint of step `start`.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Telemetry(Hook):
             collections.deque()
         )
         # The number of steps since the last line, and the sum of each metric over them. The order
-        # of addition is fixed, so that a line is the same whether or not the run was stopped.
+        # of addition is fixed, so that a stop does not change a line.
         self._steps: int = carried["steps"] if carried else 0
         self._sums: dict[str, float] = dict(carried["sums"]) if carried else {}
         self._first = True
@@ -98,7 +99,7 @@ class Telemetry(Hook):
     def from_config(
         cls, config: ConfigDict, workdir: Path, console: Console, goodput: Goodput, **more: Any
     ) -> "Telemetry":
-        """That of a run with this config, resolved; `more` is what does not follow from it."""
+        """The telemetry for a resolved config; `more` are the other arguments."""
         return cls(
             workdir,
             console,
@@ -119,7 +120,7 @@ class Telemetry(Hook):
         self._records.close(failed=kind is not None)
 
     def say(self, text: Any) -> None:
-        """Shows a line, or anything that rich can draw."""
+        """Prints a line, or any object of rich."""
         self._console.print(text)
 
     def after_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
@@ -127,7 +128,12 @@ class Telemetry(Hook):
         self.step_dispatched(step, metrics, log=self._due(step) or step == self._total)
 
     def step_dispatched(self, step: int, metrics: Mapping[str, jax.Array], *, log: bool) -> None:
-        """Takes the metrics, still being computed, of a step; `log` asks for a line after it.
+        """Takes a step's metrics, which can still be computing.
+
+        Args:
+          step: the step.
+          metrics: of the step.
+          log: whether to print a line after it.
 
         Raises:
           RunError: the loss or the gradient of an earlier step is not finite.
@@ -137,7 +143,7 @@ class Telemetry(Hook):
             self._fetch()
 
     def catch_up(self) -> None:
-        """Waits for every step that was dispatched, and checks it."""
+        """Waits for all dispatched steps and checks them."""
         while self._waiting:
             self._fetch()
 
@@ -147,11 +153,11 @@ class Telemetry(Hook):
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
                 raise RunError(
-                    f"the {name} of step {step} is {metrics[name]}; the run stops here, and its "
-                    f"checkpoints are from before"
+                    f"the {name} of step {step} is {metrics[name]}; the run stops here, and all "
+                    f"its checkpoints are from earlier steps"
                 )
         self._steps += 1
-        # A run that began with other metrics carries sums of those that are no more.
+        # A run that began with other metrics has sums of metrics that no longer exist.
         self._sums = {name: self._sums[name] for name in self._sums if name in metrics}
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -165,7 +171,7 @@ class Telemetry(Hook):
             self._log_training(step, metrics["learning_rate"])
 
     def _log_first(self, step: int, metrics: dict[str, float], log: bool) -> None:
-        """A sign of life, and the clock set to zero: this step's time is that of compilation."""
+        """Prints the first line and resets the clock: this step's time includes compilation."""
         now = time.perf_counter()
         if log:
             self._records.write("train", step, self._means(metrics["learning_rate"]))
@@ -178,12 +184,12 @@ class Telemetry(Hook):
     def to_carry(self) -> dict[str, Any] | None:
         """The sums for the next line, for a run that continues from here; see `carried`.
 
-        JSON keeps every bit. Call it after `catch_up`.
+        JSON stores them exactly. Call it after `catch_up`.
         """
         return {"steps": self._steps, "sums": dict(self._sums)} if self._steps else None
 
     def _means(self, learning_rate: float) -> dict[str, float]:
-        """The means over the steps since the last line, and the latest rate; starts a new line."""
+        """The means since the last line, and the latest learning rate; resets the sums."""
         means = {name: total / self._steps for name, total in self._sums.items()}
         self._steps, self._sums = 0, {}
         return {**means, "learning_rate": learning_rate}
@@ -208,16 +214,16 @@ class Telemetry(Hook):
         self._timed, self._mark = 0, now
 
     def on_evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """Logs the result of an evaluation.
+        """Logs the results of an evaluation.
 
         Raises:
-          RunError: a loss is not finite. Other metrics may be anything: they change no weight.
+          RunError: a loss is not finite. Other metrics can have any value: no weight depends on it.
         """
         for name, value in results.items():
             if name.rpartition("/")[2] == "loss" and not math.isfinite(value):
                 raise RunError(
                     f"the {name} of the evaluation at step {step} is {value}; the run stops "
-                    f"here, and its checkpoints are from before"
+                    f"here, and all its checkpoints are from earlier steps"
                 )
         self._records.write("eval", step, results)
         for name, metrics in evaluation.by_set(results).items():
@@ -233,7 +239,7 @@ class Telemetry(Hook):
 
     @contextmanager
     def pause(self, cause: str) -> Iterator[None]:
-        """Inside, time is lost to the cause and no part of the speed of steps."""
+        """A context whose time counts for the cause, not for the speed of steps."""
         since = time.perf_counter()
         self._records.flush()
         with self.goodput.spending(cause):
@@ -241,12 +247,12 @@ class Telemetry(Hook):
         self._mark += time.perf_counter() - since
 
     def at_end(self, step: int) -> None:
-        """See `tell_goodput`; where no step was done, there is nothing to tell."""
+        """See `tell_goodput`; does nothing if no step was done."""
         if step > self._start:
             self.tell_goodput(step)
 
     def tell_goodput(self, step: int) -> None:
-        """Writes what the time went to, and says it."""
+        """Logs and prints the shares of the run's time."""
         shares = self.goodput.shares()
         self._records.write("time", step, shares)
         total = shares.pop("seconds")
@@ -277,7 +283,7 @@ class _Bar:
 
 
 def _shares(metrics: dict[str, float], digits: int) -> str:
-    """The metrics that are shares, for a line."""
+    """The metrics in percent, for a line."""
     return "  ".join(
         f"{name} {metrics[key]:.{digits}%}" for key, name in SHARES.items() if key in metrics
     )

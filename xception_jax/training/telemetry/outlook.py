@@ -1,4 +1,4 @@
-"""What a run is told before its first step: how long it compiles, and how long it may take."""
+"""Estimates before the first step: how long compilation and the run will take."""
 
 import time
 from collections.abc import Callable
@@ -10,23 +10,24 @@ import jax.numpy as jnp
 from xception_jax.models import counts
 from xception_jax.training.state import TrainState
 
-# Seconds that the step of an Xception takes to compile for the first time, by platform: on two idle
-# CPU cores, an H200 (benchmarks/results/step_cpu.csv, step_gpu.csv), TPUs (plan.csv, 4 to 11 min).
+# Seconds to compile the step of an Xception without a cache, by platform: on two idle CPU cores, an
+# H200 (benchmarks/results/step_cpu.csv, step_gpu.csv), TPUs (plan.csv, 4 to 11 min).
 _XCEPTION_S = {"cpu": 31, "gpu": 80, "tpu": 450}
-_XCEPTION_ARRAYS = 156  # its weights: layers take their time one by one, whatever their size
+_XCEPTION_ARRAYS = 156  # its arrays of weights: compile time grows with their number, not size
 
-# Shorter runs on CPU are told nothing of their length.
+# There is no note on the length of shorter runs on CPU.
 _LONG_S = 2 * 3600
 
 
 def tell(say: Callable[[str], None], step: Any, state: TrainState, batch: Any, steps: int) -> None:
-    """Says what there is to say before a step is compiled.
+    """Prints estimates before a step is compiled.
 
     Args:
-      say: takes a line.
+      say: prints a line.
       step: jitted, see `step.jit_train_step`.
-      state, batch: what it will be called with.
-      steps: that are left.
+      state: the step's argument.
+      batch: the step's argument.
+      steps: the number of remaining steps.
     """
     say(compilation(len(jax.tree.leaves(state.params))))
     if note := on_cpu(step.trace(state, batch), steps):
@@ -34,26 +35,26 @@ def tell(say: Callable[[str], None], step: Any, state: TrainState, batch: Any, s
 
 
 def compilation(arrays: int) -> str:
-    """A line on how long a step may compile whose model has so many arrays of weights."""
+    """A line with the estimated compile time for a model with a number of arrays of weights."""
     seconds = _XCEPTION_S.get(jax.default_backend())
     first = f"about {_span(seconds * arrays / _XCEPTION_ARRAYS)}" if seconds else "minutes"
     return (
-        f"compiling the training step: {first} the first time; seconds where this machine has kept "
-        f"the program"
+        f"compiling the training step: {first} the first time, seconds if the program is in this "
+        f"machine's cache"
     )
 
 
 def on_cpu(step: Any, steps: int) -> str | None:
-    """A line where so many steps would take hours on this CPU; None elsewhere, and where not.
+    """A warning if the remaining steps would take hours on this CPU, else None.
 
     Args:
       step: the traced step, see `jax.jit(...).trace`.
-      steps: that are left.
+      steps: the number of remaining steps.
     """
     if jax.default_backend() != "cpu":
         return None
     work = counts.multiply_adds(step.jaxpr.jaxpr)
-    # No convolution is faster than a large product of matrices.
+    # Convolutions are not faster than a large matrix product.
     seconds = steps * work / _multiply_adds_per_second()
     if seconds < _LONG_S:
         return None
@@ -65,7 +66,7 @@ def on_cpu(step: Any, steps: int) -> str | None:
 
 
 def _multiply_adds_per_second(size: int = 1024, rounds: int = 3) -> float:
-    """Measured, of float32 products of square matrices; the best of some."""
+    """The measured speed of float32 products of square matrices, the best of `rounds`."""
     square = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(square, square).block_until_ready()
@@ -78,7 +79,7 @@ def _multiply_adds_per_second(size: int = 1024, rounds: int = 3) -> float:
 
 
 def _span(seconds: float) -> str:
-    """As people say it: 40 seconds, 5 minutes, 30 hours, 12 days."""
+    """A duration in words: 40 seconds, 5 minutes, 30 hours, 12 days."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{round(seconds / length)} {unit}"

@@ -15,9 +15,9 @@ class Profile(Hook):
     Every process traces its own devices.
 
     Args:
-      workdir: of the run.
-      steps: two numbers, or none: nothing is traced.
-      say: tells the user a line.
+      workdir: the run's folder.
+      steps: the first and the last step; empty traces nothing.
+      say: prints a line.
     """
 
     def __init__(self, workdir: Path, steps: tuple[int, ...], say: Callable[[str], None]):
@@ -43,7 +43,7 @@ class Profile(Hook):
         self._annotation.__enter__()
 
     def after_step(self, step: int, state: TrainState, metrics: Mapping[str, jax.Array]) -> None:
-        """After the last step to trace, waits for it."""
+        """Waits for the last traced step and writes the trace."""
         self._leave_step()
         if self._running and step >= self._last:
             jax.block_until_ready(metrics)
@@ -57,4 +57,4 @@ class Profile(Hook):
     def _stop(self) -> None:
         jax.profiler.stop_trace()
         self._running = False
-        self._say(f"traced: tensorboard --logdir={self._folder} (with pip install xprof) shows it")
+        self._say(f"traced; to show it: pip install xprof; tensorboard --logdir={self._folder}")

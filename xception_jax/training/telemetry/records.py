@@ -1,7 +1,7 @@
-"""The figures of a run: `metrics.jsonl`, TensorBoard's events, and the other log writers.
+"""The metrics of a run: `metrics.jsonl`, TensorBoard's events, and the other log writers.
 
-A bucket that is mounted as a folder (gcsfuse) gets the data of a file when it is closed. Until then
-they are lost with the machine. So files are closed soon after something was written, and opened
+A bucket that is mounted as a folder (gcsfuse) only gets a file's data when the file is closed. Data
+of an open file is lost if the machine fails. So files are closed soon after a write, and opened
 again to append.
 """
 
@@ -29,7 +29,7 @@ from xception_jax.utils.numbers import for_json
 
 TENSORBOARD = "tensorboard"
 
-# A close is an upload of the file, which takes a mounted bucket up to a second or so.
+# Closing a file in a mounted bucket uploads it, which takes up to about a second.
 _FLUSH_AFTER_S = 30.0
 _MASK = 0xA282EAD8
 
@@ -39,12 +39,12 @@ _numbers = itertools.count()
 def _messages() -> tuple[Any, Any]:
     """The modules of tensorboardX that define an event and its summary, without the rest of it.
 
-    To import all of it imports torch too, where that is installed: 3 seconds more for each command.
+    A full import also imports torch if installed, which costs each command 3 seconds.
     """
     spec = importlib.util.find_spec("tensorboardX")
     assert spec is not None
     before = sys.modules.get(spec.name)
-    sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where to look, and no more
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # a path for imports, no code
     try:
         from tensorboardX.proto import event_pb2, summary_pb2
     finally:
@@ -57,20 +57,21 @@ def _messages() -> tuple[Any, Any]:
 _EVENT, _SUMMARY = _messages()
 
 
-# Here, where those of this package have been registered.
+# Here the writers of this package are registered.
 check_writers = writers.check
 
 
 class Records:
-    """Appends records to the files of a run, and gives them to its writers; to be closed.
+    """Appends records to the files of a run, and passes them to its writers. It must be closed.
 
     Args:
-      workdir: the run's folder; None: writes nowhere.
-      start: steps done before; what was written of later ones, by a run that was killed, goes.
-      names: of the writers, see `writers`.
-      config: of the run, flat, for the writers.
-      say: takes a line on a writer.
-      clock: seconds.
+      workdir: the run's folder; None writes nothing.
+      start: the number of steps before this start. Records of later steps, which a killed run has
+        left, are deleted.
+      names: names of the writers, see `writers`.
+      config: the run's flat config, for the writers.
+      say: prints a line about a writer.
+      clock: the time in seconds.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Records:
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends the metrics of a step; `kind` is `train`, `eval` or `time`.
 
-        A value that is not finite is null in `metrics.jsonl`. The writers take it as it is.
+        A value that is not finite is null in `metrics.jsonl`. The writers get it unchanged.
         """
         if self._lines:
             record = {"kind": kind, "step": step, "time": time.time(), **for_json(metrics)}
@@ -109,12 +110,12 @@ class Records:
         self.tick()
 
     def tick(self) -> None:
-        """Flushes if that is due; to be called about every half a minute."""
+        """Flushes if it is time; call it at least every half minute."""
         if self._clock() - self._flushed >= _FLUSH_AFTER_S:
             self.flush()
 
     def flush(self) -> None:
-        """What was written reaches the bucket; to be called before a long wait."""
+        """Makes written data reach the bucket; call it before a long wait."""
         if not self._unflushed:
             return
         self._unflushed, self._flushed = False, self._clock()
@@ -124,18 +125,18 @@ class Records:
             writer.flush()
 
     def close(self, failed: bool = False) -> None:
-        """To be called at the end; `failed`: by an error."""
+        """Ends the records; `failed` says whether an error ended the run."""
         self.flush()
         writers.close_all(self._writers, failed)
 
 
 @writers.register(TENSORBOARD, local=True)
 class _Events(LogWriter):
-    """TensorBoard's events. Like `metrics.jsonl`, they are written where they are made."""
+    """TensorBoard's events, written in the same thread, as `metrics.jsonl`."""
 
     def __init__(self, info: RunInfo):
         now = time.time()
-        # Files of one second are read in the order of their names.
+        # TensorBoard reads files of the same second in the order of their names.
         name = f"events.out.tfevents.{int(now):010}.{socket.gethostname()}"
         self._file = _File(info.workdir / f"{name}.{info.start:012}.{next(_numbers)}")
         self._write_event(_EVENT.Event(wall_time=now, file_version="brain.Event:2"))
@@ -154,14 +155,14 @@ class _Events(LogWriter):
         self._file.close()
 
     def _write_event(self, event: Any) -> None:
-        """As a record of a tfrecord file: its length and it, each with its checksum."""
+        """Appends an event as a tfrecord: its length and its bytes, each with a checksum."""
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         self._file.append(length + _checksum(length) + data + _checksum(data))
 
 
 class _File:
-    """A file that is open while there is something to append."""
+    """A file to append to, which can be closed in between."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -169,20 +170,20 @@ class _File:
         self.append(b"")
 
     def append(self, data: bytes) -> None:
-        """Others on this machine can read the data afterwards."""
+        """Appends data; other processes on this machine can then read it."""
         self._file = self._file or self._path.open("ab")
         self._file.write(data)
         self._file.flush()
 
     def close(self) -> None:
-        """It is opened again when there is more."""
+        """Closes the file; the next `append` opens it again."""
         if self._file:
             file, self._file = self._file, None
             file.close()
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """The records of a run in the order of writing, without one that a kill has cut short."""
+    """The records of a run in the order of writing, without an incomplete last one."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [record for record in map(_parsed, lines) if record]
@@ -197,7 +198,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drops the records of steps after `step`, and a line that a killed run left half-written."""
+    """Deletes the records of steps after `step`, and an incomplete last line of a killed run."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -206,6 +207,6 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 def _checksum(data: bytes) -> bytes:
-    """Of a tfrecord: CRC-32C, turned and shifted."""
+    """The checksum of a tfrecord: a masked CRC-32C."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Log writers for Weights & Biases and MLflow. A run that goes on continues its run there."""
+"""Log writers for Weights & Biases and MLflow. A continued run also continues there."""
 
 import os
 import secrets
@@ -13,16 +13,16 @@ _PROJECT = "xception_jax"
 
 @register("wandb", needs="wandb", install="xception_jax[wandb]")
 class WandbWriter(LogWriter):
-    """Weights & Biases, set up by its own environment variables: WANDB_MODE=offline, WANDB_PROJECT.
+    """Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT etc.).
 
-    A step is a metric of its own: W&B would drop what a run writes again after a kill.
+    The step is logged as a metric: W&B ignores repeated values of its own step after a kill.
     """
 
     def __init__(self, info: RunInfo):
         import wandb
 
         if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
-            raise RuntimeError("nobody is logged in; run `wandb login`, or set WANDB_MODE=offline")
+            raise RuntimeError("not logged in; run `wandb login`, or set WANDB_MODE=offline")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
             name=info.workdir.name,
@@ -32,10 +32,10 @@ class WandbWriter(LogWriter):
             config=dict(info.config),
             allow_val_change=True,
             settings=wandb.Settings(
-                console="off",  # it stays the run's own
+                console="off",  # do not capture the run's output
                 silent=True,
                 finish_timeout=50,
-                x_transaction_log_flush_interval=1.0,  # seconds that a kill takes along offline
+                x_transaction_log_flush_interval=1.0,  # seconds of data lost by a kill, offline
             ),
         )
         self._run.define_metric("step", hidden=True)
@@ -51,12 +51,12 @@ class WandbWriter(LogWriter):
 
 @register("mlflow", needs="mlflow", install="xception_jax[mlflow]")
 class MlflowWriter(LogWriter):
-    """MLflow: the server of MLFLOW_TRACKING_URI, else files in `workdir/mlruns`."""
+    """MLflow: the server at MLFLOW_TRACKING_URI, else files in `workdir/mlruns`."""
 
     def __init__(self, info: RunInfo):
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
-            # MLflow 3.17 refuses files otherwise; those of one run need no database.
+            # Without this, MLflow 3.17 refuses files. One run does not need a database.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (info.workdir / "mlruns").absolute().as_uri()
         from mlflow.tracking import MlflowClient
@@ -74,7 +74,7 @@ class MlflowWriter(LogWriter):
         experiment = there.experiment_id if there else self._client.create_experiment(name)
         run: Any = self._client.create_run(experiment, run_name=info.workdir.name).info
         params = [Param(key, str(value)) for key, value in info.config.items()]
-        for first in range(0, len(params), 100):  # the most that it takes at once
+        for first in range(0, len(params), 100):  # MLflow's limit per call
             self._client.log_batch(run.run_id, params=params[first : first + 100])
         return str(run.run_id)
 

@@ -1,4 +1,4 @@
-"""What the figures of a run say about it, beyond its last line."""
+"""The final lines of a run: signs of overfitting, and its checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from xception_jax.training.telemetry import records
 from xception_jax.utils.text import quoted
 
-# Shares of right answers that differ by less may be chance, or a hard test set.
+# A smaller difference of accuracies can be chance, or a harder test set.
 _APART = 0.15
-# A loss that is larger by less, as a factor or in itself, may be noise.
+# A smaller rise of the loss, as a factor or as a difference, can be noise.
 _RISE, _RISE_BY = 1.1, 0.05
 
 
 def of(figures: Sequence[dict[str, Any]]) -> list[str]:
-    """A line on each thing that a person should look at; see `records.read`."""
+    """A line for each problem in the metrics of a run; see `records.read`."""
     training = [record for record in figures if record.get("kind") == "train"]
     tests = [record for record in figures if record.get("kind") == "eval"]
     if not tests:
@@ -29,9 +29,9 @@ def _apart(training: dict[str, Any], test: dict[str, Any]) -> str | None:
     if name not in training or name not in test or training[name] - test[name] < _APART:
         return None
     return (
-        f"NOTE: {training[name]:.1%} right in training and {test[name]:.1%} in the test: the model "
-        f"overfits. More images, stronger config.augment, weight decay or dropout, or init_from "
-        f"(pretrained weights) help"
+        f"NOTE: {training[name]:.1%} correct in training and {test[name]:.1%} in the test: the "
+        f"model overfits. More images, stronger config.augment, weight decay or dropout, or "
+        f"init_from (pretrained weights) help"
     )
 
 
@@ -47,12 +47,13 @@ def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
 
 
 def lines(folder: Path, last: int, best: int | None, by: str = "") -> list[str]:
-    """The last lines of a run that is done.
+    """The last lines of a completed run.
 
     Args:
-      folder: of the run.
-      last, best: steps of its checkpoints; None: no checkpoint can be rated.
-      by: the metric that decides what is best; empty: the usual one.
+      folder: the run's folder.
+      last: the step of the last checkpoint.
+      best: the step of the best checkpoint; None: no checkpoint can be rated.
+      by: the metric that decides the best one; empty: the default.
     """
     return [*of(records.read(folder)), _done(folder, last, best, by)]
 

@@ -1,7 +1,7 @@
-"""Where the figures of a run go besides `metrics.jsonl`: writers, by name.
+"""Log writers by name: outputs for the metrics of a run, in addition to `metrics.jsonl`.
 
-A writer is a class with `register("name")`, that `log.writers` names. A file beside the
-user's config can add one. Process 0 alone has writers.
+A writer is a class decorated with `register("name")` and selected by `log.writers`. A Python file
+of the user can add one. Only process 0 has writers.
 """
 
 import contextlib
@@ -15,23 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xception_jax.errors import UsageError, nearest
+from xception_jax.config.registry import Registry, where_is
+from xception_jax.errors import UsageError
 from xception_jax.utils.files import write_atomically
 
-# What servers may take at the end of a run, all together, until the run ends without them.
+# The maximum time that a run waits for all writers at its end.
 _PATIENCE_S = 60.0
-# Each writer has a thread of its own, and all keep their ids in one file.
+# Writers run in separate threads, but store their ids in one file.
 _IDS = threading.Lock()
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a writer is made from.
+    """The arguments of a writer.
 
     Attributes:
-      workdir: the run's folder, where a writer can keep files.
-      start: steps done before; a run that was killed may have written records of later ones.
-      config: flat, `{"data.batch_size": 64, ...}`.
+      workdir: the run's folder, where a writer can store files.
+      start: the number of steps before this start. A killed run can have written records of later
+        steps.
+      config: the flat config, `{"data.batch_size": 64, ...}`.
     """
 
     workdir: Path
@@ -39,7 +41,7 @@ class RunInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def recall(self, name: str, make: Callable[[], str]) -> str:
-        """A text, as the id of a run at a server, that is made once in the life of a workdir."""
+        """A string that is created once per workdir, such as the id of a run at a server."""
         path = self.workdir / "log_ids.json"
 
         def ids() -> dict[str, str]:
@@ -47,43 +49,43 @@ class RunInfo:
 
         if name in (known := ids()):
             return str(known[name])
-        made = make()  # may ask a server: nobody waits for it
+        made = make()  # can be slow, so without the lock
         with _IDS:
             write_atomically(path, json.dumps({**ids(), name: made}) + "\n")
         return made
 
 
 class LogWriter:
-    """Takes the records of a run.
+    """Receives the records of a run.
 
-    It is made and called in a thread of its own, so that a slow server holds up no step. Where it
-    raises, the run says so in a line and goes on without it.
+    A writer is created and called in its own thread, so that a slow server does not delay a step.
+    If it raises, the run prints a line and continues without it.
 
     Attributes:
-      place: where people find the figures, a path or an address; the run says it once.
+      place: where the metrics are written, a path or an address; the run prints it once.
     """
 
     place: str = ""
 
     def __init__(self, info: RunInfo):
-        """A writer of a run, which may go on with what an earlier process of it has written."""
+        """Creates the writer; earlier starts of the run can already have written records."""
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of a step; `kind` is `train`, `eval` or `time`.
+        """Writes the metrics of a step; `kind` is `train`, `eval` or `time`.
 
-        After a kill, steps that were done again come again, with the same values.
+        After a kill, repeated steps are written again with the same values.
         """
         raise NotImplementedError
 
     def flush(self) -> None:
-        """What was written reaches its place; about every half a minute, and before long waits."""
+        """Makes written records reach their place; called every half minute and before waits."""
 
     def close(self, failed: bool) -> None:
-        """At the end of the process; `failed`: by an error."""
+        """Called at the end of the process; `failed` says whether an error ended the run."""
 
 
 def close_all(opened: Sequence[LogWriter], failed: bool) -> None:
-    """Closes writers, and waits for those with threads of their own, a minute at most."""
+    """Closes writers, and waits for their threads for at most a minute."""
     for writer in opened:
         writer.close(failed)
     until = time.monotonic() + _PATIENCE_S
@@ -99,67 +101,66 @@ MakeWriter = Callable[[RunInfo], LogWriter]
 class _Kind:
     make: MakeWriter
     needs: str  # a package
-    install: str  # what pip is to install
+    install: str  # the argument of `pip install`
     local: bool
 
 
-_KINDS: dict[str, _Kind] = {}
+_KINDS = Registry[_Kind]("log writer")
 
 
 def register(
     name: str, *, needs: str = "", install: str = "", local: bool = False
 ) -> Callable[[MakeWriter], MakeWriter]:
-    """Adds a writer that `log.writers` can name; a later one of the same name takes its place.
+    """Decorates a log writer for `config.log.writers`.
 
     Args:
-      name: of the writer.
+      name: the writer's name.
       needs: a package that it imports; a run refuses to start without it.
-      install: what `pip install` is to be given then, if not `needs`.
-      local: it writes files, and is called without a thread of its own; its errors end the run.
+      install: the argument of `pip install` for it, if not `needs`.
+      local: whether it only writes files. Then it is called without a separate thread, and its
+        errors end the run.
+
+    Raises:
+      UsageError: the name is already used.
     """
 
-    def add(make: MakeWriter) -> MakeWriter:
-        _KINDS[name] = _Kind(make, needs, install or needs, local)
+    def decorate(make: MakeWriter) -> MakeWriter:
+        _KINDS.add(name, _Kind(make, needs, install or needs, local), where_is(make))
         return make
 
-    return add
+    return decorate
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises `UsageError` for a writer that is unknown, or whose package is missing."""
+    """Raises `UsageError` if a writer is unknown or its package is missing."""
     for name in names:
-        if name not in _KINDS:
-            raise UsageError(
-                f"config.log.writers names {name!r}{nearest(name, _KINDS) or ';'} "
-                f"There are: {', '.join(sorted(_KINDS))}"
-            )
-        kind = _KINDS[name]
+        kind = _KINDS.find(name, "config.log.writers")
         if kind.needs and not _is_installed(kind.needs):
             raise UsageError(
-                f"config.log.writers names {name!r}, which needs: pip install '{kind.install}'"
+                f"config.log.writers has {name!r}, which needs: pip install '{kind.install}'"
             )
 
 
 def _is_installed(package: str) -> bool:
-    """A mere folder of that name, as W&B leaves where it runs, is no package."""
+    """Whether a package can be imported; an empty folder such as W&B's `wandb` does not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
 def create(name: str, info: RunInfo, say: Callable[[str], None]) -> LogWriter:
-    """A writer that `check` knows; see `Background` for the arguments."""
-    kind = _KINDS[name]
+    """Creates a writer that passed `check`; see `Background` for the arguments."""
+    kind = _KINDS.find(name)
     return kind.make(info) if kind.local else Background(name, info, kind.make, say)
 
 
 class Background(LogWriter):
-    """A writer in a thread of its own.
+    """Runs a writer in a separate thread.
 
     Args:
-      name: as `log.writers` has it.
-      info: what it is made from.
-      make: makes it.
-      say: takes a line.
+      name: its name in `log.writers`.
+      info: the writer's argument.
+      make: creates the writer.
+      say: prints a line.
     """
 
     def __init__(self, name: str, info: RunInfo, make: MakeWriter, say: Callable[[str], None]):
@@ -177,30 +178,30 @@ class Background(LogWriter):
             self._place = writer.place
             while call := self._queue.get():
                 call(writer)
-        except BaseException as error:  # of any kind, SystemExit too: the writer may be anybody's
+        except BaseException as error:  # any kind, even SystemExit: it can be users' code
             self._error = error
             if writer:
                 with contextlib.suppress(BaseException):
                     writer.close(True)
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """See `LogWriter`; returns at once."""
+        """See `LogWriter`; returns immediately."""
         self._put(lambda writer: writer.write(kind, step, metrics))
 
     def flush(self) -> None:
-        """See `LogWriter`; returns at once."""
+        """See `LogWriter`; returns immediately."""
         self._put(lambda writer: writer.flush())
 
     def close(self, failed: bool) -> None:
-        """See `LogWriter`; returns at once, see `join`."""
+        """See `LogWriter`; returns immediately, see `join`."""
         self._put(lambda writer: writer.close(failed))
         self._queue.put(None)
 
     def join(self, until: float) -> None:
-        """Waits until all is written, or for a time of `time.monotonic`."""
+        """Waits until everything is written, at most until a time of `time.monotonic`."""
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self._error = TimeoutError(f"it did not take everything in {_PATIENCE_S:.0f} s")
+            self._error = TimeoutError(f"it did not finish in {_PATIENCE_S:.0f} s")
         self._tell()
 
     def _put(self, call: Callable[[LogWriter], None]) -> None:
@@ -209,11 +210,11 @@ class Background(LogWriter):
             self._queue.put(call)
 
     def _tell(self) -> None:
-        """Says, once each, where the figures go and that they do not any more."""
+        """Prints once where the metrics are written, and once that the writer failed."""
         if self._place:
             self._say(f"log: {self._name} writes to {self._place}")
             self._place = ""
         if self._error and self._name:
             reason = (str(self._error).strip().splitlines() or [type(self._error).__name__])[0]
             self._say(f"NOTE: the log writer {self._name} failed: {reason}; the run goes on")
-            self._name = ""  # nothing more is written
+            self._name = ""  # write nothing more

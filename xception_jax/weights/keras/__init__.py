@@ -1,1 +1,1 @@
-"""Keras' files: read as data, their tensors by our names."""
+"""Keras' files, read as data, and their tensors by this package's names."""

@@ -1,4 +1,4 @@
-"""How the layers of a Keras config are called: `inbound_nodes`, of Keras 2 or 3."""
+"""The calls of layers in a Keras config: `inbound_nodes` of Keras 2 and 3."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from xception_jax.weights.files import Refused
 
 
 def histories(value: Any) -> list[str]:
-    """The names of the layers that a call takes tensors of, in order, of Keras 2 or 3."""
+    """The names of the layers whose outputs a call takes, in order."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
             return histories([value["config"]["keras_history"]])
@@ -26,9 +26,9 @@ def histories(value: Any) -> list[str]:
 
 
 def constants(value: Any) -> Iterator[Any]:
-    """The numbers that a call takes, in order, and None for each tensor.
+    """The numbers that a call takes, in order, with None for each tensor.
 
-    An array that is more than one number for each channel stands as None too.
+    An array with more than one number per channel also gives None.
     """
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
@@ -50,20 +50,20 @@ def constants(value: Any) -> Iterator[Any]:
 
 
 def _varies_over_places(value: list[Any]) -> bool:
-    """Whether it is an array with an axis before the last that is longer than 1."""
+    """Whether the value is an array that is longer than 1 in an axis before the last."""
     return len(value) > 1 and all(
         isinstance(part, list) and part and not isinstance(part[0], str | dict) for part in value
     )
 
 
 def unusual(calls: list[Any], *, is_operation: bool, augments: bool) -> str | None:
-    """What changes the output of a call besides its tensors, as `training=True`, or None.
+    """An argument that changes a call's output, as `training=True`, or None.
 
     Args:
       calls: `inbound_nodes` of a layer.
-      is_operation: a function such as `keras.ops.divide`, which takes numbers too.
-      augments: a layer such as `RandomFlip`. Keras 3 notes its default, `training=True`, as if it
-        had been given; `predict` and `evaluate` override it.
+      is_operation: whether it is a function such as `keras.ops.divide`, which also takes numbers.
+      augments: whether it is a layer such as `RandomFlip`. For these Keras 3 writes the default
+        `training=True` into the config; `predict` and `evaluate` override it.
     """
     for call in calls:
         if isinstance(call, dict):
@@ -78,7 +78,7 @@ def unusual(calls: list[Any], *, is_operation: bool, augments: bool) -> str | No
                 return f"{name}={_shown(value)}"
         for value in args[1:]:
             if not is_operation and not (value is None or value is False):
-                return f"{_shown(value)} as a further argument"
+                return f"{_shown(value)} as an extra argument"
     return None
 
 
@@ -87,4 +87,4 @@ def _is_list(call: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "a value of its own" if isinstance(value, dict | list) else repr(value)
+    return "a structured value" if isinstance(value, dict | list) else repr(value)

@@ -1,7 +1,7 @@
-"""Reads the config of a Keras model: what comes before the backbone, the backbone, and the head.
+"""Reads the config of a Keras model: the layers before the backbone, the backbone, and the head.
 
-The config is data: nothing of it is executed, and no class is looked up. Each layer that is not
-known here is named and refused, or left out where a new head is wanted (`Described.problems`).
+The config is data: no part of it is executed, and no class is looked up. An unknown layer is
+refused by name. In the head it is only reported, in `ParsedModel.problem`: heads can be replaced.
 """
 
 import re
@@ -15,22 +15,22 @@ from xception_jax.weights.keras.calls import constants, histories, unusual
 from xception_jax.weights.keras.graph import FEATURES, TRAITS, Node
 
 _MODELS = ("Functional", "Sequential", "Model")
-# Those that scale images; layers have some of these names too, and take no numbers.
+# Operations that scale images. Some layers have the same names, but take no numbers.
 _OPERATIONS = ("TFOpLambda", "TrueDivide", "Divide", "Multiply", "Add", "Subtract")
 _MAX_DEPTH = 32
 _MAX_LAYERS = 20_000
 
 
 @dataclass(eq=False)
-class Placed(Node):
+class ConfigLayer(Node):
     """A layer of a config.
 
     Attributes:
-      config: its own.
-      arguments: numbers that it is called with, in order; None stands for a tensor.
-      place: where Keras 3 keeps its weights, as `("functional", "conv2d_3")`.
-      path: the names of the models that it is in, and its own.
-      odd: why it computes something else than its class and config say, or None.
+      config: the layer's own config.
+      arguments: the numbers that it is called with, in order, with None for each tensor.
+      place: where Keras 3 stores its weights, as `("functional", "conv2d_3")`.
+      path: the names of the models that contain it, and its own name.
+      odd: why its output differs from what its class and config specify, or None.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -44,81 +44,81 @@ class Placed(Node):
 
 
 @dataclass
-class Described:
-    """A model as its config has it.
+class ParsedModel:
+    """A model as its config describes it.
 
     Attributes:
-      backbone: of `graph.FEATURES`.
-      layers: those of the backbone by the names that Keras gives them in a fresh process.
-      before: layers between the images and the backbone, in order.
-      head: layers after the backbone, in order.
-      image_size: height and width of the input, where it is fixed.
-      problem: why the head cannot be followed, or None.
+      backbone: a name in `graph.FEATURES`.
+      layers: the backbone's layers by the names that Keras gives them in a new process.
+      before: the layers between the images and the backbone, in order.
+      head: the layers after the backbone, in order.
+      image_size: the input's height and width, or None if not fixed.
+      problem: why the head cannot be read, or None.
     """
 
     backbone: str
-    layers: dict[str, Placed]
-    before: list[Placed]
-    head: list[Placed]
+    layers: dict[str, ConfigLayer]
+    before: list[ConfigLayer]
+    head: list[ConfigLayer]
     image_size: tuple[int, int] | None
     problem: str | None = None
 
     @property
     def epsilon(self) -> float:
-        """Of the backbone's batch normalization. Raises `Refused` where there are several."""
+        """The epsilon of the backbone's batch normalization. Raises `Refused` if they differ."""
         norms = [layer for layer in self.layers.values() if layer.kind == "BatchNormalization"]
         found = {norm.config.get("epsilon", 1e-3) for norm in norms}
         if len(found) != 1:
-            raise Refused(f"has batch normalization of several epsilons: {sorted(found)}")
+            raise Refused(f"has batch normalization with different epsilons: {sorted(found)}")
         return float(found.pop())
 
 
-def describe(config: Any) -> Described:
-    """Follows a model's config.
+def parse_model(config: Any) -> ParsedModel:
+    """Reads a model's config.
 
     Args:
       config: parsed JSON of `config.json` or `model_config`.
 
     Raises:
-      Refused: it is no model with one input and one output around an Xception or Inception V3 as
-        Keras has them; the message names the layer.
+      Refused: it is not a model with one input and one output around Keras' Xception or
+        Inception V3; the message names the layer.
     """
     if not isinstance(config, dict) or config.get("class_name") not in _MODELS:
         kind = config.get("class_name") if isinstance(config, dict) else None
-        raise Refused(f"has a model of class {kind!r}; Functional and Sequential ones are read")
+        raise Refused(f"has a model of class {kind!r}; only Functional and Sequential can be read")
     reader = _Reader()
-    start = Placed("images", "Images")
+    start = ConfigLayer("images", "Images")
     output = reader.model(config, [start], (), ())
     nodes = _upstream(output)
     kinds = Counter(node.kind for node in nodes)
     if not kinds["SeparableConv2D"] and kinds["Conv2D"] < 20:
-        raise Refused("has a config with neither Keras' Xception nor its Inception V3 in it")
+        raise Refused("has a config that contains neither Keras' Xception nor its Inception V3")
     backbone = "xception" if kinds["SeparableConv2D"] else "inception_v3"
     end, layers, images = _located(backbone, nodes)
     head, problem = _chain(output, end)
     before, unlike = _chain(images, start)
     if unlike:
         raise Refused(f"{unlike} between the images and the backbone")
-    return Described(backbone, layers, before, head, reader.image_size, problem)
+    return ParsedModel(backbone, layers, before, head, reader.image_size, problem)
 
 
 class _Reader:
-    """Makes one graph of a model and of the models in it."""
+    """Builds one graph of a model and its nested models."""
 
     def __init__(self) -> None:
         self.count = 0
         self.image_size: tuple[int, int] | None = None
-        # How each model around the present layer is called, where that is unusual.
+        # For each model around the current layer: how its call is unusual, if it is.
         self.called: list[str] = []
 
     def model(
         self, config: Any, inputs: list[Node], place: tuple[str, ...], path: tuple[str, ...]
     ) -> Node:
-        """The output of a model that is applied to `inputs`."""
+        """The output of a model on `inputs`."""
         if len(path) > _MAX_DEPTH:
             raise Refused(f"has models nested more than {_MAX_DEPTH} deep")
         if len(inputs) != 1:
-            raise Refused(f"has a model {'/'.join(path)!r} of {len(inputs)} inputs; one is read")
+            raise Refused(f"has a model {'/'.join(path)!r} of {len(inputs)} inputs; expected one")
         own = config["config"]
         layers = own["layers"] if isinstance(own, dict) else own  # a list in Keras 1 and 2.0
         self.count += len(layers)
@@ -137,7 +137,7 @@ class _Reader:
         place: tuple[str, ...], path: tuple[str, ...],
     ) -> Node:  # fmt: skip
         if len(histories(own["input_layers"])) != 1:
-            raise Refused(f"has several inputs in the model {own.get('name')!r}; one is read")
+            raise Refused(f"has several inputs in the model {own.get('name')!r}; expected one")
         outputs = histories(own["output_layers"])
         done: dict[str, Node] = {}
         waiting = placed
@@ -159,8 +159,8 @@ class _Reader:
                 raise Refused(f"has a layer {_name(left[0][0])!r} without its input")
             waiting = left
         if len(outputs) != 1 or outputs[0] not in done:
-            raise Refused(f"has {len(outputs)} outputs in the model {own.get('name')!r}; one is "
-                          f"read")  # fmt: skip
+            raise Refused(f"has {len(outputs)} outputs in the model {own.get('name')!r}; expected "
+                          f"one")  # fmt: skip
         return done[outputs[0]]
 
     def layer(
@@ -169,7 +169,7 @@ class _Reader:
     ) -> Node:  # fmt: skip
         kind, path = str(layer["class_name"]), (*path, _name(layer))
         if not _is_of_keras(layer):
-            raise Refused(f"has a layer {'/'.join(path)!r} of a class of its own, {kind}")
+            raise Refused(f"has a layer {'/'.join(path)!r} of the custom class {kind}")
         own = unusual(layer.get("inbound_nodes") or [], is_operation=_is_operation(layer),
                       augments=kind.startswith("Random"))  # fmt: skip
         called = [f"is called with {own}"] if own else []
@@ -187,7 +187,7 @@ class _Reader:
         kind, config = _known(kind, config)
         traits = _traits(kind, config)
         odd = next(iter([*called, *self.called]), None) or _odd_dtype(config)
-        return Placed(_name(layer), kind, traits, inputs, config, arguments, place, path, odd)
+        return ConfigLayer(_name(layer), kind, traits, inputs, config, arguments, place, path, odd)
 
     def _sized(self, config: dict[str, Any]) -> None:
         shape = config.get("batch_shape") or config.get("batch_input_shape") or []
@@ -200,24 +200,24 @@ def _name(layer: Any) -> str:
 
 
 def _is_of_keras(held: dict[str, Any]) -> bool:
-    """Whether a serialized object is of Keras' own class, as far as its config says."""
+    """Whether a serialized object is of one of Keras' classes, according to its config."""
     module, registered = held.get("module"), held.get("registered_name")
     if module is None:
-        # Keras before 3 leaves the module of a class of one's own open.
+        # Keras before 3 writes no module for a custom class.
         return "module" not in held or registered is None
     return module.split(".")[0] in ("keras", "tensorflow", "tf_keras") \
         and ">" not in str(registered)  # fmt: skip
 
 
 def _is_operation(layer: dict[str, Any]) -> bool:
-    """Whether it is a function of tensors and numbers, and no layer."""
+    """Whether it is a function of tensors and numbers instead of a layer."""
     if "module" not in layer:  # in an .h5 file
         return layer["class_name"] in _OPERATIONS
     return layer["class_name"] == "TFOpLambda" or ".ops" in str(layer["module"])
 
 
 def _odd_dtype(config: dict[str, Any]) -> str | None:
-    """What is said of a layer that computes in integers or with quantized weights."""
+    """A description of a layer that computes in integers or with quantized weights, or None."""
     dtype = config.get("dtype")
     if isinstance(dtype, dict):
         kind, own = str(dtype.get("class_name")), dtype.get("config") or {}
@@ -228,7 +228,7 @@ def _odd_dtype(config: dict[str, Any]) -> str | None:
 
 
 def _places(layers: list[Any]) -> Iterator[str]:
-    """Of each layer among those of its class, as Keras 3 numbers them in its files."""
+    """Each layer's class with its number in that class, as in Keras 3's files."""
     counts = Counter[str]()
     for layer in layers:
         name = re.sub(r"\W+", "", str(layer["class_name"]))
@@ -239,7 +239,7 @@ def _places(layers: list[Any]) -> Iterator[str]:
 
 
 def _known(kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A layer's class and config; those that are an activation alone as `Activation`."""
+    """A layer's class and config, with pure activation layers turned into `Activation`."""
     if kind == "ReLU" and not _changes(config):
         return "Activation", config | {"activation": "relu"}
     if kind == "Softmax" and config.get("axis", -1) in (-1, 1):
@@ -248,7 +248,7 @@ def _known(kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _changes(config: dict[str, Any]) -> list[str]:
-    """What makes of a ReLU another function."""
+    """The settings of a ReLU layer that make it a different function."""
     return [
         f"{name}={config[name]}"
         for name, usual in (("max_value", None), ("negative_slope", 0), ("threshold", 0))
@@ -257,7 +257,7 @@ def _changes(config: dict[str, Any]) -> list[str]:
 
 
 def _traits(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What of a layer's config counts, as `graph` has it."""
+    """The settings of a layer's config that `graph` compares."""
     traits = {name: _value(config.get(name, own)) for name, own in TRAITS.get(kind, {}).items()}
     if "activation" in traits:
         traits["activation"] = activation(config)
@@ -269,10 +269,10 @@ def _traits(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def activation(config: dict[str, Any]) -> str:
-    """The name of a layer's activation, `linear` where it has none.
+    """The name of a layer's activation, `linear` if it has none.
 
-    One that is an object with a config has the name of the function that it is exactly; else its
-    class and what is unusual of it, as `ReLU(max_value=6.0)`.
+    An activation object gets the name of the function that it equals exactly. Otherwise its class
+    and its unusual settings are returned, as `ReLU(max_value=6.0)`.
     """
     value = config.get("activation")
     if not isinstance(value, dict):
@@ -310,8 +310,8 @@ class _Differs(Exception):  # noqa: N818  (turned into Refused)
         self.matched = matched
 
 
-def _located(backbone: str, nodes: list[Node]) -> tuple[Node, dict[str, Placed], Node]:
-    """The last node of the backbone, its layers by Keras' own names, and the node before it."""
+def _located(backbone: str, nodes: list[Node]) -> tuple[Node, dict[str, ConfigLayer], Node]:
+    """The backbone's last node, its layers by Keras' names, and the node before the backbone."""
     wanted = FEATURES[backbone]()
     nearest = _Differs(-1, "")
     for node in nodes:
@@ -325,21 +325,21 @@ def _located(backbone: str, nodes: list[Node]) -> tuple[Node, dict[str, Placed],
     raise Refused(f"is not Keras' {backbone}: {nearest or 'its last layer is missing'}")
 
 
-def _aligned(wanted: Node, found: Node) -> tuple[dict[str, Placed], Node]:
+def _aligned(wanted: Node, found: Node) -> tuple[dict[str, ConfigLayer], Node]:
     """Walks both graphs from their ends; raises `_Differs` at the first difference."""
     pairs: dict[int, Node] = {}
-    layers: dict[str, Placed] = {}
+    layers: dict[str, ConfigLayer] = {}
     images, waiting = found, [(wanted, found)]
     while waiting:
         ours, theirs = waiting.pop()
         if id(ours) in pairs:
             if pairs[id(ours)] is not theirs:
-                raise _Differs(len(pairs), f"{theirs} is where {pairs[id(ours)]} belongs")
+                raise _Differs(len(pairs), f"expected {pairs[id(ours)]}, got {theirs}")
             continue
         if ours.kind == "Images":
             images = theirs
-        elif not isinstance(theirs, Placed) or theirs.kind != ours.kind:
-            raise _Differs(len(pairs), f"{_shown(theirs)} is where a {ours.kind} belongs")
+        elif not isinstance(theirs, ConfigLayer) or theirs.kind != ours.kind:
+            raise _Differs(len(pairs), f"expected a {ours.kind} layer, got {_shown(theirs)}")
         elif theirs.odd:
             raise _Differs(len(pairs), f"{theirs} {theirs.odd}")
         elif theirs.traits != ours.traits or len(theirs.inputs) != len(ours.inputs):
@@ -356,15 +356,15 @@ def _aligned(wanted: Node, found: Node) -> tuple[dict[str, Placed], Node]:
 
 
 def _shown(node: Node) -> str:
-    return str(node) if isinstance(node, Placed) else "the input"
+    return str(node) if isinstance(node, ConfigLayer) else "the input"
 
 
-def _chain(end: Node, start: Node) -> tuple[list[Placed], str | None]:
-    """The layers after `start` up to `end`, if they are one chain; else where it forks."""
-    found: list[Placed] = []
+def _chain(end: Node, start: Node) -> tuple[list[ConfigLayer], str | None]:
+    """The layers after `start` up to `end`, and None or the reason if they are not one chain."""
+    found: list[ConfigLayer] = []
     node = end
     while node is not start:
-        if len(node.inputs) != 1 or not isinstance(node, Placed):
+        if len(node.inputs) != 1 or not isinstance(node, ConfigLayer):
             return [], f"has {_shown(node)} of {len(node.inputs)} inputs"
         found.append(node)
         node = node.inputs[0]

@@ -1,7 +1,8 @@
 """Keras' files: `.weights.h5` and `.keras` of Keras 3, and the `.h5` of Keras 1 and 2.
 
-Read and written without Keras. A file with a config is read by that (`weights.keras_config`); one
-of weights alone goes by the places of the layers, as Keras' own reader does: see `keras.names`.
+They are read and written without Keras. A file with a config is read by its config
+(`keras.config`). A file of weights only is read by the places of its layers, as Keras does
+(`keras.names`).
 """
 
 import io
@@ -25,30 +26,30 @@ from xception_jax.weights.keras.names import Layer
 from xception_jax.weights.keras.tree import Leaf, Tree
 
 SUFFIXES = (".h5", ".hdf5", ".keras")
-# Of a config, as JSON; that of the largest model here has half a megabyte.
+# The limit of a config as JSON; the largest model here has 0.5 MB.
 _MAX_CONFIG_BYTES = 16 * 2**20
-# Of all tensors; a classifier of 100,000 classes takes 0.8 GB.
+# The limit of all tensors; a classifier of 100,000 classes takes 0.8 GB.
 _MAX_TENSOR_BYTES = 2**30
-# Layers that change what comes before or after them, by names that Keras makes up; a backbone
-# comes before the first kind.
+# Layers without weights that change the output, by generated names; `_AFTER` are head layers.
 _AFTER = ("global_max_pooling2d", "flatten")
 _TELLING = (*_AFTER, "rescaling", "normalization", "resizing", "re_lu", "leaky_re_lu", "lambda")
 
 
 @dataclass
 class Contents:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-      tensors: by the names of `keras.names`: `by_name` with the layers' names, else their keys.
-      layer_names: the names that layers have by their keys, where they are found by place.
-      dense: units of each dense layer of the head; the last has the classes.
-      activation: `softmax` or `sigmoid` after the last; None where nothing is said.
+      tensors: by the names of `keras.names`.
+      by_name: whether those names contain the layers' names instead of their keys.
+      layer_names: the layers' names by their keys, if the layers are identified by place.
+      dense: the units of each dense layer of the head; the last one is the classifier.
+      activation: `softmax` or `sigmoid` after the classifier; None if not specified.
       pooling: `average` or `max`.
-      epsilon: of batch normalization, where it is said.
-      image_size: height and width of the images, where they are said.
-      problem: why the head was left out; the rest is whole.
-      notes: what is to be said.
+      epsilon: of batch normalization; None if not specified.
+      image_size: height and width of the images; None if not specified.
+      problem: why the head was left out, or None; all else is complete.
+      notes: notes for the user.
     """
 
     tensors: dict[str, Any] = field(default_factory=dict)
@@ -73,13 +74,13 @@ class Contents:
 
 
 def read(path: Path) -> Contents:
-    """What a file holds; its tensors are read where NumPy asks for them.
+    """Reads a file; its tensors are read on access by NumPy.
 
     Raises:
-      UsageError: it is damaged, no Keras file, or of another model than Keras' own.
+      UsageError: the file is damaged, not a Keras file, or has a model that is not Keras' own.
     """
     config: Any = None
-    with explained(path, "Keras file"):
+    with explained(path, "a Keras file"):
         if path.suffix == ".keras":
             limits = {"config.json": _MAX_CONFIG_BYTES, "model.weights.h5": files.MAX_BYTES}
             members = archives.read_members(path, limits)
@@ -89,28 +90,29 @@ def read(path: Path) -> Contents:
             file = hdf5.open_file(path)
             config = files.parse_json(hdf5.text(file, "model_config", _MAX_CONFIG_BYTES) or "null")
         tree = Tree(file, path)
-        contents = _placed(tree) if config is None else _described(tree, config)
+        contents = _from_places(tree) if config is None else _from_config(tree, config)
         size = sum(tensor.nbytes for tensor in contents.tensors.values())
         if size > _MAX_TENSOR_BYTES:
             raise Refused(f"declares {size:,} bytes of weights, more than {_MAX_TENSOR_BYTES:,}")
         if not contents.tensors:
-            raise Refused("is no Keras file of one model: it holds no layers with weights")
+            raise Refused("is not a Keras file of one model: it has no layers with weights")
     return contents
 
 
-def _described(tree: Tree, config: Any) -> Contents:
-    """By the config."""
-    described = keras_config.describe(config)
-    contents = Contents(by_name=True, epsilon=described.epsilon, image_size=described.image_size)
-    for name, layer in described.layers.items():
+def _from_config(tree: Tree, config: Any) -> Contents:
+    """The contents of a file with a config."""
+    parsed = keras_config.parse_model(config)
+    contents = Contents(by_name=True, epsilon=parsed.epsilon, image_size=parsed.image_size)
+    for name, layer in parsed.layers.items():
         if layer.kind in ("Conv2D", "SeparableConv2D", "BatchNormalization"):
             contents.add(name, tree.tensors(layer))
-    # Without the head there is a backbone; without what comes before it, it sees other images.
-    _scale(contents, described, keras_head.scaling(described.before, tree.tensors))
+    # A problem here is an error: without these layers, the backbone would get other inputs.
+    # A problem in the head is only reported: the backbone can be used without it.
+    _scale(contents, parsed, keras_head.scaling(parsed.before, tree.tensors))
     try:
-        if described.problem:
-            raise Refused(described.problem)
-        head = keras_head.head(described.head, tree.tensors)
+        if parsed.problem:
+            raise Refused(parsed.problem)
+        head = keras_head.head(parsed.head, tree.tensors)
     except Refused as problem:
         contents.problem = str(problem)
         return contents
@@ -122,35 +124,38 @@ def _described(tree: Tree, config: Any) -> Contents:
 
 def _scale(
     contents: Contents,
-    described: keras_config.Described,
+    parsed: keras_config.ParsedModel,
     scaled: tuple[np.ndarray, np.ndarray] | None,
 ) -> None:
-    """Folds what the file does to images of [-1, 1], and notes it."""
+    """Folds the file's scaling of images into the first convolution, and adds a note."""
     if scaled is None:
-        contents.notes.append("NOTE: nothing in the file scales images; [-1, 1] is assumed, as of "
+        contents.notes.append("NOTE: the file does not scale images; [-1, 1] is assumed, as in "
                               "keras.applications")  # fmt: skip
     elif not (np.allclose(scaled[0], 1, rtol=1e-6) and np.allclose(scaled[1], 0, atol=1e-6)):
         kernel, mean = (("block1_conv1/0", "block1_conv1_bn/2")
-                        if described.backbone == "xception"
+                        if parsed.backbone == "xception"
                         else ("conv2d/0", "batch_normalization/1"))  # fmt: skip
         keras_head.fold_scaling(contents.tensors, kernel, mean, *scaled)
-        contents.notes.append("NOTE: the file scales images to another range than [-1, 1]; that is "
-                              "folded into the first convolution")  # fmt: skip
+        contents.notes.append("NOTE: the file scales images to another range than [-1, 1]; this "
+                              "is folded into the first convolution")  # fmt: skip
 
 
-def _placed(tree: Tree) -> Contents:
-    """By place: the model with most convolutions is the backbone, dense layers are the head."""
+def _from_places(tree: Tree) -> Contents:
+    """The contents of a file without a config, by the places of its layers.
+
+    The nested model with the most convolutions is the backbone; dense layers are the head.
+    """
     leaves = list(tree.leaves())
     counts = Counter(leaf.container for leaf in leaves if leaf.kind in _CONVOLUTIONS)
     if not counts:
-        raise Refused("is no Keras file of one model: it holds no convolutions")
+        raise Refused("is not a Keras file of one model: it has no convolutions")
     [(backbone, convolutions)] = counts.most_common(1)
     contents = Contents(by_name=tree.legacy and bool(backbone))
     rest = []
     names = _fresh_names(leaves, backbone) if contents.by_name else {}
     for leaf in leaves:
         own = leaf.container == backbone and leaf.kind != "dense" and leaf.tensors
-        # Each of the backbone's convolutions has one.
+        # In the backbone there is one normalization per convolution; others are in the head.
         if own and not (leaf.kind == "batch_normalization" and leaf.index >= convolutions):
             key = names.get(id(leaf), leaf.name) if contents.by_name else leaf.key
             contents.add(key, leaf.tensors)
@@ -166,7 +171,7 @@ _CONVOLUTIONS = ("conv2d", "separable_conv2d")
 
 
 def _fresh_names(leaves: list[Leaf], backbone: tuple[str, ...]) -> dict[int, str]:
-    """Names that Keras made up, `conv2d_7`, as a fresh process would make them, by `id(leaf)`."""
+    """Generated names (`conv2d_7`) as Keras numbers them in a new process, by `id(leaf)`."""
     found: dict[int, str] = {}
     for kind in ("conv2d", "batch_normalization"):
         numbered = [
@@ -182,18 +187,18 @@ def _fresh_names(leaves: list[Leaf], backbone: tuple[str, ...]) -> dict[int, str
 
 
 def _assume_head(contents: Contents, rest: list[Leaf]) -> None:
-    """Takes dense layers for the head, with ReLU between them; a file of weights says no more."""
-    # Of a kernel and a bias; a quantized layer has more.
+    """Assumes that the dense layers are the head, with ReLU between them."""
+    # A dense layer has a kernel and a bias; a quantized one has more tensors.
     dense = [leaf for leaf in rest if leaf.kind == "dense" and len(leaf.tensors) in (1, 2)]
-    # An inner model comes before what is put upon it.
+    # An inner model comes before the layers on top of it.
     dense.sort(key=lambda leaf: (-len(leaf.container), leaf.index))
     for leaf in rest:
         named = leaf.name or leaf.key
         unknown = leaf.tensors and leaf not in dense
         if unknown or leaf.kind.startswith(_TELLING) or named.startswith(_TELLING):
             contents.problem = (
-                f"has a nested or last layer {named!r}, of which a file of weights alone says too "
-                f"little; save the whole model as .keras"
+                f"has a nested or last layer {named!r}, which cannot be read from weights without "
+                f"a config; save the complete model as .keras"
             )
             if not _is_after(leaf, named):
                 raise Refused(contents.problem)
@@ -207,43 +212,43 @@ def _assume_head(contents: Contents, rest: list[Leaf]) -> None:
     for (before, _), (after, _) in itertools.pairwise(pairs):
         if before.shape[1] != after.shape[0]:
             raise Refused(f"has dense layers of {list(before.shape)} and {list(after.shape)}, "
-                          f"which do not follow each other")  # fmt: skip
+                          f"which do not fit together")  # fmt: skip
     contents.add_head(pairs)
     assumed = ["images scaled to [-1, 1]", "average pooling"]
     if len(pairs) > 1:
         assumed.append("ReLU between dense layers")
     if dense and dense[-1].name == "predictions":
-        # The classifier of keras.applications; another one can be for several labels.
+        # The name of keras.applications' classifier; any other could be for multiple labels.
         contents.activation = "softmax"
         assumed.append("softmax")
-    contents.notes.append("NOTE: a file of weights alone says little of the model; assumed: "
+    contents.notes.append("NOTE: the file has weights but no config; assumed: "
                           + ", ".join(assumed))  # fmt: skip
 
 
 def _is_after(leaf: Leaf, named: str) -> bool:
-    """Whether a layer cannot stand between the images and the backbone."""
+    """Whether a layer cannot be between the images and the backbone."""
     if leaf.kind == "batch_normalization" and leaf.tensors:
         return leaf.tensors[0].size > 4  # more channels than an image has
     return leaf.kind.startswith(_AFTER) or named.startswith(_AFTER)
 
 
 def check_order(layers: list[Layer], names: Mapping[str, str], source: str) -> None:
-    """Raises `UsageError` where a layer has the name that is given to another one."""
+    """Raises `UsageError` if a layer has the fixed name of another layer."""
     given = {layer.name: layer.key for layer in layers if layer.given}
     for layer in layers:
         name = names.get(layer.key, layer.name)
         if given.get(name, layer.key) != layer.key:
-            raise UsageError(f"{source}: its {name} is where {layer.name} belongs")
+            raise UsageError(f"{source}: expected layer {layer.name}, got {name}")
 
 
 def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes what Keras' `model.load_weights` reads, by the ending of `kind`.
+    """Writes a file for Keras' `model.load_weights`.
 
     Args:
       path: of the file.
-      kind: the name it will have: `.weights.h5` of Keras 3, else `.h5` of Keras 2.
+      kind: its final name: `.weights.h5` is Keras 3's format, `.h5` Keras 2's.
       layers: from `keras.names`.
-      tensors: Keras' by name.
+      tensors: by Keras' names.
     """
     with hdf5.h5py().File(path, "w") as file:
         if kind.endswith(".weights.h5"):
@@ -251,7 +256,7 @@ def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.n
                 group = file.create_group(f"layers/{layer.key}/vars")
                 group.attrs["name"] = layer.name
                 for i, tensor in enumerate(layer.tensors):
-                    group[str(i)] = tensors[tensor.theirs]
+                    group[str(i)] = tensors[tensor.library_name]
             return
         file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2"
@@ -260,4 +265,4 @@ def write(path: Path, kind: str, layers: list[Layer], tensors: Mapping[str, np.n
             names = [f"{layer.name}/{name}:0" for name in layer.names]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, tensor in zip(names, layer.tensors, strict=True):
-                group[name] = tensors[tensor.theirs]
+                group[name] = tensors[tensor.library_name]

@@ -1,8 +1,7 @@
-"""The graphs of Keras' Xception and Inception V3 (keras/src/applications, Keras 3.15), up to the
-features, as nodes that a model's config is held against.
+"""The graphs of Keras' Xception and Inception V3 up to the features, to compare with a config.
 
-Layers have the names that Keras gives them in a fresh process, which are those of
-`keras.names.Layer`; they are made in Keras' order.
+The source is keras/src/applications of Keras 3.15. Layers have the names that Keras gives them in
+a new process, as in `keras.names.Layer`, and are created in Keras' order.
 """
 
 from collections import Counter
@@ -13,13 +12,13 @@ from typing import Any
 
 @dataclass(eq=False)
 class Node:
-    """A layer at its one place in a graph.
+    """A layer in a graph.
 
     Attributes:
-      name: its own.
-      kind: Keras' class.
-      traits: what its output depends on besides its tensors.
-      inputs: in order; none of the node that stands for the images.
+      name: the layer's name.
+      kind: its Keras class.
+      traits: its settings that change the output.
+      inputs: its inputs in order; empty for the node of the images.
     """
 
     name: str
@@ -31,7 +30,7 @@ class Node:
 _CONV = {"strides": (1, 1), "padding": "valid", "dilation_rate": (1, 1), "activation": "linear",
          "use_bias": False, "data_format": "channels_last"}  # fmt: skip
 _POOL = {"pool_size": (3, 3), "data_format": "channels_last"}
-# Of each class, with Keras' defaults where a config leaves one out.
+# The traits of each class, with Keras' defaults for those that a config leaves out.
 TRAITS: dict[str, dict[str, Any]] = {
     "Conv2D": _CONV | {"kernel_size": None, "use_bias": True, "groups": 1},
     "SeparableConv2D": _CONV | {"kernel_size": None, "use_bias": True, "depth_multiplier": 1},
@@ -88,7 +87,7 @@ def xception() -> Node:
             skip = build.conv(x, (1, 1), strides=(2, 2), padding="same")
             skip = build.norm(skip)
         for i in range(1, 3 if shrinks else 4):
-            # The output of block 1 has been through a ReLU.
+            # Block 1 already ends in a ReLU.
             x = x if (block, i) == (2, 1) else build.relu(x)
             x = unit(x, f"block{block}_sepconv{i}")
         x = build.pool("MaxPooling2D", x, 2, "same") if shrinks else x

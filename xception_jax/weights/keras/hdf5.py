@@ -1,9 +1,9 @@
-"""Opens HDF5 files of unknown origin.
+"""Opens untrusted HDF5 files.
 
-HDF5 can point at other files: external links, external storage of a dataset, virtual datasets. It
+HDF5 can refer to other files: external links, external storage of a dataset, virtual datasets. It
 can also declare far more data than it stores, and a small compressed chunk can inflate without
-limit inside the library. `open_file` walks the whole file and refuses all of this before any data
-is read; a `Dataset` checks its chunks before it is read.
+limit in the library. `open_file` checks every object and refuses all of this before any data is
+read. A `Dataset` checks its chunks before it is read.
 """
 
 import math
@@ -20,16 +20,16 @@ from xception_jax.weights.files import Refused, explained
 
 _MAX_OBJECTS = 50_000
 _MAX_CHUNKS = 100_000
-# Weights hardly compress; below this size the ratio is not checked.
+# Weights hardly compress; the ratio is only checked above the small size.
 _RATIO, _SMALL = 100, 64 * 2**20
 
 _DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
-# In the order in which HDF5 applies them when it writes; each at most once.
+# The order in which HDF5 applies filters on writing; each at most once.
 _PIPELINE = [_SHUFFLE, _DEFLATE, _FLETCHER32]
 
 
 def h5py() -> Any:
-    """The library; `UsageError` where it is not installed."""
+    """The h5py library. Raises `UsageError` if it is not installed."""
     try:
         import h5py as library
     except ImportError:
@@ -38,14 +38,14 @@ def h5py() -> Any:
 
 
 def open_file(source: Path | BinaryIO) -> Any:
-    """An `h5py.File` of which every object has been checked.
+    """Opens an `h5py.File` and checks all of its objects.
 
     Args:
       source: a path, or a file object with the content of an HDF5 file.
 
     Raises:
       Refused: it refers to other files, has too many objects or declares more than it stores.
-      OSError: it is no HDF5 file; h5py raises other kinds too.
+      OSError: it is not an HDF5 file; h5py raises other kinds too.
     """
     file = h5py().File(source, "r")
     try:
@@ -57,18 +57,18 @@ def open_file(source: Path | BinaryIO) -> Any:
 
 
 def _check_objects(file: Any, library: Any) -> None:
-    """Walks every group by its links, without following any that is not a plain (hard) one."""
+    """Checks all groups and datasets; only hard links are followed."""
     waiting, seen, count = [(file.id, "")], set(), 0
     while waiting:
         group, path = waiting.pop()
-        # A file can link a group into itself.
+        # A file can link a group to itself.
         address = library.h5o.get_info(group).addr
         if address in seen:
             continue
         seen.add(address)
         count += group.get_num_objs()
         if count > _MAX_OBJECTS:
-            raise Refused(f"has more than {_MAX_OBJECTS:,} objects; no model here has so many")
+            raise Refused(f"has more than {_MAX_OBJECTS:,} objects, the limit for a weights file")
         for name in list(group):
             place = f"{path}/{name.decode(errors='replace')}"
             kind = group.links.get_info(name).type
@@ -78,7 +78,7 @@ def _check_objects(file: Any, library: Any) -> None:
                     library.h5l.TYPE_EXTERNAL: "an external link",
                 }
                 what = known.get(kind, "a user-defined link")
-                raise Refused(f"has {what} at {place!r}; only data inside the file is read")
+                raise Refused(f"has {what} at {place!r}; only data in the file itself is read")
             found = library.h5o.open(group, name)
             if isinstance(found, library.h5d.DatasetID):
                 _check_dataset(found, place, library)
@@ -88,15 +88,15 @@ def _check_objects(file: Any, library: Any) -> None:
 
 def _check_dataset(dataset: Any, place: str, library: Any) -> None:
     plist = dataset.get_create_plist()
-    # Before its shape is asked: that of a virtual dataset can depend on other files.
+    # Checked before the shape: a virtual dataset's shape can depend on other files.
     if plist.get_layout() == library.h5d.VIRTUAL:
-        raise Refused(f"has a virtual dataset at {place!r}; only data inside the file is read")
+        raise Refused(f"has a virtual dataset at {place!r}; only data in the file itself is read")
     if plist.get_external_count():
-        raise Refused(f"has external storage at {place!r}; only data inside the file is read")
+        raise Refused(f"has external storage at {place!r}; only data in the file itself is read")
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     if filters != [each for each in _PIPELINE if each in filters]:
-        raise Refused(f"has filters {filters} at {place!r}; those of HDF5 itself that are read are "
-                      f"shuffle, deflate and fletcher32, in this order")  # fmt: skip
+        raise Refused(f"has filters {filters} at {place!r}; only HDF5's own shuffle, deflate and "
+                      f"fletcher32 can be read, in this order")  # fmt: skip
     declared, stored = _bytes(dataset), dataset.get_storage_size()
     if _DEFLATE not in filters and stored < declared:
         raise Refused(f"declares {declared:,} bytes at {place!r} and stores {stored:,}")
@@ -110,12 +110,12 @@ def _bytes(dataset: Any) -> int:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An array in an open file that is read where NumPy asks for it.
+    """An array in an open file that is read on access by NumPy.
 
     Attributes:
       held: h5py's dataset, of a file from `open_file`.
-      path: of the file, for messages.
-      dtype: of the array; bfloat16, which HDF5 does not know, where Keras says so.
+      path: the file's path, for messages.
+      dtype: the array's type. HDF5 has no bfloat16; Keras marks it with an attribute.
     """
 
     held: Any
@@ -124,7 +124,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not isinstance(self.held, h5py().Dataset):
-            raise Refused(f"has no array at {self.held.name!r}")
+            raise Refused(f"has something other than an array at {self.held.name!r}")
         object.__setattr__(self, "dtype", _dtype(self.held))
 
     @property
@@ -144,7 +144,7 @@ class Dataset:
         return _bytes(self.held.id)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        with explained(self.path, "HDF5 file"):
+        with explained(self.path, "an HDF5 file"):
             if self.held.chunks is not None:
                 _check_chunks(self.held)
             array = np.asarray(self.held[()])
@@ -163,7 +163,7 @@ def _dtype(dataset: Any) -> np.dtype[Any]:
 
 
 def _check_chunks(dataset: Any) -> None:
-    """Inflates each chunk to its declared size and no further; HDF5 would go on without end."""
+    """Checks that no chunk inflates beyond its declared size; HDF5 itself has no such limit."""
     plist, shape, chunk = dataset.id.get_create_plist(), dataset.shape, dataset.chunks
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     size = math.prod(chunk) * dataset.dtype.itemsize
@@ -177,19 +177,19 @@ def _check_chunks(dataset: Any) -> None:
         if _DEFLATE not in filters:
             continue
         skipped, raw = dataset.id.read_direct_chunk(start)
-        # A bit of `skipped` says that this chunk went without that filter.
+        # Each bit of `skipped` is a filter that this chunk does not use.
         if skipped:
             raise Refused(f"has a chunk without some of its filters in {dataset.name!r}")
         inflated = zlib.decompressobj().decompress(raw, size + 1)
         if len(inflated) != size:
-            raise Refused(f"has a chunk in {dataset.name!r} that is no {size:,} bytes inflated")
+            raise Refused(f"has a chunk in {dataset.name!r} that is not {size:,} bytes inflated")
 
 
 def text(holder: Any, name: str, limit: int) -> str | None:
-    """A string attribute of a group or file, None where there is none.
+    """A string attribute of a group or file, or None.
 
     Raises:
-      Refused: it is no string, or longer than `limit`.
+      Refused: it is not a string, or longer than `limit`.
     """
     if name not in holder.attrs:
         return None
@@ -197,5 +197,6 @@ def text(holder: Any, name: str, limit: int) -> str | None:
     if isinstance(value, bytes):
         value = value.decode()
     if not isinstance(value, str) or len(value) > limit:
-        raise Refused(f"has an attribute {name!r} that is no text of at most {limit:,} characters")
+        raise Refused(f"has an attribute {name!r} that is not a string of at most {limit:,} "
+                      f"characters")  # fmt: skip
     return str(value)

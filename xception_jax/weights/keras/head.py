@@ -1,9 +1,9 @@
-"""What stands around a Keras backbone, in the terms of our models: scaling before, a head after.
+"""Translates the layers around a Keras backbone: scaling before it, a head after it.
 
-Our models take images of [-1, 1] and have a head of global pooling, fully connected layers with
-ReLU, and a classifier. All that is affine (rescaling, batch normalization, dense layers without an
-activation) is folded, in float64, into the next layer that has weights. What remains is refused by
-the name of its layer.
+The models here take images of [-1, 1]. Their head has global pooling, fully connected layers with
+ReLU, and a classifier. Affine layers (rescaling, batch normalization, dense layers without an
+activation) are folded in float64 into the next layer with weights. All other layers are refused by
+name.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from xception_jax.weights.files import Refused
-from xception_jax.weights.keras.config import Placed, activation
+from xception_jax.weights.keras.config import ConfigLayer, activation
 
-# Gives a layer's tensors, in Keras' order.
-Weights = Callable[[Placed], Sequence[Any]]
+# Returns a layer's tensors in Keras' order.
+Weights = Callable[[ConfigLayer], Sequence[Any]]
 
-# Of a model that is not trained, these pass on what they get; `RandomCrop` crops then too.
+# Layers that do nothing in inference. (`RandomCrop` still crops.)
 _IDENTITIES = {
     "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise", "SpatialDropout2D",
     "ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomContrast",
@@ -29,18 +29,18 @@ _DIVIDE = ("TrueDivide", "Divide", "tf.math.truediv", "tf.math.divide")
 _SUBTRACT = ("Subtract", "tf.math.subtract")
 _MULTIPLY, _ADD = ("Multiply", "tf.math.multiply"), ("Add", "tf.__operators__.add", "tf.math.add")
 _POOLING = {"GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
-# Matrix products of more multiplications than this are not folded.
+# The maximum number of multiplications to fold two layers.
 _MAX_PRODUCT = 2e10
 
 
 @dataclass
 class Head:
-    """A head that our models can express.
+    """A head that the models here can express.
 
     Attributes:
       dense: kernel `[units_in, units]` and bias `[units]` of each layer; ReLU between them. Empty
         without a classifier.
-      activation: `softmax` or `sigmoid` of the last one, None where nothing is said.
+      activation: `softmax` or `sigmoid` of the last one; None if not specified.
       pooling: `average` or `max`.
       notes: what was folded.
     """
@@ -51,13 +51,18 @@ class Head:
     notes: list[str] = field(default_factory=list)
 
 
-def scaling(before: Sequence[Placed], weights: Weights) -> tuple[np.ndarray, np.ndarray] | None:
-    """`(scale, offset)` float64 [3] from images of [-1, 1] to the backbone's input; None: as it is.
+def scaling(
+    before: Sequence[ConfigLayer], weights: Weights
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The scaling of images from [-1, 1] to the backbone's input.
 
-    The model's input is taken for pixels of 0 to 255, or of 0 to 1 if these become [-1, 1].
+    The model's input is assumed to be pixels in [0, 1] if these become [-1, 1], else in [0, 255].
+
+    Returns:
+      `(scale, offset)`, float64 [3]; None if no layer scales images.
 
     Raises:
-      Refused: a layer does more than to scale, or to what the input is scaled tells nothing of it.
+      Refused: a layer does more than scale, or the range of the model's input cannot be inferred.
     """
     scale, offset, scales = np.ones(3), np.zeros(3), False
     for layer in before:
@@ -73,18 +78,18 @@ def scaling(before: Sequence[Placed], weights: Weights) -> tuple[np.ndarray, np.
         return np.ones(3), np.zeros(3)
     low, high = offset, scale * 255 + offset
     if not np.isfinite([low, high]).all() or max(abs(low).max(), abs(high).max()) > 16:
-        raise Refused(f"scales images by {before[-1]} and what is before it, from 0 and 255 to "
-                      f"{low.round(3).tolist()} and {high.round(3).tolist()}: nothing tells which "
-                      f"images it takes")  # fmt: skip
+        raise Refused(f"scales pixels of 0 and 255 to {low.round(3).tolist()} and "
+                      f"{high.round(3).tolist()} up to the {before[-1]}; the range of its input "
+                      f"cannot be inferred")  # fmt: skip
     return scale * 127.5, scale * 127.5 + offset
 
 
-def _is_linear(layer: Placed) -> bool:
+def _is_linear(layer: ConfigLayer) -> bool:
     return layer.kind == "Activation" and activation(layer.config) == "linear"
 
 
-def _affine(layer: Placed, weights: Weights) -> tuple[Any, Any]:
-    """What a layer multiplies the images with, and then adds, each a number or of shape [3]."""
+def _affine(layer: ConfigLayer, weights: Weights) -> tuple[Any, Any]:
+    """The factor and the summand that a layer applies to images, each a number or of shape [3]."""
     config, kind = layer.config, layer.kind
     if kind == "TFOpLambda":
         kind = str(config.get("function") or config.get("name"))
@@ -108,28 +113,28 @@ def _affine(layer: Placed, weights: Weights) -> tuple[Any, Any]:
         std = np.maximum(np.sqrt(_channels(variance, layer)), 1e-7)  # Keras' epsilon
         times, plus = 1 / std, -_channels(mean, layer) / std
         return (std, _channels(mean, layer)) if config.get("invert") else (times, plus)
-    raise Refused(f"has the {layer} before the backbone; of such, those that scale images are read")
+    raise Refused(f"has the {layer} before the backbone; only layers that scale images can be read")
 
 
-def _channels(value: Any, layer: Placed) -> np.ndarray:
+def _channels(value: Any, layer: ConfigLayer) -> np.ndarray:
     if isinstance(value, dict):  # an array in Keras 3
         value = value["config"]["value"]
     array = np.asarray(value, np.float64)
     if array.size not in (1, 3) or array.size != np.shape(np.atleast_1d(array))[-1]:
-        raise Refused(f"has the {layer} with an array of {list(array.shape)}; one number, or one "
-                      f"for each of three channels, is read")  # fmt: skip
+        raise Refused(f"has the {layer} with an array of {list(array.shape)}; expected one number, "
+                      f"or one for each of three channels")  # fmt: skip
     return array.reshape(-1)
 
 
-def head(layers: Sequence[Placed], weights: Weights) -> Head:
+def head(layers: Sequence[ConfigLayer], weights: Weights) -> Head:
     """The head of a model.
 
     Args:
-      layers: after the backbone, in order.
-      weights: of those layers.
+      layers: the layers after the backbone, in order.
+      weights: returns the weights of a layer.
 
     Raises:
-      Refused: our models cannot express it; the message names the layer.
+      Refused: the models here cannot express the head; the message names the layer.
     """
     made, pending, pooled = Head(), [], False  # type: Head, list[tuple[Any, Any]], bool
     for layer in layers:
@@ -143,7 +148,7 @@ def head(layers: Sequence[Placed], weights: Weights) -> Head:
             if pending and made.pooling == "max":
                 raise Refused(f"has batch normalization before the {layer}")
         elif kind == "BatchNormalization" and _is_last(layer, pooled):
-            # Average pooling and a factor and sum for each channel can change places.
+            # Average pooling commutes with an affine map per channel.
             pending.append(_norm(layer, weights))
             made.notes.append(f"{layer} is folded into a dense layer")
         elif kind == "Dense" and pooled:
@@ -161,23 +166,23 @@ def head(layers: Sequence[Placed], weights: Weights) -> Head:
     return made
 
 
-def _is_plain(layer: Placed) -> bool:
-    """Whether pooling is over height and width, and makes [images, channels]."""
+def _is_plain(layer: ConfigLayer) -> bool:
+    """Whether pooling is over height and width and returns [images, channels]."""
     last = (None, "channels_last")
     return not layer.config.get("keepdims") and layer.config.get("data_format") in last
 
 
-_READ = "global pooling, dropout, batch normalization and dense layers with ReLU are read"
+_READ = "only global pooling, dropout, batch normalization and dense layers with ReLU can be read"
 
 
 def _activated(
-    does: str, layer: Placed, made: Head, pending: list[tuple[Any, Any]]
+    does: str, layer: ConfigLayer, made: Head, pending: list[tuple[Any, Any]]
 ) -> list[tuple[Any, Any]]:
-    """Ends a fully connected layer; what is pending after it."""
+    """Ends a fully connected layer at its activation; returns the affine maps still pending."""
     if does not in ("relu", "softmax", "sigmoid"):
         raise Refused(f"has the activation {does!r} in the {layer}; {_READ}")
     if does == "relu":
-        # What is pooled is not negative, nor is what has been through a ReLU.
+        # Without pending maps, ReLU has no effect: features and outputs of ReLU are not negative.
         if pending:
             made.dense.append(_folded(pending, layer))
         return []
@@ -188,30 +193,30 @@ def _activated(
     return []
 
 
-def _end(made: Head, pending: list[tuple[Any, Any]], layers: Sequence[Placed]) -> None:
+def _end(made: Head, pending: list[tuple[Any, Any]], layers: Sequence[ConfigLayer]) -> None:
     if pending and any(np.ndim(kernel) == 2 for kernel, _ in pending):
         made.dense.append(_folded(pending, layers[-1]))
     elif pending or made.dense:
-        raise Refused(f"ends in the {layers[-1]}; a dense layer with softmax, sigmoid or no "
-                      f"activation is read")  # fmt: skip
+        raise Refused(f"ends in the {layers[-1]}; expected a dense layer with softmax, sigmoid or "
+                      f"no activation")  # fmt: skip
 
 
-def _is_last(layer: Placed, pooled: bool) -> bool:
+def _is_last(layer: ConfigLayer, pooled: bool) -> bool:
     """Whether batch normalization is over the last axis."""
     return layer.traits["axis"] in ((-1, 1, (1,)) if pooled else (-1,))
 
 
-def _dense(layer: Placed, weights: Weights) -> tuple[Any, Any]:
+def _dense(layer: ConfigLayer, weights: Weights) -> tuple[Any, Any]:
     held = weights(layer)
     biased = layer.config.get("use_bias", True)
     if len(held) != 1 + biased or held[0].ndim != 2:
-        raise Refused(f"has the {layer} of {len(held)} tensors; it has use_bias={biased}")
+        raise Refused(f"has the {layer} with {len(held)} tensors, but use_bias={biased}")
     bias = held[1] if biased else np.zeros(held[0].shape[-1], np.float32)
     return held[0], bias
 
 
-def _norm(layer: Placed, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-    """Batch normalization as factors and summands, float64 [channels]."""
+def _norm(layer: ConfigLayer, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Batch normalization as a factor and a summand per channel, float64 [channels]."""
     *rest, mean, variance = (np.asarray(x).astype(np.float64) for x in weights(layer))
     scale = 1 / np.sqrt(variance + layer.config.get("epsilon", 1e-3))
     if layer.traits["scale"]:
@@ -220,8 +225,8 @@ def _norm(layer: Placed, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
     return scale, beta - mean * scale
 
 
-def _folded(pending: list[tuple[Any, Any]], layer: Placed) -> tuple[Any, Any]:
-    """One dense layer of several affine maps; a single one stays as it is, unread."""
+def _folded(pending: list[tuple[Any, Any]], layer: ConfigLayer) -> tuple[Any, Any]:
+    """Folds several affine maps into one dense layer; a single one is returned without a read."""
     if len(pending) == 1 and np.ndim(pending[0][0]) == 2:
         return pending[0]
     kernel: Any = None
@@ -235,8 +240,8 @@ def _folded(pending: list[tuple[Any, Any]], layer: Placed) -> tuple[Any, Any]:
         elif kernel.ndim == 1:
             kernel = kernel[:, None] * factor
         elif kernel.shape[0] * factor.size > _MAX_PRODUCT:
-            raise Refused(f"has dense layers without an activation up to the {layer}, too large "
-                          f"to be made one")  # fmt: skip
+            raise Refused(f"has dense layers without an activation up to the {layer} that are too "
+                          f"large to fold into one")  # fmt: skip
         else:
             kernel = kernel @ factor
         bias = (bias * factor if factor.ndim == 1 else bias @ factor) + summand \
@@ -248,15 +253,19 @@ def _folded(pending: list[tuple[Any, Any]], layer: Placed) -> tuple[Any, Any]:
 def fold_scaling(
     found: dict[str, Any], kernel: str, mean: str, scale: np.ndarray, offset: np.ndarray
 ) -> None:
-    """Changes the first convolution, which has no padding, and the normalization after it in place.
+    """Folds a scaling of images into the first convolution and the next normalization, in place.
+
+    This is exact because the first convolution has no padding.
 
     Args:
       found: tensors by name.
-      kernel, mean: of the convolution, `[height, width, 3, channels]`, and the running mean.
-      scale, offset: of the images, [3].
+      kernel: the name of the convolution's kernel, `[height, width, 3, channels]`.
+      mean: the name of the normalization's running mean.
+      scale: of the images, [3].
+      offset: of the images, [3].
     """
     if found[kernel].shape[2:3] != (3,) or found[mean].shape != found[kernel].shape[3:]:
-        return  # the shapes will be refused by name
+        return  # the wrong shapes are reported later, by name
     before = np.asarray(found[kernel]).astype(np.float64)
     constant = (before * offset[:, None]).sum((0, 1, 2))
     found[kernel] = (before * scale[:, None]).astype(np.float32)

@@ -1,13 +1,13 @@
 """The map to Keras' tensors (keras/src/applications/xception.py and inception_v3.py, Keras 3.15).
 
-Keras' files know a layer by its place among the layers of its class, in the order of the model's
-graph: from the inputs on, by the distance to the output, and of equal ones by the order of the
-branches. So `conv2d_4/0` is the first tensor of the fifth dense convolution. Names that Keras
-makes up (`conv2d_7`) depend on what a process has built before; those that it is given do not.
+Keras' files identify a layer by its class and its number in that class: `conv2d_4/0` is the first
+tensor of the fifth ordinary convolution. The order starts at the inputs: by the distance to the
+output, and at equal distance by the order of the branches. Names that Keras generates (`conv2d_7`)
+depend on what the process has built before; given names do not.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,16 +15,11 @@ from flax import nnx
 
 from xception_jax.errors import UsageError
 from xception_jax.models.inception_modules import Branches, Chain
+from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.layers import BatchNorm, ConvNorm, SeparableConv
+from xception_jax.models.published import NameLayers
 from xception_jax.models.xception import Xception
-from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, parts
-
-# What Keras' models compute with, in the names of our overrides.
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "xception": {"bn_epsilon": 1e-3, "pool_padding": "same"},
-    "legacy_xception": {"bn_epsilon": 1e-3, "pool_padding": "same"},
-    "inception_v3": {"bn_epsilon": 1e-3, "bn_scale": False, "count_padding": False},
-}
+from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, layers_of, parts
 
 _AXES = {
     "depthwise": AxisOrder(lambda x: x.swapaxes(2, 3), lambda x: x.swapaxes(2, 3)),
@@ -44,14 +39,14 @@ _TENSOR_NAMES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of Keras'.
+    """A layer of a Keras model.
 
     Attributes:
-      key: its class and place, `conv2d_4`.
-      name: its own; where Keras makes names up, what a fresh process would.
+      key: its class and number, `conv2d_4`.
+      name: its given name, or the name that Keras generates in a new process.
       given: whether the name is given.
-      tensors: of it, `KEY/0` and on.
-      names: theirs in legacy files, `kernel`.
+      tensors: its tensors, `KEY/0`, `KEY/1` etc.
+      names: the tensors' names in legacy files, as `kernel`.
     """
 
     key: str
@@ -61,22 +56,20 @@ class Layer:
     names: list[str]
 
 
-# A layer of ours, its name in Keras (None: made up), in the order of the graph.
-_Placed = tuple[nnx.Module, str | None]
+# A layer of a model here and its given name in Keras (None: generated), in the order of the graph.
+_NamedLayer = tuple[nnx.Module, str | None]
 
 
 def layers(model: Any) -> list[Layer]:
-    """Keras' layers that have weights, for a model of ours, in the order of Keras' graph.
+    """Keras' layers with weights for a model, in the order of Keras' graph.
 
     Raises:
-      UsageError: Keras has no such model, or no place for some of its tensors.
+      UsageError: Keras has no such model, or no counterpart of some tensor.
     """
-    kind = type(model).__name__
-    if kind not in _PLACES:
-        raise UsageError("keras.applications has Xception and InceptionV3 alone")
-    names, places, made_up = Names(model), Counter[str](), _made_up_names(model)
-    found = []
-    for layer, name in _PLACES[kind](model):
+    names, places, found = Names(model), Counter[str](), []
+    placed = list(layers_of("keras", model, _LAYERS))
+    made_up = _made_up_names(model, placed)
+    for layer, name in placed:
         theirs = _class_of(layer)
         key = f"{theirs}_{places[theirs]}" if places[theirs] else theirs
         places[theirs] += 1
@@ -89,26 +82,27 @@ def layers(model: Any) -> list[Layer]:
         if theirs in ("conv2d", "dense"):
             legacy = ["kernel", "bias"][: len(held)]
         found.append(Layer(key, name or made_up[id(layer)], name is not None, tensors, legacy))
-    names.check_complete([t for layer in found for t in layer.tensors], f"Keras' {kind}")
-    if kind == "InceptionV3" and model.stem.layers[0].bn.scale is not None:
+    library = f"Keras' {type(model).__name__}"
+    names.check_complete([t for layer in found for t in layer.tensors], library)
+    if isinstance(model, InceptionV3) and next(_conv_norms(model.stem)).bn.scale is not None:
         raise UsageError("Keras' InceptionV3 has no scale in its batch normalization (bn_scale)")
     return found
 
 
-def tensors(model: Any, *, by_name: bool = False) -> list[Tensor]:
-    """The map.
+def tensor_map(model: Any, *, by_name: bool = False) -> list[Tensor]:
+    """A model's tensors with their names in Keras.
 
     Args:
-      model: ours.
-      by_name: by the names of the layers, `block1_conv1/0`, instead of their keys; those of the
-        head have keys alone.
+      model: of arrays or of shapes.
+      by_name: whether to use the layers' names, `block1_conv1/0`, instead of their keys. Layers of
+        the head always have keys.
     """
     found = []
     for layer in layers(model):
         head = layer.key.partition("_")[0] == "dense"
         for i, tensor in enumerate(layer.tensors):
             named = by_name and not head
-            found.append(replace(tensor, theirs=f"{layer.name}/{i}") if named else tensor)
+            found.append(replace(tensor, library_name=f"{layer.name}/{i}") if named else tensor)
     return found
 
 
@@ -120,13 +114,21 @@ def _class_of(layer: nnx.Module) -> str:
     return "dense" if isinstance(layer, nnx.Linear) else "conv2d"
 
 
-def _made_up_names(model: Any) -> dict[int, str]:
-    """Of the layers that Keras gives no name, numbered as they are made."""
+def _made_up_names(model: Any, placed: list[tuple[Any, str | None]]) -> dict[int, str]:
+    """Generated names of the layers without a given name, numbered in the order of creation."""
     if isinstance(model, Xception):
         made: list[Any] = [block.skip for _, block in model.blocks() if hasattr(block, "skip")]
         made = [skip for skip in made if skip is not None]
-    else:
+    elif isinstance(model, InceptionV3):
         made = [layer for _, block in model.blocks() for layer in _conv_norms(block)]
+    else:
+        counts, found = Counter[str](), {}
+        for layer, name in placed:
+            if name is None:
+                theirs = _class_of(layer)
+                found[id(layer)] = f"{theirs}_{counts[theirs]}" if counts[theirs] else theirs
+                counts[theirs] += 1
+        return found
     names: dict[int, str] = {}
     for i, layer in enumerate(made):
         end = f"_{i}" if i else ""
@@ -137,7 +139,7 @@ def _made_up_names(model: Any) -> dict[int, str]:
 
 
 def _conv_norms(module: Any) -> Iterator[ConvNorm]:
-    """Of an Inception module, as Keras makes them: branch by branch."""
+    """The convolutions of an Inception module in the order that Keras creates them, by branch."""
     if isinstance(module, ConvNorm):
         yield module
     elif isinstance(module, Chain):
@@ -148,7 +150,7 @@ def _conv_norms(module: Any) -> Iterator[ConvNorm]:
             yield from _conv_norms(getattr(module, name))
 
 
-def _xception(model: Any) -> Iterator[_Placed]:
+def _xception(model: Any) -> Iterator[_NamedLayer]:
     for i in (1, 2):
         yield getattr(model.stem, f"conv{i}"), f"block1_conv{i}"
         yield getattr(model.stem, f"bn{i}"), f"block1_conv{i}_bn"
@@ -157,12 +159,12 @@ def _xception(model: Any) -> Iterator[_Placed]:
             yield unit.conv, f"{name}_sepconv{i}"
             yield unit.bn, f"{name}_sepconv{i}_bn"
         if getattr(block, "skip", None) is not None:
-            # At the distances of the pooling and of what comes before it.
+            # These are as far from the output as the pooling and the layer before it.
             yield from ((block.skip.conv, None), (block.skip.bn, None))
     yield from _predictions(model)
 
 
-def _inception(model: Any) -> Iterator[_Placed]:
+def _inception(model: Any) -> Iterator[_NamedLayer]:
     for _, block in model.blocks():
         placed, _ = _distances(block, 0)
         for _, layer in sorted(placed, key=lambda both: -both[0]):  # stable: by branch
@@ -170,17 +172,17 @@ def _inception(model: Any) -> Iterator[_Placed]:
     yield from _predictions(model)
 
 
-def _predictions(model: Any) -> Iterator[_Placed]:
+def _predictions(model: Any) -> Iterator[_NamedLayer]:
     if model.head is not None:
         yield from ((layer, None) for layer in model.head.fc)
         yield model.head.classifier, "predictions"
 
 
 def _distances(module: Any, end: int) -> tuple[list[tuple[int, nnx.Module]], int]:
-    """Layers of an Inception module with their distance to its end, and that of its input.
+    """The layers of an Inception module with their distances to its end, and its input's distance.
 
-    Keras' graph has a convolution, its normalization, its activation, a pooling and a
-    concatenation as nodes, each one further away than what takes its output.
+    In Keras' graph, a convolution, its normalization, its activation, a pooling and a
+    concatenation are nodes. Each is one further from the end than the node that takes its output.
     """
     if isinstance(module, ConvNorm):
         return [(end + 3, module.conv), (end + 2, module.bn)], end + 3
@@ -196,7 +198,4 @@ def _distances(module: Any, end: int) -> tuple[list[tuple[int, nnx.Module]], int
     return [], end + 1  # a pooling
 
 
-_PLACES: dict[str, Callable[[Any], Iterator[_Placed]]] = {
-    "Xception": _xception,
-    "InceptionV3": _inception,
-}
+_LAYERS: dict[type, NameLayers] = {Xception: _xception, InceptionV3: _inception}

@@ -1,8 +1,8 @@
-"""The layers that a Keras file holds, as they lie in its HDF5: in Keras 3's layout or the older.
+"""The layers of a Keras file in its HDF5 layout: that of Keras 3 or the legacy one.
 
-Keras 3 (keras/src/saving/saving_lib.py) keeps a layer under its class and its place among the
-layers of that class, a model in a model as a layer with layers. Before (keras/src/legacy/saving/
-legacy_h5_format.py) it was by name, and a model in a model as one layer with all weights.
+Keras 3 (keras/src/saving/saving_lib.py) stores a layer under its class and its number in that
+class, and a nested model as a layer with layers. The legacy layout (keras/src/legacy/saving/
+legacy_h5_format.py) stores layers by name, and a nested model as one layer with all weights.
 """
 
 import re
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from xception_jax.weights.files import Refused
-from xception_jax.weights.keras.config import Placed
+from xception_jax.weights.keras.config import ConfigLayer
 from xception_jax.weights.keras.hdf5 import Dataset
 
 _LAYERS = ("layers", "_layer_checkpoint_dependencies")
-# Of a dropout, the state of its random numbers.
+# The random state of a dropout layer.
 _NO_WEIGHTS = ("seed_generator",)
 _MAX_DEPTH = 32
-# Keras' order of a layer's tensors, which the older layout mixes up in a nested model.
+# Keras' order of a layer's tensors; the legacy layout does not keep it in a nested model.
 _ORDER = ["depthwise_kernel", "pointwise_kernel", "kernel", "gamma", "bias", "beta", "moving_mean",
           "moving_variance", "mean", "variance"]  # fmt: skip
 _KINDS = {(4,): "conv2d", (4, 1): "conv2d", (4, 4): "separable_conv2d", (2,): "dense",
@@ -31,11 +31,11 @@ class Leaf:
     """A layer with its tensors.
 
     Attributes:
-      container: the places of the models that it is in, from the outermost.
-      kind: its class as Keras 3 has it in its files.
-      index: its place among those of its class in the innermost model.
-      name: its own; empty where the file does not say.
-      tensors: in Keras' order; none of a layer without weights.
+      container: the places of the models that contain it, outermost first.
+      kind: its class as written in Keras 3's files.
+      index: its number in its class in the innermost model.
+      name: its name; empty if the file does not have it.
+      tensors: in Keras' order; empty for a layer without weights.
     """
 
     container: tuple[str, ...]
@@ -54,7 +54,7 @@ class Tree:
 
     Args:
       file: from `hdf5.open_file`.
-      path: for messages.
+      path: the file's path, for messages.
     """
 
     def __init__(self, file: Any, path: Path):
@@ -63,21 +63,21 @@ class Tree:
             or "layer_names0" in file.attrs  # fmt: skip
         self.root = file.get("model_weights", file) if self.legacy else file
         if self.legacy and _text(self.root.attrs.get("backend", b"")) == "theano":
-            raise Refused("is of Keras on Theano, whose convolutions are flipped; convert it with "
-                          "Keras")  # fmt: skip
+            raise Refused("was written by Keras on Theano, whose convolutions are flipped; convert "
+                          "it with Keras")  # fmt: skip
 
-    def tensors(self, layer: Placed) -> list[Dataset]:
-        """Those of a layer of the file's own config.
+    def tensors(self, layer: ConfigLayer) -> list[Dataset]:
+        """The tensors of a layer of the file's config.
 
         Raises:
-          Refused: it has none, or the weights there are another layer's.
+          Refused: it has none, or the file has another layer's weights in its place.
         """
         found = self._by_name(layer) if self.legacy else self._by_place(layer)
         if not found:
-            raise Refused(f"has no weights of the {layer}")
+            raise Refused(f"has no weights for the {layer}")
         return found
 
-    def _by_place(self, layer: Placed) -> list[Dataset]:
+    def _by_place(self, layer: ConfigLayer) -> list[Dataset]:
         group = self.root
         for place in layer.place:
             group = _layers(group).get(place, {})
@@ -92,7 +92,7 @@ class Tree:
     def _vars(self, held: Any) -> list[Dataset]:
         return [Dataset(held[str(i)], self.path) for i in range(len(held))]
 
-    def _by_name(self, layer: Placed) -> list[Dataset]:
+    def _by_name(self, layer: ConfigLayer) -> list[Dataset]:
         top, *inner = layer.path
         if top not in self.root:
             return []
@@ -105,7 +105,7 @@ class Tree:
         return same[0] if same else []
 
     def _held(self, name: str) -> list[tuple[str, list[Dataset]]]:
-        """The layers in a layer of the older layout, by name, in order."""
+        """The layers in a layer of the legacy layout, by name, in order."""
         group = self.root[name]
         found: dict[str, dict[str, Dataset]] = {}
         for tensor in _names(group, "weight_names"):
@@ -117,7 +117,7 @@ class Tree:
                 for owner, held in found.items()]  # fmt: skip
 
     def leaves(self) -> Iterator[Leaf]:
-        """All layers, in the file's order where it has one."""
+        """All layers, in the file's order if it has one."""
         if not self.legacy:
             yield from self._leaves(self.root, ())
             return
@@ -134,12 +134,12 @@ class Tree:
                 yield Leaf(container, kind, index, owner.split("/")[-1], tensors)
 
     def _kind(self, name: str, tensors: list[Dataset]) -> str:
-        """A layer's class by the ranks of its tensors."""
+        """Infers a layer's class from the ranks of its tensors."""
         ranks = tuple(tensor.ndim for tensor in tensors)
         if set(ranks) == {1} and len(ranks) in (2, 3, 4):
             return "batch_normalization"
         if ranks not in _KINDS:
-            raise Refused(f"has a layer {name!r} of {len(ranks)} tensors, which is none of an "
+            raise Refused(f"has a layer {name!r} with {len(ranks)} tensors; not one of an "
                           f"Xception or Inception V3")  # fmt: skip
         return _KINDS[ranks]
 
@@ -153,7 +153,7 @@ class Tree:
             own, others = held.get("vars", {}), _others(held)
             if others:
                 raise Refused(f"has a nested layer {'/'.join((*container, key))!r} with "
-                              f"{others[0]!r}, which is no model of Keras' own")  # fmt: skip
+                              f"{others[0]!r}, which is not a Keras model")  # fmt: skip
             kind, _, index = key.rpartition("_")
             named = _text(own.attrs.get("name", "")) if hasattr(own, "attrs") else ""
             numbered = bool(kind) and index.isdecimal()
@@ -176,7 +176,7 @@ def _rank(part: str) -> tuple[int, str]:
 
 
 def _names(group: Any, attribute: str) -> Iterator[str]:
-    """An attribute's names; one that is too long for HDF5 is cut into several."""
+    """The names in an attribute, which Keras splits if it is too long for HDF5."""
     if attribute in group.attrs:
         yield from map(_text, group.attrs[attribute])
         return

@@ -1,1 +1,1 @@
-"""timm's and PyTorch's files: read as data, their tensors by our names."""
+"""timm's and PyTorch's files, read as data, and their tensors by this package's names."""

@@ -1,40 +1,24 @@
-"""The map to timm's tensors, of timm/models/xception.py, xception_aligned.py and inception_v3.py.
+"""The map to timm's tensors of timm/models/xception.py, xception_aligned.py and inception_v3.py.
 
-It is that of timm 1.0.31. `num_batches_tracked` of batch normalization has no counterpart and no
-influence; the auxiliary tower of Inception V3, `AuxLogits`, is for training. Both are left out.
+It is based on timm 1.0.31. Two kinds of tensors are left out: `num_batches_tracked` of batch
+normalization, which has no effect, and Inception V3's auxiliary head `AuxLogits`, which is only
+used in training.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from flax import nnx
 
+from xception_jax import models
 from xception_jax.errors import UsageError
+from xception_jax.models.aligned_xception import AlignedXception
 from xception_jax.models.inception_modules import Branches, Chain
+from xception_jax.models.inception_v3 import InceptionV3
 from xception_jax.models.layers import BatchNorm, Conv, ConvNorm
-from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, parts
-
-# What timm's models compute with, in the names of our overrides.
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "xception": {"bn_epsilon": 1e-5, "pool_padding": "symmetric"},
-    "legacy_xception": {"bn_epsilon": 1e-5, "pool_padding": "symmetric"},
-    "inception_v3": {"bn_epsilon": 1e-3, "bn_scale": True, "count_padding": True},
-    "xception41": {"bn_epsilon": 1e-3},
-    "xception65": {"bn_epsilon": 1e-3},
-    "xception71": {"bn_epsilon": 1e-3},
-    "xception41p": {"bn_epsilon": 1e-5},
-    "xception65p": {"bn_epsilon": 1e-3},
-}
-
-# The share of the shorter side that timm's evaluation keeps, `crop_pct`, for its weights of each;
-# of xception65 for those that it takes by itself, `ra3_in1k` (`tf_in1k` has 0.903).
-CROPS = {
-    "xception": 0.8975, "legacy_xception": 0.8975, "inception_v3": 0.875, "xception41": 0.903,
-    "xception65": 0.94, "xception71": 0.903, "xception41p": 0.94, "xception65p": 0.94,
-}  # fmt: skip
-
-# Their bias has one number a class.
-CLASSIFIERS = ("fc.bias", "head.fc.bias")
+from xception_jax.models.published import NameLayers
+from xception_jax.models.xception import Xception
+from xception_jax.weights.tensors import SAME, AxisOrder, Names, Tensor, layers_of, parts
 
 _CONV = AxisOrder(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
 _AXES = {
@@ -51,28 +35,32 @@ _STEM = ["1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"]
 _Named = Iterator[tuple[nnx.Module, str]]
 
 
-def tensors(model: Any) -> list[Tensor]:
-    """The map, for a model of ours.
+def tensor_map(model: Any) -> list[Tensor]:
+    """A model's tensors with their names in timm.
 
     Raises:
-      UsageError: timm has no place for some of its tensors.
+      UsageError: timm has no counterpart of some tensor.
     """
     if getattr(model, "head", None) is not None and model.head.fc:
         raise UsageError("timm's models have no fully connected layers before the classifier")
-    names, kind = Names(model), type(model).__name__
-    found = []
-    for layer, name in _NAMES[kind](model):
+    names, found = Names(model), []
+    for layer, name in layers_of("timm", model, _LAYERS):
         if isinstance(layer, BatchNorm) and layer.scale is None:
             raise UsageError("timm's models have a scale in batch normalization (bn_scale)")
         for part, variable in parts(layer):
             theirs = f"{name}.{_TENSOR_NAMES.get(part, 'weight')}"
             found.append(names.tensor(variable, theirs, _AXES.get(part, SAME)))
-    names.check_complete(found, f"timm's {kind}")
+    names.check_complete(found, f"timm's {type(model).__name__}")
     return found
 
 
-def left_out(name: str) -> bool:
-    """Whether a tensor of timm's is one that has no part in the logits."""
+def classifier_biases() -> set[str]:
+    """The tensors that have one number a class, of all models."""
+    return {f"{theirs.classifier}.bias" for theirs in models.elsewhere("timm").values()}
+
+
+def is_unused(name: str) -> bool:
+    """Whether a tensor of timm's has no effect on the logits."""
     return name.endswith("num_batches_tracked") or name.startswith("AuxLogits.")
 
 
@@ -92,7 +80,7 @@ def _inception(model: Any) -> _Named:
 
 
 def _branch(branch: Any, name: str) -> _Named:
-    """A branch's convolutions: `NAME`, or `NAME_1` and on; the last may be two, `a` and `b`."""
+    """A branch's convolutions: `NAME`, or `NAME_1`, `NAME_2` etc.; the last can be `a` and `b`."""
     if isinstance(branch, ConvNorm):
         yield from _conv_norm(branch, name)
     elif isinstance(branch, Chain):
@@ -146,7 +134,7 @@ def _legacy(model: Any) -> _Named:
     for i, (_, block) in enumerate(blocks, start=1):
         place = 0
         for unit in block.units:
-            place += unit.relu  # timm counts the activations too
+            place += unit.relu  # timm also counts the activations
             yield unit.conv.depthwise, f"block{i}.rep.{place}.conv1"
             yield unit.conv.pointwise, f"block{i}.rep.{place}.pointwise"
             yield unit.bn, f"block{i}.rep.{place + 1}"
@@ -166,8 +154,8 @@ def _classifier(model: Any, name: str) -> _Named:
         yield model.head.classifier, name
 
 
-_NAMES: dict[str, Callable[[Any], _Named]] = {
-    "Xception": _legacy,
-    "InceptionV3": _inception,
-    "AlignedXception": _aligned,
+_LAYERS: dict[type, NameLayers] = {
+    Xception: _legacy,
+    InceptionV3: _inception,
+    AlignedXception: _aligned,
 }

@@ -1,8 +1,8 @@
-"""Reads a pickle as data. Nothing that it names is imported or called.
+"""Reads a pickle as data: nothing that it names is imported or called.
 
-`torch.load(weights_only=True)` runs no foreign code, but a file of a kilobyte can make it take all
-memory (`_codecs.encode` doubles its argument, as often as the file says), so it is not used. Here a
-call stays what it is in the file: a name and its arguments.
+`torch.load(weights_only=True)` runs no foreign code either. But a file of a kilobyte can make it
+use all memory: `_codecs.encode` can double its argument any number of times. So it is not used.
+Here a call is only returned as a name and its arguments.
 """
 
 import io
@@ -13,10 +13,10 @@ from typing import Any
 
 from xception_jax.utils.text import printable
 
-# A checkpoint of Xception 71, its averaged weights and Adam's state take 73,000.
+# A checkpoint of Xception 71 with averaged weights and Adam's state takes 73,000.
 MAX_OPERATIONS = 1_000_000
 
-# What Python 2 calls types, and pickles of protocol 2 still do.
+# Python 2's names of types, which pickles of protocol 2 still use.
 _PYTHON_2 = {
     "builtins.xrange": "builtins.range", "builtins.unicode": "builtins.str",
     "builtins.long": "builtins.int", "builtins.basestring": "builtins.str",
@@ -24,7 +24,7 @@ _PYTHON_2 = {
 _CONTAINERS = (
     "collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict",
 )  # fmt: skip
-# What files of weights hold besides tensors: flags, paths, metrics, settings of training.
+# Plain data that weights files contain: flags, paths, metrics, training settings.
 _PLAIN = {
     *_CONTAINERS, "argparse.Namespace", "_codecs.encode", "copyreg._reconstructor", "typing.Any",
     *(f"builtins.{name}" for name in (
@@ -50,17 +50,17 @@ class PickleError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A function or class that the pickle names, `torch.FloatStorage`."""
+    """A function or class that the pickle names, as `torch.FloatStorage`."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call that the pickle asks for, which is not made.
+    """A call in the pickle, which is not executed.
 
     Attributes:
-      name: of the function or class; `persistent` for an object that is stored elsewhere.
+      name: the function or class; `persistent` for an object that is stored elsewhere.
       args: its arguments.
     """
 
@@ -73,10 +73,10 @@ class _Mark:
 
 
 def parse(file: io.BytesIO) -> Any:
-    """The next object of a file of pickles: plain values, `Global`s and `Call`s.
+    """The next object of a pickle file, made of plain values, `Global`s and `Call`s.
 
     Raises:
-      PickleError: it is damaged, too large, or names what is not plain data.
+      PickleError: the pickle is damaged, too large, or names something that is not plain data.
     """
     machine = _Machine()
     try:
@@ -87,7 +87,7 @@ def parse(file: io.BytesIO) -> Any:
             machine.run(operation.name, argument)
     except PickleError:
         raise
-    except Exception as error:  # the bytes may say anything
+    except Exception as error:  # damaged bytes can cause any kind
         raise PickleError(f"its pickle is damaged ({type(error).__name__})") from None
     raise PickleError("its pickle does not end")
 
@@ -104,7 +104,7 @@ class _Machine:
     def spend(self, operations: int) -> None:
         self._spent += operations
         if self._spent > MAX_OPERATIONS:
-            raise PickleError(f"it holds more than {MAX_OPERATIONS:,} entries")
+            raise PickleError(f"it has more than {MAX_OPERATIONS:,} entries")
 
     def run(self, name: str, argument: Any) -> None:
         if name in _VALUES:
@@ -114,10 +114,10 @@ class _Machine:
         elif name in _OPERATIONS:
             _OPERATIONS[name](self, argument)
         elif name not in ("PROTO", "FRAME"):
-            raise PickleError(f"its pickle holds {name}, which no file of weights does")
+            raise PickleError(f"its pickle has {name}, which weights files do not use")
 
     def marked(self) -> list[Any]:
-        """What was put on the stack since the last mark."""
+        """Pops all items since the last mark."""
         found = []
         while not isinstance(item := self.pop(), _Mark):
             found.append(item)
@@ -128,14 +128,17 @@ class _Machine:
         self.stack.append(tuple(reversed(items)))
 
     def add(self, items: list[Any]) -> None:
-        """To a list; what is added to an object that is not made goes nowhere."""
+        """Appends to the list on the stack; items for an object that is not created are dropped."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
         elif not isinstance(self.stack[-1], Call):
             raise PickleError("its pickle is damaged")
 
     def set_items(self, items: list[Any]) -> None:
-        """To a dict, as `add`. Keys that are no plain values are left out: none is a tensor's."""
+        """Sets items of the dict on the stack, as `add`.
+
+        Keys that are not plain values are dropped; names of tensors are plain.
+        """
         if isinstance(self.stack[-1], dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 if isinstance(key, str | int | float | bytes | None):
@@ -149,7 +152,7 @@ class _Machine:
         full = f"{module}.{function}"
         full = _PYTHON_2.get(full, full)
         if not (full in _PLAIN or full.startswith(_PLAIN_PARTS) or _is_type(full)):
-            raise PickleError(f"it holds {printable(full, 80)}, which is code and not data")
+            raise PickleError(f"it names {printable(full, 80)}, which is code, not data")
         self.stack.append(Global(full))
 
     def call(self) -> None:
@@ -225,7 +228,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": list,  # not hashed, which may recurse without a bound
+    "EMPTY_SET": list,  # a set would hash its items, which can recurse without limit
     "MARK": _Mark,
 }
 _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
@@ -258,7 +261,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "NEWOBJ_EX": lambda m, _: m.call_with_keywords(),
     "OBJ": lambda m, _: m.call_marked(),
     "INST": lambda m, name: m.instance(name),
-    "BUILD": lambda m, _: m.pop(),  # the state of an object that is not made
+    "BUILD": lambda m, _: m.pop(),  # the state of an object that is not created
     "PERSID": lambda m, identity: m.persistent(identity),
     "BINPERSID": lambda m, _: m.persistent(m.pop()),
 }

@@ -1,7 +1,7 @@
-"""torch's files, read without torch: zip archives (since 1.6) and the pickles of before.
+"""torch's files, read without torch: zip archives (since 1.6) and the older pickles.
 
-The formats are those of torch/serialization.py and torch/_utils.py. Tensors are found by what the
-pickle says of them; it is checked against the file before a byte of them is read.
+The formats are those of torch/serialization.py and torch/_utils.py. The pickle describes the
+tensors. Each description is checked against the file before the tensor is read.
 """
 
 import io
@@ -25,7 +25,7 @@ from xception_jax.weights.timm.pickles import Call, Global, PickleError, parse
 
 _T = TypeVar("_T")
 
-_MAX_PICKLE = 64 << 20  # bytes; Xception 71's with Adam's state has 0.25 MB
+_MAX_PICKLE = 64 << 20  # bytes; Xception 71 with Adam's state has 0.25 MB
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 _STORAGES = {
@@ -39,7 +39,7 @@ _STORAGES = {
 _KINDS = {
     "_rebuild_sparse_tensor": "sparse",
     "_rebuild_qtensor": "quantised",
-    "_rebuild_meta_tensor_no_storage": "without numbers (of the device meta)",
+    "_rebuild_meta_tensor_no_storage": "without data (on the device meta)",
     "_rebuild_nested_tensor": "nested",
 }
 
@@ -49,11 +49,11 @@ class _Archive:
     """A file's pickled object and its storages.
 
     Attributes:
-      size: of the file, bytes.
+      size: of the file, in bytes.
       held: the object.
-      read: reads the bytes of the storage of a key.
-      length: of the storage of a key, bytes; -1 where there is none.
-      claimed: bytes of the tensors that were found so far.
+      read: reads the storage with a key.
+      length: the size in bytes of the storage with a key; -1 if there is none.
+      claimed: the bytes of all tensors so far.
     """
 
     size: int
@@ -64,7 +64,7 @@ class _Archive:
     _kept: dict[str, bytes] = field(default_factory=dict)
 
     def storage(self, key: str) -> bytes:
-        """The bytes of a storage, which several tensors may share."""
+        """The bytes of a storage; several tensors can share it."""
         if key not in self._kept:
             if self.length(key) + sum(map(len, self._kept.values())) > self.size:
                 raise PickleError("shares its bytes with another storage")
@@ -73,35 +73,34 @@ class _Archive:
 
 
 def read(path: Path) -> tuple[Any, Callable[[str, Any], Stored | None]]:
-    """A file's pickled object, and what makes a tensor of a part of it.
+    """Reads a file's pickled object, but not yet its tensors.
 
     Returns:
-      The object: plain values, and `pickles.Call`s for all else; and a function of a name, for
-      errors, and a part of the object. It gives the tensor, or None where the part is none.
+      The object, made of plain values and `pickles.Call`s, and a function that turns a part of it
+      into a tensor. The function takes a name for error messages and the part. It returns None if
+      the part is not a tensor.
 
     Raises:
-      UsageError: the file is damaged or no file of torch's, or holds more than plain data.
-        Of the function: a tensor is of no kind that weights are, or contradicts the file.
+      UsageError: the file is damaged, not torch's, or contains more than plain data. The function
+        raises it for a tensor that cannot be read or that contradicts the file.
     """
-    size = files.check(path)
+    size = files.check_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(300)
         if head.startswith(b"PK"):
             archive = _zipped(path, size)
         elif head[257:262] == b"ustar":
-            raise PickleError("it is a tar archive, as torch before 0.2 wrote them")
+            raise PickleError("it is a tar archive of torch before 0.2")
         else:
             archive = _legacy(path, size)
     except PickleError as error:
         raise UsageError(
-            f"{path} cannot be read, and nothing of it was run: {error}; expected is what "
-            f"torch.save makes of a state_dict"
+            f"{path} cannot be read, and no code in it was run: {error}; expected a state_dict "
+            f"written by torch.save"
         ) from None
     except Exception as error:  # zipfile and struct raise many kinds
-        raise UsageError(
-            f"{path} is damaged or no file of torch's: {files.reason(error)}"
-        ) from None
+        raise UsageError(f"{path} is damaged or not a torch file: {files.reason(error)}") from None
 
     def tensor(name: str, part: Any) -> Stored | None:
         found = _told(path, name, lambda: _tensor(part, archive))
@@ -111,19 +110,19 @@ def read(path: Path) -> tuple[Any, Callable[[str, Any], Stored | None]]:
 
 
 def is_tensor(part: Any) -> bool:
-    """Whether a part of a file's object says that it is a tensor, of any kind."""
+    """Whether a part of a file's object is declared as a tensor of any kind."""
     return isinstance(part, Call) and (
         "._rebuild_" in part.name or part.name == "torch.nn.parameter.Parameter"
     )
 
 
 def _told(path: Path, name: str, do: Callable[[], _T]) -> _T:
-    """What `do` gives; an error names the file and the tensor."""
+    """Returns `do()`; an error names the file and the tensor."""
     try:
         return do()
     except PickleError as error:
         raise UsageError(f"{path}: {printable(name, 80)} {error}") from None
-    except Exception as error:  # a checksum of the archive, say
+    except Exception as error:  # for example a wrong checksum in the archive
         raise UsageError(f"{path} is damaged: {printable(name, 80)}: {files.reason(error)}") \
             from None  # fmt: skip
 
@@ -134,7 +133,7 @@ def _zipped(path: Path, size: int) -> _Archive:
     except Refused as error:
         raise PickleError(f"it {error}") from None
     except zipfile.BadZipFile:
-        raise PickleError("its archive is damaged or cut off") from None
+        raise PickleError("its archive is damaged or truncated") from None
     try:
         return _members(archive, size)
     except BaseException:
@@ -143,16 +142,16 @@ def _zipped(path: Path, size: int) -> _Archive:
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> _Archive:
-    """What an archive holds; it stays open, as its storages are read later."""
+    """The contents of an archive, which stays open: its storages are read later."""
     members = {info.filename: info for info in archive.infolist()}
     tops = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(tops) != 1 or f"{tops[0]}constants.pkl" in members:
-        raise PickleError("it is a TorchScript program or another archive, no state_dict")
+        raise PickleError("it is a TorchScript program or another archive, not a state_dict")
 
     def member(name: str, limit: int = size) -> bytes:
         info = members[tops[0] + name]
         if info.file_size > limit or info.compress_type != zipfile.ZIP_STORED:
-            raise PickleError(f"its {name} is compressed or too large, which torch's never are")
+            raise PickleError(f"its {name} is compressed or too large for a torch file")
         return archive.read(info)  # checks its CRC
 
     if f"{tops[0]}byteorder" in members and member("byteorder", 16) != b"little":
@@ -170,7 +169,7 @@ def _legacy(path: Path, size: int) -> _Archive:
     with path.open("rb") as file:
         head = io.BytesIO(file.read(_MAX_PICKLE))
     if parse(head) != _MAGIC:
-        raise PickleError("it does not begin as torch's files do")
+        raise PickleError("it does not begin like a torch file")
     parse(head)  # the version
     system = parse(head)
     if isinstance(system, dict) and system.get("little_endian") is False:
@@ -183,12 +182,12 @@ def _legacy(path: Path, size: int) -> _Archive:
     with path.open("rb") as file:
         for key in map(str, keys):
             if key not in widths:
-                raise PickleError("it stores what none of its tensors refers to")
+                raise PickleError("it has a storage that no tensor uses")
             file.seek(place)
             count = struct.unpack("<q", file.read(8))[0]
             length = count * widths[key]
             if not 0 <= length <= size - place - 8:
-                raise PickleError("it is cut off")
+                raise PickleError("it is truncated")
             starts[key] = place + 8, length
             place += 8 + length
 
@@ -202,7 +201,7 @@ def _legacy(path: Path, size: int) -> _Archive:
 
 
 def _note_widths(held: Any, widths: dict[str, int]) -> None:
-    """Of the numbers of each storage that an object refers to, bytes by key."""
+    """Notes the bytes per number of each storage that an object uses, by key."""
     seen, left = set(), [held]
     while left:
         part = left.pop()
@@ -221,21 +220,21 @@ def _note_widths(held: Any, widths: dict[str, int]) -> None:
 
 
 def _storage(part: Any) -> tuple[str, np.dtype, int]:
-    """Of a reference to a storage: its key, type, and where a view of it starts, in numbers."""
+    """The key, the type and the view's offset (in numbers) of a reference to a storage."""
     if not isinstance(part, Call) or part.name != "persistent" or len(part.args) not in (5, 6):
-        raise PickleError("refers to no storage")
+        raise PickleError("has no valid storage")
     _, kind, key, *_, view = (*part.args, None)[:6]
     name = kind.name.rpartition(".")[2] if isinstance(kind, Global) else ""
     if name not in _STORAGES or not isinstance(key, str | int):
-        raise PickleError(f"is stored as {printable(name, 40) or 'nothing known'}")
+        raise PickleError(f"has the unknown storage type {printable(name, 40)!r}")
     offset = view[1] if isinstance(view, tuple) and len(view) == 3 else 0
     return str(key), np.dtype(_STORAGES[name]), offset
 
 
 def _tensor(part: Any, archive: _Archive) -> Stored | None:
-    """The tensor that a part of the object is, or None."""
+    """The tensor in a part of the object, or None if it is not a tensor."""
     name, args = "", tuple[Any, ...]()
-    for _ in range(4):  # a Parameter of a subclass of a tensor
+    for _ in range(4):  # for example a Parameter of a subclass of Tensor
         if not isinstance(part, Call):
             return None
         name, args = part.name.rpartition(".")[2], part.args
@@ -247,20 +246,20 @@ def _tensor(part: Any, archive: _Archive) -> Stored | None:
         else:
             break
     if name in _KINDS:
-        raise PickleError(f"is {_KINDS[name]}; only dense tensors of plain numbers are read")
+        raise PickleError(f"is {_KINDS[name]}; only dense tensors of plain numbers can be read")
     if name.startswith("_rebuild_") and name not in _DENSE:
-        raise PickleError(f"is of a kind that is not read ({printable(name, 60)})")
+        raise PickleError(f"is of an unsupported kind ({printable(name, 60)})")
     if name not in _DENSE:
         return None
     if len(args) < _DENSE[name]:
-        raise PickleError("is described incompletely")
+        raise PickleError("has an incomplete description")
     dtype = _dtype(args[6]) if name == "_rebuild_tensor_v3" else None
     if any(isinstance(more, dict) and any(more.values()) for more in args[6:]):
-        raise PickleError("is negated or conjugated when it is read; save it as plain numbers")
+        raise PickleError("is a negated or conjugated view; save it as plain numbers")
     return _view(args, dtype, archive)
 
 
-# How many arguments a dense tensor has at least: storage, offset, shape, strides.
+# The minimum number of arguments of a dense tensor: storage, offset, shape, strides.
 _DENSE = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 4, "_rebuild_tensor_v3": 7}
 
 
@@ -275,19 +274,19 @@ def _dtype(named: Any) -> np.dtype[Any]:
 
 
 def _view(args: tuple[Any, ...], dtype: np.dtype | None, archive: _Archive) -> Stored:
-    """The tensor of a storage, an offset, a shape and strides, held against the file."""
+    """The tensor of a storage, an offset, a shape and strides, checked against the file."""
     key, own, start = _storage(args[0])
     dtype = own if dtype is None else dtype
     offset, shape, strides = args[1:4]
-    numbers = (start, offset, *_whole(shape), *_whole(strides))
+    numbers = (start, offset, *_sizes(shape), *_sizes(strides))
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-        raise PickleError("has a shape, strides or an offset that no tensor has")
-    offset, shape, strides = offset + start, tuple(_whole(shape)), tuple(_whole(strides))
+        raise PickleError("has an impossible shape, strides or offset")
+    offset, shape, strides = offset + start, tuple(_sizes(shape)), tuple(_sizes(strides))
     count = math.prod(shape)
     held = archive.length(key) // dtype.itemsize
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=False))
     if len(shape) != len(strides) or len(shape) > 8 or (count and offset + last >= held):
-        raise PickleError("reaches beyond what is stored of it")
+        raise PickleError("extends beyond its stored data")
     archive.claimed += count * dtype.itemsize
     if count > held or archive.claimed > archive.size:
         raise PickleError("repeats stored numbers; save it with .contiguous()")
@@ -301,7 +300,7 @@ def _view(args: tuple[Any, ...], dtype: np.dtype | None, archive: _Archive) -> S
     return Stored(shape, dtype, read)
 
 
-def _whole(part: Any) -> tuple[Any, ...]:
+def _sizes(part: Any) -> tuple[Any, ...]:
     """A shape or strides; `torch.Size` is a call."""
     if isinstance(part, Call) and part.name == "torch.Size" and part.args:
         part = part.args[0]

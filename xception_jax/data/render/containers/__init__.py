@@ -1,8 +1,8 @@
-"""What image files claim, checked before anything is decoded.
+"""Checks the claims of image files before anything is decoded.
 
-A decoder believes a header: it takes memory and time for as many pixels, chunks or scans as the
-header says. So each container is walked first, in microseconds, and its lengths are compared with
-the file's. What a file cannot hold is refused; what it can hold is bounded by its size in memory.
+A decoder trusts the header: it takes memory and time for all pixels, chunks or scans that the
+header claims. So each container is parsed first, in microseconds, and its lengths are compared with
+the file's. A claim that the file cannot hold is refused; other claims are limited by memory.
 """
 
 import struct
@@ -13,7 +13,7 @@ from xception_jax.data.render.containers.common import Claim, DamagedError
 
 __all__ = ["Claim", "DamagedError", "gif", "inspect", "kind_of"]
 
-# How files begin, what they are called then, and who reads their headers.
+# First bytes of files, the name of the format, and the function that reads its headers.
 _KINDS: tuple[tuple[bytes, str, Callable[[bytes], Claim]], ...] = (
     (b"\xff\xd8\xff", "JPEG", jpeg.inspect),
     (png.SIGNATURE, "PNG", png.inspect),
@@ -38,13 +38,13 @@ def _find(encoded: bytes) -> tuple[str, Callable[[bytes], Claim]] | None:
 
 
 def kind_of(encoded: bytes) -> str | None:
-    """The format that a file begins like, as `JPEG`; None: of none that is read here."""
+    """The format by the first bytes, as `JPEG`; None: not a format that is read here."""
     found = _find(encoded)
     return found[0] if found else None
 
 
 def inspect(encoded: bytes) -> Claim | None:
-    """What a file claims; None: it begins like no format that is read here.
+    """The claim of a file; None: not a format that is read here.
 
     Raises:
       DamagedError: its container contradicts itself or its length.

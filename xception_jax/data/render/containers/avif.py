@@ -1,24 +1,24 @@
-"""AVIF: boxes that claim a size, and AV1 streams that claim one too (ISO 23008-12, AV1 5.5)."""
+"""AVIF: boxes that claim a size, and AV1 streams that also claim one (ISO 23008-12, AV1 5.5)."""
 
 import struct
 from collections.abc import Callable, Iterator
 
 from xception_jax.data.render.containers.common import Claim, DamagedError, need
 
-# Bytes a pixel that OpenCV's decoder takes, measured and rounded up: 8 bits, more; and of alpha.
+# Bytes a pixel of OpenCV's decoder, measured and rounded up: for 8 bits, for more bits, for alpha.
 _PLAIN, _DEEP, _ALPHA = 24, 40, 12
 
 _SEQUENCE_HEADER, _DELIMITER = 1, 2  # types of an AV1 stream's units
 _MOST = 2**12  # boxes, items or units
 
-Box = tuple[bytes, int, int]  # its type, where its content begins and ends
+Box = tuple[bytes, int, int]  # its type, start and end of its content
 
 
 def inspect(encoded: bytes) -> Claim:
-    """What an AVIF claims: the largest size of its boxes (`ispe`) and of its AV1 streams.
+    """The claim of an AVIF: the largest size of its boxes (`ispe`) and of its AV1 streams.
 
-    The decoder takes memory for the size that a stream claims, whatever the boxes say. So each
-    stream must begin with its sequence header.
+    The decoder allocates memory for the size that a stream claims and ignores the boxes' sizes. So
+    each stream must begin with its sequence header.
     """
     boxes = _outer_boxes(encoded)
     need(b"meta" in boxes, "it has no meta box")
@@ -39,7 +39,7 @@ def inspect(encoded: bytes) -> Claim:
 
 
 def _outer_boxes(encoded: bytes) -> dict[bytes, tuple[int, int]]:
-    """Where the first outer box of each type begins and ends; bytes behind the image are no box."""
+    """Start and end of the first outer box of each type; ignores bytes after the image."""
     boxes: dict[bytes, tuple[int, int]] = {}
     try:
         for kind, start, end in _boxes(encoded, 0, len(encoded)):
@@ -72,7 +72,7 @@ def _boxes(encoded: bytes, at: int, end: int) -> Iterator[Box]:
 
 
 def _claimed(encoded: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The sizes that boxes `ispe` give."""
+    """The sizes in the boxes `ispe`."""
     at = encoded.find(b"ispe", start, end)
     while at >= 0:
         if at + 16 <= end:
@@ -97,7 +97,7 @@ def _items(encoded: bytes, start: int, end: int) -> Iterator[bytes]:
         if item in coded:
             need(method in (0, 1), "its data is made of other items")
             need(method == 0 or b"idat" in boxes, "its data is not there")
-            # Counted from the file's beginning, or from that of the box `idat`.
+            # Offsets start at the beginning of the file, or of the box `idat`.
             first, last = (0, len(encoded)) if method == 0 else boxes[b"idat"]
             yield b"".join(
                 encoded[first + at : min(first + at + size, last)] for at, size in extents
@@ -107,7 +107,7 @@ def _items(encoded: bytes, start: int, end: int) -> Iterator[bytes]:
 def _locations(
     encoded: bytes, at: int, end: int
 ) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-    """Number, method and extents (place, bytes) of each item of a box `iloc`."""
+    """Number, method and extents (offset, bytes) of each item of a box `iloc`."""
     version = encoded[at]
     sizes = [half for byte in encoded[at + 4 : at + 6] for half in (byte >> 4, byte & 15)]
     offset_size, length_size, base_size, index_size = sizes
@@ -147,7 +147,7 @@ def _tracks(encoded: bytes, start: int, end: int) -> Iterator[bytes]:
 
 
 def _sequence_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """The sizes that the sequence headers of a stream give; the first unit must be one."""
+    """The sizes in the sequence headers of a stream; the first unit must be such a header."""
     at, first = 0, True
     for _ in range(_MOST):
         if at >= len(data):
@@ -195,7 +195,7 @@ def _frame_size(unit: bytes) -> tuple[int, int]:
 
 
 def _skip_timing(take: Callable[[int], int]) -> None:
-    """Timing, the decoder's model and operating points, as AV1 5.5.1 orders them."""
+    """Skips timing, the decoder's model and operating points, in the order of AV1 5.5.1."""
     delay, model = 0, 0
     if take(1):
         take(64)

@@ -1,4 +1,4 @@
-"""What the checks of all formats share: a claim about an image, and the refusal of a file."""
+"""Shared by the checks of all formats: a claim about an image, and the error for a bad file."""
 
 from typing import NamedTuple
 
@@ -8,15 +8,15 @@ class DamagedError(ValueError):
 
 
 class Claim(NamedTuple):
-    """What a file says about its image, read from its headers alone.
+    """A file's claims about its image, read from its headers only.
 
     Attributes:
-      kind: its format, as `JPEG`.
-      height, width: of the first image, pixels.
-      memory: bytes that OpenCV's decoder takes at most at a time, result and copies included.
+      kind: the format, as `JPEG`.
+      height, width: size of the first image, pixels.
+      memory: peak bytes that OpenCV's decoder takes, including result and copies.
       encoded: the file, or a shorter one with the same pixels.
-      white: the level of white in 16 bits, where the file declares one; 0: all ones.
-      deep: whether 16 bits are stored a sample, so that white may be lower than they can tell.
+      white: the level of white in 16 bits, if the file declares one; 0: all ones.
+      deep: whether samples have 16 bits, so that white may be lower than the highest value.
       hint: a level that may be white, if the samples confirm it (`render.levels`); 0: none.
     """
 
@@ -31,12 +31,12 @@ class Claim(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Of the image."""
+        """Number of pixels of the image."""
         return self.height * self.width
 
 
-# Bytes a pixel that a decode of 8-bit RGB takes: the result, and OpenCV's copy of it. Measured
-# 6.1 to 6.3, over all formats that decode row by row.
+# Bytes a pixel of a decode to 8-bit RGB: the result and OpenCV's copy of it. Measured: 6.1 to 6.3
+# over all formats that decode row by row.
 PLAIN = 6.3
 
 

@@ -1,7 +1,7 @@
-"""GIF: its first image, found without decoding, and decoded by Pillow.
+"""GIF: its first image, located without decoding, and decoded by Pillow.
 
-OpenCV's decoder copies its whole table at each clear code, some six microseconds a byte of a file
-that holds little else. Pillow's takes the same time for any codes.
+OpenCV's decoder copies its complete table at each clear code. A file with little else takes some
+six microseconds a byte. Pillow's decoder takes the same time for all codes.
 """
 
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 
 from xception_jax.data.render.containers.common import Claim, DamagedError, need
 
-# Bytes a pixel: the result, indices, Pillow's own, and a row of colours looked up.
+# Bytes a pixel: the result, indices, Pillow's buffers, and a row of colours.
 _COST = 10
 
 _MOST_BLOCKS = 2**16  # before the first image
@@ -21,9 +21,9 @@ _TABLE, _INTERLACED = 0x80, 0x40
 
 
 class _First(NamedTuple):
-    """The first image: where it lies in the whole, its colours, and its codes.
+    """The first image: its position on the canvas, its colours, and its codes.
 
-    `transparent` is the index that shows the background; None: none does.
+    `transparent` is the index that shows the background; None: there is no such index.
     """
 
     width: int
@@ -40,7 +40,7 @@ class _First(NamedTuple):
 
 
 def inspect(encoded: bytes) -> Claim:
-    """What a GIF claims; its first image must be able to hold its pixels."""
+    """The claim of a GIF; its first image must be able to hold its pixels."""
     first = _first(encoded)
     codes = len(first.codes) * 8 // 3  # a code takes three bits or more
     claimed = f"{first.w:,} x {first.h:,} pixels"
@@ -52,7 +52,7 @@ def decode(encoded: bytes) -> np.ndarray:
     """The first image over the background colour, uint8 `[height, width, 3]`, RGB.
 
     Raises:
-      DamagedError: its codes are no image.
+      DamagedError: its codes are not an image.
     """
     first = _first(encoded)
     alone = (
@@ -66,12 +66,12 @@ def decode(encoded: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(alone)) as image:
             indices = np.asarray(image)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise DamagedError(f"its codes are no image: {error}") from None
+        raise DamagedError(f"its codes are not an image: {error}") from None
     need(int(indices.max(initial=0)) < len(first.colours), "a colour is not in its table")
-    whole = np.empty((first.height, first.width, 3), np.uint8)
-    if indices.shape != whole.shape[:2] or first.transparent is not None:
-        whole[:] = first.background
-    part = whole[first.top : first.top + first.h, first.left : first.left + first.w]
+    canvas = np.empty((first.height, first.width, 3), np.uint8)
+    if indices.shape != canvas.shape[:2] or first.transparent is not None:
+        canvas[:] = first.background
+    part = canvas[first.top : first.top + first.h, first.left : first.left + first.w]
     for row, places in zip(part, indices, strict=True):
         shown = first.colours[places]
         if first.transparent is None:
@@ -79,7 +79,7 @@ def decode(encoded: bytes) -> np.ndarray:
         else:
             seen = places != first.transparent
             row[seen] = shown[seen]
-    return whole
+    return canvas
 
 
 def _first(encoded: bytes) -> _First:
@@ -98,7 +98,7 @@ def _first(encoded: bytes) -> _First:
     need(encoded[at : at + 1] == b"," and at + 11 <= len(encoded), "it has no image")
     left, top, w, h, own_flags = struct.unpack_from("<HHHHB", encoded, at + 1)
     need(w > 0 and h > 0, f"its first image has {w:,} x {h:,} pixels")
-    need(left + w <= width and top + h <= height, "its first image reaches out of it")
+    need(left + w <= width and top + h <= height, "its first image exceeds the canvas")
     own, at = _colours(encoded, at + 10, own_flags)
     colours = np.concatenate([own, shared[len(own) :]]) if len(own) or len(shared) else _GREY
     beneath = tuple(shared[background].tolist()) if background < len(shared) else (0, 0, 0)
@@ -110,13 +110,13 @@ def _first(encoded: bytes) -> _First:
     )  # fmt: skip
 
 
-# Without a table: black, white, then the index itself, as OpenCV has it.
+# Without a table: black, white, then the index itself, as in OpenCV.
 _GREY = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
 _GREY[1] = 255
 
 
 def _colours(encoded: bytes, at: int, flags: int) -> tuple[np.ndarray, int]:
-    """A colour table, uint8 `[n, 3]`, and where it ends."""
+    """A colour table, uint8 `[n, 3]`, and the offset of its end."""
     count = 2 << (flags & 7) if flags & _TABLE else 0
     need(at + 3 * count <= len(encoded), "a colour table is cut short")
     table = np.frombuffer(encoded, np.uint8, 3 * count, at)
@@ -124,7 +124,7 @@ def _colours(encoded: bytes, at: int, flags: int) -> tuple[np.ndarray, int]:
 
 
 def _past_blocks(encoded: bytes, at: int) -> int:
-    """Where a chain of blocks ends, its last, empty one included."""
+    """The end of a chain of blocks, after its last, empty block."""
     while at < len(encoded) and encoded[at]:
         at += 1 + encoded[at]
     need(at < len(encoded), "its last block is cut short")

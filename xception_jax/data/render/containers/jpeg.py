@@ -9,27 +9,27 @@ BEGINNING = b"\xff\xd8"
 
 _SCAN, _END = 0xDA, 0xD9
 _NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
-# Frames by coding: Huffman's sequential ones, progressive, lossless, arithmetic. Others (of a
-# hierarchy) no decoder here takes.
+# Frames by coding: sequential Huffman, progressive, lossless, arithmetic. No decoder here reads the
+# others, which are hierarchical.
 _SEQUENTIAL, _PROGRESSIVE, _LOSSLESS = {0xC0, 0xC1}, {0xC2, 0xCA}, {0xC3, 0xCB}
 _ARITHMETIC = {0xC9, 0xCA, 0xCB}
 _FRAMES = _SEQUENTIAL | _PROGRESSIVE | _LOSSLESS | _ARITHMETIC
 
-# What ends a scan's codes: a marker that is neither a stuffed zero nor a restart.
+# The end of a scan's codes: a marker that is neither a stuffed zero nor a restart.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 
 _MOST_SEGMENTS = 2**16
-# Scans of a file, and how often its blocks may be visited. Encoders write some ten scans, of which
-# most hold one component. A visit takes 20 to 140 ns.
+# Limits on scans of a file and on visits to its blocks. Encoders write about ten scans, most of one
+# component. A visit takes 20 to 140 ns.
 _MOST_SCANS, _MOST_VISITS, _VISITS_OF_A_BLOCK = 500, 2**23, 12
-# An arithmetic code has no least length. So many blocks may come without a bit each.
+# An arithmetic code has no minimum length: this number of blocks may take no bits.
 _FREE_BLOCKS = 2**18
 
 
 class _Frame(NamedTuple):
     """The frame header: the coding, and blocks of components (samples, if it is lossless).
 
-    Components may share a name, though they should not. Then `blocks` has the largest.
+    Components may share a name, though they should not. Then `blocks` has the largest count.
     """
 
     coding: int
@@ -41,11 +41,11 @@ class _Frame(NamedTuple):
 
 
 def inspect(encoded: bytes) -> Claim:
-    """What a JPEG claims; raises `DamagedError`.
+    """The claim of a JPEG; raises `DamagedError`.
 
-    The scans must be long enough for as many blocks as the header claims: at the least, a block
-    takes two bits of a sequential Huffman code (DC and end of block) and one of a progressive one
-    (DC). Scans of the whole file count where a decoder keeps coefficients between them.
+    The scans must be long enough for the claimed number of blocks. A block takes at least two bits
+    of a sequential Huffman code (DC and end of block) and one of a progressive one (DC). If a
+    decoder keeps coefficients between scans, all scans of the file count.
     """
     frame, at = _headers(encoded)
     first = encoded[at + 2] if at + 2 < len(encoded) else 0
@@ -68,12 +68,12 @@ def inspect(encoded: bytes) -> Claim:
 
 
 def _headers(encoded: bytes) -> tuple[_Frame, int]:
-    """The frame header, and where the first scan's header begins, after its marker."""
+    """The frame header, and the offset of the first scan's header, after its marker."""
     at, end, frame = len(BEGINNING), len(encoded), None
     for _ in range(_MOST_SEGMENTS):
         if at + 4 > end:
             break
-        if encoded[at] != 0xFF:  # a decoder passes over what is no marker
+        if encoded[at] != 0xFF:  # decoders skip bytes that are not a marker
             at = encoded.find(b"\xff", at)
             if at < 0 or at + 4 > end:
                 break
@@ -128,10 +128,10 @@ def _frame(coding: int, header: bytes) -> _Frame:
 
 
 def _check_scans(encoded: bytes, frame: _Frame, at: int) -> None:
-    """Bounds the work of all scans: each visits every block of its components.
+    """Limits the work of all scans: each visits every block of its components.
 
-    From marker to marker, as a decoder goes, up to the end of the image. What follows is no part
-    of it: a phone appends a film, a camera a preview.
+    Goes from marker to marker, as a decoder does, up to the end of the image. The bytes after it do
+    not belong to the image: phones append a film, cameras a preview.
     """
     scans = visits = 0
     most = max(_MOST_VISITS, _VISITS_OF_A_BLOCK * frame.total)
@@ -146,9 +146,9 @@ def _check_scans(encoded: bytes, frame: _Frame, at: int) -> None:
             need(
                 scans <= _MOST_SCANS and visits <= most,
                 f"it has {scans:,} scans or more of {frame.width:,} x {frame.height:,} pixels, "
-                f"more work than an encoder leaves",
+                f"more than an encoder writes",
             )
-        # Below 0xC0 no segment begins: a decoder that looks for a restart passes over it.
+        # Markers below 0xC0 begin no segment: a decoder that searches a restart skips them.
         at += 2 + (int.from_bytes(encoded[at + 2 : at + 4]) if kind >= 0xC0 else 0)
         found = _MARKER.search(encoded, at)
         if not found:

@@ -5,17 +5,17 @@ import struct
 
 from xception_jax.data.render.containers.common import PLAIN, Claim, DamagedError, need
 
-# Bytes a pixel that OpenCV's decoders of these formats take, measured and rounded up.
+# Bytes a pixel of OpenCV's decoders for these formats, measured and rounded up.
 _WEBP, _WEBP_LOSSLESS, _WEBP_ANIMATED = 7, 12, 13
 _JP2_BASE, _JP2_SAMPLE = 6, 5
-_LARGE = 2**24  # pixels of a BMP of runs; OpenCV takes 1.5 s for eight times as many
+_LARGE = 2**24  # pixels of a run-length BMP; OpenCV takes 1.5 s for eight times as many
 
 _PNM = re.compile(rb"P([1-6])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)*(\d*)")
 _SIZ = b"\xff\x4f\xff\x51"
 
 
 def webp(encoded: bytes) -> Claim:
-    """What a WebP claims (RFC 9649)."""
+    """The claim of a WebP (RFC 9649)."""
     need(len(encoded) >= 30, "it ends within its header")
     kind, animated, cost = encoded[12:16], False, _WEBP
     if kind == b"VP8X":
@@ -32,9 +32,9 @@ def webp(encoded: bytes) -> Claim:
 
 
 def bmp(encoded: bytes) -> Claim:
-    """What a BMP claims; its rows must be there, unless runs code them.
+    """The claim of a BMP; its rows must be complete, unless they are run-length encoded.
 
-    Runs may end early, except those of a large image: a kilobyte could claim one.
+    Runs may end early, except in a large image, which a kilobyte could otherwise claim.
     """
     need(len(encoded) >= 30, "it ends within its header")
     offset, header = struct.unpack_from("<II", encoded, 10)
@@ -49,7 +49,7 @@ def bmp(encoded: bytes) -> Claim:
     data = max(0, len(encoded) - offset)
     runs = compression in (1, 2)
     if runs:
-        # Two bytes cover at most 255 pixels. Of images that are not large the end may be missing.
+        # Two bytes cover at most 255 pixels. The end of a small image may be missing.
         least = width * height // 128 if width * height > _LARGE else 0
     else:
         least = (width * bits + 31) // 32 * 4 * (height - 1)
@@ -58,7 +58,7 @@ def bmp(encoded: bytes) -> Claim:
 
 
 def pnm(encoded: bytes) -> Claim:
-    """What a PBM, PGM or PPM claims; its samples must be there."""
+    """The claim of a PBM, PGM or PPM; its samples must be complete."""
     found = _PNM.match(encoded[:4096])
     if not found:
         raise DamagedError("its header cannot be read")
@@ -75,7 +75,7 @@ def pnm(encoded: bytes) -> Claim:
 
 
 def jp2(encoded: bytes) -> Claim:
-    """What a JPEG 2000 claims (ITU-T T.800, A.5.1)."""
+    """The claim of a JPEG 2000 (ITU-T T.800, A.5.1)."""
     at = encoded.find(_SIZ)
     need(at >= 0 and at + 48 <= len(encoded), "its size is not given")
     right, bottom, left, top, tile_w, tile_h = struct.unpack_from(">6I", encoded, at + 8)

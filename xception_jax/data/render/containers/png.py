@@ -8,10 +8,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _CHUNK = struct.Struct(">I4s")
 _HEADER = struct.Struct(">IIBBBBB")
-_AROUND = 12  # length, type and checksum of a chunk
+_OVERHEAD = 12  # bytes of a chunk's length, type and checksum
 
-# What OpenCV's pixels depend on, and small chunks that cost nothing. All else is left out: text
-# and profiles may inflate to 8 MB each, an animation takes memory for whole frames.
+# Chunks that affect OpenCV's pixels, and small harmless ones. All others are removed: text and
+# profiles may inflate to 8 MB each, and an animation takes memory for complete frames.
 _NEEDED = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}
 _HARMLESS = _NEEDED | {b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"tIME"}
 _ANIMATION = {b"acTL", b"fcTL", b"fdAT"}
@@ -23,7 +23,7 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 # Deflate's limit: 258 bytes for two bits.
 _MOST_INFLATION = 1032
 
-# Where the seven passes of an interlaced image begin, and how far their pixels are apart: x, y.
+# The seven passes of an interlaced image: offset x, y of the first pixel, then spacing x, y.
 _PASSES = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
@@ -31,10 +31,10 @@ _PASSES = (
 
 
 def inspect(encoded: bytes) -> Claim:
-    """What a PNG claims; raises `DamagedError`.
+    """The claim of a PNG; raises `DamagedError`.
 
-    Each chunk must lie within the file, and the compressed pixels must be able to inflate to as
-    many as the header claims.
+    Each chunk must be inside the file. The compressed data must be able to inflate to the claimed
+    pixels.
     """
     need(encoded[12:16] == b"IHDR" and len(encoded) >= 33, "it does not begin with its header")
     width, height, depth, colour, _, _, interlaced = _HEADER.unpack_from(encoded, 16)
@@ -65,18 +65,18 @@ def inspect(encoded: bytes) -> Claim:
 
 
 def _hint(significant: bytes) -> int:
-    """The highest level of the bits that `sBIT` gives for grey, or for red, green and blue."""
+    """The highest level for the bits in `sBIT`, which are for grey, or for red, green and blue."""
     bits = set(significant)
     return 2 ** bits.pop() - 1 if len(bits) == 1 and max(bits) < 16 else 0
 
 
 def _walk(encoded: bytes) -> tuple[list[tuple[int, int]], int, bytes, bool]:
-    """Where the needed chunks lie, bytes of pixels, `sBIT`, and whether no other chunk is there."""
+    """Positions of needed chunks, bytes of pixels, `sBIT`, and whether all chunks are harmless."""
     at, end, data, significant, plain = len(SIGNATURE), len(encoded), 0, b"", True
     kept: list[tuple[int, int]] = []
-    while at + _AROUND <= end and len(kept) < _MOST_CHUNKS:
+    while at + _OVERHEAD <= end and len(kept) < _MOST_CHUNKS:
         length, kind = _CHUNK.unpack_from(encoded, at)
-        after = at + _AROUND + length
+        after = at + _OVERHEAD + length
         if after > end:
             raise DamagedError(f"chunk {kind!r} claims {length:,} bytes, and {end - at:,} are left")
         if kind == b"IDAT":
@@ -84,7 +84,7 @@ def _walk(encoded: bytes) -> tuple[list[tuple[int, int]], int, bytes, bool]:
         elif kind == b"sBIT" and length:
             significant = encoded[at + 8 : after - 4]
         plain = plain and kind in _HARMLESS
-        # A critical chunk, in capitals, is the decoder's to judge.
+        # The decoder decides on unknown critical chunks, which have a capital letter.
         if kind in _NEEDED or (kind[0] < 0x60 and kind not in _ANIMATION):
             kept.append((at, after))
         at = after

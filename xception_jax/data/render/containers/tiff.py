@@ -14,15 +14,15 @@ _SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
 _MOST_ENTRIES = 4096
 _LAB = {8: "CIELAB", 9: "ICC LAB", 10: "ITU LAB"}
 
-# To how many bytes one of a compressed strip can grow: none, LZW, deflate (both numbers), PackBits.
+# Largest growth of a compressed byte: no compression, LZW, deflate (both numbers), PackBits.
 _GROWTH = {1: 1, 5: 4096 * 8 // 9, 8: 1032, 32946: 1032, 32773: 64}
 
 
 def inspect(encoded: bytes) -> Claim:
-    """What the first directory of a TIFF claims; raises `DamagedError`.
+    """The claim of a TIFF's first directory; raises `DamagedError`.
 
-    Entries must lie within the file, strips or tiles too, and these must be able to hold as many
-    bytes as the size claims.
+    Entries, strips and tiles must be inside the file. Strips or tiles must be able to hold the
+    bytes of the claimed size.
     """
     tags = _directory(encoded)
     width, height = (_first(tags, tag, 0) for tag in (_WIDTH, _HEIGHT))
@@ -57,7 +57,7 @@ def inspect(encoded: bytes) -> Claim:
         width=width,
         memory=int(max(pixels * PLAIN * (2 if bits > 8 else 1), pixels * 3.2 + one_part)),
         encoded=encoded,
-        # OpenCV shifts 10, 12 and 14 bits to the upper end of 16, and only if asked for 16.
+        # OpenCV shifts 10, 12 and 14 bits to the upper end of 16, if 16 bits are requested.
         white=(2**bits - 1) << (16 - bits) if bits in (10, 12, 14) else 0,
         deep=bits == 16,
         hint=_hint(max(tags.get(_MOST_LEVEL, (0,)))) if bits == 16 else 0,
@@ -65,12 +65,12 @@ def inspect(encoded: bytes) -> Claim:
 
 
 def _hint(most: int) -> int:
-    """`MaxSampleValue`, if it is the highest level of 9 to 15 bits; other values tell nothing."""
+    """`MaxSampleValue`, if it is the highest level of 9 to 15 bits; 0 for other values."""
     return most if most in {2**bits - 1 for bits in range(9, 16)} else 0
 
 
 def _check_parts(encoded: bytes, tags: dict[int, tuple[int, ...]], tiled: bool, count: int) -> None:
-    """Strips or tiles: there are as many as it takes, and each lies within the file."""
+    """Checks that there are enough strips or tiles, each inside the file."""
     places = tags.get(_TILES if tiled else _STRIPS, ())
     sizes = tags.get(_TILE_BYTES if tiled else _STRIP_BYTES, ())
     need(len(places) >= count, f"it has {len(places):,} of {count:,} strips or tiles")
@@ -88,7 +88,7 @@ def _directory(encoded: bytes) -> dict[int, tuple[int, ...]]:
         (at,) = struct.unpack_from(order + ("Q" if large else "I"), encoded, 8 if large else 4)
         (count,) = struct.unpack_from(order + ("Q" if large else "H"), encoded, at)
     except (struct.error, OverflowError):
-        raise DamagedError("its directory lies outside") from None
+        raise DamagedError("its directory is outside the file") from None
     need(0 < count <= _MOST_ENTRIES, f"its directory has {count:,} entries")
     entry = struct.Struct(order + ("HHQ8s" if large else "HHI4s"))
     at += 8 if large else 2
@@ -99,7 +99,7 @@ def _directory(encoded: bytes) -> dict[int, tuple[int, ...]]:
         place = int.from_bytes(value, "little" if order == "<" else "big")
         inside = size <= len(value)
         if not inside and place + size > len(encoded):
-            raise DamagedError(f"entry {tag} of {size:,} bytes lies outside")
+            raise DamagedError(f"entry {tag} of {size:,} bytes is outside the file")
         if kind in _NUMBERS and number and tag not in tags:
             data = value[:size] if inside else encoded[place : place + size]
             tags[tag] = struct.unpack(f"{order}{number}{_NUMBERS[kind]}", data)
