@@ -138,7 +138,7 @@ def test_a_class_derived_from_one_here_has_its_names_elsewhere(extended, tmp_pat
     own = models.elsewhere(kind)["short_xception"].overrides
     model = builders.create("short_xception", **own)
     path = write(model, tmp_path / {"keras": "a.weights.h5", "timm": "a.safetensors"}[kind])
-    names = {"keras": keras_names, "timm": timm_names}[kind].tensors
+    names = {"keras": keras_names, "timm": timm_names}[kind].tensor_map
     same = abstract("xception", 3, {**builders.SMALL, "middle_blocks": 2})
     assert names(model) == names(same)
     other = builders.create("short_xception", seed=1, **own)
