@@ -75,7 +75,7 @@ def export_run(
 
 
 def export_file(
-    path: Path,
+    path: str | Path,
     output: Path,
     *,
     model: str | None = None,

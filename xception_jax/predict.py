@@ -114,16 +114,17 @@ class Classifier:
         features: bool = False,
         explain: bool = False,
     ):
-        path = paths.expanded(source)
+        text = os.fspath(source)
+        path: str | Path = text if paths.is_weights_name(text) else paths.expanded(text)
         self._batch_size = batch_size
-        if (path / serving.ABOUT).exists():
+        if isinstance(path, Path) and (path / serving.ABOUT).exists():
             if activation or features or explain or model:
                 raise UsageError(
                     f"{path} is an export: it has one activation, no features and no heat"
                 )
             self._open_export(path, flip)
             return
-        run = pretrained.run_of(path, step)
+        run = pretrained.run_of(path, step) if isinstance(path, Path) else None
         if run is not None:
             inferred = inference.of_run(*run, weights, activation)
         else:

@@ -43,8 +43,20 @@ class _PathParser(flags.ArgumentParser[Any]):
         return "path"
 
 
+class _WeightsParser(_PathParser):
+    """Parses a flag with a path of weights, or their name, see `weights.remote`."""
+
+    def parse(self, argument: Any) -> Any:
+        """The name as it is, or a `Path`."""
+        return argument if paths.is_weights_name(str(argument)) else super().parse(argument)
+
+    def flag_type(self) -> str:
+        return "path or name of weights"
+
+
 # For `flags.DEFINE`. TFDS can read data from a bucket; all other paths are on a file system.
 PATH = _PathParser()
+WEIGHTS = _WeightsParser()
 DATA_PATH = _PathParser(paths.BUCKETS)
 
 _KEEP_MEMORY = flags.DEFINE_bool(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run whose model is asked")
 _INPUT = flags.DEFINE(
-    cli.PATH, "input", None, "instead of a run: a file of weights of Keras, timm or convert"
+    cli.WEIGHTS, "input", None, "instead of a run: a file of weights of Keras, timm or convert"
 )
 _EXPORTED = flags.DEFINE(cli.PATH, "exported", None, "instead of a run: the folder of an export")
 _MODEL = flags.DEFINE_string("model", None, "name of the model in --input, where it does not say")

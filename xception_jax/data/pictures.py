@@ -50,7 +50,7 @@ def find(names: Iterable[str], *, column: str = "", listed: TextIO | None = None
         elif _ADDRESS.match(name):
             found.append(name)
         elif os.path.isdir(name):
-            images = sorted(folder_files.find(name).images, key=_natural)
+            images = sorted(folder_files.list_files(name).images, key=_natural)
             if not images:
                 raise UsageError(f"no image is in the folder {printable(name)} or below it")
             found += [os.path.join(name, image) for image in images]

@@ -81,7 +81,7 @@ def of_run(
     )  # fmt: skip
 
 
-def of_file(path: Path, model: str | None = None, activation: str | None = None) -> Inference:
+def of_file(path: str | Path, model: str | None = None, activation: str | None = None) -> Inference:
     """The model of a file of weights, in float32.
 
     Args:

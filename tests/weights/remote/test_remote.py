@@ -13,6 +13,9 @@ import pytest
 from tests.processes import ROOT
 from tests.weights.remote import server
 from tests.weights.remote.server import Hub, Repository, sha256
+from xception_jax.errors import UsageError
+from xception_jax.utils import paths
+from xception_jax.weights import remote
 
 pytest.importorskip("huggingface_hub", reason="is not installed: '.[hub]'")
 
@@ -247,10 +250,7 @@ def test_an_address_goes_on_where_it_broke_off(hub, tmp_path):
     ],
 )
 def test_names_of_another_form(name, told):
-    from xception_jax.errors import UsageError
-    from xception_jax.weights import remote
-
-    assert remote.is_name(name)
+    assert paths.is_weights_name(name)
     with pytest.raises(UsageError, match=told) as refused:
         remote.download(name)
     assert "\n" not in str(refused.value)

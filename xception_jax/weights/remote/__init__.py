@@ -15,19 +15,15 @@ each time. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean fo
 from xception_jax.weights.remote import addresses, hub
 from xception_jax.weights.remote.downloads import Download
 
-__all__ = ["Download", "download", "is_name"]
+__all__ = ["Download", "download"]
 
+# As in `utils.paths.is_weights_name`.
 _READERS = {
     "hf:": hub.download,
     "keras:": addresses.download_of_keras,
     "https://": addresses.download,
     "http://": addresses.download,
 }
-
-
-def is_name(text: str) -> bool:
-    """Whether a text names weights to download, and is not a path."""
-    return text.startswith(tuple(_READERS))
 
 
 def download(name: str) -> Download:

@@ -33,7 +33,8 @@ def download_of_keras(name: str) -> Download:
         )
     url, md5 = KERAS[name]
     path = _fetched(name, url, "md5", md5)
-    return Download(path, {"name": name, "url": url, "sha256": downloads.digest(path, "sha256")})
+    source = {"name": name, "url": url, "sha256": downloads.digest(path, "sha256")}
+    return Download(path, source, model=name.removeprefix("keras:"), activation="softmax")
 
 
 def download(name: str) -> Download:

@@ -24,10 +24,14 @@ class Download:
       path: of the file. A `config.json` that belongs to it is in the same folder.
       source: where it is from, for people and for JSON: `name`, `url`, `sha256`, and where known
         `revision` (a commit) and `license`.
+      model: the name of the model, if the name of the weights specifies it.
+      activation: of the model, if the name of the weights specifies it.
     """
 
     path: Path
     source: dict[str, str] = field(default_factory=dict)
+    model: str | None = None
+    activation: str | None = None
 
     def summary(self) -> str:
         """The source in one line."""
