@@ -31,10 +31,10 @@ def find(names: Iterable[str], *, column: str = "", listed: TextIO | None = None
     """The paths and addresses that names stand for, in their order.
 
     Args:
-      names: each a file, a folder (all images below it, in the order of their names), a pattern
-        (`photos/*.jpg`, `**` for folders of any depth), an `http(s)` address, or `-` for a list of
-        such, a line each. With `column`, a `.csv` or `.tsv` file is a list too.
-      column: of a table, which names files from the table's folder on.
+      names: files, folders (all images below, in the order of their names), patterns
+        (`photos/*.jpg`, `**` for folders of any depth) and `http(s)` addresses. `-` is a list, with
+        one name per line. With `column`, a `.csv` or `.tsv` file is a list, too.
+      column: the column of a table with the names, which start at the table's folder.
       listed: the text that `-` stands for.
 
     Raises:

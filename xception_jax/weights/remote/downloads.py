@@ -86,7 +86,7 @@ def matches_its_name(path: Path) -> bool:
 def locked(path: Path) -> Iterator[None]:
     """One process at a time makes the file of this path; its folder is made too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
+    with path.with_name(f"{path.name}.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
