@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_
         again = finish("main", *tuned_flags(flags, tmp_path / "new", pretrained))
         assert again.returncode == 2
         assert again.stderr.startswith(
-            f"error: config.init_from: there are no weights at {pretrained}; it takes "
+            f"error: config.init_from: there are no weights at {pretrained}; give a "
         )
         assert again.stderr.count("\n") == 1
         assert not (tmp_path / "new").exists()
