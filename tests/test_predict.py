@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -233,3 +234,26 @@ def test_bad_usage_is_one_line(arguments, told):
     assert done.returncode == 2
     assert told in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    """As `| head -1`; 141 is what a shell shows of a program that SIGPIPE has ended."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "from xception_jax.commands import cli\n" + ENDLESS],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "a line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+ENDLESS = """
+import types
+def main():
+    while True:
+        print("a line")
+cli.run(types.SimpleNamespace(main=main, __doc__="", __name__="endless"))
+"""

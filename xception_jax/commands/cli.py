@@ -9,6 +9,7 @@ import itertools
 import os
 import platform
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -152,12 +153,25 @@ def run(command: ModuleType) -> NoReturn:
             fail(f"unexpected argument {argv[1]!r}; flags start with --, see --help", 2)
         try:
             command.main(*([argv[1:]] if takes_arguments else []))
+            sys.stdout.flush()
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _output_is_closed():
+                sys.exit(128 + signal.SIGPIPE)  # as other programs before `| head`
             _end(error)
 
     with interrupts.ends("interrupted"):
         app.run(guarded, flags_parser=_parse)
     raise AssertionError("absl ends the process")
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of standard output is gone; then nothing more is written to it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _end(error: Exception) -> NoReturn:

@@ -1,7 +1,9 @@
 """The commands with weights by name, from a server on loopback."""
 
+import inspect
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -124,3 +126,15 @@ def test_every_name_of_keras_is_listed():
         remote.addresses.KERAS
     )
     assert {"hf:timm/xception65.ra3_in1k", "hf:timm/xception41p.ra3_in1k"} <= listed
+
+
+@pytest.mark.slow
+def test_addresses_and_hashes_are_those_of_keras():
+    pytest.importorskip("keras")
+    from keras.src.applications import inception_v3, xception
+
+    for module, name in ((xception, "keras:xception"), (inception_v3, "keras:inception_v3")):
+        url, md5 = remote.addresses.KERAS[name]
+        assert url == module.WEIGHTS_PATH
+        hashes = re.findall('file_hash="([0-9a-f]+)"', inspect.getsource(module))
+        assert md5 == hashes[0]
