@@ -9,6 +9,7 @@ import itertools
 import os
 import platform
 import re
+import select
 import signal
 import sys
 import traceback
@@ -166,12 +167,12 @@ def run(command: ModuleType) -> NoReturn:
 
 def _output_is_closed() -> bool:
     """Whether the reader of standard output is gone; then nothing more is written to it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _end(error: Exception) -> NoReturn:
