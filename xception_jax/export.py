@@ -117,8 +117,6 @@ def _export(
     output: Path, model: Inference, *, platforms: Sequence[str], resize: str | None
 ) -> ExportResult:
     """Exports a model; see `serving.export` and `serving.describe`."""
-    if model.activation == "softmax" and len(model.class_names) == 1:
-        raise UsageError("softmax over one class is 1.0 for every image; give --activation=sigmoid")
     by = resize or ("inside" if model.images.eval_preset == "area" else "outside")
     exported = serving.export(
         model.graphdef,

@@ -117,14 +117,19 @@ class Classifier:
         text = os.fspath(source)
         path: str | Path = text if paths.is_weights_name(text) else paths.expanded(text)
         self._batch_size = batch_size
-        if isinstance(path, Path) and (path / serving.ABOUT).exists():
-            if activation or features or explain or model:
-                raise UsageError(
-                    f"{path} is an export: it has one activation, no features and no heat"
-                )
-            self._open_export(path, flip)
+        if jax.process_count() > 1:
+            raise UsageError("predictions are made by one process; start it without a cluster")
+        is_export = isinstance(path, Path) and (path / serving.ABOUT).exists()
+        run = pretrained.run_of(path, step) if isinstance(path, Path) and not is_export else None
+        if run is None and (weights or step != "latest"):
+            raise UsageError(f"step and weights are of a run, and {path} is none")
+        if (run or is_export) and model:
+            raise UsageError(f"{path} knows its model; leave out {model}")
+        if is_export:
+            if activation or features or explain:
+                raise UsageError(f"{path} is an export, which gives its own probabilities alone")
+            self._open_export(Path(path), flip)
             return
-        run = pretrained.run_of(path, step) if isinstance(path, Path) else None
         if run is not None:
             inferred = inference.of_run(*run, weights, activation)
         else:
@@ -144,6 +149,7 @@ class Classifier:
 
     def _open_export(self, folder: Path, flip: bool) -> None:
         exported, about = serving.load(folder)
+        serving.check_platform(folder, exported)
         resize = about.get("resize")
         if resize is None:
             raise UsageError(f"{folder} does not say how pictures are resized; export it again")
@@ -173,7 +179,7 @@ class Classifier:
         """As `predict`, one after the other: while pictures are read, others are computed."""
         if not images:
             return
-        source, bad = pictures.source(images), _Unusable()
+        source, bad = pictures.source(images, self.images.exif), _Unusable()
         devices = self._sharding.num_devices
         size = min(self._batch_size or BATCH * devices, len(images))
         size = -(-size // devices) * devices
@@ -202,9 +208,11 @@ class Classifier:
           ExampleError: the picture cannot be read any more.
           OSError: the file cannot be written.
         """
-        picture = Reader(pictures.source([image]), self.images)
+        picture = Reader(pictures.source([image], self.images.exif), self.images)
         drawn = heat.draw(picture.decoded(picture.source[0]), prediction.heat, self.images)
-        Image.fromarray(drawn).save(path, quality=90)
+        draft = path.with_name(f"{path.name}.tmp")
+        Image.fromarray(drawn).save(draft, "JPEG", quality=90)
+        os.replace(draft, path)
 
     def _predictions(
         self, answers: dict[str, jax.Array], source: Source, first: int, bad: "_Unusable"
@@ -241,11 +249,9 @@ def _answers(
     graphdef: Any, activation: str, flip: bool, wanted: Set[str], weights: Any, pixels: jax.Array
 ) -> dict[str, jax.Array]:
     """What `inference.answers` gives of pixels, as far as it is wanted."""
-    answer = partial(inference.answers, graphdef, weights, activation=activation)
-    found = answer(pixels, explain="heat" in wanted)
-    if flip:
-        mirrored = answer(pixels[:, :, ::-1])["probabilities"]
-        found["probabilities"] = (found["probabilities"] + mirrored) / 2
+    found = inference.answers(
+        graphdef, weights, pixels, activation=activation, flip=flip, explain="heat" in wanted
+    )
     return {name: array for name, array in found.items() if name in wanted}
 
 

@@ -11,7 +11,9 @@ line each. Pictures that cannot be used are named on standard error, and skipped
 """
 
 import csv
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,10 +22,13 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from xception_jax.commands import cli
-from xception_jax.errors import RunError, UsageError
+from xception_jax.errors import ExampleError, RunError, UsageError
+from xception_jax.utils.text import printable
 
 if TYPE_CHECKING:
-    from xception_jax.predict import Prediction
+    from rich.console import Console
+
+    from xception_jax.predict import Classifier, Prediction
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run whose model is asked")
 _INPUT = flags.DEFINE(
@@ -73,9 +78,15 @@ def main(names: Sequence[str]) -> None:
         raise UsageError("name a picture, a folder or a pattern; --help shows examples")
     if _JSON.value and _CSV.value:
         raise UsageError("--json and --csv cannot both be printed")
+    if _EXPORTED.value and not (_EXPORTED.value / "model.json").exists():
+        raise UsageError(f"--exported={_EXPORTED.value} has no model.json; it is no export")
+    if _WORKDIR.value and not _WORKDIR.value.is_dir():
+        raise UsageError(f"--workdir={_WORKDIR.value} is no folder of a run")
     from xception_jax.data import pictures
 
-    found = pictures.find(names, column=_COLUMN.value, listed=sys.stdin)
+    # Names of files are bytes; those that are no UTF-8 are kept as Python keeps them.
+    listed = io.TextIOWrapper(sys.stdin.buffer, errors="surrogateescape", encoding="utf-8")
+    found = pictures.find(names, column=_COLUMN.value, listed=listed)
     if not found:
         raise UsageError("the list on standard input is empty")
     from xception_jax.predict import Classifier
@@ -102,10 +113,9 @@ def main(names: Sequence[str]) -> None:
         for i, prediction in enumerate(classifier.stream(found)):
             if prediction.error:
                 bad += 1
-                told.print(f"skipped: {prediction.name} {prediction.error}")
+                told.print(f"skipped: {printable(prediction.name)} {printable(prediction.error)}")
             elif _EXPLAIN.value:
-                picture = f"{i:0{len(str(len(found)))}}-{Path(found[i]).stem[:100]}.jpg"
-                classifier.draw(found[i], prediction, _EXPLAIN.value / picture)
+                _explain(classifier, prediction, found, i, told)
             write(prediction)
             advance()
     if bad == len(found):
@@ -114,6 +124,22 @@ def main(names: Sequence[str]) -> None:
         told.print(f"{bad:,} of {len(found):,} pictures cannot be used")
         if _STRICT.value:
             sys.exit(1)
+
+
+def _explain(
+    classifier: "Classifier",
+    prediction: "Prediction",
+    names: Sequence[str],
+    i: int,
+    told: "Console",
+) -> None:
+    """Draws the heat of the i-th picture; one that cannot be read any more is named."""
+    stem = os.fsencode(Path(names[i]).stem)[:100].decode(errors="ignore")
+    path = _EXPLAIN.value / f"{i:0{len(str(len(names)))}}-{stem}.jpg"
+    try:
+        classifier.draw(names[i], prediction, path)
+    except ExampleError as error:
+        told.print(f"not drawn: {printable(error)}")
 
 
 def _writer(top: int) -> Callable[["Prediction"], None]:
@@ -134,7 +160,7 @@ def _writer(top: int) -> Callable[["Prediction"], None]:
     def line(prediction: "Prediction") -> None:
         if not prediction.error:
             classes = (f"{name} {share:.1%}" for name, share in prediction.top(top))
-            out.print(f"{prediction.name}: {', '.join(classes)}")
+            out.print(printable(f"{prediction.name}: {', '.join(classes)}"))
 
     return line
 

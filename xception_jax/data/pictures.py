@@ -3,8 +3,10 @@
 import csv
 import errno
 import glob
+import http.client
 import os
 import re
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any, TextIO
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from xception_jax.data.readers import folder_files
 from xception_jax.data.source import Source
@@ -46,7 +48,7 @@ def find(names: Iterable[str], *, column: str = "", listed: TextIO | None = None
         if name == "-":
             if listed is None:
                 raise UsageError("there is no list for '-'")
-            found += [line for line in map(str.strip, listed) if line]
+            found += [line for line in (line.rstrip("\r\n") for line in listed) if line.strip()]
         elif _ADDRESS.match(name):
             found.append(name)
         elif os.path.isdir(name):
@@ -96,9 +98,11 @@ class Pictures(Sequence[Any]):
 
     Attributes:
       items: paths, addresses, Pillow images, or arrays, uint8 `[height, width, 3]`, RGB.
+      exif: whether to rotate Pillow images by their EXIF orientation.
     """
 
     items: Sequence[Any]
+    exif: bool = True
 
     def __len__(self) -> int:
         return len(self.items)
@@ -106,7 +110,7 @@ class Pictures(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         item = self.items[index]
         if isinstance(item, np.ndarray | Image.Image):
-            data = _encoded(item)
+            data = _encoded(item, self.exif)
         elif isinstance(item, str) and _ADDRESS.match(item):
             data = _downloaded(item)
         else:
@@ -125,11 +129,16 @@ class Pictures(Sequence[Any]):
 def _downloaded(address: str) -> bytes:
     """The content of an address; one that cannot be reached counts as a bad picture."""
     try:
-        with urllib.request.urlopen(address, timeout=_PATIENCE_S) as answer:
+        parts = urllib.parse.urlsplit(address)
+        path = urllib.parse.quote(parts.path, safe="/%:@!$&'()*+,;=~")
+        with urllib.request.urlopen(
+            parts._replace(path=path, fragment="").geturl(), timeout=_PATIENCE_S
+        ) as answer:
             return _bounded(answer)
-    except OSError as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         status = getattr(error, "code", None)
         reason = f"the server answers {status}" if status else getattr(error, "reason", error)
+        reason = printable(str(reason) or type(error).__name__, 200)
         raise ExampleError(address, f"cannot be read: {reason}") from None
 
 
@@ -147,10 +156,14 @@ def _bounded(file: Any) -> bytes:
     return bytes(data)
 
 
-def _encoded(image: np.ndarray | Image.Image) -> bytes:
-    """A lossless file of the pixels."""
-    pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+def _encoded(image: np.ndarray | Image.Image, exif: bool) -> bytes:
+    """A lossless file of the pixels; a Pillow image is rotated as a file of it would be."""
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"a Pillow image of mode {image.mode} has no range; convert it to RGB")
+        image = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(
             f"an array of {pixels.dtype} {list(pixels.shape)} is no image; expected is uint8 "
             f"[height, width, 3], RGB"
@@ -158,9 +171,9 @@ def _encoded(image: np.ndarray | Image.Image) -> bytes:
     return cv2.imencode(".bmp", pixels[:, :, ::-1])[1].tobytes()
 
 
-def source(items: Sequence[Any]) -> Source:
-    """A split of pictures, all of one class, in their order. Reads nothing yet."""
-    records = Pictures(items)
+def source(items: Sequence[Any], exif: bool = True) -> Source:
+    """A split of pictures, all of one class, in their order; see `Pictures`. Reads nothing yet."""
+    records = Pictures(items, exif)
     return Source(
         name=f"{len(items):,} pictures",
         class_names=("",),

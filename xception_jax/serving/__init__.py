@@ -1,6 +1,6 @@
 """Exports a trained model as a program that only needs JAX; reads and verifies exports."""
 
-from xception_jax.serving.checking import ExportCheck, check
+from xception_jax.serving.checking import ExportCheck, check, check_platform
 from xception_jax.serving.program import (
     ABOUT,
     ACTIVATIONS,
@@ -19,6 +19,7 @@ __all__ = [
     "ExportCheck",
     "check",
     "check_output",
+    "check_platform",
     "describe",
     "export",
     "load",

@@ -1,6 +1,7 @@
 """A trained model as it is applied: weights that are read, and how images are made for it."""
 
 import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,15 @@ class Inference:
     crop_known: bool = True
 
 
+def _checked(activation: str, classes: int) -> str:
+    """The activation; `UsageError` where it does not exist or does not fit."""
+    if activation not in ACTIVATIONS:
+        raise UsageError(f"no activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
+    if activation == "softmax" and classes == 1:
+        raise UsageError("softmax over one class is 1.0 for every image; give --activation=sigmoid")
+    return activation
+
+
 def of_run(
     workdir: Path, step: str = "latest", weights: str | None = None, activation: str | None = None
 ) -> Inference:
@@ -72,7 +82,7 @@ def of_run(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
             exif=config_lib.applies_exif(config), white=data.white_level,
         ),
-        activation or _activation_of(config, trained.metrics),
+        _checked(activation or _activation_of(config, trained.metrics), len(meta.class_names)),
         meta.class_names,
         {
             "model": config.model.name, "step": trained.step, "weights": trained.kind,
@@ -103,7 +113,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():
         raise UsageError(f"--input={path} does not specify the images for its weights")
-    activation = activation or _activation_of_file(file)
+    activation = _checked(activation or _activation_of_file(file), classes)
     about = file.about(name)
     built = {key: value for key, value in about.overrides.items() if value is not None}
     network = abstract(name, classes, built)
@@ -128,7 +138,13 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
 
 
 def answers(
-    graphdef: Any, weights: Tree, pixels: jax.Array, *, activation: str, explain: bool = False
+    graphdef: Any,
+    weights: Tree,
+    pixels: jax.Array,
+    *,
+    activation: str,
+    flip: bool = False,
+    explain: bool = False,
 ) -> dict[str, jax.Array]:
     """Runs the model on pixels, as evaluation does.
 
@@ -137,12 +153,13 @@ def answers(
       weights: `{"params", "batch_stats"}`.
       pixels: uint8 `[batch, size, size, 3]`, RGB.
       activation: of `ACTIVATIONS`.
+      flip: average the probabilities of each image and its mirror image.
       explain: compute `heat` too.
 
     Returns:
       Float32 arrays: `logits` and `probabilities`, `[batch, classes]`; `features`, `[batch,
       features]`, which the head takes; `heat`, `[batch, height, width]`, see `heat_of`, of the
-      most probable class.
+      most probable class. All but the probabilities are of the image as it is.
     """
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
@@ -150,13 +167,14 @@ def answers(
         maps = model.features(step_lib.normalize(pixels))
         pooled = model.pool(maps)
         logits = model.classify(pooled)
-        found = {
-            "logits": logits,
-            "probabilities": ACTIVATIONS[activation](logits),
-            "features": pooled,
-        }
+        probabilities = ACTIVATIONS[activation](logits)
+        if flip:
+            mirrored = model.pool(model.features(step_lib.normalize(pixels[:, :, ::-1])))
+            probabilities += ACTIVATIONS[activation](model.classify(mirrored))
+            probabilities /= 2
+        found = {"logits": logits, "probabilities": probabilities, "features": pooled}
         if explain:
-            found["heat"] = heat_of(model, maps, jnp.argmax(logits, axis=1))
+            found["heat"] = heat_of(model, maps, jnp.argmax(probabilities, axis=1))
     return found
 
 
@@ -182,8 +200,10 @@ def heat_of(model: Any, maps: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def _names_of(file: Pretrained, classes: int) -> tuple[str, ...]:
-    """Names where the weights bring none: ImageNet's of a library's 1000 classes, else numbers."""
-    if classes == imagenet.CLASSES and _origin_of(file)["format"] in ("keras", "timm"):
+    """Names for weights without names: ImageNet's for its published weights, else numbers."""
+    name = str(_origin_of(file).get("name", ""))
+    published = re.fullmatch(r"keras:\w+|hf:timm/\w+\.\w*in1k(@.*)?", name)
+    if classes == imagenet.CLASSES and published:
         return imagenet.class_names()
     return tuple(map(str, range(classes)))
 

@@ -1,6 +1,7 @@
 """Output for people on a terminal."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,11 @@ def progress(console: Console, what: str, total: int) -> Iterator[Callable[[], N
         parts.TimeElapsedColumn(), parts.TimeRemainingColumn(),
     )  # fmt: skip
     hidden = not console.is_terminal
-    with parts.Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    # Else what is printed would go where the bar is, not into the file that standard output is.
+    redirect = sys.stdout.isatty()
+    with parts.Progress(
+        *columns, console=console, transient=True, disable=hidden, redirect_stdout=redirect
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
 

@@ -364,7 +364,7 @@ def load(model: Any, path: str | Path) -> None:
       UsageError: the weights do not fit the model: a tensor is missing, unexpected or of another
         shape, or the weights need another epsilon or padding.
     """
-    source, own = open_pretrained(Path(path)), variables(model)
+    source, own = open_pretrained(path), variables(model)
     name = source.model or name_of(model)
     asked = source.overrides(name)
     for trait, value in _traits(model).items():

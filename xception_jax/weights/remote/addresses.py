@@ -46,28 +46,34 @@ def download(name: str) -> Download:
             f"{printable(name, 200)}: an address needs the SHA-256 of its file: URL#sha256=HASH; "
             f"sha256sum FILE prints it"
         )
-    path = _fetched(name, url, "sha256", match[1].lower())
-    return Download(path, {"name": name, "url": url, "sha256": match[1].lower()})
+    path, digest = _fetched(name, url, "sha256", match[1].lower()), match[1].lower()
+    # The query of an address may be a secret, and the source is kept in files.
+    shown = url.partition("?")[0]
+    return Download(path, {"name": f"{shown}#sha256={digest}", "url": shown, "sha256": digest})
 
 
 def _fetched(name: str, url: str, kind: str, expected: str) -> Path:
     """The file of an address, from the cache or the network; its hash is the expected one."""
-    base = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
-    if not base:
-        raise UsageError(f"{printable(name, 200)} names no file")
-    path = downloads.folder() / expected / base
-    part = path.with_name(f"{base}.part")
-    with downloads.one_line(name, url), downloads.locked(path):
-        if path.exists() and downloads.digest(path, kind) == expected:
-            return path
-        resumed = part.exists()
-        _fetch(url, part)
-        found = downloads.digest(part, kind)
-        if found != expected and resumed:  # the file may have changed since its first part came
-            part.unlink()
-            _fetch(url, part)
-            found = downloads.digest(part, kind)
-        if found != expected:
+    path = downloads.folder() / expected / _base(name, url)
+    if path.exists() and downloads.digest(path, kind) == expected:
+        return path
+    part = path.with_name(f"{path.name}.part")
+    with downloads.one_line(name, url.partition("?")[0]), downloads.locked(path):
+        for resumed in (True, False) if part.exists() else (False,):
+            if not resumed:
+                part.unlink(missing_ok=True)
+            # What an earlier process left may be complete, or of another file.
+            if resumed and downloads.digest(part, kind) == expected:
+                break
+            try:
+                _fetch(url, part)
+            except downloads.refusals():
+                if not resumed:
+                    raise
+                continue
+            if (found := downloads.digest(part, kind)) == expected:
+                break
+        else:
             part.unlink()
             raise RunError(
                 f"{name}: {url} is not the expected file: its {kind} is {found}, expected is "
@@ -77,9 +83,29 @@ def _fetched(name: str, url: str, kind: str, expected: str) -> Path:
     return path
 
 
+def _base(name: str, url: str) -> str:
+    """The name of an address' file.
+
+    Raises:
+      UsageError: the address is malformed, names no file, or has a user's name or password.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        parts.port  # noqa: B018  (raises where it is no number)
+    except ValueError as error:
+        raise UsageError(f"{printable(name, 200)} is no address: {error}") from None
+    base = urllib.parse.unquote(parts.path.rpartition("/")[2])
+    unfit = re.search(r"[\x00-\x20\x7f]", url) or re.search(r"[/\\\x00-\x1f]", base)
+    if not parts.hostname or base in ("", ".", "..") or unfit:
+        raise UsageError(f"{printable(name, 200)} is no address of a file")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("an address may not contain a user's name or password")
+    return base
+
+
 def _fetch(url: str, part: Path) -> None:
     """Downloads the rest of a file; what came stays there when the connection breaks."""
     from huggingface_hub.file_download import http_get
 
-    with part.open("ab") as file:
+    with part.open("ab") as file, downloads.quiet():
         http_get(url, file, resume_size=file.tell(), displayed_filename=part.stem)

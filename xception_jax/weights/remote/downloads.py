@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -89,6 +90,23 @@ def locked(path: Path) -> Iterator[None]:
     with path.with_name(f"{path.name}.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the client's log of each attempt: the error that remains is told in one line."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """The errors by which a server refuses a request, as one for a range that is not there."""
+    return (client().errors.HfHubHTTPError,)
 
 
 @contextlib.contextmanager

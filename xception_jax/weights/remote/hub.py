@@ -33,7 +33,12 @@ def download(name: str) -> Download:
         )
     repository = _Repository(name, match["repo"], match["revision"])
     with downloads.one_line(name, "the cache"):
-        path = repository.required(match["file"]) if match["file"] else _weights_of(repository)
+        if file := match["file"]:
+            # timm's description is read with the weights, in whatever order they were downloaded.
+            repository.file(f"{file.rpartition('/')[0]}/config.json".lstrip("/"))
+            path = repository.required(file)
+        else:
+            path = _weights_of(repository)
         source = {"name": name, **repository.source()}
         return Download(path, source | {"sha256": downloads.digest(path, "sha256")})
 
@@ -124,7 +129,8 @@ class _Repository:
         hub, errors = self._hub, self._hub.errors
         options = {"local_files_only": bool(self._offline and not again), "force_download": again}
         try:
-            return Path(hub.hf_hub_download(self.repo, name, revision=self.revision, **options))
+            with downloads.quiet():
+                return Path(hub.hf_hub_download(self.repo, name, revision=self.revision, **options))
         except errors.GatedRepoError:
             why = (
                 f"{self.url} is gated: accept its terms there, then log in with hf auth login or "
@@ -155,6 +161,8 @@ def _packed(members: Mapping[str, Path], repository: _Repository) -> Path:
     """A `.keras` file of its members, as Keras packs it."""
     name = f"{repository.repo.replace('/', '--')}-{repository.revision}.keras"
     path = downloads.folder() / name
+    if path.exists():  # a commit's files never change, and the pack has its final name when whole
+        return path
     with downloads.locked(path):
         part = path.with_name(f"{name}.part")
         with zipfile.ZipFile(part, "w") as archive:
