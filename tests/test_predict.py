@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -18,7 +21,8 @@ from tests.weights.remote import server
 from xception_jax import evaluate, export, train
 from xception_jax.data import imagenet, pictures, readers
 from xception_jax.data.batches import Reader
-from xception_jax.errors import UsageError
+from xception_jax.data.render.decode import Images
+from xception_jax.errors import ExampleError, UsageError
 from xception_jax.predict import Classifier
 from xception_jax.serving import inference, resize
 from xception_jax.training import sharding, step
@@ -148,6 +152,60 @@ def test_what_cannot_be_used_is_told_in_its_place(run, photos, tmp_path):
     assert found[1].top(3) == []
 
 
+@pytest.mark.parametrize(
+    "address", ["http://h/a b.jpg", "http://h:99x/a.jpg", "http://[::1/a.jpg", "http:///a.jpg"]
+)
+def test_a_malformed_address_is_a_bad_picture(address):
+    with pytest.raises(ExampleError, match="cannot be read"):
+        pictures.source([address])[0]
+
+
+def test_a_server_that_speaks_no_http_is_a_bad_picture():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            connection.recv(1000)
+            connection.sendall(b"220 mail.example.org\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ExampleError, match="cannot be read"):
+            pictures.source([f"http://127.0.0.1:{listening.getsockname()[1]}/a.jpg"])[0]
+        thread.join()
+
+
+def test_a_pillow_image_is_turned_as_its_file_is():
+    """By its EXIF orientation, unless the model's images are not."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned to the right
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    for turned in (True, False):
+        opened = Image.open(io.BytesIO(buffer.getvalue()))
+        reader = Reader(pictures.source([opened], exif=turned), Images(8, exif=turned))
+        expected = np.rot90(pixels, -1) if turned else pixels
+        np.testing.assert_array_equal(reader.decoded(reader.source[0]), expected)
+    deep = Image.fromarray(np.full((4, 4), 30000, np.uint16))
+    with pytest.raises(ExampleError, match="mode I;16 has no range"):
+        pictures.source([deep])[0]
+    with pytest.raises(ExampleError, match="is no image"):
+        pictures.source([np.zeros((0, 5, 3), np.uint8)])[0]
+
+
+def test_options_that_do_not_apply_are_refused(run):
+    for options, told in (
+        ({"model": "xception"}, "knows its model"),
+        ({"activation": "relu"}, "no activation 'relu'"),
+        ({"weights": "raw", "source": "README.md"}, "are of a run"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            Classifier(**{"source": run, **options})
+
+
 def test_names_stand_for_pictures_in_order(tmp_path):
     for name in ("a/2.png", "a/10.png", "a/b/1.jpg", "a/.hidden.png", "a/notes.txt", "c.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -216,15 +274,36 @@ def test_the_command(run, photos, tmp_path):
     assert row.startswith(f"{names[0]},{expected[0].top(1)[0][0]},0.")
 
 
+def test_answers_go_to_a_file_while_a_terminal_shows_the_progress(run, photos, tmp_path):
+    """Though rich draws a bar on standard error. A name of two lines is one line."""
+    odd = tmp_path / "x.png\nforged.png: 7 99.9%"
+    odd.write_bytes((photos / "0.png").read_bytes())
+    controller, terminal = os.openpty()
+    with (tmp_path / "answers").open("wb") as answers:
+        done = subprocess.run(
+            command("predict", f"--workdir={run}", "--top=1", "--json", *files(photos)[:3]),
+            cwd=ROOT, stdout=answers, stderr=terminal, check=False,
+        )  # fmt: skip
+    os.close(terminal)
+    os.close(controller)
+    assert done.returncode == 0
+    assert len((tmp_path / "answers").read_text().splitlines()) == 3
+    plain = ask(f"--workdir={run}", "--top=1", str(odd))
+    assert len(plain.stdout.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ([], "one of --workdir, --input and --exported"),
         (["--workdir=nowhere"], "name a picture"),
+        (["--exported=docs", "README.md"], "has no model.json"),
+        (["--workdir=README.md", "README.md"], "is no folder of a run"),
         (["--workdir=nowhere", "README.md", "--json", "--csv"], "cannot both"),
-        (["--workdir=nowhere", "none.png"], "there is no file none.png"),
-        (["--workdir=nowhere", "-"], "the list on standard input is empty"),
+        (["--workdir=docs", "none.png"], "there is no file none.png"),
+        (["--workdir=docs", "-"], "the list on standard input is empty"),
         (["--workdir=nowhere", "README.md"], "nowhere"),
+        (["--workdir=docs", "README.md"], "docs"),
         (["--input=README.md", "README.md"], "no file of weights"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

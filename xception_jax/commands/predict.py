@@ -115,7 +115,8 @@ def main(names: Sequence[str]) -> None:
                 bad += 1
                 told.print(f"skipped: {printable(prediction.name)} {printable(prediction.error)}")
             elif _EXPLAIN.value:
-                _explain(classifier, prediction, found, i, told)
+                number = f"{i:0{len(str(len(found)))}}"
+                _explain(classifier, prediction, found[i], number, told)
             write(prediction)
             advance()
     if bad == len(found):
@@ -127,17 +128,13 @@ def main(names: Sequence[str]) -> None:
 
 
 def _explain(
-    classifier: "Classifier",
-    prediction: "Prediction",
-    names: Sequence[str],
-    i: int,
-    told: "Console",
+    classifier: "Classifier", prediction: "Prediction", picture: str, number: str, told: "Console"
 ) -> None:
-    """Draws the heat of the i-th picture; one that cannot be read any more is named."""
-    stem = os.fsencode(Path(names[i]).stem)[:100].decode(errors="ignore")
-    path = _EXPLAIN.value / f"{i:0{len(str(len(names)))}}-{stem}.jpg"
+    """Draws the heat of a picture; one that cannot be read any more is named."""
+    assert _EXPLAIN.value is not None
+    stem = os.fsencode(Path(picture).stem)[:100].decode(errors="ignore")
     try:
-        classifier.draw(names[i], prediction, path)
+        classifier.draw(picture, prediction, _EXPLAIN.value / f"{number}-{stem}.jpg")
     except ExampleError as error:
         told.print(f"not drawn: {printable(error)}")
 

@@ -104,6 +104,8 @@ def serving() -> Iterator[Hub]:
                 return self.end_headers()
             sent = where.sent.get(name, content)
             first = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+            if first >= len(sent):
+                return self._refuse(416, "")
             self.send_response(206 if "Range" in self.headers else 200)
             self.send_header("ETag", f'"{git_sha1(content)}"')
             self.send_header("X-Repo-Commit", where.commit)

@@ -61,6 +61,7 @@ def ask(
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # an error is one line, which the caller tells
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(names)
     assert all("\n" not in answer["told"] for answer in answers)
@@ -218,24 +219,42 @@ def test_an_address_with_its_hash(hub, tmp_path):
     assert Path(first["path"]).read_bytes() == WEIGHTS
 
 
-def test_an_address_goes_on_where_it_broke_off(hub, tmp_path):
-    """After the process that broke off, in the next one."""
-    where = Repository({"net.pth": WEIGHTS}, breaks={"net.pth": 50})
-    hub.repositories["some/where"] = where
-    url = f"{hub.address}/some/where/cdn/main/net.pth"
-    name = f"{url}#sha256={sha256(WEIGHTS)}"
+@pytest.mark.parametrize(
+    ("left", "asked"),
+    [
+        (WEIGHTS[:1000], ["bytes=1000-"]),
+        (WEIGHTS, []),  # killed before it got its name
+        (b"another" * 100, ["bytes=700-", ""]),
+        (WEIGHTS + b"more", [f"bytes={len(WEIGHTS) + 4}-", ""]),  # refused: 416
+    ],
+    ids=["a first part", "all", "of another file", "too long"],
+)
+def test_what_an_earlier_process_left_of_an_address(hub, tmp_path, left, asked):
+    hub.repositories["some/where"] = Repository({"net.pth": WEIGHTS})
+    name = f"{hub.address}/some/where/cdn/main/net.pth#sha256={sha256(WEIGHTS)}"
     part = tmp_path / "cache/xception_jax/weights" / sha256(WEIGHTS) / "net.pth.part"
     part.parent.mkdir(parents=True)
-    part.write_bytes(WEIGHTS[:1000])
-    where.breaks.clear()
+    part.write_bytes(left)
     [found] = ask(hub, tmp_path, name)
     assert Path(found["path"]).read_bytes() == WEIGHTS
-    assert [asked for method, _, asked in hub.requests if method == "GET"] == ["bytes=1000-"]
-    # A first part of another file: from the beginning.
-    Path(found["path"]).unlink()
-    part.write_bytes(b"another" * 100)
-    [found] = ask(hub, tmp_path, name)
-    assert Path(found["path"]).read_bytes() == WEIGHTS
+    assert [ranges for method, _, ranges in hub.requests if method == "GET"] == asked
+    assert not part.exists()
+
+
+def test_a_file_comes_with_the_description_in_its_folder(hub, tmp_path):
+    """Whether the repository was asked for before does not matter."""
+    files = {"nets/a.safetensors": WEIGHTS, "nets/config.json": b"{}", "config.json": b"[]"}
+    hub.repositories["me/nets"] = Repository(files)
+    [found] = ask(hub, tmp_path, "hf:me/nets/nets/a.safetensors")
+    assert Path(found["path"]).with_name("config.json").read_bytes() == b"{}"
+
+
+def test_secrets_of_an_address_are_not_told(hub, tmp_path):
+    hub.repositories["some/where"] = Repository({"net.pth": WEIGHTS})
+    url = f"{hub.address}/some/where/cdn/main/net.pth"
+    [found] = ask(hub, tmp_path, f"{url}?token=secret#sha256={sha256(WEIGHTS)}")
+    assert "secret" not in str(found)
+    assert found["url"] == url
 
 
 @pytest.mark.parametrize(
@@ -247,6 +266,14 @@ def test_an_address_goes_on_where_it_broke_off(hub, tmp_path):
         ("keras:resnet", "there are: keras:xception"),
         ("https://example.org/net.pth", "needs the SHA-256"),
         ("https://example.org/net.pth#sha256=123", "needs the SHA-256"),
+        (f"https://me:secret@example.org/net.pth#sha256={'0' * 64}", "may not contain"),
+        (f"http://[::1/net.pth#sha256={'0' * 64}", "is no address"),
+        (f"http://example.org:x/net.pth#sha256={'0' * 64}", "is no address"),
+        (f"https://example.org/..#sha256={'0' * 64}", "is no address of a file"),
+        (f"https://example.org/%2e%2e#sha256={'0' * 64}", "is no address of a file"),
+        (f"https://example.org/a%00.pth#sha256={'0' * 64}", "is no address of a file"),
+        (f"https://example.org/a%2fb.pth#sha256={'0' * 64}", "is no address of a file"),
+        (f"https://exam\nple.org/b.pth#sha256={'0' * 64}", "is no address of a file"),
     ],
 )
 def test_names_of_another_form(name, told):
