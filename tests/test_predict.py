@@ -221,7 +221,7 @@ def test_names_stand_for_pictures_in_order(tmp_path):
     assert find("**/*.jpg") == inside[2:]
     assert find("list.csv", column="file") == [inside[1], "https://example.org/x.jpg"]
     listed = io.StringIO("x.jpg\n\n  y z.png \n")
-    assert pictures.find(["-"], listed=listed) == ["x.jpg", "y z.png"]
+    assert pictures.find(["-"], listed=listed) == ["x.jpg", "  y z.png "]
     (tmp_path / "empty").mkdir()
     for name, told in (
         ("none.png", "no file"),
@@ -304,7 +304,7 @@ def test_answers_go_to_a_file_while_a_terminal_shows_the_progress(run, photos, t
         (["--workdir=docs", "-"], "the list on standard input is empty"),
         (["--workdir=nowhere", "README.md"], "nowhere"),
         (["--workdir=docs", "README.md"], "docs"),
-        (["--input=README.md", "README.md"], "no file of weights"),
+        (["--input=README.md", "README.md"], "is not a weights file"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
