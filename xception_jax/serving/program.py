@@ -322,7 +322,9 @@ def _described(folder: Path) -> dict[str, Any]:
 
 def _plausible(resize: dict[str, Any]) -> bool:
     """Whether a size and a crop can be those of an export; a reader pads images by them."""
-    return bool(0 < resize["size"] <= 1 << 14 and 0.01 <= resize["crop"] <= 1)
+    return bool(
+        0 < resize["size"] and 0 < resize["crop"] <= 1 and resize["size"] / resize["crop"] < 1 << 14
+    )
 
 
 def _check_shape(value: Any, wanted: Any, name: str) -> None:
