@@ -125,7 +125,9 @@ def test_any_data_set_trains_by_name(tmp_path):
     )  # fmt: skip
     assert result(process)["examples"] == 20
     how = (
-        "only the random crop of a JPEG is decoded, by" if turbojpeg.library() else "JPEGs are decoded completely"
+        "only the random crop of a JPEG is decoded, by"
+        if turbojpeg.library()
+        else "JPEGs are decoded completely"
     )
     assert how in process.stderr
 
