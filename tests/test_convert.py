@@ -66,7 +66,7 @@ def test_a_run_says_what_it_starts_from(tuned, pretrained):
     said = tuned[1]
     assert f"starts from {pretrained}" in said
     assert "new classifier of 10 classes: the one of the weights has 3" in said
-    assert "model.pool_padding is 'symmetric', but the weights were trained with 'same'" in said
+    assert "model.pool_padding is 'symmetric', but the weights expect 'same'" in said
 
 
 @pytest.mark.slow

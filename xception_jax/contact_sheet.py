@@ -68,7 +68,14 @@ def draw(
     cell: int = 96,
     say: Callable[[str], None] = print,
 ) -> np.ndarray:
-    """Draws the contact sheet; the arguments are the command's flags, and `say` prints notes.
+    """Draws the contact sheet.
+
+    Args:
+      config: the config of a run.
+      examples: number of columns: the first examples of the first step.
+      only: the rows to draw, see `names`; empty: those that the config uses.
+      cell: side of each image on the sheet, pixels.
+      say: prints notes.
 
     Returns:
       uint8 `[height, width, 3]`, RGB.

@@ -32,7 +32,7 @@ class ConversionResult:
 
     Attributes:
       model: the name of the model.
-      num_classes: None: the weights have no classifier.
+      num_classes: number of classes; None if the weights have no classifier.
       tensors: how many were written.
       output: the file.
       notes: lines that a user should read, such as an override that the library does not know.

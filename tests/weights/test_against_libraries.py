@@ -135,5 +135,5 @@ def test_the_auxiliary_tower_is_left_out_and_named(tmp_path):
     said = convert("timm", "xception_jax", tmp_path / "a.safetensors", tmp_path / "b.safetensors",
                    "--model=inception_v3")  # fmt: skip
     [note] = said["notes"]
-    assert "left out" in note
+    assert "not used for the logits" in note
     assert "AuxLogits." in note

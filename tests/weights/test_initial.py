@@ -151,7 +151,7 @@ def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, pat
     said = captured.get()
     assert "images as the weights expect them (config.data): image_size 8, eval_preset timm, " \
            "exif on" in said.replace("\n", " ")  # fmt: skip
-    assert "NOTE: config.data.eval_crop is 0.5, but the weights were trained with 0.75" in said
+    assert "NOTE: config.data.eval_crop is 0.5, but the weights expect 0.75" in said
     data = read_config(tmp_path / "run").data
     assert (data.image_size, data.eval_preset, data.eval_crop, data.exif) == (8, "timm", 0.5, "on")
     again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json"))

@@ -28,9 +28,9 @@ _UNSET = ("None", "none")
 def take(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Splits a command line into the changes of fields and the rest.
 
-    It reads `--config.F=V` and `--config.F V`, and for flags `--config.F` and `--noconfig.F`. If a
-    field is given several times, the last value is used; values of a tuple are joined. `None`
-    unsets a field that can be None; so does `none`, unless it is one of the choices.
+    It reads `--config.F=V` and `--config.F V`, and of boolean fields `--config.F` and
+    `--noconfig.F`. If a field is given several times, the last value is used; values of a tuple are
+    joined. `None` unsets a field that can be None; so does `none`, unless it is one of the choices.
 
     Returns:
       The rest of `argv`, and the values by field name.

@@ -11,7 +11,7 @@ FIELDS = {
     ),
     "middle_blocks": Field(
         None,
-        "number of blocks in the middle flow, not in Inception V3; None: the model's default",
+        "number of blocks in the middle flow, which Inception V3 lacks; None: the model's default",
         int,
         low=0,
     ),

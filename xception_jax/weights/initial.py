@@ -148,7 +148,7 @@ def fill(
     for override, value in asked.items():
         if value != known[override]:
             notes.append(f"NOTE: config.model.{override} is {known[override]!r}, but the weights "
-                         f"were trained with {value!r}")  # fmt: skip
+                         f"expect {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
     if (other := _other_classes(source, class_names)) is not None:
@@ -175,7 +175,7 @@ def _image_notes(config: ConfigDict, source: pretrained.Pretrained) -> list[str]
         made_for = {name: made_for[name] for name in ("image_size", "eval_preset")
                     if name in made_for}  # fmt: skip
     return notes + [
-        f"NOTE: config.data.{name} is {data[name]!r}, but the weights were trained with {value!r}"
+        f"NOTE: config.data.{name} is {data[name]!r}, but the weights expect {value!r}"
         for name, value in made_for.items()
         if data[name] != value
     ]

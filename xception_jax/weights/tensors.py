@@ -170,7 +170,7 @@ def from_library(expected: list[Tensor], found: Tensors, source: str) -> dict[st
     Args:
       expected: the map.
       found: the library's tensors by its names.
-      source: the begin of error messages, as `FILE is not a keras xception`.
+      source: the start of error messages, as `FILE is not a keras xception`.
 
     Raises:
       UsageError: a tensor is missing, unexpected, of another shape or type, or not finite; the

@@ -28,7 +28,7 @@ REFUSED = {
     "quantised": "is quantised",
     "meta": r"is without data \(on the device meta\)",
     "expanded": "repeats stored numbers",
-    "negated": "is negated",
+    "negated": "is a negated or conjugated view",
 }
 
 
@@ -147,7 +147,7 @@ def test_features_only(name, tmp_path):
     torch.save(shorter.state_dict(), tmp_path / "b.pth")
     source = pretrained.open_pretrained(tmp_path / "b.pth")
     if len(shorter.state_dict()) < len(theirs.state_dict()):
-        with pytest.raises(UsageError, match=f"no {name} of timm: it lacks "):
+        with pytest.raises(UsageError, match=f"not a timm {name}: it lacks "):
             source.tensors(shapes, name)
 
 

@@ -108,7 +108,7 @@ class Topology:
 
     @property
     def link_rate(self) -> float:
-        """Bytes a second, one way, summed over a link along each axis with several chips."""
+        """Bytes a second, one way, over a link along each axis with several chips; 0: no axis."""
         return sum(size > 1 for size in self.shape) * self.chip.link_gb_per_s * 1e9
 
 
