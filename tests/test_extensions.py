@@ -26,6 +26,7 @@ from xception_jax.data import readers, splits
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 from xception_jax.models import registry as model_registry
+from xception_jax.planning.data import find_spec
 from xception_jax.training import build, optimizer, preflight, workdir
 from xception_jax.utils import imports
 from xception_jax.weights import converted, pretrained
@@ -247,6 +248,42 @@ def test_a_duration_of_an_own_schedule_is_in_steps(clean, small_config):
     assert [bool(rate(step)) for step in range(5)] == [False, False, False, True, True]
 
 
+@pytest.mark.parametrize("default", ["auto", None])
+def test_a_duration_may_be_unset(clean, small_config, default):
+    pause, seen = Field(default, "of late", str, duration=True), []
+
+    @optimizer.register_schedule("late", options={"pause": pause})
+    def late(fields):
+        seen.append(fields.pause)
+        return lambda count: fields.learning_rate
+
+    small_config = config_lib.settled(small_config, None)
+    small_config.optimizer.schedule = "late"
+    config_lib.check_fields(small_config)
+    optimizer.from_config(small_config, 128)
+    small_config.optimizer.pause = "2 steps"
+    optimizer.from_config(small_config, 128)
+    assert seen == [default, 2]
+
+
+def test_an_optimizer_gets_what_it_is_said_to_get(clean, extended):
+    seen, rest = {}, Field("1 epoch", "of mine", str, duration=True)
+
+    @optimizer.register("mine", options={"rest": rest})
+    def mine(fields, schedule):
+        seen.update(vars(fields))
+        return optax.identity()
+
+    config = config_lib.default()
+    config.optimizer.name, config.optimizer.decay_mode = "mine", "l2"
+    config.data.batch_size, config.optimizer.rest = 64, "1.5 epochs"
+    optimizer.from_config(config, 128)
+    common = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "initial_squares", "decay_all")
+    assert seen == {
+        **{name: config.optimizer[name] for name in common}, "decay_mode": "l2", "rest": 3,
+    }  # fmt: skip
+
+
 def test_optimizers_and_schedules_are_those_that_the_schema_names():
     assert sorted(schema.SCHEMA["optimizer.name"].choices) == optimizer._OPTIMIZERS.names()
     assert sorted(schema.SCHEMA["optimizer.schedule"].choices) == optimizer._SCHEDULES.names()
@@ -306,6 +343,20 @@ def test_a_config_of_a_run_with_an_own_schedule_says_so(clean, small_config, tmp
     assert workdir._config(tmp_path, flat).optimizer.decay_power == 1.0
 
 
+def test_a_config_of_a_run_with_an_own_data_source_says_so(clean, tmp_path):
+    """It has no field of the file, so that only the data can tell."""
+    config = config_lib.default()
+    config.data.dataset, config.data.data_dir = "npz:shapes.npz", str(tmp_path)
+    write_shapes(tmp_path / "shapes.npz")
+    found = workdir._config(tmp_path, config_lib.portable(config_lib.flatten(config)))
+    opened = (splits.open_training, splits.open_evaluation, find_spec, preflight.validate)
+    for act in opened:  # a run, evaluation, a plan, and the checks before a run
+        with pytest.raises(UsageError, match=r"^no data set 'npz:shapes.npz': .* --imports=FILE"):
+            act(found)
+    imports.load([str(FOLDER / "my_data.py")])
+    assert find_spec(found).examples == 32
+
+
 def test_a_run_that_does_not_use_them_needs_none_of_them(extended, small_config):
     flat = config_lib.portable(config_lib.flatten(small_config))
     assert not {"model.depth", "optimizer.lion_beta", "augment.negative"} & flat.keys()
@@ -357,14 +408,71 @@ def test_what_is_taken_is_refused(extended):
         models.register("mine", options={"width": Field(None, "of mine", int)})(Narrow)
     with pytest.raises(UsageError, match=r"model mine cannot add config\.model\.depth: .*plain"):
         models.register("mine", options={"depth": Field(None, "metres", float)})(Narrow)
-    with pytest.raises(UsageError, match=r"cannot add config.optimizer.momentum: .*this package"):
-        optimizer.register("mine", options={"momentum": Field(3, "mine", int)})(make)
+    with pytest.raises(UsageError, match=r"cannot add config.optimizer.warmup: .*this package"):
+        optimizer.register("mine", options={"warmup": Field(3, "mine", int)})(make)
     with pytest.raises(UsageError, match="a prefix is a word and a colon"):
         readers.register("npz")(make)
     with pytest.raises(UsageError, match="the default of its Field must be off"):
         pipeline.register("mine", Field(1.0, "mine", float))(make)
+    for name in ("steps", "total_steps", "decay_steps", "learning_rate"):
+        with pytest.raises(UsageError, match=f"schedule 'mine' cannot have an option '{name}', wh"):
+            optimizer.register_schedule("mine", options={name: Field(1, "mine", int)})(make)
+    momentum = {"momentum": schema.SCHEMA["optimizer.momentum"]}
+    with pytest.raises(UsageError, match="optimizer 'mine' cannot have an option 'momentum', whi"):
+        optimizer.register("mine", options=momentum)(make)
+    for mode in ("L2", "auto"):
+        with pytest.raises(UsageError, match=f"decay_mode is '{mode}'; it takes: l2, decoupled"):
+            optimizer.register("mine", decay_mode=mode)(make)
+    with pytest.raises(
+        UsageError, match=r"model 'mine': .*Narrow takes no 'dept'; did you mean 'd"
+    ):
+        models.register("mine", dept=8)(Narrow)
+    with pytest.raises(UsageError, match="takes no 'dtype'"):
+        models.register("mine", dtype=None)(Narrow)
     models.register("mine", options={"depth": schema.SCHEMA["model.depth"]})(Narrow)
     models.register("mine", options={"depth": schema.SCHEMA["model.depth"]})(Narrow)  # again
+
+
+def test_lambdas_are_told_apart_by_their_code(clean):
+    def add(target):
+        optimizer.register_schedule("mine")(target)
+
+    def made(power):
+        return lambda fields: fields.learning_rate**power
+
+    for power in (1, 2):  # the same code
+        add(made(power))
+    with pytest.raises(UsageError, match=r"'mine' of .*<lambda> is already registered by .*<lam"):
+        add(lambda fields: 0.0)
+
+    def local(fields):
+        raise AssertionError
+
+    first = type("Local", (), {"write": local})
+    first.__qualname__ = "test.<locals>.Local"
+    second = type("Local", (), {"write": made})
+    second.__qualname__ = first.__qualname__
+    own = registry.Registry("thing")
+    for target in (first, first):
+        own.add("mine", target, target)
+    with pytest.raises(UsageError, match="already registered by "):
+        own.add("mine", second, second)
+
+
+def test_a_config_file_cannot_register(tmp_path):
+    """It has another name in this process than it would have in others."""
+    path = tmp_path / "own.py"
+    text = (FOLDER / "my_schedule.py").read_text()
+    path.write_text(f"{text}\n\nfrom xception_jax.config import default as get_config\n")
+    process = finish("main", "--list_fields", f"--config={path}")
+    assert (process.returncode, process.stderr.splitlines()) == (2, [
+        "error: schedule 'polynomial' is registered in the config file, which other "
+        "processes cannot import; register it in a file of its own and import that"
+    ])  # fmt: skip
+    path.write_text("import my_schedule\nfrom xception_jax.config import default as get_config\n")
+    shutil.copy(FOLDER / "my_schedule.py", tmp_path)
+    process = finish("main", "--list_fields", f"--config={path}")
+    assert (process.returncode, "optimizer.decay_power = 1.0" in process.stdout) == (0, True)
 
 
 class Narrow(nnx.Module):

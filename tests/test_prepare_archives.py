@@ -38,7 +38,7 @@ def test_an_archive_of_another_size_is_refused_unless_told_otherwise(tmp_path, s
         manual_dir=str(archive.parent),
         check_archives=False,
     )
-    assert found["prepared"]
+    assert found.prepared
 
 
 def test_a_download_of_imagenet_that_was_cut_short_is_refused(tmp_path):
@@ -133,7 +133,7 @@ def test_a_damaged_archive_is_told_in_one_line(tmp_path, name, kind, harm, reaso
         readers.open_split("sample_archive", "train", str(data))
     write_archive(path, kind)
     found, _ = prepared("sample_archive", data, manual_dir=str(path.parent))
-    assert found["splits"] == {"train": 1 if kind == "gz" else 6}
+    assert found.splits == {"train": 1 if kind == "gz" else 6}
 
 
 def test_a_set_of_a_published_size_that_comes_out_smaller_is_removed(tmp_path, monkeypatch):
@@ -151,12 +151,10 @@ def test_a_set_of_a_published_size_that_comes_out_smaller_is_removed(tmp_path, m
     with pytest.raises(UsageError, match="sample_archive is not prepared"):
         readers.open_split("sample_archive", "train", str(data))
     found, _ = prepared("sample_archive", data, manual_dir=str(path.parent), check_archives=False)
-    assert found["splits"] == {"train": 3}
+    assert found.splits == {"train": 3}
     shutil.rmtree(data)
     path.write_bytes(content)
-    assert prepared("sample_archive", data, manual_dir=str(path.parent))[0]["splits"] == {
-        "train": 6
-    }
+    assert prepared("sample_archive", data, manual_dir=str(path.parent))[0].splits == {"train": 6}
 
 
 def test_a_damaged_archive_is_exit_code_1(tmp_path):

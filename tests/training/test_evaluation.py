@@ -16,7 +16,7 @@ from xception_jax.data.batches import Host, HostShard, Reader
 from xception_jax.data.order import Sampling
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError
-from xception_jax.training import metrics, sharding
+from xception_jax.training import metrics, preflight, sharding
 from xception_jax.training.evaluation import Evaluator
 
 
@@ -128,6 +128,45 @@ def test_an_array_of_another_shape_is_told_in_one_line(registered, digits, figur
     with pytest.raises(UsageError, match=told) as caught:
         evaluated(digits, 1, 64, "wide")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("returned", "figure", "told"),
+    [
+        (lambda one: {"a": one}, None, r"returns a dict for a batch of 11; expected a number per"),
+        (lambda one: None, None, r"returns a NoneType for a batch of 11"),
+        (lambda one: 0.5, None, r"returns an array \[\] for a batch of 11"),
+        (lambda one: one[:, None], None, r"returns an array \[11, 1\] for a batch of 11"),
+        (lambda one: one, lambda s, n: np.ones(3), r": figure= returns an array \[3\]; expected a"),
+        (lambda one: one, lambda s, n: None, r": figure= returns None; expected a number"),
+        (lambda one: one, lambda s: 0.0, r": figure= fails: TypeError: .* takes 1 positional"),
+    ],
+)
+def test_what_a_metric_cannot_return_is_refused_before_the_run(
+    registered, small_config, returned, figure, told
+):
+    metrics.register("off", figure=figure)(lambda logits, batch: returned(logits.max(axis=-1)))
+    small_config.eval.metrics = ("off",)
+    with pytest.raises(UsageError, match=f"^metric 'off'.*{told}") as caught:
+        preflight.validate(small_config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda s, n: s["a"][s["a"] > 0].mean(),
+        lambda s, n: 1 // int(s["a"].sum()),
+        lambda s, n: np.flatnonzero(s["a"])[0],
+    ],
+)
+def test_a_figure_of_zeros_need_not_exist(registered, small_config, figure):
+    @metrics.register("fine", figure=figure)
+    def fine(logits, batch):
+        return {"a": logits * (batch["label"] == 0)[:, None] * batch["mask"][:, None]}
+
+    small_config.eval.metrics = ("fine",)
+    preflight.validate(small_config)
 
 
 def test_weights_that_are_cut_are_gathered_once(digits):

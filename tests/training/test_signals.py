@@ -24,7 +24,7 @@ def test_a_signal_is_answered_once_and_all_is_as_it_was_afterwards(number, capfd
             pass
     assert handlers() == before
     [line] = capfd.readouterr().err.splitlines()
-    assert "stopping after this step" in line
+    assert "after this step" in line
     assert signal.set_wakeup_fd(-1) == -1
     assert not [thread for thread in threading.enumerate() if thread.name == "interrupts"]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from xception_jax.augment import image_ops, mixing
 from xception_jax.augment.randaugment import randaugment
 from xception_jax.config.fields import Field
-from xception_jax.config.registry import Registry, where_is
+from xception_jax.config.registry import Registry
 from xception_jax.errors import UsageError
 
 # Separates the examples' keys from those of the steps, which count from 0 and are below 2**31.
@@ -53,7 +53,7 @@ def register(name: str, field: Field) -> Callable[[Operation], Operation]:
     def decorate(operation: Operation) -> Operation:
         if field.default is None or field.default:
             raise UsageError(f"augmentation {name!r}: the default of its Field must be off, as 0")
-        _OPERATIONS.add(name, operation, where_is(operation), {f"augment.{name}": field})
+        _OPERATIONS.add(name, operation, operation, {f"augment.{name}": field})
         return operation
 
     return decorate

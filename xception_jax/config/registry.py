@@ -1,5 +1,6 @@
 """Registries of named entries, which this package and files of users add without other changes."""
 
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,8 @@ T = TypeVar("T")
 _OURS = __name__.partition(".")[0]
 # The modules of users that have registered something, in order.
 _OUTSIDE: dict[str, None] = {}
+# What ml_collections names the file of `--config`.
+_CONFIG_FILE = "config_config"
 
 
 class Registry(Generic[T]):
@@ -25,40 +28,48 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, field: str = ""):
         self.kind, self.field = kind, field
-        self._entries: dict[str, tuple[str, T]] = {}
+        self._entries: dict[str, tuple[tuple[str, Any], T]] = {}
 
     def add(
         self,
         name: str,
         entry: T,
-        where: str,
+        target: Any,
         fields: Mapping[str, Field] | None = None,
         fixes: Iterable[str] = (),
     ) -> None:
         """Adds an entry and its config fields.
 
         The same class or function can be added again, for example when a notebook runs a cell
-        twice.
+        twice. A lambda, or what a function defines, is the same if its code is.
 
         Args:
           name: the entry's name.
           entry: what `find` returns.
-          where: the class or function behind it, see `where_is`.
+          target: the class or function behind it, or its place, see `where_is`.
           fields: config fields by their full names, as `model.depth`.
           fixes: fields that a started run with this entry cannot change, see `schema.add_choice`.
 
         Raises:
-          UsageError: another entry or field already has the name.
+          UsageError: another entry or field already has the name, or the class or function is in a
+            config file.
         """
-        known, _ = self._entries.get(name, (where, None))
-        if known != where:
-            raise UsageError(f"{self.kind} {name!r} of {where} is already registered by {known}")
+        where = target if isinstance(target, str) else where_is(target)
+        module = where.partition(":")[0]
+        if module == _CONFIG_FILE:
+            raise UsageError(
+                f"{self.kind} {name!r} is registered in the config file, which other processes "
+                f"cannot import; register it in a file of its own and import that"
+            )
+        origin = where, _code(target) if "<" in where else None
+        known, _ = self._entries.get(name, (origin, None))
+        if known != origin:
+            raise UsageError(f"{self.kind} {name!r} of {where} is already registered by {known[0]}")
         for field_name, field in (fields or {}).items():
             schema.add_field(field_name, field, f"{self.kind} {name}")
         if self.field:
             schema.add_choice(self.field, name, fixes)
-        self._entries[name] = where, entry
-        module = where.partition(":")[0]
+        self._entries[name] = origin, entry
         if module.partition(".")[0] != _OURS:
             _OUTSIDE[module] = None
 
@@ -93,6 +104,12 @@ def where_is(target: Any) -> str:
     """A class or function as `module:name`; another callable as its class."""
     named = target if hasattr(target, "__qualname__") else type(target)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def _code(target: Any) -> tuple[Any, ...]:
+    """The code of a function, or of all functions of a class."""
+    parts = vars(target).values() if inspect.isclass(target) else (target,)
+    return tuple(part.__code__ for part in parts if inspect.isfunction(part))
 
 
 def outside_modules() -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from xception_jax.config.declared import declarations
 from xception_jax.config.fields import Field
 from xception_jax.config.registry import Registry, where_is
-from xception_jax.errors import UsageError
+from xception_jax.errors import UsageError, nearest
 from xception_jax.models.published import Foreign, Result, Size
 
 C = TypeVar("C", bound=type[Any])
@@ -53,6 +53,10 @@ class Card:
 
 
 MODELS = Registry[Card]("model")
+_UNNAMED = (
+    inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL,
+    inspect.Parameter.VAR_KEYWORD,
+)  # fmt: skip
 
 
 def register(
@@ -83,7 +87,8 @@ def register(
       **defaults: arguments of the class with other defaults for this model.
 
     Raises:
-      UsageError: the name is already used, or an option is not an argument or has a default.
+      UsageError: the name is already used, an option is not an argument or has a default, or a
+        default is of no argument.
     """
 
     def decorate(target: C) -> C:
@@ -97,28 +102,43 @@ def register(
                     f"model {name!r}: the option {key!r} must be an argument of {card.where} with "
                     f"a default, and the default of its Field must be None"
                 )
-        MODELS.add(name, replace(card, target=target), card.where, fields)
+        taken = _parameters(target).keys() - {"self", "num_classes", "rngs", "dtype"}
+        for key in defaults:
+            if key not in taken:
+                raise UsageError(
+                    f"model {name!r}: {card.where} takes no {key!r}{nearest(key, taken) or ';'} "
+                    f"It takes: {', '.join(sorted(taken)) or 'none'}"
+                )
+        MODELS.add(name, replace(card, target=target), target, fields)
         return target
 
     return decorate
 
 
 def arguments(target: type[Any]) -> dict[str, Any]:
-    """The overrides that a class takes, with their defaults.
+    """The overrides that a class takes, with their defaults; see `_parameters`."""
+    found = _parameters(target).items()
+    return {
+        key: each.default
+        for key, each in found
+        if each.default is not each.empty and key != "dtype"
+    }
+
+
+def _parameters(target: type[Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a class that have names.
 
     Where its constructor takes further ones by `**`, they are those of the classes it derives from.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, inspect.Parameter] = {}
     for kind in inspect.getmro(target) if inspect.isclass(target) else ():
         constructor = vars(kind).get("__init__")
         if constructor is None:
             continue
         parameters = inspect.signature(constructor).parameters.values()
-        own = {p.name: p.default for p in parameters if p.default is not p.empty}
-        found = own | found
+        found = {p.name: p for p in parameters if p.kind not in _UNNAMED} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    found.pop("dtype", None)
     return found
 
 

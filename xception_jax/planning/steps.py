@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from xception_jax.training import evaluation, sharding
+from xception_jax.training import evaluation, sharding, step
 from xception_jax.training.build import DataSpec, MakeModel, build
 
 STEPS = ("train", "evaluate")
@@ -49,14 +47,5 @@ def layout_table(config: ConfigDict, data: DataSpec, devices: int) -> Table:
 
 def batch_of(count: int, config: ConfigDict, mesh: Mesh, data: DataSpec) -> Any:
     """Shapes of a batch of `count` examples over all devices, see `data.batches`."""
-    side = config.data.image_size
-    shapes = {
-        "image": ((count, side, side, 3), jnp.uint8),
-        "mask": ((count,), jnp.float32),
-    }
-    if data.multilabel:
-        shapes["labels"] = ((count, data.classes), jnp.uint8)
-    else:
-        shapes["label"] = ((count,), jnp.int32)
-    sharded = sharding.by_example(mesh)
-    return {k: jax.ShapeDtypeStruct(*v, sharding=sharded) for k, v in shapes.items()}
+    shapes = step.batch_shapes(count, config.data.image_size, data.classes, data.multilabel)
+    return sharding.place(shapes, sharding.by_example(mesh))

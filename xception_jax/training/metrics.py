@@ -5,6 +5,7 @@ from 20 classes on, `top5`. For data with several labels, it has `labels`, multi
 `[batch, classes]`. The metrics are `map`, `precision` and `recall`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,9 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from xception_jax.config.registry import Registry, where_is
+from xception_jax.config.registry import Registry
 from xception_jax.errors import UsageError
 from xception_jax.training import sharding
 
@@ -121,17 +123,50 @@ class Metric:
         """The sums over a batch; rows with `mask` 0 are ignored."""
         real = batch["mask"] > 0
 
-        def total(each: jax.Array) -> jax.Array:
-            own = jnp.ndim(each) == 1 or self.figure is not None
-            if jnp.shape(each)[:1] != real.shape or not own:
-                raise UsageError(
-                    f"metric {self.name!r} returns an array {list(jnp.shape(each))} for a batch of "
-                    f"{len(real)}; expected a number per example, or, with figure=, an array"
-                )
-            rows = real.reshape(-1, *[1] * (each.ndim - 1))
+        def refuse(returned: str) -> None:
+            raise UsageError(
+                f"metric {self.name!r} returns {returned} for a batch of {len(real)}; expected a "
+                f"number per example, or, with figure=, an array"
+            )
+
+        def total(each: Any) -> jax.Array:
+            own = np.ndim(each) == 1 or self.figure is not None
+            if np.shape(each)[:1] != real.shape or not own:
+                refuse(f"an array {list(np.shape(each))}")
+            rows = real.reshape(-1, *[1] * (np.ndim(each) - 1))
             return jnp.sum(jnp.where(rows, each, 0), axis=0)
 
-        return jax.tree.map(total, self.per_example(logits, batch))
+        values = self.per_example(logits, batch)
+        if self.figure is None and not jax.tree_util.all_leaves([values]):
+            refuse(f"a {type(values).__name__}")
+        return jax.tree.map(total, values)
+
+    def check(self, logits: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
+        """Checks what the functions return, for shapes of logits and of a batch.
+
+        `figure` is called on sums of zeros, which it may be unable to divide by.
+
+        Raises:
+          UsageError: it is not what `register` says. Nothing was compiled.
+        """
+        sums = jax.eval_shape(self.sum, logits, batch)
+        if self.figure is None:
+            return
+        zeros = jax.tree.map(lambda each: np.float64(np.zeros(each.shape)), sums)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            try:
+                found = np.asarray(self.figure(zeros, 1.0))
+            except (ArithmeticError, IndexError, ValueError):
+                return
+            except Exception as error:
+                reason = (str(error).splitlines() or [""])[0]
+                raise UsageError(
+                    f"metric {self.name!r}: figure= fails: {type(error).__name__}: {reason}"
+                ) from None
+        if found.ndim or found.dtype.kind not in "biuf":
+            what = f"an array {list(found.shape)}" if found.ndim else f"{found[()]!r}"
+            raise UsageError(f"metric {self.name!r}: figure= returns {what}; expected a number")
 
 
 Registered = tuple[Metric, ...]
@@ -149,7 +184,8 @@ def register(name: str, *, figure: Figure | None = None) -> Callable[[PerExample
 
     If the metric is not such a mean, the function returns an array per example, `[batch, ...]`, or
     a dict of arrays. They are summed over the set. `figure(sums, examples)` computes the metric
-    from the sums, which are NumPy arrays, and the number of examples.
+    from the sums, which are NumPy arrays, and the number of examples. Before a run, it is called
+    once on zeros.
 
     Args:
       name: the metric's name, without a slash.
@@ -164,7 +200,7 @@ def register(name: str, *, figure: Figure | None = None) -> Callable[[PerExample
         taken = (*builtin, *_COUNTS, *_OF_RECORDS)
         if name in taken or "/" in name:
             raise UsageError(f"metric {name!r} is already used, or has a slash; use another name")
-        _METRICS.add(name, Metric(name, function, figure), where_is(function))
+        _METRICS.add(name, Metric(name, function, figure), function)
         return function
 
     return decorate

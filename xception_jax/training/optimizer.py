@@ -14,10 +14,32 @@ import optax
 from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration, Field
-from xception_jax.config.registry import Registry, where_is
+from xception_jax.config.registry import Registry
+from xception_jax.config.schema import SCHEMA
+from xception_jax.errors import UsageError
 
 # Takes the fields listed in `register_schedule`; steps are counted from the end of the warmup.
 MakeSchedule = Callable[[Any], optax.Schedule]
+
+
+# What every schedule gets or `make_schedule` takes, and every optimizer or `make_optimizer`.
+_OF_SCHEDULES = (
+    "name", "learning_rate", "steps", "total_steps", "warmup_steps", "decay_rate", "decay_steps",
+)  # fmt: skip
+_OF_OPTIMIZERS = (
+    "momentum", "nesterov", "beta1", "beta2", "epsilon", "initial_squares", "weight_decay",
+    "decay_mode", "decay_all", "clip_norm",
+)  # fmt: skip
+
+
+def _option_fields(
+    owner: str, options: Mapping[str, Field], reserved: tuple[str, ...]
+) -> dict[str, Field]:
+    """The config fields of options; raises `UsageError` for a name that all of a kind get."""
+    for key in options:
+        if key in reserved:
+            raise UsageError(f"{owner} cannot have an option {key!r}, which all get; rename it")
+    return {f"optimizer.{key}": field for key, field in options.items()}
 
 
 @dataclass(frozen=True)
@@ -36,7 +58,7 @@ def register_schedule(
 
     The function gets an object with `learning_rate`, the maximum; `steps`, the steps after the
     warmup, at least 1; `total_steps`, including the warmup; `decay_rate` and `decay_steps`; and its
-    own options. An option that is a duration is given in steps, as a fraction.
+    own options. A duration is given in steps, as a fraction; None and `auto` stay.
 
     Args:
       name: the schedule's name.
@@ -45,14 +67,14 @@ def register_schedule(
         change its duration.
 
     Raises:
-      UsageError: the name or a field is already used.
+      UsageError: the name, a field or an option is already used.
     """
 
     def decorate(make: MakeSchedule) -> MakeSchedule:
         own = options or {}
-        fields = {f"optimizer.{key}": field for key, field in own.items()}
+        fields = _option_fields(f"schedule {name!r}", own, _OF_SCHEDULES)
         fixes = ("duration",) if until_end else ()
-        _SCHEDULES.add(name, _Schedule(make, own), where_is(make), fields, fixes)
+        _SCHEDULES.add(name, _Schedule(make, own), make, fields, fixes)
         return make
 
     return decorate
@@ -161,7 +183,7 @@ class Parts:
     step: list[optax.GradientTransformation] | None = None
 
 
-# Takes the fields of `config.optimizer` and the schedule.
+# Takes the fields listed in `register`, and the schedule.
 MakeParts = Callable[[Any, optax.Schedule], "Parts | optax.GradientTransformation"]
 
 
@@ -169,6 +191,7 @@ MakeParts = Callable[[Any, optax.Schedule], "Parts | optax.GradientTransformatio
 class _Entry:
     make: MakeParts
     decay_mode: str
+    options: Mapping[str, Field]
 
 
 _OPTIMIZERS = Registry[_Entry]("optimizer", "optimizer.name")
@@ -179,9 +202,13 @@ def register(
 ) -> Callable[[MakeParts], MakeParts]:
     """Decorates a function that creates an optimizer for `config.optimizer.name`.
 
-    The function gets the fields of `config.optimizer`, with a resolved `decay_mode`, and the
-    schedule. It returns a transformation of the gradient into a direction, as
-    `optax.scale_by_adam`, or `Parts`. Clipping, weight decay and the learning rate are added.
+    The function gets an object and the schedule. The object has these fields of `config.optimizer`:
+    `momentum`, `nesterov`, `beta1`, `beta2`, `epsilon`, `initial_squares`, `decay_mode`, where
+    `auto` is resolved, `decay_all`, and its own options. A duration is given in steps, as a
+    fraction; None and `auto` stay.
+
+    It returns a transformation of the gradient into a direction, as `optax.scale_by_adam`, or
+    `Parts`. Clipping, weight decay and the learning rate are added.
 
     Args:
       name: the optimizer's name.
@@ -189,12 +216,18 @@ def register(
       decay_mode: the meaning of `auto` in `config.optimizer.decay_mode`: `l2` or `decoupled`.
 
     Raises:
-      UsageError: the name or a field is already used.
+      UsageError: the name, a field or an option is already used, or `decay_mode` is another.
     """
 
     def decorate(make: MakeParts) -> MakeParts:
-        fields = {f"optimizer.{key}": field for key, field in (options or {}).items()}
-        _OPTIMIZERS.add(name, _Entry(make, decay_mode), where_is(make), fields)
+        own = options or {}
+        modes = [one for one in SCHEMA["optimizer.decay_mode"].choices if one != "auto"]
+        if decay_mode not in modes:
+            raise UsageError(
+                f"optimizer {name!r}: decay_mode is {decay_mode!r}; it takes: {', '.join(modes)}"
+            )
+        fields = _option_fields(f"optimizer {name!r}", own, _OF_OPTIMIZERS)
+        _OPTIMIZERS.add(name, _Entry(make, decay_mode, own), make, fields)
         return make
 
     return decorate
@@ -258,7 +291,7 @@ def make_optimizer(
         `decoupled` for adamw and lamb.
       decay_all: whether batch-norm parameters and biases also get decay and LAMB's trust ratio.
       clip_norm: the maximum norm of the loss's gradient, before any decay; 0: no clipping.
-      **options: the fields that a registered optimizer has declared.
+      **options: the fields that a registered optimizer has declared, durations in steps.
 
     Raises:
       UsageError: there is no such optimizer.
@@ -280,13 +313,6 @@ def make_optimizer(
     return optax.chain(*clip, *parts.direction, *decay, *step)
 
 
-# The fields of `config.optimizer` that optimizers do not get.
-_OF_THE_SCHEDULE = (
-    "name", "learning_rate", "reference_batch", "schedule", "warmup", "decay_rate", "decay_every",
-    "microbatch",
-)  # fmt: skip
-
-
 def from_config(
     config: ConfigDict, epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -297,6 +323,14 @@ def from_config(
     def steps(duration: str) -> Fraction:
         return Fraction(Duration.parse(duration).examples(**size), config.data.batch_size)
 
+    def own(options: Mapping[str, Field]) -> dict[str, Any]:
+        return {
+            name: steps(opt[name])
+            if field.duration and opt[name] not in (None, "auto")
+            else opt[name]
+            for name, field in options.items()
+        }
+
     schedule = make_schedule(
         opt.schedule,
         learning_rate=opt.learning_rate * scale,
@@ -304,10 +338,7 @@ def from_config(
         warmup_steps=Duration.parse(opt.warmup).steps(**size),
         decay_rate=opt.decay_rate,
         decay_steps=steps(opt.decay_every),
-        **{
-            name: steps(opt[name]) if field.duration else opt[name]
-            for name, field in _SCHEDULES.find(opt.schedule).options.items()
-        },
+        **own(_SCHEDULES.find(opt.schedule).options),
     )
-    fields = {name: value for name, value in opt.items() if name not in _OF_THE_SCHEDULE}
+    fields = {name: opt[name] for name in _OF_OPTIMIZERS} | own(_OPTIMIZERS.find(opt.name).options)
     return make_optimizer(opt.name, schedule, **fields), schedule

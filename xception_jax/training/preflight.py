@@ -5,6 +5,7 @@ import os
 from importlib import metadata
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 
@@ -17,7 +18,8 @@ from xception_jax.data.readers import joined
 from xception_jax.data.render import decode
 from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import ReadError, UsageError
-from xception_jax.training import evaluation, metrics
+from xception_jax.models.published import IMAGE_SIZE
+from xception_jax.training import evaluation, metrics, step
 from xception_jax.training.telemetry import records
 from xception_jax.utils import paths
 
@@ -213,6 +215,7 @@ def _check_data(config: ConfigDict, begun: ConfigDict | None) -> None:
         raise UsageError(f"config.data.dataset {config.data.dataset!r} has fewer than two classes")
     for name, test in evaluated.items():
         _check_set(train, name, test)
+        _check_metrics(config, name, test)
     known = evaluation.metric_names(config, evaluated)
     config_lib.Best.parse(config.eval.best).check(known)
     if config.data.balanced and train.multilabel:
@@ -234,6 +237,16 @@ def _check_set(train: Source, name: str, test: Source) -> None:
             f"config.eval.also: {several.name} has several labels per image, but {one.name} has "
             f"one; all sets of a run must be of the same kind"
         )
+
+
+def _check_metrics(config: ConfigDict, name: str, test: Source) -> None:
+    classes = len(test.class_names)
+    count = classes + 1  # another number, so that the axes cannot be confused
+    side = config.data.image_size or IMAGE_SIZE
+    batch = step.batch_shapes(count, side, classes, test.multilabel)
+    logits = jax.ShapeDtypeStruct((count, classes), jnp.float32)
+    for metric in metrics.registered(config_lib.eval_metrics(config, name)):
+        metric.check(logits, batch)
 
 
 def _check_sampling(config: ConfigDict) -> None:

@@ -247,6 +247,19 @@ def split_microbatches(batch: Batch, parts: int, virtual_batch: int | None) -> B
     return parted
 
 
+def batch_shapes(
+    count: int, side: int, classes: int, multilabel: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of `count` images of `side` pixels, see `data.batches`."""
+    label = ((count, classes), jnp.uint8) if multilabel else ((count,), jnp.int32)
+    shapes = {
+        "image": ((count, side, side, 3), jnp.uint8),
+        "mask": ((count,), jnp.float32),
+        "labels" if multilabel else "label": label,
+    }
+    return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
+
+
 def evaluate_batch(
     graphdef: Any,
     loss: Loss,

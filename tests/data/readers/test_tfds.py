@@ -4,6 +4,7 @@ import pytest
 
 from tests import tiny_datasets
 from xception_jax.data import readers
+from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.data.render import decode
 from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
@@ -78,6 +79,24 @@ def test_no_name_has_code_fetched_and_run(name):
     """Such a name may stand in a stranger's `config.json`."""
     with pytest.raises(UsageError, match="one of TFDS' community, whose code it would download"):
         readers.open_split(name, "train")
+
+
+@pytest.mark.parametrize("name", ["npz:a.npz", "npz:/a/b.npz", "npz:a.csv", "npz:1.npz"])
+def test_a_prefix_of_a_file_that_is_not_imported_asks_for_it(name):
+    for act in (readers.open_split, tfds_reader.metadata):  # as a run does, and a plan
+        with pytest.raises(UsageError) as caught:
+            act(name, "train")
+        assert str(caught.value) == (
+            f"no data set {name!r}: nothing has registered the prefix 'npz:'; if a file of yours "
+            f"does, give it here too: --imports=FILE"
+        )
+
+
+def test_a_version_is_no_prefix():
+    with pytest.raises(UsageError, match=r"^no data set 'nowhere:1\.0\.0' in "):
+        readers.open_split("nowhere:1.0.0", "train")
+    with pytest.raises(UsageError, match=r"^data set 'mnist:3' cannot be opened: "):
+        readers.open_split("mnist:3", "train")
 
 
 @pytest.mark.parametrize(

@@ -464,7 +464,9 @@ def test_what_a_killed_deletion_of_an_older_version_left_is_moved_and_told(tmp_p
     shutil.rmtree(folders[4] / "params")
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.find("latest") == 5
-        with pytest.raises(DamagedCheckpointError, match=r"checkpoint 1 .*: it lacks .*meta"):
+        with pytest.raises(
+            DamagedCheckpointError, match=r"checkpoint 1 is damaged: .*/meta/metadata is missing"
+        ):
             checkpoints.find("best")
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         state, _, notes = checkpoints.restore_newest(target())

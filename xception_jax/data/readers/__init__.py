@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from xception_jax.config.registry import Registry, where_is
+from xception_jax.config.registry import Registry
 from xception_jax.config.schema import FOLDER_RULES
 from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import UsageError
@@ -54,7 +54,7 @@ def register(prefix: str) -> Callable[[OpenSplit], OpenSplit]:
     def decorate(function: OpenSplit) -> OpenSplit:
         if not re.fullmatch(r"(?:[a-z][a-z0-9_]*:)?", prefix):
             raise UsageError(f"data source {prefix!r}: a prefix is a word and a colon, as 'npz:'")
-        _READERS.add(prefix, function, where_is(function))
+        _READERS.add(prefix, function, function)
         return function
 
     return decorate

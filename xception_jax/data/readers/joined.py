@@ -56,7 +56,7 @@ def join(parts: Sequence[Source]) -> Source:
         if part.multilabel != first.multilabel:
             several, one = (part, first) if part.multilabel else (first, part)
             raise UsageError(
-                f"{several.name} has several labels an image, and {one.name} has one; "
+                f"{several.name} has several labels per image, but {one.name} has one; "
                 f"config.data.mix takes sets of one kind"
             )
         same_classes(first, part)

@@ -143,6 +143,7 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
         return OpticalDigits(data_dir=data_dir, file_format="array_record")
     _refuse_path(dataset, data_dir)
     _refuse_community(dataset)
+    _refuse_prefix(dataset)
     try:
         return tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -158,7 +159,7 @@ def find_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder
 
 # Names that cannot be TFDS data sets: a path from the root, the home or the current folder, one
 # with Windows separators, a table, and prefixes that other tools use for paths.
-_PATH = re.compile(r"(?:[/~.\\]|[a-z]:[/\\]).*|.*\\.*|.*\.csv|(?:folder|dir|path|file):.*", re.I)
+_PATH = re.compile(r"(?:[/~.\\]|[a-z]:[/\\]).*|.*\\.*|[^:]*\.csv|(?:folder|dir|path|file):.*", re.I)
 
 
 def _refuse_path(dataset: str, data_dir: str | None) -> None:
@@ -195,6 +196,20 @@ def _refuse_community(dataset: str) -> None:
             f"data set {dataset!r} is one of TFDS' community, whose code it would download and "
             f"run; use one of TFDS' own, or prepare it with --imports=YOUR_MODULE; a prefix that "
             f"your own file registers needs --imports=FILE here"
+        )
+
+
+def _refuse_prefix(dataset: str) -> None:
+    """Raises `UsageError` for a prefix that no imported file registers, as in `npz:FILE`.
+
+    Else the part after the colon is a version, `mnist:3.0.1`, or the data set is TFDS' own.
+    """
+    found = re.match(r"([a-z][a-z0-9_]*:)(?!(?:\d+|\*)\.(?:\d+|\*)\.)", dataset)
+    own = tfds.list_builders(with_community_datasets=False)
+    if found and found[1].removesuffix(":") not in own:
+        raise UsageError(
+            f"no data set {dataset!r}: nothing has registered the prefix {found[1]!r}; if a file "
+            f"of yours does, give it here too: --imports=FILE"
         )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xception_jax.config.registry import Registry, where_is
+from xception_jax.config.registry import Registry
 from xception_jax.errors import UsageError
 from xception_jax.utils.files import write_atomically
 
@@ -125,7 +125,7 @@ def register(
     """
 
     def decorate(make: MakeWriter) -> MakeWriter:
-        _KINDS.add(name, _Kind(make, needs, install or needs, local), where_is(make))
+        _KINDS.add(name, _Kind(make, needs, install or needs, local), make)
         return make
 
     return decorate
