@@ -47,7 +47,7 @@ def resolve_with_weights(config: ConfigDict, begun: ConfigDict | None = None) ->
         resolved = config_lib.resolve(config, begun)
         kept = converted.architecture(begun.model.name)
         return _with(resolved, {name: begun.model.get(name) for name in kept})
-    source, name = _open(config), config.model.name
+    source, name = open_weights(config), config.model.name
     own = pretrained.effective(name, {})
     asked = source.overrides(name).items()
     resolved = config_lib.resolve(_with_images(config, source))
@@ -56,7 +56,7 @@ def resolve_with_weights(config: ConfigDict, begun: ConfigDict | None = None) ->
     return resolved
 
 
-def _open(config: ConfigDict) -> pretrained.Pretrained:
+def open_weights(config: ConfigDict) -> pretrained.Pretrained:
     """Opens the weights of `init_from`.
 
     Raises:
@@ -159,7 +159,7 @@ def fill(
     """
     if not config.init_from:
         return state, notes
-    source, name = _open(config), config.model.name
+    source, name = open_weights(config), config.model.name
     built = config_lib.model_overrides(config)
     notes = [*notes, f"starts from {config.init_from}", *source.notes()]
     asked, known = source.overrides(name), pretrained.effective(name, built)
@@ -244,15 +244,15 @@ def _filled(tree: Tree, tensors: dict[str, np.ndarray], kept: np.ndarray) -> Tre
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         array = tensors.get(name)
-        if array is None:
+        by_class = name.startswith(CLASSIFIER)
+        if array is None or (by_class and (kept < 0).all()):
             return leaf
-        if not name.startswith(CLASSIFIER):
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: array[i])
-        if (kept < 0).all():
-            return leaf
-        array = array[..., kept]
-        chosen = jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: array[i])
-        by_class = jax.jit(partial(jnp.where, kept >= 0), out_shardings=leaf.sharding)
-        return by_class(chosen, leaf)
+        values = array[..., kept] if by_class else array
+        found = jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: values[i])
+        if not by_class or (kept >= 0).all():
+            return found
+        choose = jax.jit(partial(jnp.where, kept >= 0), out_shardings=leaf.sharding)
+        chosen: jax.Array = choose(found, leaf)
+        return chosen
 
     return jax.tree_util.tree_map_with_path(fill, tree)

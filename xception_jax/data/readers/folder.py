@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,6 +31,8 @@ from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import UsageError
 from xception_jax.utils import retry
 from xception_jax.utils.text import as_utf8, printable
+
+T = TypeVar("T")
 
 # More bytes than the largest image that is decoded takes without compression.
 _MOST_BYTES = 2**30
@@ -156,8 +158,14 @@ def open_split(
     )
 
 
-def _read(dataset: str, root: str, listed: Callable[[], Parts]) -> Parts:
-    """Lists the requested parts; retries after a transient error."""
+def layout_of(path: str, data_dir: str = "", rules: int = RULES) -> folder_layout.FolderLayout:
+    """The layout of a folder, without a part that is held out of `train`; see `open_split`."""
+    root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
+    return _read(FOLDER + path, root, partial(folder_layout.find_layout, root, rules))
+
+
+def _read(dataset: str, root: str, listed: Callable[[], T]) -> T:
+    """Lists a folder; retries after a transient error."""
     try:
         return retry.reading(listed, root)
     except OSError as error:
