@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from xception_jax import config as config_lib
 from xception_jax import evaluate, train
@@ -31,7 +32,8 @@ from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 from xception_jax.finetuning import decisions, gathering, results
 from xception_jax.finetuning.decisions import Decisions
-from xception_jax.finetuning.results import CrossValidationResult, FinetuneResult
+from xception_jax.finetuning.results import ClassResult, CrossValidationResult, FinetuneResult
+from xception_jax.finetuning.table import WEIGHTS
 from xception_jax.predict import Classifier
 from xception_jax.training.telemetry.log import SHARES
 from xception_jax.utils import console as console_lib
@@ -39,8 +41,8 @@ from xception_jax.utils.files import write_atomically
 from xception_jax.utils.numbers import for_json
 from xception_jax.utils.text import shell_join
 
-# The weights that a name alone gives.
-WEIGHTS = "keras:xception"
+# With more classes, only those with the most errors are printed.
+_CLASSES, _WORST = 40, 20
 
 
 def finetune(
@@ -79,10 +81,10 @@ def finetune(
     trained = train.train(decided.config(), folder, console=out, allow_config_changes=True)
     if not trained.finished:
         return FinetuneResult(folder, False)
-    split = decided.test or trained_split(decided)
+    split = decided.test or str(decided.fields["data.eval_split"])
     rated = evaluate.evaluate(folder, step="best", split=split, say=out.print)
     source = splits.open_split(decided.config(), split)
-    classes: tuple[results.ClassResult, ...] = ()
+    classes: tuple[ClassResult, ...] = ()
     if not source.multilabel:
         predicted = [int(one.argmax()) if len(one) else None for one in _asked(folder, source)]
         classes = results.by_class(labels_of(source).tolist(), predicted, source.class_names)
@@ -179,11 +181,6 @@ def _begin(
     return decided, folder
 
 
-def trained_split(decided: Decisions) -> str:
-    """The split that selects the checkpoint."""
-    return str(decided.fields["data.eval_split"])
-
-
 def _asked(folder: Path, source: Source) -> Iterator[np.ndarray]:
     """The probabilities of each image of a split, by the best checkpoint; empty: unusable."""
     classifier = Classifier(folder, step="best")
@@ -219,7 +216,7 @@ def _rows(folder: Path) -> str:
 def _from_json(folder: Path, stored: Mapping[str, Any]) -> FinetuneResult:
     """The result that a folder keeps."""
     about = {"workdir", "finished", "step", "split", "tested", "classes"}
-    classes = tuple(results.ClassResult(**one) for one in stored["classes"])
+    classes = tuple(ClassResult(**one) for one in stored["classes"])
     metrics = {name: value for name, value in stored.items() if name not in about}
     return FinetuneResult(
         folder, True, stored["step"], stored["split"], stored["tested"], metrics, classes
@@ -231,17 +228,25 @@ def _line(metrics: Mapping[str, float]) -> str:
     return f"{'  '.join(shares)}  loss {metrics['loss']:.4f}  {metrics['examples']} examples"
 
 
-def _told(found: FinetuneResult, out: Console) -> FinetuneResult:
-    """Prints a result."""
-    assert found.metrics is not None, "it is finished"
+def _table(found: FinetuneResult) -> Table:
+    """The results by class; of many classes those with the most errors."""
+    shown, title = list(found.classes), f"{found.split} by class"
+    if len(shown) > _CLASSES:
+        shown = sorted(shown, key=lambda one: one.correct - one.images)[:_WORST]
+        title = f"{found.split}: the {_WORST} of {len(found.classes):,} classes with most errors"
     rows = [
         (one.name, f"{one.images:,}", f"{one.predicted:,}",
          f"{one.correct / one.images:.1%}" if one.images else "")
-        for one in found.classes
+        for one in shown
     ]  # fmt: skip
-    if rows:
-        title = f"{found.split} by class"
-        out.print(console_lib.table(title, ("class", "images", "predicted", "correct"), rows))
+    return console_lib.table(title, ("class", "images", "predicted", "correct"), rows)
+
+
+def _told(found: FinetuneResult, out: Console) -> FinetuneResult:
+    """Prints a result."""
+    assert found.metrics is not None, "it is finished"
+    if found.classes:
+        out.print(_table(found))
     out.print(f"result on {found.split}: {_line(found.metrics)}")
     if not found.tested:
         out.print(

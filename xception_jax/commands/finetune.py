@@ -19,10 +19,11 @@ from absl import flags
 
 from xception_jax.commands import cli
 from xception_jax.errors import UsageError
+from xception_jax.finetuning import table
 
 cli.take_changes()
 _INPUT = flags.DEFINE(
-    cli.WEIGHTS, "input", "keras:xception", "initial weights: a name or a file, see docs/weights.md"
+    cli.WEIGHTS, "input", table.WEIGHTS, "initial weights: a name or a file, see docs/weights.md"
 )
 _WORKDIR = flags.DEFINE(
     cli.PATH, "workdir", None, "folder of the run; by default runs/NAME, after the folder of images"

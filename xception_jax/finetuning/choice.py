@@ -80,7 +80,8 @@ def choose(
     row = next(row for row in table.ROWS if data.train <= row.pictures)
     epochs = _epochs(given, row.epochs, data)
     plans = _plans(data, machine, weights, given, row, epochs)
-    plan = next((one for one in plans if one.seconds <= table.BUDGET_S), None)
+    budget = table.BUDGET_S + table.BUDGET_PER_PICTURE_S * data.train
+    plan = next((one for one in plans if one.seconds <= budget), None)
     plan = plan or min(plans, key=lambda one: one.seconds)
     batch = given.get("data.batch_size") or _batch(data.train, machine.devices)
     share = max(1, batch // machine.devices)
@@ -110,7 +111,7 @@ def typical(pictures: int) -> ConfigDict:
     data = DataFacts(pictures, 2, 0, 0, side=IMAGE_SIZE)
     machine = MachineFacts("gpu", "GPU", 1, memory=2**40, speed=float("inf"))
     flows = tuple(stage.flow for stage in table.STAGES if stage.flow)
-    weights = WeightsFacts("", "xception", IMAGE_SIZE, 0, 1, blocks=(), flows=flows)
+    weights = WeightsFacts("", "xception", IMAGE_SIZE, "keras", 0, 1, blocks=(), flows=flows)
     config = choose(data, machine, weights).config()
     config.data.image_size = None
     return config
@@ -217,7 +218,9 @@ def _reasons(
     dtype = "float32" if machine.platform == "cpu" else "bfloat16"
     batch, rate = fields["data.batch_size"], fields["optimizer.learning_rate"]
     mirrored = "False if left and right have a meaning, as in text"
+    resized = f"{weights.model}; data.eval_preset={weights.preset} resizes images as they expect it"
     lines = [
+        ("data.eval_preset", Reason(f"weights {weights.name}", resized)),
         ("data.image_size", Reason(f"data.image_size={plan.side}", size)),
         ("model.freeze", Reason(f"model.freeze={plan.freeze}", f"trains {depth}, {trained}")),
         ("data.batch_size", Reason(f"data.batch_size={batch}", f"for {data.train:,} pictures")),
@@ -235,7 +238,7 @@ def _reasons(
     if limit := fields["optimizer.microbatch"]:
         lines.append(("optimizer.microbatch", Reason(
             f"optimizer.microbatch={limit}",
-            f"for {machine.memory / 2**30:.0f} GiB of memory; the result is the same")))  # fmt: skip
+            f"for {machine.memory / 2**30:.0f} GiB of memory; results are the same")))  # fmt: skip
     if data.smallest and data.largest >= table.UNBALANCED * data.smallest:
         lines.append(("data.balanced", Reason(
             f"data.balanced={fields.get('data.balanced', False)}",

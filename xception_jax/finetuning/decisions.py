@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
+from xception_jax.config.fields import Duration
 from xception_jax.data import parts, splits
 from xception_jax.errors import UsageError
 from xception_jax.finetuning import choice, gathering
@@ -82,14 +83,24 @@ def decide(dataset: str, weights: str, folds: int, given: Mapping[str, Any]) -> 
     )
     by = f"{selecting:,} held out of training" if config.data.eval_split == parts.HELD_OUT else (
         f"the {selecting:,} of {config.data.eval_split!r}")  # fmt: skip
-    lines = [
+    line = (
         f"data: {facts.train:,} training pictures of {facts.classes:,} classes; {by} select the "
-        f"checkpoint; {_told_end(found.test, test, folds)}",
-        f"weights: {weights}, {chosen.fields['model.name']}",
-    ]
+        f"checkpoint; {_told_end(found.test, test, folds)}"
+    )
     fields = {**base, **found.fields, **chosen.fields}
+    if folds:
+        fields = _in_steps(fields, facts.train)
     return Decisions(dataset, weights, folds, dict(given), fields,
-                     (*lines, *map(str, chosen.reasons)), found.test)  # fmt: skip
+                     (line, *map(str, chosen.reasons)), found.test)  # fmt: skip
+
+
+def _in_steps(fields: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """The fields with the same number of steps in all folds, which then share a program."""
+    size = {"batch_size": fields["data.batch_size"], "epoch": epoch}
+    return fields | {
+        name: f"{Duration.parse(fields[name]).steps(**size)} steps"
+        for name in ("duration", "optimizer.warmup")
+    }
 
 
 def _told_end(test: str, count: int, folds: int) -> str:
@@ -163,9 +174,9 @@ def settle(
                 f"another --workdir"
             )
         if same and (begun or stored.given == dict(given)):
-            changed = {k: v for k, v in given.items() if stored.fields.get(k, ...) != v}
+            changed = {k: v for k, v in given.items() if stored.given.get(k, ...) != v}
             result = None if changed else stored.result
-            return replace(stored, fields={**stored.fields, **given}, result=result), True
+            return replace(stored, fields={**stored.fields, **changed}, result=result), True
     decisions = decide(dataset, weights, folds, given)
     write(workdir, decisions)
     return decisions, False

@@ -51,6 +51,7 @@ class WeightsFacts:
       name: as the user gave it.
       model: the model's name.
       image_size: the side of the images that they were made for, pixels.
+      preset: how these were resized, see `data.eval_preset`.
       multiply_adds: of the forward pass of one such image.
       min_image_size: the smallest side that the model takes.
       blocks: the names of the model's blocks, in their order.
@@ -60,6 +61,7 @@ class WeightsFacts:
     name: str
     model: str
     image_size: int
+    preset: str
     multiply_adds: int
     min_image_size: int
     blocks: tuple[str, ...]

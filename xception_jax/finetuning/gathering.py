@@ -151,7 +151,7 @@ def weights_facts(name: str, given: Mapping[str, Any]) -> WeightsFacts:
     work = counts.multiply_adds(counts.forward_program(network, max(side, least)))
     flows = ("entry_flow", "middle_flow", "exit_flow")
     return WeightsFacts(
-        name, model, side, work, least,
+        name, model, side, config.data.eval_preset, work, least,
         blocks=tuple(name for name, _ in network.blocks()),
         flows=tuple(flow for flow in flows if list(getattr(network, flow, ()))),
     )  # fmt: skip

@@ -7,6 +7,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+# The initial weights, unless others are named.
+WEIGHTS = "keras:xception"
+
 # Config fields with the same value for all data.
 FIXED: dict[str, Any] = {
     "model.dropout": 0.5,
@@ -91,8 +94,8 @@ SMALLEST_SIDE, SIDE_STEP = 96, 32
 # Sides, as shares of the largest useful one, that are tried if a run would take too long.
 SIDES = (1.0, 2 / 3, 1 / 2, 1 / 3)
 
-# Seconds that a run should take at most, if that is possible.
-BUDGET_S = 15 * 60
+# Seconds that a run should take at most, if that is possible, and those more per training picture.
+BUDGET_S, BUDGET_PER_PICTURE_S = 15 * 60, 0.01
 # Share of the speed of large matrix products that a whole step reaches: a CPU core's in
 # docs/speed.md, an H100's; TPUs are assumed to be like GPUs.
 EFFICIENCY = {"cpu": 0.75, "gpu": 0.15, "tpu": 0.15}
