@@ -145,7 +145,7 @@ def test_what_cannot_be_used_is_told_in_its_place(run, photos, tmp_path):
     errors = [each.error for each in found]
     assert [bool(error) for error in errors] == [False, True, True, True, False, True, True]
     np.testing.assert_array_equal(found[4].logits, found[0].logits)
-    for error, part in zip(errors, ["", "no image", "No such file", "uint8 [8, 8]", "", "404",
+    for error, part in zip(errors, ["", "not an image", "No such file", "uint8 [8, 8]", "", "404",
                                     "Connection refused"], strict=True):  # fmt: skip
         assert part in error
         assert "\n" not in error

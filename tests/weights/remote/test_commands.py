@@ -75,6 +75,7 @@ def test_a_repository_says_what_it_is(hub, tmp_path, monkeypatch):
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_training_starts_from_an_address(hub, tmp_path):
     """The source is told and kept; a run that has begun needs no network."""
     config = make_small_config()
