@@ -315,10 +315,11 @@ def test_bad_usage_is_one_line(arguments, told):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_reader_that_has_enough_ends_it_quietly():
+@pytest.mark.parametrize("write", ["print", "console.make_console().print"])
+def test_a_reader_that_has_enough_ends_it_quietly(write):
     """As `| head -1`; 141 is what a shell shows of a program that SIGPIPE has ended."""
     with subprocess.Popen(
-        [sys.executable, "-c", "from xception_jax.commands import cli\n" + ENDLESS],
+        [sys.executable, "-c", ENDLESS.replace("WRITE", write)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -331,8 +332,11 @@ def test_a_reader_that_has_enough_ends_it_quietly():
 
 ENDLESS = """
 import types
+from xception_jax.commands import cli
+from xception_jax.utils import console
 def main():
+    write = WRITE
     while True:
-        print("a line")
+        write("a line")
 cli.run(types.SimpleNamespace(main=main, __doc__="", __name__="endless"))
 """
