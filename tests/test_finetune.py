@@ -86,7 +86,7 @@ def test_one_call_chooses_trains_and_measures(tuned, data, weights):
     assert [one.name for one in found.classes] == sorted(CLASSES)
     assert [one.images for one in found.classes] == [10, 10, 10]
     assert sum(one.predicted for one in found.classes) == 30
-    correct = sum(one.correct for one in found.classes)
+    correct = sum(one.right for one in found.classes)
     assert found.metrics["top1"] == pytest.approx(correct / 30)
     lines = said.splitlines()
     begin = lines.index(f"fine-tuning in {found.workdir}, each can be set, as "
@@ -112,7 +112,7 @@ def test_one_call_chooses_trains_and_measures(tuned, data, weights):
     assert (told["top1"], told["split"]) == (found.metrics["top1"], "test")
     assert told["classes"][0] == {
         "name": "one", "images": 10, **{name: getattr(found.classes[0], name)
-                                        for name in ("correct", "predicted")},
+                                        for name in ("right", "predicted")},
     }  # fmt: skip
 
 

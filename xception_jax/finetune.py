@@ -232,14 +232,14 @@ def _table(found: FinetuneResult) -> Table:
     """The results by class; of many classes those with the most errors."""
     shown, title = list(found.classes), f"{found.split} by class"
     if len(shown) > _CLASSES:
-        shown = sorted(shown, key=lambda one: one.correct - one.images)[:_WORST]
+        shown = sorted(shown, key=lambda one: one.right - one.images)[:_WORST]
         title = f"{found.split}: the {_WORST} of {len(found.classes):,} classes with most errors"
     rows = [
         (one.name, f"{one.images:,}", f"{one.predicted:,}",
-         f"{one.correct / one.images:.1%}" if one.images else "")
+         f"{one.right / one.images:.1%}" if one.images else "")
         for one in shown
     ]  # fmt: skip
-    return console_lib.table(title, ("class", "images", "predicted", "correct"), rows)
+    return console_lib.table(title, ("class", "images", "predicted", "right"), rows)
 
 
 def _told(found: FinetuneResult, out: Console) -> FinetuneResult:

@@ -22,13 +22,13 @@ class ClassResult:
     Attributes:
       name: of the class.
       images: number of its images.
-      correct: how many of them have it as the most probable class.
+      right: how many of them have it as the most probable class.
       predicted: number of images that have it as the most probable class.
     """
 
     name: str
     images: int
-    correct: int
+    right: int
     predicted: int
 
 
