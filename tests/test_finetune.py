@@ -171,14 +171,16 @@ def test_choices_are_kept_and_not_made_again(tuned, data, weights, tmp_path, mon
             decisions.settle(copy, *changed, {})
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("{", "is damaged"), ("[]", "is damaged"), ('{"a": 1}', "is damaged"), ("\0", "is damaged")],
-)
-def test_damaged_choices_are_one_line(tmp_path, text, said):
-    (tmp_path / "finetune.json").write_text(text)
-    with pytest.raises(UsageError, match=f"finetune.json {said}: .*; use another --workdir"):
-        decisions.read(tmp_path)
+def test_damaged_choices_are_one_line(tuned, tmp_path):
+    whole = (tuned[0].workdir / "finetune.json").read_text()
+    damaged = ("{", "[]", "\0", "", '{"a": 1}', whole[:-20], whole.replace('"seal"', '"seel"'),
+               whole.replace("exit_flow", "exit_flaw"))  # fmt: skip
+    for text in damaged:
+        (tmp_path / "finetune.json").write_text(text)
+        with pytest.raises(
+            UsageError, match=r"finetune.json is damaged: .*; use another --workdir"
+        ):
+            decisions.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +292,7 @@ def test_a_cross_validation_continues_with_the_fold_that_is_not_finished(validat
             {"data.eval_split": "test"},
             "selects by this split, and reads a test set",
         ),
+        (("cat", "dog"), {"data.val_share": 0.0}, "no validation part to select by"),
         (("cat", "dog"), {"data.folds": 3}, "config.data.folds is set by --folds"),
         (("cat", "dog"), {"data.batchsize": 3}, "no field 'data.batchsize'; did you mean"),
         (("cat", "dog"), {"data.batch_size": 0}, "config.data.batch_size is 0; it takes at least"),

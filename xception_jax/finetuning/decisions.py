@@ -14,6 +14,7 @@ from xception_jax.data import parts, splits
 from xception_jax.errors import UsageError
 from xception_jax.finetuning import choice, gathering
 from xception_jax.training.checkpoint import manifest
+from xception_jax.utils import seal
 from xception_jax.utils.files import write_atomically
 
 NAME = "finetune.json"
@@ -123,7 +124,10 @@ def read(workdir: Path) -> Decisions | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        found = Decisions(**json.loads(text))
+        stored_fields = seal.parse(text)
+        seal.check(stored_fields)
+        del stored_fields[seal.NAME]
+        found = Decisions(**stored_fields)
         fields, given = (_with_tuples(one) for one in (found.fields, found.given))
         stored = replace(found, fields=fields, given=given, reasons=tuple(found.reasons))
         stored.config()
@@ -144,7 +148,7 @@ def write(workdir: Path, decisions: Decisions) -> None:
     """Keeps the decisions; raises `UsageError` if the folder cannot be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(decisions), indent=1, allow_nan=False)
+        text = json.dumps(seal.sealed(asdict(decisions)), indent=1, allow_nan=False)
         write_atomically(workdir / NAME, f"{text}\n")
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None

@@ -68,6 +68,11 @@ def find_splits(config: ConfigDict, given: Mapping[str, Any]) -> Splits:
     if validation:
         return Splits(fields | {"data.eval_split": validation}, test)
     share = given.get("data.val_share", table.VAL_SHARE)
+    if not share:
+        raise UsageError(
+            "config.data.val_share is 0, and the data has no validation part to select by; hold a "
+            "share out, or name a split in config.data.eval_split"
+        )
     return Splits(fields | {"data.eval_split": parts.HELD_OUT, "data.val_share": share}, test)
 
 
