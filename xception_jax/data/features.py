@@ -148,7 +148,7 @@ class FeatureFile:
         except OSError as error:
             self.path.unlink(missing_ok=True)
             raise RunError(
-                f"the features of config.data.frozen_draws take {size / 2**30:.2f} GiB in "
+                f"the features of config.data.frozen_draws take {size / 2**20:,.1f} MiB in "
                 f"{self.path.parent}: {of_system(error)}; make room, or lower frozen_draws"
             ) from None
 

@@ -74,7 +74,9 @@ def computed_once(run: Any, state: TrainState, folder: Path, services: Any) -> A
         return run
     with services.log.pause("frozen part"):
         part = FrozenPart.of(run, state, folder, services)
-        draws = asked if part.draws_differ(run.batches.reader) else 1
+        batch_size, examples = run.config.data.batch_size, len(run.train_source)
+        epochs = -(-run.total_steps * batch_size // examples)
+        draws = min(asked, epochs) if part.draws_differ(run.batches.reader) else 1
         reader = part.read("train", run.batches.reader, draws)
         sets = {}
         for number, (name, one) in enumerate(run.evaluate.sets.items()):
