@@ -242,8 +242,8 @@ def evaluate_at(
 def conclude(run: Run, checkpoints: Checkpoints, result: TrainResult, log: Telemetry) -> None:
     """Prints the state of the run and the next command."""
     if not result.finished:
-        log.say(f"stopped at step {result.step} and saved; the same command continues")
+        saved = " and saved" if result.step else ""  # before the first step there is nothing
+        log.say(f"stopped at step {result.step}{saved}; the same command continues")
         return
     by = config_lib.Best.parse(run.config.eval.best)
-    lines = verdict.lines(result.workdir, result.step, checkpoints.best(), by.metric)
-    log.say("\n".join(lines))
+    log.say("\n".join(verdict.lines(result.workdir, result.step, checkpoints.best(), by.metric)))

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+import xception_jax
 from xception_jax import config as config_lib
 from xception_jax.augment import pipeline
 from xception_jax.data import transfer
@@ -278,7 +278,7 @@ class FrozenPart:
         for index in range(len(source) if source.describe else 0):
             names.update(source.name_of(index).encode(errors="surrogateescape") + b"\0")
         about = {
-            "versions": [metadata.version(each) for each in ("xception_jax", "jax")],
+            "versions": [xception_jax.__version__, jax.__version__],
             "weights": digests(held)[0],
             "model": {k: v for k, v in flat.items() if k.startswith("model.")},
             "data": [source.name, len(source), source.class_names, names.hexdigest()],
