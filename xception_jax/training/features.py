@@ -235,6 +235,8 @@ class FrozenPart:
         self, columns: Columns, reader: Reader, draws: int, jitted: jax.stages.Wrapped
     ) -> bool:
         """Computes all rows; returns False if a signal stopped it."""
+        # Without a cache of images: each is used once, and the cache would outlive it.
+        reader = replace(reader, host=replace(reader.host, memory=0))
         count, size = len(reader.source), self._batch_size
         total = max(1, draws) * count
         rows, batches = np.arange(total), None
