@@ -32,8 +32,8 @@ from xception_jax.data.source import Source
 LONGEST = [
     "test_train.py", "training/test_step.py", "serving/test_program.py", "test_resume.py",
     "training/test_sharding.py", "training/test_features.py", "launch/test_tpu_vm.py",
-    "test_cli.py", "test_multilabel.py", "models/test_family.py", "data/readers/test_bad_files.py", "test_convert.py",
-    "models/test_ops.py",
+    "test_cli.py", "test_multilabel.py", "models/test_family.py",
+    "data/readers/test_bad_files.py", "test_convert.py", "models/test_ops.py",
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 
