@@ -31,9 +31,9 @@ from xception_jax.data.source import Source
 # in this order, so that none has to finish a long one alone.
 LONGEST = [
     "test_train.py", "training/test_step.py", "serving/test_program.py", "test_resume.py",
-    "training/test_sharding.py", "launch/test_tpu_vm.py", "test_cli.py", "test_multilabel.py",
-    "models/test_family.py", "data/readers/test_bad_files.py", "test_convert.py",
-    "models/test_ops.py",
+    "training/test_sharding.py", "training/test_features.py", "launch/test_tpu_vm.py",
+    "test_cli.py", "test_multilabel.py", "models/test_family.py",
+    "data/readers/test_bad_files.py", "test_convert.py", "models/test_ops.py",
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 
@@ -42,7 +42,8 @@ LONGEST = [
 COMPILING = [
     "models", "planning/test_steps.py", "serving/test_program.py", "test_convert.py",
     "test_multilabel.py", "test_plan.py", "test_resume.py", "test_train.py",
-    "training/test_precision.py", "training/test_sharding.py", "training/test_step.py",
+    "training/test_features.py", "training/test_precision.py", "training/test_sharding.py",
+    "training/test_step.py",
 ]  # fmt: skip
 
 
