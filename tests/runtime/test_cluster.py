@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from tests.processes import (
-    QUICKLY,
     ROOT,
     Several,
     command,
     digests,
     finish,
     free_port,
+    on_devices,
     records,
     several,
     started,
@@ -389,7 +389,7 @@ def test_nothing_beside_a_training_in_the_same_job_disturbs_it(cluster_, flags, 
     port = free_port()
     with metadata_server() as metadata:
         env = [task_of(cluster_, process, port, metadata) for process in (0, 1)]
-        one_device = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {QUICKLY}"}
+        one_device = on_devices(1)
         tasks = [(command("main", *run), {**variables, **one_device}) for variables in env]
         with started(tmp_path / "first", tasks) as first:
             first.wait_until("step 5/")
@@ -489,7 +489,7 @@ def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, victim, d
         subprocess.Popen(
             [sys.executable, "-c", RESTORE, address, str(process), str(tmp_path / str(process))],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            env={**os.environ, **on_devices(1)},
         )
         for process in range(2)
     ]  # fmt: skip
