@@ -21,7 +21,7 @@ LAUNCHERS = sorted((PACKAGE.parent / "launch").rglob("*.py"))
 LEVELS = [
     {"main", "plan"},
     {"commands"},
-    {"evaluate", "prepare", "contact_sheet", "export", "convert"},
+    {"evaluate", "prepare", "contact_sheet", "export", "convert", "predict"},
     {"train"},
     {"planning", "serving"},
     {"weights"},

@@ -50,7 +50,7 @@ class ConversionResult:
 
 
 def convert(
-    path: Path,
+    path: str | Path,
     output: Path,
     *,
     source_format: str,

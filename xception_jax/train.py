@@ -164,7 +164,7 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
     notes = [f"DAMAGED: {note}" for note in damaged]
     if state is None or meta is None:
         fresh = state_lib.initialize(run.init, run.config.seed, shardings)
-        return initial.fill(run.config, fresh, run.meta.class_names, notes)
+        return initial.fill(run.config, fresh, run.meta.class_names, notes, checkpoints.workdir)
     meta.check_data(run.meta, checkpoints.workdir)
     return state, [*notes, f"continues from the checkpoint of step {meta.step}"]
 

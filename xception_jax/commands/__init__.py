@@ -13,6 +13,7 @@ from typing import NoReturn
 NAMES = (
     "train",
     "evaluate",
+    "predict",
     "export",
     "convert",
     "models",

@@ -4,11 +4,14 @@ Exit codes: 0 done; 2 bad usage, reported in one line; 130 Ctrl-C; 1 anything el
 """
 
 import gc
+import inspect
 import io
 import itertools
 import os
 import platform
 import re
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,8 +46,20 @@ class _PathParser(flags.ArgumentParser[Any]):
         return "path"
 
 
+class _WeightsParser(_PathParser):
+    """Parses a flag with a path of weights, or their name, see `weights.remote`."""
+
+    def parse(self, argument: Any) -> Any:
+        """The name as it is, or a `Path`."""
+        return argument if paths.is_weights_name(str(argument)) else super().parse(argument)
+
+    def flag_type(self) -> str:
+        return "path or name of weights"
+
+
 # For `flags.DEFINE`. TFDS can read data from a bucket; all other paths are on a file system.
 PATH = _PathParser()
+WEIGHTS = _WeightsParser()
 DATA_PATH = _PathParser(paths.BUCKETS)
 
 _KEEP_MEMORY = flags.DEFINE_bool(
@@ -117,7 +132,8 @@ def run(command: ModuleType) -> NoReturn:
     """Parses the flags, runs a command and ends the process.
 
     Args:
-      command: the command's module. Its `main` runs; `--help` shows its docstring and flags.
+      command: the command's module. Its `main` runs, with the arguments that are not flags if it
+        has a parameter; `--help` shows its docstring and flags.
     """
     if HELP & set(sys.argv[1:]):
         print(f"{(command.__doc__ or '').strip()}\n\nflags:\n{flags.FLAGS.module_help(command)}")
@@ -130,17 +146,34 @@ def run(command: ModuleType) -> NoReturn:
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
 
+    takes_arguments = bool(inspect.signature(command.main).parameters)
+    if takes_arguments:  # flags may stand after them
+        flags.FLAGS.set_gnu_getopt()
+
     def guarded(argv: Sequence[str]) -> None:
-        if argv[1:]:
+        if argv[1:] and not takes_arguments:
             fail(f"unexpected argument {argv[1]!r}; flags start with --, see --help", 2)
         try:
-            command.main()
+            command.main(*([argv[1:]] if takes_arguments else []))
+            sys.stdout.flush()
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _output_is_closed():
+                sys.exit(128 + signal.SIGPIPE)  # as other programs before `| head`
             _end(error)
 
     with interrupts.ends("interrupted"):
         app.run(guarded, flags_parser=_parse)
     raise AssertionError("absl ends the process")
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of standard output is gone; then nothing more is written to it."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _end(error: Exception) -> NoReturn:

@@ -26,7 +26,7 @@ _MODEL = flags.DEFINE_string(
     "name of the model, see python -m xception_jax.models; weights of xception_jax contain it",
 )
 _INPUT = flags.DEFINE(
-    cli.PATH, "input", None, "Keras: .weights.h5, .h5, .keras; timm: .safetensors, .pth; "
+    cli.WEIGHTS, "input", None, "Keras: .weights.h5, .h5, .keras; timm: .safetensors, .pth; "
     "xception_jax: a converted file, or a run's folder"
 )  # fmt: skip
 _OUTPUT = flags.DEFINE(

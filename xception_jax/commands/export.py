@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run")
 _INPUT = flags.DEFINE(
-    cli.PATH, "input", None, "instead of --workdir: weights as config.init_from takes them: a "
-    "Keras or timm file, a converted one, a run's folder or RUN/checkpoints/STEP"
+    cli.WEIGHTS, "input", None, "instead of --workdir: weights as config.init_from takes them: a "
+    "name (hf:..., keras:...), a Keras or timm file, a converted one, a run's folder or "
+    "RUN/checkpoints/STEP"
 )  # fmt: skip
 _MODEL = flags.DEFINE_string(
     "model", None, "name of the model, if --input is a Keras or timm file, which does not name it"
@@ -96,14 +97,17 @@ def main() -> None:
     out.print(f"classify images with it: python {quoted(output / 'classify.py')} IMAGE...")
 
 
-def _export_any(path: pathlib.Path, output: pathlib.Path, **how: Any) -> "ExportResult":
+def _export_any(path: Any, output: pathlib.Path, **how: Any) -> "ExportResult":
     """Exports a run or a file; see `pretrained.open_pretrained`."""
     from xception_jax import export
     from xception_jax.weights import pretrained
 
-    run = (path, _STEP.value) if _WORKDIR.value else pretrained.run_of(path, _STEP.value)
+    named = not isinstance(path, pathlib.Path)
+    run = None if named else pretrained.run_of(path, _STEP.value)
+    if _WORKDIR.value:
+        run = path, _STEP.value
     if run is None:
-        if path.exists() and (_STEP.value != "latest" or _WEIGHTS.value):
+        if (named or path.exists()) and (_STEP.value != "latest" or _WEIGHTS.value):
             raise UsageError(f"--step and --weights are of a run, and --input={path} is a file")
         return export.export_file(path, output, model=_MODEL.value, **how)
     if _MODEL.value:

@@ -37,12 +37,22 @@ def main() -> None:
         for facts in found
     ]
     reported = [
-        (facts["name"], f"{result['top1']:g}", f"{result['top5']:g}", result["source"])
+        (
+            facts["name"],
+            f"{result['top1']:g}",
+            f"{result['top5']:g}",
+            result["source"],
+            result["download"] or "",
+        )
         for facts in found
         for result in facts["published"]
     ]
     out = console.make_console()
     header = ("model", "parameters", "G multiply-adds", "side, px", "least")
     out.print(console.table("models", header, own))
-    out.print(console.table("published, % right", ("model", "top-1", "top-5", "source"), reported))
+    out.print(
+        console.table(
+            "published, % right", ("model", "top-1", "top-5", "source", "init_from"), reported
+        )
+    )
     out.print("keras: keras.io/api/applications; timm: its results/results-imagenet.csv")

@@ -46,8 +46,9 @@ SCHEMA: dict[str, Field] = {
                  high=2**32 - 1),
     "duration": _text("90 epochs", "length of the run", duration=True, harmless=True),
     "init_from": _text(
-        "", "initial weights: a Keras or timm file, a converted file, or a run's folder; a "
-        "classifier for other classes is replaced by a new one; empty: from scratch",
+        "", "initial weights: a name (hf:OWNER/REPO, keras:xception, https://...#sha256=...), a "
+        "Keras or timm file, a converted file, or a run's folder; a classifier for other classes "
+        "is replaced by a new one; empty: from scratch",
         harmless=True,
     ),
     "model.name": _text("xception", "one of models.names()"),

@@ -16,6 +16,7 @@ __all__ = [
     "check_name",
     "create",
     "describe",
+    "download_name",
     "elsewhere",
     "names",
     "overrides",
@@ -67,6 +68,20 @@ def elsewhere(library: str) -> dict[str, Foreign]:
     }
 
 
+def download_name(name: str, result: Result) -> str | None:
+    """The name of a result's weights for `config.init_from`; None if they have none.
+
+    Args:
+      name: the model's.
+      result: one of `published_results(name)`.
+    """
+    library, _, weights = result.source.partition(" ")
+    if library == "keras":
+        return f"keras:{name}"
+    # timm's weights are on the Hub, except for this model's.
+    return f"hf:timm/{weights}" if library == "timm" and name != "legacy_xception" else None
+
+
 def describe(name: str) -> dict[str, Any]:
     """The facts about a model.
 
@@ -81,7 +96,10 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         **asdict(size(name)),
         "image_size": IMAGE_SIZE,
-        "published": [asdict(result) for result in published_results(name)],
+        "published": [
+            {**asdict(result), "download": download_name(name, result)}
+            for result in published_results(name)
+        ],
     }
 
 

@@ -216,11 +216,15 @@ class Network(nnx.Module):
           train: whether to normalize by batch statistics, update the running ones, and use dropout.
           rngs: the stream `dropout`, needed in training if `dropout` is above 0.
         """
-        return self.classify(self.pooled(images, train=train), train=train, rngs=rngs)
+        pooled = self.pool(self.features(images, train=train))
+        return self.classify(pooled, train=train, rngs=rngs)
 
-    def pooled(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The mean or maximum of each feature map, float32 `[batch, channels]`."""
-        features = self.features(images, train=train)
+    def pool(self, features: jax.Array) -> jax.Array:
+        """The mean or maximum of each feature map, float32 `[batch, channels]`.
+
+        Args:
+          features: `[batch, height, width, channels]`, see `features`.
+        """
         if self.pooling == "max":
             return features.max((1, 2)).astype(jnp.float32)
         return features.mean((1, 2), dtype=jnp.float32)

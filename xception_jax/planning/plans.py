@@ -49,7 +49,10 @@ def resolved(configs: list[ConfigDict], console: Console) -> list[ConfigDict]:
       UsageError: the weights exist, but are for another model.
     """
     asked = configs[0]
-    if not asked.init_from or paths.local("config.init_from", asked.init_from).exists():
+    there = paths.is_weights_name(asked.init_from) or (
+        bool(asked.init_from) and paths.local("config.init_from", asked.init_from).exists()
+    )
+    if not asked.init_from or there:
         return [initial.resolve_with_weights(config) for config in configs]
     found = [config_lib.resolve(config) for config in configs]
     console.print(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax import export as jax_export
 
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving.program import ABOUT, PROGRAM, load, verified
@@ -38,6 +39,17 @@ class ExportCheck:
         return asdict(self)
 
 
+def check_platform(folder: Path, exported: jax_export.Exported) -> str:
+    """The platform of this machine; `UsageError` if the program is not for it."""
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in exported.platforms:
+        raise UsageError(
+            f"{folder} is for {', '.join(exported.platforms)}, but this machine has {platform}; "
+            f"export it with --platforms={platform}"
+        )
+    return platform
+
+
 def check(folder: Path) -> ExportCheck:
     """Verifies an export and runs it on this machine with pictures of random pixels.
 
@@ -51,12 +63,7 @@ def check(folder: Path) -> ExportCheck:
         if name in about:
             files.append(about[name]["file"])
             verified(folder / about[name]["file"], about[name]["sha256"])
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if platform not in exported.platforms:
-        raise UsageError(
-            f"{folder} is for {', '.join(exported.platforms)}, but this machine has {platform}; "
-            f"export it with --platforms={platform}"
-        )
+    platform = check_platform(folder, exported)
     # A dynamic size has a name instead of a number.
     height, width = (side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:3])
     pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)

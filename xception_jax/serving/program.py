@@ -310,12 +310,21 @@ def _described(folder: Path) -> dict[str, Any]:
             seal.check(about)
         if shape:
             _check_shape(about, shape, "it")
+            if (resize := about.get("resize")) and not _plausible(resize):
+                raise ValueError(f"resize is {resize}")
     except ValueError as error:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     if not shape:
         reads = ", ".join(map(str, _FORMATS))
         raise UsageError(f"{path} has format {version}; this version reads formats {reads}")
     return about
+
+
+def _plausible(resize: dict[str, Any]) -> bool:
+    """Whether a size and a crop can be those of an export; a reader pads images by them."""
+    return bool(
+        resize["size"] > 0 and 0 < resize["crop"] <= 1 and resize["size"] / resize["crop"] < 1 << 14
+    )
 
 
 def _check_shape(value: Any, wanted: Any, name: str) -> None:

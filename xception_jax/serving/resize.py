@@ -7,6 +7,7 @@ differ by at most one grey level, because OpenCV also rounds the weights if an i
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def area(images: jax.Array, size: int, crop: float) -> jax.Array:
@@ -35,6 +36,17 @@ def area(images: jax.Array, size: int, crop: float) -> jax.Array:
 def kept(shorter: jax.Array, crop: float) -> jax.Array:
     """The number of pixels of the shorter side to keep, as in `decode.centre_box`."""
     return jnp.maximum(jnp.round(shorter * jnp.float32(crop)).astype(jnp.int32), 1)
+
+
+def side_before(size: int, crop: float) -> int:
+    """The side of a square of which `area` keeps the middle `size` pixels, as they are.
+
+    Who has made an image on the host pads it to this side for a program that crops by itself.
+    """
+    side = size
+    while int(np.round(np.float32(side) * np.float32(crop))) < size:
+        side += 1
+    return side
 
 
 def _shares(side: int, length: jax.Array, size: int) -> jax.Array:

@@ -81,6 +81,8 @@ def check_without_data(config: ConfigDict, devices: int) -> None:
 def _check_paths(config: ConfigDict) -> None:
     fields = config_lib.flatten(config)
     for name in ("init_from", "compilation_cache", "data.data_dir"):
+        if name == "init_from" and paths.is_weights_name(fields[name]):
+            continue
         if fields[name]:
             buckets = paths.BUCKETS if name == "data.data_dir" else ()
             paths.local(f"config.{name}", fields[name], buckets)

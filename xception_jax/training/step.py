@@ -131,7 +131,7 @@ def apply(
     rngs = None if key is None else nnx.Rngs(dropout=key)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else nullcontext():
-        pooled, place = model.pooled(images, train=train), None
+        pooled, place = model.pool(model.features(images, train=train)), None
         if mesh is not None and MODEL in mesh.axis_names:
             pooled, place = sharding.for_head(pooled, mesh)
         logits = model.classify(pooled, train=train, rngs=rngs, place=place)

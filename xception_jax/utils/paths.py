@@ -19,6 +19,15 @@ _SCHEMES = (
 _URL = re.compile(rf"([a-z][a-z0-9+.-]*)://|({'|'.join(_SCHEMES)}):/", re.IGNORECASE)
 
 
+# Of names of weights, see `weights.remote`.
+_WEIGHTS = ("hf:", "keras:", "https://", "http://")
+
+
+def is_weights_name(text: str) -> bool:
+    """Whether a text names weights to download, and is not a path."""
+    return text.startswith(_WEIGHTS)
+
+
 def local(what: str, path: str | os.PathLike[str], allowed: Iterable[str] = ()) -> Path:
     """The path, with `~` expanded.
 

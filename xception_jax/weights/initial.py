@@ -1,6 +1,9 @@
 """The initial weights of a run without a checkpoint: `config.init_from`, for fine-tuning."""
 
+import hashlib
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +14,11 @@ from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.data.readers.folder_files import composed
 from xception_jax.errors import UsageError
+from xception_jax.runtime import cluster
 from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.utils import paths
+from xception_jax.utils.files import write_atomically
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
@@ -56,10 +61,13 @@ def _open(config: ConfigDict) -> pretrained.Pretrained:
     Raises:
       UsageError: they do not exist (the error lists published weights) or cannot be read.
     """
+    if paths.is_weights_name(config.init_from):
+        return pretrained.open_pretrained(config.init_from)
     path, name = paths.local("config.init_from", config.init_from), config.model.name
     if not path.exists() and not path.is_symlink():
-        known = [found.source for found in models.published_results(name) if found.weights]
-        told = f"Published weights of {name}: {', '.join(known)}; " if known else ""
+        published = models.published_results(name)
+        known = filter(None, (models.download_name(name, found) for found in published))
+        told = f"Published weights of {name}: {listed}; " if (listed := ", ".join(known)) else ""
         raise UsageError(
             f"config.init_from: there are no weights at {path}; give a Keras or timm file, a file "
             f"written by python -m xception_jax.convert, or a run's folder. {told}docs/weights.md "
@@ -121,9 +129,16 @@ def _tensors(source: pretrained.Pretrained, config: ConfigDict) -> dict[str, np.
 
 
 def fill(
-    config: ConfigDict, state: TrainState, class_names: tuple[str, ...], notes: list[str]
+    config: ConfigDict,
+    state: TrainState,
+    class_names: tuple[str, ...],
+    notes: list[str],
+    workdir: Path,
 ) -> tuple[TrainState, list[str]]:
     """Fills a new state with the weights of `config.init_from`.
+
+    Process 0 writes their source (format, file, address, revision, license, hash) to
+    `init_from.json` in the run's folder.
 
     The classifier keeps its initial values if the weights have none or one for other classes.
 
@@ -132,12 +147,14 @@ def fill(
       state: at step 0.
       class_names: the classes of the data.
       notes: earlier notes for the user.
+      workdir: the run's folder.
 
     Returns:
       The state, and all notes for the user.
 
     Raises:
       UsageError: the weights do not belong to the config's model.
+      RunError: processes have read different weights.
     """
     if not config.init_from:
         return state, notes
@@ -151,13 +168,30 @@ def fill(
                          f"expect {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
+    _check_same(config.init_from, tensors)
     if (other := _other_classes(source, class_names)) is not None:
         notes.append(f"new classifier of {len(class_names)} classes: {other}")
         tensors = {key: array for key, array in tensors.items() if not key.startswith(CLASSIFIER)}
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     filled = _filled(weights, tensors)
+    if jax.process_index() == 0:
+        told = {"init_from": config.init_from, **source.origin}
+        write_atomically(workdir / "init_from.json", json.dumps(told, indent=1) + "\n")
     # Separate arrays for the EMA: a step donates both.
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors)), notes
+
+
+def _check_same(name: str, tensors: dict[str, np.ndarray]) -> None:
+    """Checks that all processes have read the same weights: a branch of the Hub can move between.
+
+    Raises:
+      RunError: in all processes, if they have not.
+    """
+    if jax.process_count() > 1:
+        content = hashlib.sha256()
+        for key in sorted(tensors):
+            content.update(np.ascontiguousarray(tensors[key]).data)
+        cluster.check_same(f"the weights {name}", content.digest())
 
 
 def _image_notes(config: ConfigDict, source: pretrained.Pretrained) -> list[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from xception_jax.models.network import Network
 from xception_jax.models.xception import Unit
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
-from xception_jax.weights import converted, files, safetensors_files
+from xception_jax.utils import paths
+from xception_jax.weights import converted, files, remote, safetensors_files
 from xception_jax.weights.converted import About
 from xception_jax.weights.keras import files as keras_files
 from xception_jax.weights.keras import names as keras_names
@@ -188,19 +189,27 @@ def effective(name: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_pretrained(
-    path: Path, *, format: str | None = None, step: str = "latest", weights: str | None = None
+    path: str | Path,
+    *,
+    format: str | None = None,
+    step: str = "latest",
+    weights: str | None = None,
 ) -> Pretrained:
     """Opens weights.
 
     Args:
-      path: a file, a run's folder, or `RUN/checkpoints/STEP`.
+      path: a file, a run's folder, `RUN/checkpoints/STEP`, or a name, see `weights.remote`.
       format: one of `FORMATS`; None detects it from the file's name and content.
       step: the checkpoint of a run, see `xception_jax.evaluate`.
       weights: which weights of a run, see `xception_jax.evaluate`.
 
     Raises:
       UsageError: the path has no readable weights.
+      RunError: weights with a name cannot be downloaded.
     """
+    if paths.is_weights_name(name := str(path)):
+        return _from_download(remote.download(name), format)
+    path = Path(path)
     run = run_of(path, step)
     if run is None:
         files.check_file(path)
@@ -212,6 +221,17 @@ def open_pretrained(
     origin = {"format": found, "file": path.name}
     return {"keras": _from_keras, "timm": _from_timm, "xception_jax": _from_converted}[found](
         path, origin
+    )
+
+
+def _from_download(download: remote.Download, format: str | None) -> Pretrained:
+    opened = open_pretrained(download.path, format=format)
+    return replace(
+        opened,
+        origin=opened.origin | download.source,
+        model=opened.model or download.model,
+        activation=opened.activation or download.activation,
+        said=(download.summary(), *opened.said),
     )
 
 
@@ -287,10 +307,16 @@ def _from_keras(path: Path, origin: dict[str, Any]) -> Pretrained:
 def _from_timm(path: Path, origin: dict[str, Any]) -> Pretrained:
     found, notes = timm_files.read(path)
     biases = [found[name].shape for name in timm_names.classifier_biases() if name in found]
+    classes = math.prod(biases[0]) if biases else None
+    described = timm_files.read_config(path)
+    names = described.class_names
     return Pretrained(
-        path, "timm", math.prod(biases[0]) if biases else None, lambda: found, origin,
+        path, "timm", classes, lambda: found, origin,
+        class_names=names if names is not None and len(names) == classes else None,
+        model=next((ours for ours, timm in models.elsewhere("timm").items()
+                    if timm.name == described.architecture), None),
         said=tuple(notes),
-        preprocessing=_PREPROCESSING["timm"] | timm_files.preprocessing(path),
+        preprocessing=_PREPROCESSING["timm"] | described.preprocessing,
         types=_types(found),
     )  # fmt: skip
 
@@ -338,7 +364,7 @@ def load(model: Any, path: str | Path) -> None:
       UsageError: the weights do not fit the model: a tensor is missing, unexpected or of another
         shape, or the weights need another epsilon or padding.
     """
-    source, own = open_pretrained(Path(path)), variables(model)
+    source, own = open_pretrained(path), variables(model)
     name = source.model or name_of(model)
     asked = source.overrides(name)
     for trait, value in _traits(model).items():

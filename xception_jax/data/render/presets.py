@@ -90,6 +90,25 @@ PRESETS: dict[str, Callable[[np.ndarray, int, float], np.ndarray]] = {
 }
 
 
+def seen(images: decode.Images, height: int, width: int) -> tuple[float, float, float, float]:
+    """The part of a picture that evaluation makes its image of: top, left, height, width; pixels.
+
+    Args:
+      images: how it is made.
+      height, width: of the picture.
+    """
+    crop = images.eval_crop
+    if images.eval_preset == "area":
+        return decode.centre_box(height, width, crop)
+    if images.eval_preset == "inception":
+        top, left = int((height - height * crop) / 2), int((width - width * crop) / 2)
+        return top, left, height - 2 * top, width - 2 * left
+    if images.eval_preset == "timm":
+        side = min(height, width) * images.size / math.floor(images.size / crop)
+        return (height - side) / 2, (width - side) / 2, side, side
+    return 0, 0, height, width
+
+
 def render_center(images: decode.Images, example: Example, into: np.ndarray) -> None:
     """Makes the evaluation image of an example with its preset.
 

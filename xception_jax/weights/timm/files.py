@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,15 +156,30 @@ def _with(tensor: Stored, shape: tuple[int, ...], change: Any) -> Stored:
     return replace(tensor, shape=shape, read=lambda: change(tensor.read()))
 
 
-def preprocessing(path: Path) -> dict[str, Any]:
-    """The preprocessing of images, from timm's `config.json` in the same folder, if it exists.
+@dataclass(frozen=True)
+class Config:
+    """What timm's `config.json` says of the weights in its folder.
+
+    Attributes:
+      architecture: the name of the model in `timm.create_model`; None if unknown.
+      class_names: None if unknown.
+      preprocessing: of images, in the words of `converted.About`.
+    """
+
+    architecture: str | None = None
+    class_names: tuple[str, ...] | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+
+def read_config(path: Path) -> Config:
+    """Reads timm's `config.json` in the folder of a weights file, if it exists.
 
     Raises:
-      UsageError: it specifies a normalization other than to [-1, 1].
+      UsageError: it is damaged, or specifies a normalization other than to [-1, 1].
     """
     beside = path.with_name("config.json")
     if not beside.exists():
-        return {}
+        return Config()
     try:
         config = files.read_json(beside)
     except UsageError:
@@ -172,9 +187,20 @@ def preprocessing(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{beside}, timm's description of the weights, cannot be read: "
                          f"{files.reason(error)}") from None  # fmt: skip
-    config = config.get("pretrained_cfg") if isinstance(config, dict) else None
-    if not isinstance(config, dict):
-        return {}  # not timm's file
+    made_for = config.get("pretrained_cfg") if isinstance(config, dict) else None
+    if not isinstance(made_for, dict):
+        return Config()  # not timm's file
+    architecture, names = config.get("architecture"), config.get("label_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        names = None
+    return Config(
+        architecture if isinstance(architecture, str) else None,
+        None if names is None else tuple(names),
+        _preprocessing(beside, made_for),
+    )
+
+
+def _preprocessing(beside: Path, config: dict[str, Any]) -> dict[str, Any]:
     for name in ("mean", "std"):
         if config.get(name) not in (None, 0.5, [0.5], [0.5] * 3):
             asked = printable(json.dumps(config[name]), 60)

@@ -1,0 +1,175 @@
+"""Predicts what pictures show: the most probable classes of each.
+
+    python -m xception_jax.predict --workdir=runs/pets cat.jpg photos/ 'more/*.png'
+    python -m xception_jax.predict --workdir=runs/pets --explain=heat photos/
+    python -m xception_jax.predict --input=xception.keras --top=3 --json photos/ > answers.jsonl
+    find . -name '*.jpg' | python -m xception_jax.predict --exported=exported -
+
+A SOURCE is a file, a folder with all below it, a pattern, an http(s) address, or - for a list on
+standard input. With --column, a .csv or .tsv file is a list too. Answers come in this order, one
+line each. Pictures that cannot be used are named on standard error, and skipped.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from xception_jax.commands import cli
+from xception_jax.errors import ExampleError, RunError, UsageError
+from xception_jax.utils.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xception_jax.predict import Classifier, Prediction
+
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run whose model is asked")
+_INPUT = flags.DEFINE(
+    cli.WEIGHTS, "input", None, "instead of a run: a file of weights of Keras, timm or convert"
+)
+_EXPORTED = flags.DEFINE(cli.PATH, "exported", None, "instead of a run: the folder of an export")
+_MODEL = flags.DEFINE_string("model", None, "name of the model in --input, where it does not say")
+_STEP = flags.DEFINE_string("step", "latest", "checkpoint of the run: latest, best or a number")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ["ema", "raw"], "averaged or not; unless given, averaged if the run has them"
+)
+_ACTIVATION = flags.DEFINE_enum(
+    "activation", None, ["softmax", "sigmoid"],
+    "what makes probabilities of the logits, if the weights do not say it",
+)  # fmt: skip
+_TOP = flags.DEFINE_integer("top", 5, "classes of each picture, most probable first", lower_bound=1)
+_COLUMN = flags.DEFINE_string(
+    "column", "", "column of a .csv or .tsv file that names pictures, from its folder on"
+)
+_JSON = flags.DEFINE_bool("json", False, "print a line of JSON for each picture")
+_CSV = flags.DEFINE_bool("csv", False, "print a CSV table")
+_TTA = flags.DEFINE_enum(
+    "tta", None, ["flip"], "average the probabilities of the picture and its mirror image"
+)
+_EXPLAIN = flags.DEFINE(
+    cli.PATH, "explain", None,
+    "folder for a copy of each picture with a heat map over it: where it speaks for its most "
+    "probable class (Grad-CAM)",
+)  # fmt: skip
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 0, "over all devices; 0: 32 per device, or the number of pictures", lower_bound=0
+)
+_STRICT = flags.DEFINE_bool(
+    "strict", False, "end with exit code 1 if a picture cannot be used; the others are answered"
+)
+flags.declare_key_flag(cli.IMPORTS.name)
+flags.declare_key_flag("keep_freed_memory")
+
+
+def main(names: Sequence[str]) -> None:
+    sources = [flag.value for flag in (_WORKDIR, _INPUT, _EXPORTED) if flag.value]
+    if len(sources) != 1:
+        raise UsageError(
+            "one of --workdir, --input and --exported is needed; --help shows examples"
+        )
+    if not names:
+        raise UsageError("name a picture, a folder or a pattern; --help shows examples")
+    if _JSON.value and _CSV.value:
+        raise UsageError("--json and --csv cannot both be printed")
+    if _EXPORTED.value and not (_EXPORTED.value / "model.json").exists():
+        raise UsageError(f"--exported={_EXPORTED.value} has no model.json; it is no export")
+    if _WORKDIR.value and not _WORKDIR.value.is_dir():
+        raise UsageError(f"--workdir={_WORKDIR.value} is no folder of a run")
+    from xception_jax.data import pictures
+
+    # Names of files are bytes; those that are no UTF-8 are kept as Python keeps them.
+    listed = io.TextIOWrapper(sys.stdin.buffer, errors="surrogateescape", encoding="utf-8")
+    found = pictures.find(names, column=_COLUMN.value, listed=listed)
+    if not found:
+        raise UsageError("the list on standard input is empty")
+    from xception_jax.predict import Classifier
+    from xception_jax.utils import console
+
+    cli.settle(by_itself=False)
+    cli.keep_compiled()
+    classifier = Classifier(
+        sources[0],
+        step=_STEP.value,
+        weights=_WEIGHTS.value,
+        model=_MODEL.value,
+        activation=_ACTIVATION.value,
+        batch_size=_BATCH_SIZE.value,
+        flip=_TTA.value == "flip",
+        explain=_EXPLAIN.value is not None,
+    )
+    told = console.make_console(stderr=True)
+    if _EXPLAIN.value:
+        _EXPLAIN.value.mkdir(parents=True, exist_ok=True)
+    write = _writer(min(_TOP.value, len(classifier.class_names)))
+    bad = 0
+    with console.progress(told, "pictures", len(found)) as advance:
+        for i, prediction in enumerate(classifier.stream(found)):
+            if prediction.error:
+                bad += 1
+                told.print(f"skipped: {printable(prediction.name)} {printable(prediction.error)}")
+            elif _EXPLAIN.value:
+                number = f"{i:0{len(str(len(found)))}}"
+                _explain(classifier, prediction, found[i], number, told)
+            write(prediction)
+            advance()
+    if bad == len(found):
+        raise RunError(f"none of the {bad:,} pictures can be used")
+    if bad:
+        told.print(f"{bad:,} of {len(found):,} pictures cannot be used")
+        if _STRICT.value:
+            sys.exit(1)
+
+
+def _explain(
+    classifier: "Classifier", prediction: "Prediction", picture: str, number: str, told: "Console"
+) -> None:
+    """Draws the heat of a picture; one that cannot be read any more is named."""
+    assert _EXPLAIN.value is not None
+    stem = os.fsencode(Path(picture).stem)[:100].decode(errors="ignore")
+    try:
+        classifier.draw(picture, prediction, _EXPLAIN.value / f"{number}-{stem}.jpg")
+    except ExampleError as error:
+        told.print(f"not drawn: {printable(error)}")
+
+
+def _writer(top: int) -> Callable[["Prediction"], None]:
+    """Prints predictions as the flags ask for."""
+    if _JSON.value:
+        return lambda prediction: print(json.dumps(_as_json(prediction, top)))
+    if _CSV.value:
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        ranks = range(1, top + 1)
+        table.writerow(
+            ["name", *(f"{kind}{i}" for i in ranks for kind in ("class", "probability"))]
+        )
+        return lambda prediction: table.writerow(_as_row(prediction, top))
+    from xception_jax.utils import console
+
+    out = console.make_console()
+
+    def line(prediction: "Prediction") -> None:
+        if not prediction.error:
+            classes = (f"{name} {share:.1%}" for name, share in prediction.top(top))
+            out.print(printable(f"{prediction.name}: {', '.join(classes)}"))
+
+    return line
+
+
+def _as_json(prediction: "Prediction", top: int) -> dict[str, Any]:
+    if prediction.error:
+        return {"name": prediction.name, "error": prediction.error}
+    classes = [{"class": name, "probability": share} for name, share in prediction.top(top)]
+    return {"name": prediction.name, "top": classes}
+
+
+def _as_row(prediction: "Prediction", top: int) -> Iterator[Any]:
+    yield prediction.name
+    for name, share in [] if prediction.error else prediction.top(top):
+        yield from (name, f"{share:.6g}")
