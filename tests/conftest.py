@@ -44,12 +44,16 @@ LONGEST = [
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 
-# Files and folders whose tests get the marker `compiles`: XLA takes most of their time, which no
-# version of Python changes.
-COMPILING = [
-    "models", "planning/test_steps.py", "serving/test_program.py", "test_convert.py",
-    "test_multilabel.py", "test_plan.py", "test_resume.py", "test_train.py",
+# Files and folders whose tests get the marker `once`: the short form of `.ci/run` runs them on one
+# Python. XLA takes most of their time, which no Python changes; they test documents and tables; or
+# others of their kind run on both: SLURM's launcher and the worker, timm's files, the readers.
+ONCE = [
+    "augment/test_pipeline.py", "models", "planning/test_steps.py", "serving/test_program.py",
+    "test_convert.py", "test_multilabel.py", "test_plan.py", "test_resume.py", "test_train.py",
     "training/test_precision.py", "training/test_sharding.py", "training/test_step.py",
+    "benchmarks", "test_checks.py", "test_docs.py", "test_english.py", "test_structure.py",
+    "launch/test_compute_engine.py", "launch/test_gke.py", "launch/test_tpu_vm.py",
+    "weights/keras", "weights/test_hostile.py",
 ]  # fmt: skip
 
 
@@ -59,10 +63,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     places = {here / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
-    compiling = {here / name for name in COMPILING}
+    once = {here / name for name in ONCE}
     for item in items:
-        if not compiling.isdisjoint([item.path, *item.path.parents]):
-            item.add_marker("compiles")
+        if not once.isdisjoint([item.path, *item.path.parents]):
+            item.add_marker("once")
 
 
 def pytest_collection_finish() -> None:

@@ -75,7 +75,7 @@ def _become(asked: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    from xception_jax import contact_sheet, convert, evaluate, export, train  # noqa: F401
+    from xception_jax import contact_sheet, convert, evaluate, export, predict, train  # noqa: F401
     from xception_jax.commands import cli  # noqa: F401
     from xception_jax.models import xception  # noqa: F401
     from xception_jax.planning import plans, report  # noqa: F401
