@@ -63,6 +63,12 @@ def test_the_workflow_takes_all_default_tests_on_each_python():
     assert "- run: .ci/run --long newest\n" in workflow
 
 
+def test_the_long_form_tests_what_users_have():
+    """Programs that LLVM optimized, commands that start by themselves: see `tests/forks.py`."""
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert re.search(r"^ +--long\) .* export .*AS_USERS=yes ;;$", script, re.MULTILINE)
+
+
 def test_the_version_is_the_same_everywhere():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     version, date = re.search(r"^## \[([\d.]+)\] - (.+)$", changelog, re.MULTILINE).groups()
