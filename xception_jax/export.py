@@ -128,7 +128,7 @@ def _export(
     )
     about = serving.describe(
         exported, model.images, activation=model.activation, class_names=model.class_names,
-        source=model.source, crop_known=model.crop_known,
+        source=model.source, crop_known=model.crop_known, mean=model.mean, std=model.std,
     )  # fmt: skip
     about = serving.write(output, exported, about)
     return ExportResult(output, model.activation, tuple(platforms), model.class_names, about)

@@ -18,7 +18,6 @@ from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError
 from xception_jax.serving.program import ACTIVATIONS
 from xception_jax.training import build, sharding, state
-from xception_jax.training import step as step_lib
 from xception_jax.training.state import Tree
 from xception_jax.training.trained import Trained
 from xception_jax.weights import pretrained
@@ -38,6 +37,7 @@ class Inference:
       class_names: in the order of the logits.
       source: of the weights, for `model.json`.
       crop_known: whether the weights say their `images.eval_crop`.
+      mean, std: of the pixels, see `models.network.Network.normalize`.
     """
 
     graphdef: Any
@@ -47,6 +47,8 @@ class Inference:
     class_names: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
     crop_known: bool = True
+    mean: tuple[float, ...] = config_lib.HALF
+    std: tuple[float, ...] = config_lib.HALF
 
 
 def _checked(activation: str, classes: int) -> str:
@@ -88,6 +90,7 @@ def of_run(
             "model": config.model.name, "step": trained.step, "weights": trained.kind,
             "data": meta.dataset,
         },
+        mean=tuple(data.mean), std=tuple(data.std),
     )  # fmt: skip
 
 
@@ -121,6 +124,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
     for key, variable in variables(network).items():
         variable.set_value(jnp.asarray(tensors[key]))
     network.matmul_precision = "float32"
+    network.mean, network.std = file.mean, file.std
     graphdef, params, batch_stats = state.split(network)
     return Inference(
         graphdef,
@@ -134,6 +138,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
         file.class_names or _names_of(file, classes),
         {"model": name, **about.source},
         crop_known="eval_crop" in made_for,
+        mean=file.mean, std=file.std,
     )  # fmt: skip
 
 
@@ -164,12 +169,12 @@ def answers(
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else contextlib.nullcontext():
-        maps = model.features(step_lib.normalize(pixels))
+        maps = model.features(model.normalize(pixels))
         pooled = model.pool(maps)
         logits = model.classify(pooled)
         probabilities = ACTIVATIONS[activation](logits)
         if flip:
-            mirrored = model.pool(model.features(step_lib.normalize(pixels[:, :, ::-1])))
+            mirrored = model.pool(model.features(model.normalize(pixels[:, :, ::-1])))
             probabilities += ACTIVATIONS[activation](model.classify(mirrored))
             probabilities /= 2
         found = {"logits": logits, "probabilities": probabilities, "features": pooled}

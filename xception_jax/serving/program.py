@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from xception_jax.config import HALF
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import resize
 from xception_jax.training.state import Tree
-from xception_jax.training.step import apply, normalize
+from xception_jax.training.step import apply
 from xception_jax.utils import seal
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -111,7 +112,7 @@ def export(
     def predict(pixels: jax.Array) -> jax.Array:
         if resizes:
             pixels = resize.area(pixels, images.size, images.eval_crop)
-        logits, _ = apply(graphdef, weights, normalize(pixels))
+        logits, _ = apply(graphdef, weights, pixels)
         return ACTIVATIONS[activation](logits)
 
     sides = "height, width" if resizes else f"{images.size}, {images.size}"
@@ -135,6 +136,8 @@ def describe(
     class_names: tuple[str, ...],
     source: dict[str, Any],
     crop_known: bool = True,
+    mean: tuple[float, ...] = HALF,
+    std: tuple[float, ...] = HALF,
 ) -> dict[str, Any]:
     """The content of `model.json` for a program, without digests.
 
@@ -145,6 +148,7 @@ def describe(
       class_names: in the order of the outputs.
       source: where the weights come from.
       crop_known: whether `images.eval_crop` comes from the weights; False: it is a usual value.
+      mean, std: the model's, see `models.network.Network.normalize`.
     """
     resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
     made = _RESIZES[images.eval_preset].format(
@@ -167,11 +171,18 @@ def describe(
         + ("rotates an image by" if images.exif else "ignores")
         + " its EXIF orientation; "
         + (f"the program takes {made}" if resizes else f"then the caller takes {made}")
-        + "; the program scales to [-1, 1]",
+        + f"; the program {_scaling(mean, std)}",
         **_facts(exported),
         "jax": jax.__version__,
         "classes": list(class_names),
     }  # fmt: skip
+
+
+def _scaling(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    if mean == std == HALF:
+        return "scales to [-1, 1]"
+    shown = (f"[{', '.join(f'{number:g}' for number in each)}]" for each in (mean, std))
+    return "divides by 255, subtracts the mean {} and divides by the deviation {}".format(*shown)
 
 
 def _facts(exported: jax_export.Exported) -> dict[str, Any]:
@@ -323,7 +334,7 @@ def _described(folder: Path) -> dict[str, Any]:
 def _plausible(resize: dict[str, Any]) -> bool:
     """Whether a size and a crop can be those of an export; a reader pads images by them."""
     return bool(
-        0 < resize["size"] and 0 < resize["crop"] <= 1 and resize["size"] / resize["crop"] < 1 << 14
+        resize["size"] > 0 and 0 < resize["crop"] <= 1 and resize["size"] / resize["crop"] < 1 << 14
     )
 
 

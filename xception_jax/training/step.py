@@ -100,15 +100,10 @@ class StepConfig:
         )
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 in [-1, 1], as for the paper's and Keras' Xception."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
 def apply(
     graphdef: Any,
     weights: Tree,
-    images: jax.Array,
+    pixels: jax.Array,
     *,
     train: bool = False,
     key: jax.Array | None = None,
@@ -119,7 +114,7 @@ def apply(
     Args:
       graphdef: from `state.graphdef_of`.
       weights: `{"params", "batch_stats"}`.
-      images: from `normalize`, `[batch, height, width, 3]`.
+      pixels: `[batch, height, width, 3]`, from 0 to 255, RGB.
       train: whether to use batch statistics and dropout.
       key: the key for dropout, in training.
       mesh: the devices; needed if the head is sharded over them, see `sharding.for_head`.
@@ -131,6 +126,7 @@ def apply(
     rngs = None if key is None else nnx.Rngs(dropout=key)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else nullcontext():
+        images = model.normalize(pixels)
         pooled, place = model.pool(model.features(images, train=train)), None
         if mesh is not None and MODEL in mesh.axis_names:
             pooled, place = sharding.for_head(pooled, mesh)
@@ -198,9 +194,8 @@ def _gradients(
         if config.frozen:
             params = combine(params, weights)
         all_weights = {"params": params, "batch_stats": state.batch_stats}
-        images = normalize(part["image"])
         logits, batch_stats = apply(
-            config.graphdef, all_weights, images, train=True, key=key, mesh=config.mesh
+            config.graphdef, all_weights, part["image"], train=True, key=key, mesh=config.mesh
         )
         losses = config.loss(logits, part.get("targets", labels_of(part)))
         loss = jnp.sum(losses * part["mask"])
@@ -269,7 +264,7 @@ def evaluate_batch(
     batch: Batch,
 ) -> Scalars:
     """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`."""
-    logits, _ = apply(graphdef, weights, normalize(batch["image"]), mesh=mesh)
+    logits, _ = apply(graphdef, weights, batch["image"], mesh=mesh)
     losses = loss(logits, labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
