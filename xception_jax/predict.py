@@ -38,8 +38,6 @@ from xception_jax.training import sharding
 from xception_jax.utils import paths
 from xception_jax.weights import pretrained
 
-# Images of a batch on each device; fewer where there are fewer pictures.
-BATCH = 32
 # Batches that are computed before the first one's results are fetched.
 _BATCHES_AHEAD = 2
 
@@ -81,7 +79,7 @@ class Classifier:
       step, weights: of a run, see `xception_jax.evaluate`.
       model: name of the model, where a file of weights does not say it.
       activation: `softmax` or `sigmoid`, where the source does not say it, or in its place.
-      batch_size: over all devices; 0: `BATCH` per device, or as many as there are pictures.
+      batch_size: over all devices; 0: see `inference.batch_size_of`.
       flip: average the probabilities of each image and its mirror image.
       features: give the features too.
       explain: give the heat too.
@@ -181,8 +179,7 @@ class Classifier:
             return
         source, bad = pictures.source(images, self.images.exif), _Unusable()
         devices = self._sharding.num_devices
-        size = min(self._batch_size or BATCH * devices, len(images))
-        size = -(-size // devices) * devices
+        size = inference.batch_size_of(devices, len(images), self._batch_size)
         reader = Reader(source, self.images)
         batches = reader.evaluation_batches(batch_size=size, skips=bad)
         waiting: collections.deque[dict[str, jax.Array]] = collections.deque()

@@ -24,6 +24,9 @@ from xception_jax.weights import pretrained
 from xception_jax.weights.pretrained import Pretrained
 from xception_jax.weights.tensors import abstract, variables
 
+# Images of a batch on each device, unless there are fewer.
+BATCH = 32
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -84,7 +87,7 @@ def of_run(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
             exif=config_lib.applies_exif(config), white=data.white_level,
         ),
-        _checked(activation or _activation_of(config, trained.metrics), len(meta.class_names)),
+        _checked(activation or activation_of(config, trained.metrics), len(meta.class_names)),
         meta.class_names,
         {
             "model": config.model.name, "step": trained.step, "weights": trained.kind,
@@ -206,22 +209,33 @@ def heat_of(model: Any, maps: jax.Array, classes: jax.Array) -> jax.Array:
 
 def _names_of(file: Pretrained, classes: int) -> tuple[str, ...]:
     """Names for weights without names: ImageNet's for its published weights, else numbers."""
-    name = str(_origin_of(file).get("name", ""))
+    name = str(origin_of(file.origin).get("name", ""))
     published = re.fullmatch(r"keras:\w+|hf:timm/\w+\.\w*in1k(@.*)?", name)
     if classes == imagenet.CLASSES and published:
         return imagenet.class_names()
     return tuple(map(str, range(classes)))
 
 
-def _origin_of(file: Pretrained) -> dict[str, Any]:
-    """What weights were before they were converted."""
-    origin = file.origin
-    while "of" in origin:
-        origin = origin["of"]
-    return origin
+def origin_of(source: dict[str, Any]) -> dict[str, Any]:
+    """The source of weights before they were converted, see `converted.About`."""
+    while "of" in source:
+        source = source["of"]
+    return source
 
 
-def _activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
+def batch_size_of(devices: int, examples: int, asked: int = 0) -> int:
+    """Over all devices, a multiple of their number: as asked, or `BATCH` for each device.
+
+    Args:
+      devices: their number.
+      examples: there are no more.
+      asked: 0: `BATCH` for each device.
+    """
+    size = min(asked or BATCH * devices, examples)
+    return -(-size // devices) * devices
+
+
+def activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
     """The activation that turns logits into probabilities, which depends on the loss.
 
     The metrics of an evaluated checkpoint show whether the data has several labels per image.
@@ -241,7 +255,7 @@ def _activation_of_file(file: Pretrained) -> str:
     """
     if file.activation is not None:
         return file.activation
-    origin = _origin_of(file)
+    origin = origin_of(file.origin)
     if "step" in origin:
         raise UsageError(f"--input={file.path} is from a run, but does not contain its loss: give "
                          f"--activation=softmax or sigmoid")  # fmt: skip

@@ -260,16 +260,21 @@ def evaluate_batch(
     loss: Loss,
     mesh: Mesh,
     further: metrics.Registered,
+    per_class: bool,
     weights: Tree,
     batch: Batch,
 ) -> Scalars:
-    """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`."""
+    """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`.
+
+    With `per_class` also `per_class`, see `metrics.class_sums`.
+    """
     logits, _ = apply(graphdef, weights, batch["image"], mesh=mesh)
     losses = loss(logits, labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
         **metrics.further_sums(further, logits, batch),
         **metrics.sums(logits, batch, mesh),
+        **({"per_class": metrics.class_sums(logits, batch)} if per_class else {}),
     }
 
 
@@ -286,12 +291,16 @@ def jit_train_step(config: StepConfig, layout: Layout) -> jax.stages.Wrapped:
 
 
 def jit_evaluate_batch(
-    graphdef: Any, loss: Loss, layout: Layout, further: metrics.Registered = ()
+    graphdef: Any,
+    loss: Loss,
+    layout: Layout,
+    further: metrics.Registered = (),
+    per_class: bool = False,
 ) -> jax.stages.Wrapped:
     """`evaluate_batch` on the layout's devices, with `layout.weights`."""
     replicated, by_example = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
-        partial(evaluate_batch, graphdef, loss, layout.mesh, further),
+        partial(evaluate_batch, graphdef, loss, layout.mesh, further, per_class),
         in_shardings=(layout.weights, by_example),
         out_shardings=replicated,
     )
