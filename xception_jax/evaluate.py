@@ -37,6 +37,7 @@ def evaluate(
     step: str = "latest",
     weights: str | None = None,
     dataset: str | None = None,
+    label: str | None = None,
     split: str | None = None,
     data_dir: str | None = None,
     batch_size: int = 0,
@@ -52,6 +53,7 @@ def evaluate(
       weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
       dataset: another data set, named as in `data.dataset`; None: the run's. Its classes are
         matched with the run's by name, see `data.classes`.
+      label: the feature of that data set with the labels, as `data.label`; None: the only one.
       split: the split; None: the run's `data.eval_split` and the sets of its `eval.also`; of
         another data set, see `splits.open_named`.
       data_dir: the folder of TFDS' data, if it was moved.
@@ -71,7 +73,9 @@ def evaluate(
     own = dataset in (None, config.data.dataset)
     if dataset is not None and not own:
         data_dir = data_dir or config.data.data_dir
-        unmatched, split = splits.open_named(dataset, split, data_dir, most_missing=most)
+        unmatched, split = splits.open_named(
+            dataset, split, data_dir, label=label, most_missing=most
+        )
         config.loss.name = inference.activation_of(config, trained.metrics)
         sources = {"": _matched(unmatched, names, config.loss.name, say)}
     else:
@@ -92,6 +96,7 @@ def evaluate_input(
     path: str | Path,
     *,
     dataset: str,
+    label: str | None = None,
     split: str | None = None,
     data_dir: str | None = None,
     model: str | None = None,
@@ -107,6 +112,7 @@ def evaluate_input(
       path: a file of Keras, timm or `xception_jax.convert`, or a name, see `weights.remote`.
       dataset: a data set, named as in `config.data.dataset`. Its classes are matched with those of
         the weights by name, see `data.classes`.
+      label: the feature of a TFDS data set with the labels; None: the only one.
       split: None: see `splits.open_named`.
       data_dir: the folder of TFDS' data, and start of a relative `folder:PATH`.
       model: name of the model, where the weights do not say it.
@@ -121,7 +127,9 @@ def evaluate_input(
       UsageError: there are no such weights or data, or they do not go together.
       RunError: too many examples cannot be used.
     """
-    unmatched, split = splits.open_named(dataset, split, data_dir, most_missing=max_skipped)
+    unmatched, split = splits.open_named(
+        dataset, split, data_dir, label=label, most_missing=max_skipped
+    )
     inferred = inference.of_file(path, model, activation)
     names = imagenet.readable(inferred.class_names)
     source = _matched(unmatched, inferred.class_names, inferred.activation, say)

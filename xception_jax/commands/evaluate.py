@@ -30,6 +30,9 @@ _DATASET = flags.DEFINE_string(
     "dataset", None, "data set, as in config.data.dataset: a TFDS data set or folder:PATH; needed "
     "with --input, by default the run's. Its classes are matched by name"
 )  # fmt: skip
+_LABEL = flags.DEFINE_string(
+    "label", None, "of --dataset: feature with the labels, as in config.data.label"
+)
 _MODEL = flags.DEFINE_string(
     "model", None, "name of the model, if --input is a Keras or timm file, which does not name it"
 )
@@ -93,6 +96,7 @@ def main() -> None:
     say = console.make_console(stderr=_JSON.value, quiet=quiet).print
     result = _evaluated(
         dataset=_DATASET.value,
+        label=_LABEL.value,
         split=_SPLIT.value,
         data_dir=str(_DATA_DIR.value) if _DATA_DIR.value else None,
         batch_size=_BATCH_SIZE.value,

@@ -37,7 +37,12 @@ def open_split(
 
 
 def open_named(
-    dataset: str, split: str | None, data_dir: str | None = None, *, most_missing: float = 0.001
+    dataset: str,
+    split: str | None,
+    data_dir: str | None = None,
+    *,
+    label: str | None = None,
+    most_missing: float = 0.001,
 ) -> tuple[Source, str]:
     """Opens a split of a data set that no config names, and returns it with its name.
 
@@ -45,12 +50,15 @@ def open_named(
       dataset: see `readers.open_split`.
       split: its name. None: all of a folder that has no splits, else the `test` part of a folder,
         or its validation part; of other data sets `validation`, or else `test`.
-      data_dir: see `readers.open_split`.
+      data_dir, label: see `readers.open_split`.
       most_missing: see `readers.folder`.
     """
 
     def opened(split: str) -> tuple[Source, str]:
-        return readers.open_split(dataset, split, data_dir, most_missing=most_missing), split
+        source = readers.open_split(
+            dataset, split, data_dir, label=label, most_missing=most_missing
+        )
+        return source, split
 
     if split is not None:
         return opened(split)
@@ -58,7 +66,9 @@ def open_named(
         return opened(folder.all_or_test(dataset.removeprefix(FOLDER), data_dir or ""))
     try:
         return opened("validation")
-    except UsageError:
+    except UsageError as error:
+        if "has no split" not in str(error):
+            raise
         return opened("test")
 
 
