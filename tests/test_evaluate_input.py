@@ -11,7 +11,7 @@ import pytest
 import sklearn.metrics
 
 from tests import tiny_datasets
-from tests.processes import finish, result
+from tests.processes import finish, result, several
 from tests.weights import builders
 from xception_jax import evaluate
 from xception_jax.data import classes, imagenet, readers
@@ -143,10 +143,10 @@ def test_a_run_on_another_set_is_the_same_as_its_weights(undisturbed, tmp_path):
     assert told["top1"] == found["top1"]
     assert sum(map(sum, told["confusion"])) == sum(each["images"] for each in told["classes"]) == 30
     assert sum(each["right"] for each in told["classes"]) == right
-    table = [*csv.DictReader((tmp_path / "report/classes.csv").open(newline=""))]
+    table = [*csv.DictReader((tmp_path / "report/classes.csv").read_text().splitlines())]
     assert [row["name"] for row in table] == [*"0123456789"]
     assert sum(int(row["right"]) for row in table) == right
-    matrix = [*csv.reader((tmp_path / "report/confusion.csv").open(newline=""))]
+    matrix = [*csv.reader((tmp_path / "report/confusion.csv").read_text().splitlines())]
     assert matrix[0] == ["label", *"0123456789"]
     assert [[*map(int, row[1:])] for row in matrix[1:]] == told["confusion"]
     own = evaluate.evaluate(undisturbed, per_class=True)
@@ -263,6 +263,17 @@ def test_the_command_prints_a_table(file, photos, tmp_path):
     assert (table["model"], table["examples"]) == ("xception", "22")
     assert table["top1"].endswith("%")
     assert (tmp_path / "r/classes.csv").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_count_each_example_once(file, photos, tmp_path):
+    flags = [f"--input={file}", f"--dataset=folder:{photos}", "--json", f"--report={tmp_path}/r"]
+    with several(2, 2, tmp_path / "two", "evaluate", *flags) as processes:
+        assert processes.codes() == [0, 0]
+    expected = evaluate.evaluate_input(file, dataset=f"folder:{photos}", per_class=True)
+    told = json.loads((tmp_path / "r/report.json").read_text())
+    assert told["confusion"] == expected.classes.confusion.tolist()
+    assert told["examples"] == 22
 
 
 @pytest.mark.parametrize(
