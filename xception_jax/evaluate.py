@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from xception_jax import models
-from xception_jax.data import classes, imagenet, splits
-from xception_jax.data.batches import Reader
+from xception_jax.data import classes, imagenet, splits, transfer
+from xception_jax.data.batches import HostShard, Reader
 from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 from xception_jax.models.published import Result
-from xception_jax.serving import inference
+from xception_jax.serving import calibration, inference
+from xception_jax.serving.calibration import CalibrationResult
 from xception_jax.training import build, evaluation, sharding
 from xception_jax.training import step as step_lib
 from xception_jax.training.class_report import ClassReport
 from xception_jax.training.evaluation import Evaluator, Evaluators
-from xception_jax.training.loss import Loss
+from xception_jax.training.loss import Loss, labels_of
 from xception_jax.training.results import EvaluationResult, InputEvaluation
 from xception_jax.training.trained import Trained
 
@@ -150,6 +152,60 @@ def evaluate_input(
     name = inferred.source["model"]
     published = _published(name, inferred.source, len(unmatched.class_names))
     return InputEvaluation(str(path), name, source.name, split, metrics, report, published)
+
+
+def calibrate(
+    workdir: Path,
+    *,
+    step: str = "latest",
+    weights: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 0,
+    max_skipped: float | None = None,
+    say: Callable[[str], None] = print,
+) -> CalibrationResult:
+    """Fits a temperature on a split, and keeps it beside the checkpoint.
+
+    From then on, the probabilities of `predict` and of `export` are of logits that are divided by
+    it. Metrics, logits and the order of the predictions stay the same.
+
+    Args:
+      workdir: the run's folder.
+      step, weights, data_dir, batch_size, max_skipped, say: see `evaluate`.
+      split: of the run's data set; None: its `data.eval_split`.
+
+    Raises:
+      UsageError, RunError: see `evaluate`.
+    """
+    trained = Trained.find(workdir, step, weights)
+    config = trained.config
+    most = config.data.max_skipped if max_skipped is None else max_skipped
+    split = split or config.data.eval_split
+    [source] = _own_sources(trained, split, data_dir).values()
+    layout = sharding.Layout.replicated(sharding.make_mesh())
+    graphdef = build.build_graphdef(config, len(trained.meta.class_names))
+    batches = Reader.from_config(config, source).evaluation_batches(
+        batch_size=evaluation.batch_size_of(config, layout.mesh.size, batch_size),
+        shard=HostShard.of_this_process(),
+        skips=Skips(workdir, most, say, flag="--max_skipped"),
+    )
+    placed = trained.weights(layout.weights)
+    rows = sharding.by_example(layout.mesh)
+    answer = jax.jit(
+        lambda weights, batch: (
+            step_lib.apply(graphdef, weights, batch["image"])[0], labels_of(batch), batch["mask"]
+        ),
+        in_shardings=(layout.weights, rows), out_shardings=sharding.replicated(layout.mesh),
+    )  # fmt: skip
+    found = [jax.device_get(answer(placed, batch)) for batch in transfer.to_devices(batches, rows)]
+    logits, targets, mask = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    activation = inference.activation_of(config, trained.metrics)
+    fitted = calibration.fit(logits[mask > 0], targets[mask > 0], activation, source.name)
+    file = calibration.path_of(trained)
+    if jax.process_index() == 0:
+        calibration.write(trained, fitted)
+    return CalibrationResult(workdir, trained.step, trained.kind, split, file, fitted)
 
 
 def _own_sources(trained: Trained, split: str | None, data_dir: str | None) -> dict[str, Source]:

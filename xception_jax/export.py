@@ -123,6 +123,7 @@ def _export(
         model.weights,
         model.images,
         activation=model.activation,
+        temperature=model.temperature,
         resizes=by == "inside",
         platforms=tuple(platforms),
     )

@@ -88,6 +88,7 @@ class Classifier:
       images: how an image is made of a picture.
       class_names: in the order of `Prediction.probabilities`.
       activation: what makes probabilities of the logits.
+      temperature: divides the logits before it, see `xception_jax.evaluate.calibrate`; 1 without.
 
     Raises:
       UsageError: there is no such model, or an option does not go with it.
@@ -97,6 +98,7 @@ class Classifier:
     images: Images
     class_names: tuple[str, ...]
     activation: str
+    temperature: float = 1.0
     _answer: Callable[[jax.Array], dict[str, jax.Array]]
 
     def __init__(
@@ -133,13 +135,21 @@ class Classifier:
         else:
             inferred = inference.of_file(path, model, activation)
         self.images, self.activation = inferred.images, inferred.activation
+        self.temperature = inferred.temperature
         self.class_names = imagenet.readable(inferred.class_names)
         wanted = {"probabilities", "logits"} | ({"features"} if features else set())
         wanted |= {"heat"} if explain else set()
         layout = sharding.Layout.replicated(sharding.make_mesh())
         self._sharding = sharding.by_example(layout.mesh)
         answer = jax.jit(
-            partial(_answers, inferred.graphdef, inferred.activation, flip, wanted),
+            partial(
+                _answers,
+                inferred.graphdef,
+                wanted,
+                activation=inferred.activation,
+                temperature=inferred.temperature,
+                flip=flip,
+            ),
             in_shardings=(layout.weights, self._sharding),
             out_shardings=sharding.replicated(layout.mesh),
         )
@@ -243,12 +253,10 @@ class _Unusable(Skips):
 
 
 def _answers(
-    graphdef: Any, activation: str, flip: bool, wanted: Set[str], weights: Any, pixels: jax.Array
+    graphdef: Any, wanted: Set[str], weights: Any, pixels: jax.Array, **how: Any
 ) -> dict[str, jax.Array]:
     """What `inference.answers` gives of pixels, as far as it is wanted."""
-    found = inference.answers(
-        graphdef, weights, pixels, activation=activation, flip=flip, explain="heat" in wanted
-    )
+    found = inference.answers(graphdef, weights, pixels, explain="heat" in wanted, **how)
     return {name: array for name, array in found.items() if name in wanted}
 
 

@@ -3,12 +3,14 @@
     python -m xception_jax.evaluate --workdir=runs/digits
     python -m xception_jax.evaluate --workdir=runs/digits --step=best --weights=raw --split=train
     python -m xception_jax.evaluate --workdir=runs/pets --dataset=folder:more --report=report
+    python -m xception_jax.evaluate --workdir=runs/pets --calibrate --split=val
     python -m xception_jax.evaluate --input=hf:timm/xception65.ra3_in1k --dataset=folder:imagenet
 
 Reads only the weights it needs, and checks those of a run against their digests.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,10 @@ _REPORT = flags.DEFINE(
     cli.PATH, "report", None, "folder to write a table of the classes (classes.csv), the confusion "
     "matrix (confusion.csv) and both as JSON (report.json)"
 )  # fmt: skip
+_CALIBRATE = flags.DEFINE_bool(
+    "calibrate", False, "of a run: fit a temperature on the split and keep it beside the "
+    "checkpoint, for the probabilities of predict and export"
+)  # fmt: skip
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 for _name in cli.SHARED_FLAGS:
     flags.declare_key_flag(_name)
@@ -84,6 +90,8 @@ def main() -> None:
         raise UsageError("--input and --workdir both name weights; give one of them")
     if _INPUT.value and not _DATASET.value:
         raise UsageError("--dataset is needed with --input, as --dataset=folder:PATH")
+    if _CALIBRATE.value and (_INPUT.value or _DATASET.value or _REPORT.value):
+        raise UsageError("--calibrate is of a run on its own data: --workdir, and no --report")
     from xception_jax.runtime import cluster
     from xception_jax.utils import console
 
@@ -94,6 +102,9 @@ def main() -> None:
         _make(_REPORT.value)  # before the work
     quiet = not cluster.is_first()
     say = console.make_console(stderr=_JSON.value, quiet=quiet).print
+    if _CALIBRATE.value:
+        _calibrate(say)
+        return
     result = _evaluated(
         dataset=_DATASET.value,
         label=_LABEL.value,
@@ -112,6 +123,36 @@ def main() -> None:
     if result.classes is not None and _REPORT.value:
         files = result.classes.write(_REPORT.value, result.to_json())
         say(f"each class: {', '.join(map(str, files))}")
+
+
+def _calibrate(say: Callable[[str], None]) -> None:
+    from xception_jax import evaluate
+    from xception_jax.runtime import cluster
+    from xception_jax.utils import console
+
+    result = evaluate.calibrate(
+        Path(_WORKDIR.value or ""),
+        step=_STEP.value,
+        weights=_WEIGHTS.value,
+        split=_SPLIT.value,
+        data_dir=str(_DATA_DIR.value) if _DATA_DIR.value else None,
+        batch_size=_BATCH_SIZE.value,
+        max_skipped=_MAX_SKIPPED.value,
+        say=say,
+    )
+    if not cluster.is_first():
+        return
+    if _JSON.value:
+        print(json.dumps(result.to_json()))
+        return
+    fitted = result.calibration
+    rows = [("temperature", f"{fitted.temperature:.4f}", "")]
+    for name, told in (("nll", "negative log-likelihood"), ("ece", "expected calibration error")):
+        rows.append((told, f"{fitted.before[name]:.4f}", f"{fitted.after[name]:.4f}"))
+    title = f"{result.workdir}, step {result.step}, {result.split}: {fitted.examples:,} examples"
+    out = console.make_console()
+    out.print(console.table(title, ("", "before", "after"), rows))
+    out.print(f"kept in {result.file}: predict and export use it")
 
 
 def _make(folder: Path) -> None:

@@ -16,7 +16,8 @@ from xception_jax import config as config_lib
 from xception_jax.data import imagenet, splits
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError
-from xception_jax.serving.program import ACTIVATIONS
+from xception_jax.serving import calibration
+from xception_jax.serving.program import ACTIVATIONS, probabilities_of
 from xception_jax.training import build, sharding, state
 from xception_jax.training.state import Tree
 from xception_jax.training.trained import Trained
@@ -41,6 +42,7 @@ class Inference:
       source: of the weights, for `model.json`.
       crop_known: whether the weights say their `images.eval_crop`.
       mean, std: of the pixels, see `models.network.Network.normalize`.
+      temperature: divides the logits before the activation, see `serving.calibration`.
     """
 
     graphdef: Any
@@ -52,6 +54,7 @@ class Inference:
     crop_known: bool = True
     mean: tuple[float, ...] = config_lib.HALF
     std: tuple[float, ...] = config_lib.HALF
+    temperature: float = 1.0
 
 
 def _checked(activation: str, classes: int) -> str:
@@ -80,6 +83,10 @@ def of_run(
     """
     trained = Trained.find(workdir, step, weights)
     meta, config, data = trained.meta, trained.config, trained.config.data
+    activation = activation or activation_of(config, trained.metrics)
+    fitted = calibration.read(trained)
+    if fitted is not None and fitted.activation != activation:
+        fitted = None
     return Inference(
         build.build_graphdef(config, len(meta.class_names)),
         trained.weights(sharding.replicated(sharding.make_mesh(1))),
@@ -87,13 +94,14 @@ def of_run(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
             exif=config_lib.applies_exif(config), white=data.white_level,
         ),
-        _checked(activation or activation_of(config, trained.metrics), len(meta.class_names)),
+        _checked(activation, len(meta.class_names)),
         meta.class_names,
         {
             "model": config.model.name, "step": trained.step, "weights": trained.kind,
-            "data": meta.dataset,
+            "data": meta.dataset, **({"calibration": fitted.to_json()} if fitted else {}),
         },
         mean=tuple(data.mean), std=tuple(data.std),
+        temperature=fitted.temperature if fitted else 1.0,
     )  # fmt: skip
 
 
@@ -151,6 +159,7 @@ def answers(
     pixels: jax.Array,
     *,
     activation: str,
+    temperature: float = 1.0,
     flip: bool = False,
     explain: bool = False,
 ) -> dict[str, jax.Array]:
@@ -161,6 +170,7 @@ def answers(
       weights: `{"params", "batch_stats"}`.
       pixels: uint8 `[batch, size, size, 3]`, RGB.
       activation: of `ACTIVATIONS`.
+      temperature: divides the logits before the activation.
       flip: average the probabilities of each image and its mirror image.
       explain: compute `heat` too.
 
@@ -175,10 +185,10 @@ def answers(
         maps = model.features(model.normalize(pixels))
         pooled = model.pool(maps)
         logits = model.classify(pooled)
-        probabilities = ACTIVATIONS[activation](logits)
+        probabilities = probabilities_of(logits, activation, temperature)
         if flip:
             mirrored = model.pool(model.features(model.normalize(pixels[:, :, ::-1])))
-            probabilities += ACTIVATIONS[activation](model.classify(mirrored))
+            probabilities += probabilities_of(model.classify(mirrored), activation, temperature)
             probabilities /= 2
         found = {"logits": logits, "probabilities": probabilities, "features": pooled}
         if explain:

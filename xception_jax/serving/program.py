@@ -81,6 +81,7 @@ def export(
     images: Images,
     *,
     activation: str = "softmax",
+    temperature: float = 1.0,
     resizes: bool = True,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax_export.Exported:
@@ -91,6 +92,7 @@ def export(
       weights: `{"params", "batch_stats"}`; they become constants of the program.
       images: the size of the model's images, and the crop of evaluation.
       activation: a key of `ACTIVATIONS`.
+      temperature: divides the logits before the activation, see `serving.calibration`.
       resizes: whether the program takes images of any height and width; if not, only of the
         model's size.
       platforms: of `jax.export`.
@@ -113,7 +115,7 @@ def export(
         if resizes:
             pixels = resize.area(pixels, images.size, images.eval_crop)
         logits, _ = apply(graphdef, weights, pixels)
-        return ACTIVATIONS[activation](logits)
+        return probabilities_of(logits, activation, temperature)
 
     sides = "height, width" if resizes else f"{images.size}, {images.size}"
     shape = jax_export.symbolic_shape(f"batch, {sides}, 3")
@@ -126,6 +128,12 @@ def export(
         raise UsageError(f"the model cannot be lowered for {', '.join(platforms)}: {reason}") from (
             None
         )
+
+
+def probabilities_of(logits: jax.Array, activation: str, temperature: float) -> jax.Array:
+    """Calibrated probabilities `[batch, classes]`, see `serving.calibration`."""
+    scaled = logits if temperature == 1 else logits / temperature
+    return ACTIVATIONS[activation](scaled)
 
 
 def describe(
@@ -269,7 +277,7 @@ def _readme(about: dict[str, Any]) -> str:
 `{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, including the weights.
 
 - Input: RGB images, uint8 `[{shape}]`; {sizes}.
-- Output: {about["output"]["activation"]} probabilities of {len(about["classes"])} classes, float32.
+- Output: {_outputs(about)} of {len(about["classes"])} classes, float32.
 - Preprocessing: {about["preprocessing"]}.
 
 `{ABOUT}` has the same facts as JSON, with the names of the classes in order and the versions.
@@ -278,6 +286,12 @@ def _readme(about: dict[str, Any]) -> str:
     pip install jax flatbuffers pillow
     python {CLASSIFY} IMAGE...
 """
+
+
+def _outputs(about: dict[str, Any]) -> str:
+    fitted = about["source"].get("calibration")
+    how = f"calibrated (temperature {fitted['temperature']:.4g}) " if fitted else ""
+    return f"{how}{about['output']['activation']} probabilities"
 
 
 def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
