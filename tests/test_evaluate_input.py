@@ -280,7 +280,7 @@ def test_several_processes_count_each_example_once(file, photos, tmp_path):
     ("flags", "told"),
     [
         (["--input={file}"], "--dataset is needed with --input"),
-        ([], "--workdir or --input is needed"),
+        ([], "--workdir is needed, or --input"),
         (["--input={file}", "--workdir=runs/x"], "both name weights"),
         (["--input={file}", "--dataset=folder:{photos}", "--step=3"], "are of a run"),
         (["--input={file}", "--dataset=folder:nowhere"], "folder:nowhere cannot be read"),

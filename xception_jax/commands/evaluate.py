@@ -85,7 +85,7 @@ for _name in cli.SHARED_FLAGS:
 
 def main() -> None:
     if not (_WORKDIR.value or _INPUT.value):
-        raise UsageError("--workdir or --input is needed; --help shows an example")
+        raise UsageError("--workdir is needed, or --input with --dataset; --help shows an example")
     if _WORKDIR.value and _INPUT.value:
         raise UsageError("--input and --workdir both name weights; give one of them")
     if _INPUT.value and not _DATASET.value:
