@@ -123,12 +123,13 @@ def _export(
         model.weights,
         model.images,
         activation=model.activation,
+        temperature=model.temperature,
         resizes=by == "inside",
         platforms=tuple(platforms),
     )
     about = serving.describe(
         exported, model.images, activation=model.activation, class_names=model.class_names,
-        source=model.source, crop_known=model.crop_known,
+        source=model.source, crop_known=model.crop_known, mean=model.mean, std=model.std,
     )  # fmt: skip
     about = serving.write(output, exported, about)
     return ExportResult(output, model.activation, tuple(platforms), model.class_names, about)

@@ -40,8 +40,6 @@ from xception_jax.weights import pretrained
 
 __all__ = ["Classifier", "Prediction"]
 
-# Images of a batch on each device; fewer where there are fewer pictures.
-BATCH = 32
 # Batches that are computed before the first one's results are fetched.
 _BATCHES_AHEAD = 2
 
@@ -54,7 +52,7 @@ class Classifier:
       step, weights: of a run, see `xception_jax.evaluate`.
       model: name of the model, where a file of weights does not say it.
       activation: `softmax` or `sigmoid`, where the source does not say it, or in its place.
-      batch_size: over all devices; 0: `BATCH` per device, or as many as there are pictures.
+      batch_size: over all devices; 0: see `inference.batch_size_of`.
       flip: average the probabilities of each image and its mirror image.
       features: give the features too.
       explain: give the heat too.
@@ -63,6 +61,7 @@ class Classifier:
       images: how an image is made of a picture.
       class_names: in the order of `Prediction.probabilities`.
       activation: what makes probabilities of the logits.
+      temperature: divides the logits before it, see `xception_jax.evaluate.calibrate`; 1 without.
 
     Raises:
       UsageError: there is no such model, or an option does not go with it.
@@ -72,6 +71,7 @@ class Classifier:
     images: Images
     class_names: tuple[str, ...]
     activation: str
+    temperature: float = 1.0
     _answer: Callable[[jax.Array], dict[str, jax.Array]]
 
     def __init__(
@@ -108,13 +108,21 @@ class Classifier:
         else:
             inferred = inference.of_file(path, model, activation)
         self.images, self.activation = inferred.images, inferred.activation
+        self.temperature = inferred.temperature
         self.class_names = imagenet.readable(inferred.class_names)
         wanted = {"probabilities", "logits"} | ({"features"} if features else set())
         wanted |= {"heat"} if explain else set()
         layout = sharding.Layout.replicated(sharding.make_mesh())
         self._sharding = sharding.by_example(layout.mesh)
         answer = jax.jit(
-            partial(_answers, inferred.graphdef, inferred.activation, flip, wanted),
+            partial(
+                _answers,
+                inferred.graphdef,
+                wanted,
+                activation=inferred.activation,
+                temperature=inferred.temperature,
+                flip=flip,
+            ),
             in_shardings=(layout.weights, self._sharding),
             out_shardings=sharding.replicated(layout.mesh),
         )
@@ -154,8 +162,7 @@ class Classifier:
             return
         source, bad = pictures.source(images, self.images.exif), _Unusable()
         devices = self._sharding.num_devices
-        size = min(self._batch_size or BATCH * devices, len(images))
-        size = -(-size // devices) * devices
+        size = inference.batch_size_of(devices, len(images), self._batch_size)
         reader = Reader(source, self.images)
         batches = reader.evaluation_batches(batch_size=size, skips=bad)
         waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
@@ -219,12 +226,10 @@ class _Unusable(Skips):
 
 
 def _answers(
-    graphdef: Any, activation: str, flip: bool, wanted: Set[str], weights: Any, pixels: jax.Array
+    graphdef: Any, wanted: Set[str], weights: Any, pixels: jax.Array, **how: Any
 ) -> dict[str, jax.Array]:
     """What `inference.answers` gives of pixels, as far as it is wanted."""
-    found = inference.answers(
-        graphdef, weights, pixels, activation=activation, flip=flip, explain="heat" in wanted
-    )
+    found = inference.answers(graphdef, weights, pixels, explain="heat" in wanted, **how)
     return {name: array for name, array in found.items() if name in wanted}
 
 

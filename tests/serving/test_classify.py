@@ -17,7 +17,7 @@ from xception_jax import serving
 from xception_jax.data.render import decode, presets
 from xception_jax.data.render.decode import Images
 from xception_jax.serving import classify
-from xception_jax.training import state, step
+from xception_jax.training import state
 
 SIZE = 96
 # The crop of each preset, and how many grey levels of 255 its resize may be off.
@@ -82,8 +82,7 @@ def model(files):
 
 
 def logits_of(model, pixels: np.ndarray) -> np.ndarray:
-    quick = {"xla_backend_optimization_level": 0}
-    logits = jax.jit(lambda x: model(step.normalize(x)), compiler_options=quick)(pixels)
+    logits = jax.jit(lambda x: model(model.normalize(x)))(pixels)
     return np.asarray(logits, np.float64)
 
 

@@ -61,7 +61,7 @@ def run_of(workdir: Path, weights: str = "ema"):
 @partial(jax.jit, static_argnums=0)
 def logits_of(graphdef, weights, pixels):
     """The model's own logits of uint8 pixels of its size."""
-    return step.apply(graphdef, weights, step.normalize(pixels))[0]
+    return step.apply(graphdef, weights, pixels)[0]
 
 
 def own(workdir: Path, pixels: np.ndarray, weights: str = "ema") -> np.ndarray:
@@ -114,7 +114,7 @@ def check_file(folder: Path, model, size: int, tmp_path: Path) -> None:
     """Holds what was exported of a file against the model whose weights the file is."""
     brightness = np.array([0.2, 0.6, 1])[:, None, None, None]
     given = (pixels(3, size, size) * brightness).astype(np.uint8)
-    logits = jax.jit(lambda x: model(step.normalize(x)))(given)
+    logits = jax.jit(lambda x: model(model.normalize(x)))(given)
     expected = softmax(np.asarray(logits, np.float64), 1)
     assert np.ptp(expected) > 0.1
     found = alone(folder, {"given": given}, tmp_path)["given"]

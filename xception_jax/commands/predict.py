@@ -102,6 +102,8 @@ def main(names: Sequence[str]) -> None:
         explain=_EXPLAIN.value is not None,
     )
     told = console.make_console(stderr=True)
+    if classifier.temperature != 1:
+        told.print(f"probabilities are calibrated: temperature {classifier.temperature:.4g}")
     if _EXPLAIN.value:
         _EXPLAIN.value.mkdir(parents=True, exist_ok=True)
     bad = 0

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from xception_jax.config import HALF
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import resize
 from xception_jax.training.state import Tree
-from xception_jax.training.step import apply, normalize
+from xception_jax.training.step import apply
 from xception_jax.utils import seal
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -80,6 +81,7 @@ def export(
     images: Images,
     *,
     activation: str = "softmax",
+    temperature: float = 1.0,
     resizes: bool = True,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax_export.Exported:
@@ -90,6 +92,7 @@ def export(
       weights: `{"params", "batch_stats"}`; they become constants of the program.
       images: the size of the model's images, and the crop of evaluation.
       activation: a key of `ACTIVATIONS`.
+      temperature: divides the logits before the activation, see `serving.calibration`.
       resizes: whether the program takes images of any height and width; if not, only of the
         model's size.
       platforms: of `jax.export`.
@@ -111,8 +114,8 @@ def export(
     def predict(pixels: jax.Array) -> jax.Array:
         if resizes:
             pixels = resize.area(pixels, images.size, images.eval_crop)
-        logits, _ = apply(graphdef, weights, normalize(pixels))
-        return ACTIVATIONS[activation](logits)
+        logits, _ = apply(graphdef, weights, pixels)
+        return probabilities_of(logits, activation, temperature)
 
     sides = "height, width" if resizes else f"{images.size}, {images.size}"
     shape = jax_export.symbolic_shape(f"batch, {sides}, 3")
@@ -127,6 +130,12 @@ def export(
         )
 
 
+def probabilities_of(logits: jax.Array, activation: str, temperature: float) -> jax.Array:
+    """Calibrated probabilities `[batch, classes]`, see `serving.calibration`."""
+    scaled = logits if temperature == 1 else logits / temperature
+    return ACTIVATIONS[activation](scaled)
+
+
 def describe(
     exported: jax_export.Exported,
     images: Images,
@@ -135,6 +144,8 @@ def describe(
     class_names: tuple[str, ...],
     source: dict[str, Any],
     crop_known: bool = True,
+    mean: tuple[float, ...] = HALF,
+    std: tuple[float, ...] = HALF,
 ) -> dict[str, Any]:
     """The content of `model.json` for a program, without digests.
 
@@ -145,6 +156,7 @@ def describe(
       class_names: in the order of the outputs.
       source: where the weights come from.
       crop_known: whether `images.eval_crop` comes from the weights; False: it is a usual value.
+      mean, std: the model's, see `models.network.Network.normalize`.
     """
     resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
     made = _RESIZES[images.eval_preset].format(
@@ -167,11 +179,18 @@ def describe(
         + ("rotates an image by" if images.exif else "ignores")
         + " its EXIF orientation; "
         + (f"the program takes {made}" if resizes else f"then the caller takes {made}")
-        + "; the program scales to [-1, 1]",
+        + f"; the program {_scaling(mean, std)}",
         **_facts(exported),
         "jax": jax.__version__,
         "classes": list(class_names),
     }  # fmt: skip
+
+
+def _scaling(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    if mean == std == HALF:
+        return "scales to [-1, 1]"
+    shown = (f"[{', '.join(f'{number:g}' for number in each)}]" for each in (mean, std))
+    return "divides by 255, subtracts the mean {} and divides by the deviation {}".format(*shown)
 
 
 def _facts(exported: jax_export.Exported) -> dict[str, Any]:
@@ -258,7 +277,7 @@ def _readme(about: dict[str, Any]) -> str:
 `{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, including the weights.
 
 - Input: RGB images, uint8 `[{shape}]`; {sizes}.
-- Output: {about["output"]["activation"]} probabilities of {len(about["classes"])} classes, float32.
+- Output: {_outputs(about)} of {len(about["classes"])} classes, float32.
 - Preprocessing: {about["preprocessing"]}.
 
 `{ABOUT}` has the same facts as JSON, with the names of the classes in order and the versions.
@@ -267,6 +286,12 @@ def _readme(about: dict[str, Any]) -> str:
     pip install jax flatbuffers pillow
     python {CLASSIFY} IMAGE...
 """
+
+
+def _outputs(about: dict[str, Any]) -> str:
+    fitted = about["source"].get("calibration")
+    how = f"calibrated (temperature {fitted['temperature']:.4g}) " if fitted else ""
+    return f"{how}{about['output']['activation']} probabilities"
 
 
 def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:

@@ -109,7 +109,7 @@ def frozen_output(
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else nullcontext():
-        features: jax.Array = model.frozen_output(step_lib.normalize(batch["image"]))
+        features: jax.Array = model.frozen_output(model.normalize(batch["image"]))
     return features
 
 

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -90,6 +90,8 @@ class RankedSplit:
     notes: tuple[str, ...]
 
 
+T = TypeVar("T")
+
 # A folder's layout, and the parts whose sum is the requested split.
 Parts = tuple[folder_layout.FolderLayout, list[tuple[RankedSplit, slice]]]
 
@@ -131,10 +133,10 @@ def open_split(
       UsageError: there is no such folder or split, or there are fewer than two classes with images.
     """
     dataset = FOLDER + path
-    root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
+    root = _root(path, data_dir)
     find = partial(folder_layout.find_layout, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
-    layout, parts = _read(dataset, root, listed)
+    layout, parts = _listed(dataset, root, listed)
     names = [name for ranked, part in parts for name in ranked.names[part]]
     labels = np.concatenate([ranked.labels[part] for ranked, part in parts])
     if not names:
@@ -156,8 +158,19 @@ def open_split(
     )
 
 
-def _read(dataset: str, root: str, listed: Callable[[], Parts]) -> Parts:
-    """Lists the requested parts; retries after a transient error."""
+def all_or_test(path: str, data_dir: str = "") -> str:
+    """The name of all examples of a folder without splits; of another folder, `test`."""
+    root = _root(path, data_dir)
+    find = partial(folder_layout.find_layout, root)
+    return "test+train" if _listed(FOLDER + path, root, find).divided == "" else "test"
+
+
+def _root(path: str, data_dir: str) -> str:
+    return os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
+
+
+def _listed(dataset: str, root: str, listed: Callable[[], T]) -> T:
+    """Lists what is requested; retries after a transient error."""
     try:
         return retry.reading(listed, root)
     except OSError as error:
