@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xception_jax.serving.graph import Node, Operand, compact, nodes, run, trace
@@ -74,7 +75,7 @@ def _folded(node: Node) -> Node | None:
     return None
 
 
-def _absorbed(x: Node, factor: np.ndarray, offset: np.ndarray, node: Node) -> Node | None:
+def _absorbed(x: Node, factor: Any, offset: Any, node: Node) -> Node | None:
     """`x * factor + offset`, which is `node`, as a convolution or product; None if it is none."""
     if x.operation == "reduce_window_max" and (factor >= 0).all():
         (before,) = x.operands
@@ -133,7 +134,7 @@ def _with_bias(x: Node, bias: np.ndarray, axis: int, *, had: bool) -> Node:
     shape[axis] = -1
 
     def compute(given: Any, kernel: Any, bias: Any) -> jax.Array:
-        return plain(given, kernel) + bias.reshape(shape)
+        return jnp.add(plain(given, kernel), bias.reshape(shape))
 
     return replace(x, operands=(*operands, bias), compute=compute)
 
@@ -141,7 +142,8 @@ def _with_bias(x: Node, bias: np.ndarray, axis: int, *, had: bool) -> Node:
 def _averaged(node: Node, sums: Node, counts: np.ndarray) -> Node | None:
     """A sum divided by the number of its terms."""
     (given,) = sums.operands
-    assert isinstance(given, Node) and sums.compute is not None
+    assert isinstance(given, Node)
+    assert sums.compute is not None
     params = dict(sums.params)
     if sums.operation == "reduce_sum":
         sizes = [given.shape[axis] for axis in params["axes"]]
@@ -160,7 +162,7 @@ def _averaged(node: Node, sums: Node, counts: np.ndarray) -> Node | None:
     plain = sums.compute
 
     def compute(x: Any) -> jax.Array:
-        return plain(x) / counts
+        return jnp.divide(plain(x), counts)
 
     return replace(node, operation=_SUMS[sums.operation], operands=(given,), params=params,
                    compute=compute)  # fmt: skip

@@ -1,8 +1,8 @@
 """A function as a graph of operations, for those who change it or write it in another format.
 
-`trace` reads JAX's own trace of the function (its jaxpr). It inlines calls, takes the form for TPU
-and GPU of an operation with several forms, and computes what does not depend on the input. Gradients
-and dropout are not in a trace of inference.
+`trace` reads JAX's own trace of the function (its jaxpr). It inlines calls, takes the default form
+of an operation with a form for each platform, and computes what does not depend on the input.
+Gradients and dropout are not in a trace of inference.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +78,7 @@ def nodes(result: Node) -> Iterator[Node]:
             yield node
 
 
-def run(result: Node, given: Any) -> jax.Array:
+def run(result: Node, given: Any) -> Any:
     """Computes a graph, as a function of JAX; `given` has the shape that was traced."""
     found: dict[Node, Any] = {}
     for node in nodes(result):
@@ -115,14 +115,14 @@ def _applied(eqn: Any, operands: list[Operand]) -> Sequence[Operand]:
         names = params["platforms"]
         default = [i for i, platforms in enumerate(names) if platforms is None]
         cpu = [i for i, platforms in enumerate(names) if "cpu" in (platforms or ())]
-        return [np.int32((default + cpu)[0])]
-    if name == "cond" and isinstance(operands[0], np.ndarray | np.integer):
+        return [np.asarray((default + cpu)[0])]
+    if name == "cond" and isinstance(operands[0], np.ndarray):
         branch = params["branches"][int(operands[0])]
         return _results(branch.jaxpr, branch.consts, operands[1:])
     if name in _COPIES:
         return operands
     static = all(isinstance(size, int) for out in eqn.outvars for size in out.aval.shape)
-    known = [one for one in operands if isinstance(one, np.ndarray | np.integer)]
+    known = [one for one in operands if isinstance(one, np.ndarray)]
     if len(known) == len(operands) and (static or name == "broadcast_in_dim"):
         if name == "broadcast_in_dim":
             return [_broadcast(known[0], params)]

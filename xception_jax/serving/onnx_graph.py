@@ -6,11 +6,10 @@ convolutions never.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from xception_jax.errors import UsageError
 from xception_jax.serving.graph import Node, compact, nodes, symbolic
@@ -34,11 +33,10 @@ class Tensor(NamedTuple):
     order: tuple[int, ...]
 
 
-@dataclass
 class Writer:
     """The ONNX nodes and weights so far, and the tensor of each node of the graph."""
 
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
         self.tensors: dict[Node, Tensor] = {}
@@ -49,7 +47,7 @@ class Writer:
         self.nodes.append(helper.make_node(kind, names, [name], name, **attributes))
         return name
 
-    def constant(self, array: np.ndarray) -> str:
+    def constant(self, array: Any) -> str:
         """Adds a weight, and returns its name."""
         name = f"weight_{len(self.weights)}"
         held = np.array(array, order="C")
@@ -64,6 +62,12 @@ class Writer:
             else:
                 self.tensors[node] = self._written(node)
         return self.ordered(result, range(len(result.shape)))
+
+    def rename(self, name: str, wanted: str) -> None:
+        """Gives the result of the last ONNX node another name; it has no reader yet."""
+        last = self.nodes[-1]
+        assert last.output[0] == name
+        last.output[0] = last.name = wanted
 
     def ordered(self, node: Any, order: Sequence[int]) -> str:
         """The name of a node's tensor with its axes in this order, transposed if needed."""
@@ -251,7 +255,7 @@ def _product(writer: Writer, node: Node) -> Tensor:
     if isinstance(kernel, Node) or kernel.ndim != 2 or len(of_kernel) != 1 or batched:
         raise _refuse(node, "is no product with one matrix of weights")
     _is_node(given)
-    rank = len(given.shape)  # type: ignore[union-attr]
+    rank = len(given.shape)
     rest = [axis for axis in range(rank) if axis != of_given[0]]
     name = writer.ordered(given, [*rest, of_given[0]])
     matrix = writer.constant(kernel if of_kernel[0] == 0 else kernel.T)
@@ -316,7 +320,7 @@ def _slice(writer: Writer, node: Node) -> Tensor:
 def _split(writer: Writer, node: Node) -> Tensor:
     params, given = node.params, node.operands[0]
     _is_node(given)
-    parts: list[tuple[Any, Any, int]] = [(0, size, 1) for size in given.shape]  # type: ignore[union-attr]
+    parts: list[tuple[Any, Any, int]] = [(0, size, 1) for size in given.shape]
     start = sum(params["sizes"][: params["result"]])
     parts[params["axis"]] = start, start + params["sizes"][params["result"]], 1
     return _part(writer, given, parts)
@@ -327,7 +331,9 @@ def _part(writer: Writer, given: Any, parts: Sequence[tuple[Any, Any, int]]) -> 
     _is_node(given)
     name, order = writer.tensors[given]
     cut = [
-        axis for axis, size in enumerate(given.shape) if not (symbolic(size) or parts[axis] == (0, size, 1))
+        axis
+        for axis, size in enumerate(given.shape)
+        if not (symbolic(size) or parts[axis] == (0, size, 1))
     ]
     columns = [[parts[axis][i] for axis in cut] for i in range(3)]
     starts, ends, steps = (writer.constant(np.array(one, np.int64)) for one in columns)
@@ -367,7 +373,6 @@ _OTHERS: dict[str, Callable[[Writer, Node], Tensor]] = {
 
 def value_info(name: str, dtype: Any, shape: Sequence[str | int]) -> Any:
     """The declaration of an input or output; a name is a dynamic size."""
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
-
-
-__all__ = ["Tensor", "TensorProto", "Writer", "value_info"]
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape
+    )
