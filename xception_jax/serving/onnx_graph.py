@@ -88,10 +88,9 @@ class Writer:
         if node.operation in _REDUCTIONS:
             return _reduction(self, node)
         if node.operation not in _OTHERS:
-            known = sorted({*_ELEMENTWISE, *_COMPOSED, *_REDUCTIONS, *_OTHERS})
             raise UsageError(
                 f"the model cannot be written as ONNX: it has JAX' operation {node.operation!r}, "
-                f"which this exporter does not write; it writes {', '.join(known)}"
+                f"which is not among those that are; export it as StableHLO"
             )
         return _OTHERS[node.operation](self, node)
 

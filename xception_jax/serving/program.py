@@ -363,7 +363,7 @@ def described(folder: Path) -> dict[str, Any]:
 def _plausible(resize: dict[str, Any]) -> bool:
     """Whether a size and a crop can be those of an export; a reader pads images by them."""
     return bool(
-        0 < resize["size"] and 0 < resize["crop"] <= 1 and resize["size"] / resize["crop"] < 1 << 14
+        resize["size"] > 0 and 0 < resize["crop"] <= 1 and resize["size"] / resize["crop"] < 1 << 14
     )
 
 
