@@ -145,7 +145,7 @@ def test_what_cannot_be_used_is_told_in_its_place(run, photos, tmp_path):
     errors = [each.error for each in found]
     assert [bool(error) for error in errors] == [False, True, True, True, False, True, True]
     np.testing.assert_array_equal(found[4].logits, found[0].logits)
-    for error, part in zip(errors, ["", "no image", "No such file", "uint8 [8, 8]", "", "404",
+    for error, part in zip(errors, ["", "not an image", "No such file", "uint8 [8, 8]", "", "404",
                                     "Connection refused"], strict=True):  # fmt: skip
         assert part in error
         assert "\n" not in error
@@ -315,10 +315,11 @@ def test_bad_usage_is_one_line(arguments, told):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_reader_that_has_enough_ends_it_quietly():
+@pytest.mark.parametrize("write", ["print", "console.make_console().print"])
+def test_a_reader_that_has_enough_ends_it_quietly(write):
     """As `| head -1`; 141 is what a shell shows of a program that SIGPIPE has ended."""
     with subprocess.Popen(
-        [sys.executable, "-c", "from xception_jax.commands import cli\n" + ENDLESS],
+        [sys.executable, "-c", ENDLESS.replace("WRITE", write)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -331,8 +332,11 @@ def test_a_reader_that_has_enough_ends_it_quietly():
 
 ENDLESS = """
 import types
+from xception_jax.commands import cli
+from xception_jax.utils import console
 def main():
+    write = WRITE
     while True:
-        print("a line")
+        write("a line")
 cli.run(types.SimpleNamespace(main=main, __doc__="", __name__="endless"))
 """

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from tests.conftest import make_small_config
 from tests.processes import (
     QUICKLY,
     ROOT,
@@ -26,8 +28,12 @@ from tests.processes import (
 )
 from tests.runtime.test_detection import OPEN_MPI, SLURM, metadata_server
 from tests.training.checkpoint.test_checkpoints import save_all
+from xception_jax import config as config_lib
+from xception_jax import models
 from xception_jax.errors import RunError, UsageError
 from xception_jax.runtime import cluster
+from xception_jax.weights import converted, pretrained
+from xception_jax.weights.tensors import variables
 
 # A run's twelve steps, by any number of processes on eight devices in all.
 EIGHT = {"mesh__data": -1}
@@ -436,6 +442,29 @@ def test_a_log_that_cannot_be_written_ends_all_with_one_line(flags, tmp_path):
         assert "metrics.jsonl: Is a directory" in line
         assert "Traceback" not in run.said(process)
         assert "stack trace" not in run.said(process)
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_the_same_everywhere_ends_all(flags, tmp_path):
+    """Each process reads the file of its own home."""
+    config = make_small_config()
+    built = {k: v for k, v in config_lib.model_overrides(config).items() if v is not None}
+    where, tasks = f"--coordinator=127.0.0.1:{free_port()}", []
+    for process in (0, 1):
+        (home := tmp_path / str(process)).mkdir()
+        model = models.create("xception", num_classes=10, rngs=nnx.Rngs(process), **built)
+        about = converted.About("xception", pretrained.effective("xception", built), 10)
+        tensors = {name: np.asarray(variable[...]) for name, variable in variables(model).items()}
+        converted.write(home / "net.safetensors", about, tensors)
+        given = flags(tmp_path / "run", mesh__data=2, init_from="~/net.safetensors")
+        place = [where, "--num_processes=2", f"--process_id={process}"]
+        environment = {"HOME": str(home), "XLA_FLAGS": QUICKLY}
+        tasks.append((command("main", *given, *place), environment))
+    with started(tmp_path / "said", tasks) as run:
+        assert run.codes() == [1, 1], run.said(0)
+    for process in (0, 1):
+        [line] = [one for one in run.said(process).splitlines() if one.startswith("error")]
+        assert "the weights ~/net.safetensors are not the same in processes 0 and 1" in line
 
 
 RESTORE = """

@@ -20,6 +20,10 @@ class _Console(Console):
             **options,
         )
 
+    def on_broken_pipe(self) -> None:
+        """Leaves the error to `commands.cli`, which ends as for other output; rich exits with 1."""
+        raise
+
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
     """A console for plain text, without markup; silent if `quiet`.

@@ -1,5 +1,6 @@
 """The initial weights of a run without a checkpoint: `config.init_from`, for fine-tuning."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.data.readers.folder_files import composed
 from xception_jax.errors import UsageError
+from xception_jax.runtime import cluster
 from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.utils import paths
@@ -152,6 +154,7 @@ def fill(
 
     Raises:
       UsageError: the weights do not belong to the config's model.
+      RunError: processes have read different weights.
     """
     if not config.init_from:
         return state, notes
@@ -165,6 +168,7 @@ def fill(
                          f"expect {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
+    _check_same(config.init_from, tensors)
     if (other := _other_classes(source, class_names)) is not None:
         notes.append(f"new classifier of {len(class_names)} classes: {other}")
         tensors = {key: array for key, array in tensors.items() if not key.startswith(CLASSIFIER)}
@@ -175,6 +179,19 @@ def fill(
         write_atomically(workdir / "init_from.json", json.dumps(told, indent=1) + "\n")
     # Separate arrays for the EMA: a step donates both.
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors)), notes
+
+
+def _check_same(name: str, tensors: dict[str, np.ndarray]) -> None:
+    """Checks that all processes have read the same weights: a branch of the Hub can move between.
+
+    Raises:
+      RunError: in all processes, if they have not.
+    """
+    if jax.process_count() > 1:
+        content = hashlib.sha256()
+        for key in sorted(tensors):
+            content.update(np.ascontiguousarray(tensors[key]).data)
+        cluster.check_same(f"the weights {name}", content.digest())
 
 
 def _image_notes(config: ConfigDict, source: pretrained.Pretrained) -> list[str]:

@@ -30,6 +30,7 @@ class Repository:
     Attributes:
       files: their contents.
       commit: of all of them.
+      before: the files of earlier commits, which a repository keeps.
       refusal: the `X-Error-Code` of every answer, with its status; empty: none.
       sent: what is sent in place of a file, while its hash is stated as ever.
       breaks: how often an answer with this file breaks off half way.
@@ -37,6 +38,7 @@ class Repository:
 
     files: dict[str, bytes]
     commit: str = "c0ffee" + "0" * 34
+    before: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refusal: tuple[int, str] | None = None
     sent: dict[str, bytes] = field(default_factory=dict)
     breaks: dict[str, int] = field(default_factory=dict)
@@ -69,7 +71,7 @@ def serving() -> Iterator[Hub]:
             pass
 
         def _answer(self, body: bool) -> None:
-            path = unquote(self.path)
+            path = unquote(self.path.partition("?")[0])
             hub.requests.append((self.command, path, self.headers.get("Range", "")))
             owner, repo, *rest = path.strip("/").split("/")
             where = hub.repositories.get(f"{owner}/{repo}")
@@ -78,11 +80,13 @@ def serving() -> Iterator[Hub]:
             if where.refusal is not None:
                 return self._refuse(*where.refusal)
             kind, revision, name = rest[0], rest[1], "/".join(rest[2:])
-            if revision not in ("main", where.commit):
+            commit = where.commit if revision == "main" else revision
+            files = {**where.before, where.commit: where.files}.get(commit)
+            if files is None:
                 return self._refuse(404, "RevisionNotFound")
-            if name not in where.files:
-                return self._refuse(404, "EntryNotFound", where.commit)
-            return self._file(where, kind, name, body)
+            if name not in files:
+                return self._refuse(404, "EntryNotFound", commit)
+            return self._file(where, kind, commit, name, files[name], body)
 
         def _refuse(self, status: int, code: str, commit: str = "") -> None:
             self.send_response(status)
@@ -92,14 +96,15 @@ def serving() -> Iterator[Hub]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def _file(self, where: Repository, kind: str, name: str, body: bool) -> None:
-            content = where.files[name]
+        def _file(
+            self, where: Repository, kind: str, commit: str, name: str, content: bytes, body: bool
+        ) -> None:
             if kind == "resolve" and len(content) > LARGE:
                 self.send_response(302)
                 self.send_header("Location", f"{hub.address}{self.path}".replace("resolve", "cdn"))
                 self.send_header("X-Linked-ETag", f'"{sha256(content)}"')
                 self.send_header("X-Linked-Size", str(len(content)))
-                self.send_header("X-Repo-Commit", where.commit)
+                self.send_header("X-Repo-Commit", commit)
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
             sent = where.sent.get(name, content)
@@ -108,7 +113,7 @@ def serving() -> Iterator[Hub]:
                 return self._refuse(416, "")
             self.send_response(206 if "Range" in self.headers else 200)
             self.send_header("ETag", f'"{git_sha1(content)}"')
-            self.send_header("X-Repo-Commit", where.commit)
+            self.send_header("X-Repo-Commit", commit)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(sent) - first))
             if "Range" in self.headers:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.conftest import make_small_config
@@ -19,7 +20,7 @@ from tests.weights.remote.server import Hub, Repository
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.weights import converted, pretrained, remote
-from xception_jax.weights.tensors import to_library, variables
+from xception_jax.weights.tensors import abstract, to_library, variables
 
 pytest.importorskip("huggingface_hub", reason="is not installed: '.[hub]'")
 
@@ -46,13 +47,14 @@ def start(hub: Hub, folder: Path, name: str, *arguments: str, **environment: str
 
 
 def timm_files(folder: Path) -> dict[str, bytes]:
-    """A repository as timm lays it out, of a narrow network of three classes."""
-    model = models.create("xception41", num_classes=3, rngs=nnx.Rngs(0), width=0.05)
-    tensors = {name: np.asarray(variable[...]) for name, variable in variables(model).items()}
+    """A repository as timm lays it out: a network of three classes, all weights 0.01."""
+    model = abstract("xception41", 3, {})
+    shapes = {name: variable.get_value().shape for name, variable in variables(model).items()}
+    tensors = {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
     save_file(to_library(pretrained.tensor_map("timm", model), tensors), folder / "model")
     config = {
         "architecture": "xception41", "num_classes": 3, "label_names": ["ant", "bee", "cat"],
-        "pretrained_cfg": {"input_size": [3, 160, 160], "crop_pct": 0.9, "mean": [0.5] * 3,
+        "pretrained_cfg": {"input_size": [3, 96, 96], "crop_pct": 0.9, "mean": [0.5] * 3,
                            "std": [0.5] * 3, "interpolation": "bicubic", "license": "mit"},
     }  # fmt: skip
     return {
@@ -62,19 +64,31 @@ def timm_files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_repository_says_what_it_is(hub, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_repository_says_what_it_is(hub, tmp_path):
     """Model, classes, size, crop and license; no flag names them."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     hub.repositories["me/net"] = Repository(timm_files(tmp_path))
     output = tmp_path / "net.safetensors"
     flags = ["--from=timm", "--input=hf:me/net", f"--output={output}"]
     done = start(hub, tmp_path, "convert", *flags)
-    # Its width is not timm's, so that it is refused; by the name of its model.
-    assert done.returncode == 2
-    assert "is not a timm xception41" in done.stderr
-    assert not output.exists()
+    assert done.returncode == 0, done.stderr
+    about = pretrained.open_pretrained(output)
+    assert (about.model, about.class_names) == ("xception41", ("ant", "bee", "cat"))
+    stated = {"image_size": 96, "eval_preset": "timm", "eval_crop": 0.9}
+    assert {key: about.preprocessing[key] for key in stated} == stated
+    origin = about.origin.get("of", about.origin)
+    assert (origin["name"], origin["license"]) == ("hf:me/net", "mit")
+    Image.fromarray(np.zeros((120, 100, 3), np.uint8)).save(tmp_path / "0.png")
+    flags = ["--input=hf:me/net", "--json", str(tmp_path / "0.png")]
+    asked = start(hub, tmp_path, "predict", *flags)
+    assert asked.returncode == 0, asked.stderr
+    found = json.loads(asked.stdout)["top"]
+    assert {each["class"] for each in found} == {"ant", "bee", "cat"}
+    # All weights of the head are equal, and so are the classes.
+    assert [each["probability"] for each in found] == pytest.approx([1 / 3] * 3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_training_starts_from_an_address(hub, tmp_path):
     """The source is told and kept; a run that has begun needs no network."""
     config = make_small_config()

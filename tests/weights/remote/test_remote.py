@@ -104,7 +104,9 @@ def test_files_and_branches_by_name(hub, tmp_path):
     [first] = ask(hub, tmp_path, "hf:me/nets/nets/a.bin@main")
     assert Path(first["path"]).read_bytes() == WEIGHTS
     assert "license" not in first
-    hub.repositories["me/nets"] = Repository({"nets/a.bin": WEIGHTS[::-1]}, commit="d" * 40)
+    hub.repositories["me/nets"] = Repository(
+        {"nets/a.bin": WEIGHTS[::-1]}, commit="d" * 40, before={old.commit: old.files}
+    )
     new, pinned = ask(hub, tmp_path, "hf:me/nets/nets/a.bin", f"hf:me/nets/nets/a.bin@{old.commit}")
     assert Path(new["path"]).read_bytes() == WEIGHTS[::-1]
     assert new["revision"] == "d" * 40
@@ -252,9 +254,11 @@ def test_a_file_comes_with_the_description_in_its_folder(hub, tmp_path):
 def test_secrets_of_an_address_are_not_told(hub, tmp_path):
     hub.repositories["some/where"] = Repository({"net.pth": WEIGHTS})
     url = f"{hub.address}/some/where/cdn/main/net.pth"
-    [found] = ask(hub, tmp_path, f"{url}?token=secret#sha256={sha256(WEIGHTS)}")
-    assert "secret" not in str(found)
+    names = [f"{address}?token=hidden#sha256={sha256(WEIGHTS)}" for address in (url, f"{url}x")]
+    found, refused = ask(hub, tmp_path, *names)
+    assert "hidden" not in str(found) + str(refused)
     assert found["url"] == url
+    assert "404" in refused["told"]
 
 
 @pytest.mark.parametrize(

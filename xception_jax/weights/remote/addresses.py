@@ -46,10 +46,12 @@ def download(name: str) -> Download:
             f"{printable(name, 200)}: an address needs the SHA-256 of its file: URL#sha256=HASH; "
             f"sha256sum FILE prints it"
         )
-    path, digest = _fetched(name, url, "sha256", match[1].lower()), match[1].lower()
-    # The query of an address may be a secret, and the source is kept in files.
+    digest = match[1].lower()
+    # The query of an address may be a secret, and messages and the source are kept in files.
     shown = url.partition("?")[0]
-    return Download(path, {"name": f"{shown}#sha256={digest}", "url": shown, "sha256": digest})
+    name = f"{shown}#sha256={digest}"
+    path = _fetched(name, url, "sha256", digest)
+    return Download(path, {"name": name, "url": shown, "sha256": digest})
 
 
 def _fetched(name: str, url: str, kind: str, expected: str) -> Path:
@@ -57,8 +59,8 @@ def _fetched(name: str, url: str, kind: str, expected: str) -> Path:
     path = downloads.folder() / expected / _base(name, url)
     if path.exists() and downloads.digest(path, kind) == expected:
         return path
-    part = path.with_name(f"{path.name}.part")
-    with downloads.one_line(name, url.partition("?")[0]), downloads.locked(path):
+    part, shown = path.with_name(f"{path.name}.part"), url.partition("?")[0]
+    with downloads.one_line(name, shown), downloads.locked(path):
         for resumed in (True, False) if part.exists() else (False,):
             if not resumed:
                 part.unlink(missing_ok=True)
@@ -76,7 +78,7 @@ def _fetched(name: str, url: str, kind: str, expected: str) -> Path:
         else:
             part.unlink()
             raise RunError(
-                f"{name}: {url} is not the expected file: its {kind} is {found}, expected is "
+                f"{name}: {shown} is not the expected file: its {kind} is {found}, expected is "
                 f"{expected}; it is deleted"
             )
         os.replace(part, path)
