@@ -334,6 +334,8 @@ def _part(writer: Writer, given: Any, parts: Sequence[tuple[Any, Any, int]]) -> 
         for axis, size in enumerate(given.shape)
         if not (symbolic(size) or parts[axis] == (0, size, 1))
     ]
+    if not cut:  # OpenVINO does not read a slice along no axis
+        return Tensor(name, order)
     columns = [[parts[axis][i] for axis in cut] for i in range(3)]
     starts, ends, steps = (writer.constant(np.array(one, np.int64)) for one in columns)
     axes = writer.constant(np.array([order.index(axis) for axis in cut], np.int64))
