@@ -228,9 +228,8 @@ def _random(*shape: int) -> np.ndarray:
 
 def _second(x, rows):
     """The even columns, then the odd ones, of the first rows."""
-    return jnp.concatenate([jax.lax.slice_in_dim(x, i, None, 2, axis=2) for i in (0, 1)], 2)[
-        :, :rows
-    ]
+    parts = [jax.lax.slice_in_dim(x, i, None, 2, axis=2) for i in (0, 1)]
+    return jax.lax.slice_in_dim(jnp.concatenate(parts, 2), 0, rows, axis=1)
 
 
 # Functions of [batch, 6, 5, 4], as models from outside of the package have them.
@@ -247,7 +246,11 @@ OUTSIDE = {
         (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
     ),
     "pad, slice and concatenate": lambda x: jnp.concatenate(
-        [jnp.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)))[:, 1:6, 2:], _second(x, 5)], -1
+        [
+            jax.lax.slice_in_dim(jnp.pad(x, ((0, 0), (0, 0), (1, 2), (0, 0))), 3, 8, axis=2),
+            _second(x, 6),
+        ],
+        -1,
     ),
     "average pool": lambda x: nnx.avg_pool(x, (2, 2), (2, 2)),
     "flatten": lambda x: x.reshape(x.shape[0], -1) @ _random(120, 3) + 1,
