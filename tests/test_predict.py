@@ -24,7 +24,7 @@ from xception_jax.data.batches import Reader
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import ExampleError, UsageError
 from xception_jax.predict import Classifier
-from xception_jax.serving import inference, resize
+from xception_jax.serving import inference, parquet, resize
 from xception_jax.training import sharding, step
 
 
@@ -292,6 +292,36 @@ def test_answers_go_to_a_file_while_a_terminal_shows_the_progress(run, photos, t
     assert len(plain.stdout.splitlines()) == 1
 
 
+def test_a_file_of_all_probabilities(run, photos, tmp_path):
+    """Read by pandas' own engine; a file that is not complete has no name."""
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    path, names = tmp_path / "answers.parquet", [*files(photos)[:3], str(tmp_path / "bad.png")]
+    done = ask(f"--workdir={run}", f"--parquet={path}", "--features", *names)
+    assert (done.returncode, done.stdout) == (0, "")
+    table = pytest.importorskip("pyarrow.parquet").read_table(path)
+    assert json.loads(table.schema.metadata[b"class_names"]) == list("0123456789")
+    rows = table.to_pylist()
+    assert [row["name"] for row in rows] == names
+    expected = Classifier(run, features=True).predict(names)
+    for row, each in zip(rows[:3], expected, strict=False):
+        assert (row["class"], row["error"]) == (each.top(1)[0][0], None)
+        np.testing.assert_allclose(row["probabilities"], each.probabilities, atol=1e-5)
+        np.testing.assert_allclose(row["features"], each.features, atol=1e-4)
+        assert row["probability"] == max(row["probabilities"])
+    assert rows[3]["probabilities"] is None
+    assert "not an image" in rows[3]["error"]
+
+    def interrupted() -> None:
+        with parquet.writing(path, "ab") as write:
+            write(expected[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes()[:4] == b"PAR1"
+    assert [left.name for left in tmp_path.glob("*.parquet*")] == [path.name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -299,7 +329,9 @@ def test_answers_go_to_a_file_while_a_terminal_shows_the_progress(run, photos, t
         (["--workdir=nowhere"], "name a picture"),
         (["--exported=docs", "README.md"], "has no model.json"),
         (["--workdir=README.md", "README.md"], "is no folder of a run"),
-        (["--workdir=nowhere", "README.md", "--json", "--csv"], "cannot both"),
+        (["--workdir=nowhere", "README.md", "--json", "--csv"], "only one can be written"),
+        (["--workdir=docs", "README.md", "--features"], "give --parquet=FILE"),
+        (["--workdir=docs", "README.md", "--parquet=none/x"], "is in no folder that exists"),
         (["--workdir=docs", "none.png"], "there is no file none.png"),
         (["--workdir=docs", "-"], "the list on standard input is empty"),
         (["--workdir=nowhere", "README.md"], "nowhere"),

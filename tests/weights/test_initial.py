@@ -128,7 +128,7 @@ def test_without_weights_it_says_which_there_are(tmp_path):
     said = str(caught.value)
     assert said.startswith(f"config.init_from: there are no weights at {missing}; ")
     assert "python -m xception_jax.convert" in said
-    assert "Published weights of xception: keras Xception; docs/weights.md" in said
+    assert "Published weights of xception: keras:xception; docs/weights.md" in said
 
 
 def test_an_export_has_no_weights_to_take(tmp_path):

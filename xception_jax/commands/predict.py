@@ -4,19 +4,19 @@
     python -m xception_jax.predict --workdir=runs/pets --explain=heat photos/
     python -m xception_jax.predict --input=xception.keras --top=3 --json photos/ > answers.jsonl
     find . -name '*.jpg' | python -m xception_jax.predict --exported=exported -
+    python -m xception_jax.predict --workdir=runs/pets --every=30 --csv clip.mp4 > frames.csv
 
-A SOURCE is a file, a folder with all below it, a pattern, an http(s) address, or - for a list on
-standard input. With --column, a .csv or .tsv file is a list too. Answers come in this order, one
-line each. Pictures that cannot be used are named on standard error, and skipped.
+A SOURCE is a file, a folder with all below it, a pattern, an http(s) address, a video, or - for a
+list on standard input. With --column, a .csv or .tsv file is a list too. Answers come in this
+order, one line each. Pictures that cannot be used are named on standard error, and skipped.
 """
 
+import contextlib
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -48,8 +48,15 @@ _TOP = flags.DEFINE_integer("top", 5, "classes of each picture, most probable fi
 _COLUMN = flags.DEFINE_string(
     "column", "", "column of a .csv or .tsv file that names pictures, from its folder on"
 )
+_EVERY = flags.DEFINE_integer(
+    "every", 30, "of a video: the first frame and each one after this many frames", lower_bound=1
+)
 _JSON = flags.DEFINE_bool("json", False, "print a line of JSON for each picture")
 _CSV = flags.DEFINE_bool("csv", False, "print a CSV table")
+_PARQUET = flags.DEFINE(
+    cli.PATH, "parquet", None, "write all probabilities to this Parquet file; nothing is printed"
+)
+_FEATURES = flags.DEFINE_bool("features", False, "write what the head takes to --parquet, too")
 _TTA = flags.DEFINE_enum(
     "tta", None, ["flip"], "average the probabilities of the picture and its mirror image"
 )
@@ -76,8 +83,12 @@ def main(names: Sequence[str]) -> None:
         )
     if not names:
         raise UsageError("name a picture, a folder or a pattern; --help shows examples")
-    if _JSON.value and _CSV.value:
-        raise UsageError("--json and --csv cannot both be printed")
+    if sum(map(bool, (_JSON.value, _CSV.value, _PARQUET.value))) > 1:
+        raise UsageError("--json, --csv and --parquet: only one can be written")
+    if _FEATURES.value and not _PARQUET.value:
+        raise UsageError("--features are written to a file; give --parquet=FILE")
+    if _PARQUET.value and not _PARQUET.value.parent.is_dir():
+        raise UsageError(f"--parquet={_PARQUET.value} is in no folder that exists")
     if _EXPORTED.value and not (_EXPORTED.value / "model.json").exists():
         raise UsageError(f"--exported={_EXPORTED.value} has no model.json; it is no export")
     if _WORKDIR.value and not _WORKDIR.value.is_dir():
@@ -86,7 +97,7 @@ def main(names: Sequence[str]) -> None:
 
     # Names of files are bytes; those that are no UTF-8 are kept as Python keeps them.
     listed = io.TextIOWrapper(sys.stdin.buffer, errors="surrogateescape", encoding="utf-8")
-    found = pictures.find(names, column=_COLUMN.value, listed=listed)
+    found = pictures.find(names, column=_COLUMN.value, listed=listed, every=_EVERY.value)
     if not found:
         raise UsageError("the list on standard input is empty")
     from xception_jax.predict import Classifier
@@ -102,14 +113,17 @@ def main(names: Sequence[str]) -> None:
         activation=_ACTIVATION.value,
         batch_size=_BATCH_SIZE.value,
         flip=_TTA.value == "flip",
+        features=_FEATURES.value,
         explain=_EXPLAIN.value is not None,
     )
     told = console.make_console(stderr=True)
     if _EXPLAIN.value:
         _EXPLAIN.value.mkdir(parents=True, exist_ok=True)
-    write = _writer(min(_TOP.value, len(classifier.class_names)))
     bad = 0
-    with console.progress(told, "pictures", len(found)) as advance:
+    with (
+        _writer(classifier) as write,
+        console.progress(told, "pictures", len(found)) as advance,
+    ):
         for i, prediction in enumerate(classifier.stream(found)):
             if prediction.error:
                 bad += 1
@@ -128,18 +142,32 @@ def main(names: Sequence[str]) -> None:
 
 
 def _explain(
-    classifier: "Classifier", prediction: "Prediction", picture: str, number: str, told: "Console"
+    classifier: "Classifier", prediction: "Prediction", picture: Any, number: str, told: "Console"
 ) -> None:
     """Draws the heat of a picture; one that cannot be read any more is named."""
+    from xception_jax.data import pictures
+
     assert _EXPLAIN.value is not None
-    stem = os.fsencode(Path(picture).stem)[:100].decode(errors="ignore")
+    path = _EXPLAIN.value / f"{number}-{pictures.stem(picture)}.jpg"
     try:
-        classifier.draw(picture, prediction, _EXPLAIN.value / f"{number}-{stem}.jpg")
+        classifier.draw(picture, prediction, path)
     except ExampleError as error:
         told.print(f"not drawn: {printable(error)}")
 
 
-def _writer(top: int) -> Callable[["Prediction"], None]:
+def _writer(
+    classifier: "Classifier",
+) -> contextlib.AbstractContextManager[Callable[["Prediction"], None]]:
+    """A function that prints or writes the next prediction, as the flags ask for."""
+    names = classifier.class_names
+    if _PARQUET.value:
+        from xception_jax.serving import parquet
+
+        return parquet.writing(_PARQUET.value, names, features=_FEATURES.value)
+    return contextlib.nullcontext(_printer(min(_TOP.value, len(names))))
+
+
+def _printer(top: int) -> Callable[["Prediction"], None]:
     """Prints predictions as the flags ask for."""
     if _JSON.value:
         return lambda prediction: print(json.dumps(_as_json(prediction, top)))

@@ -1,4 +1,4 @@
-"""Pictures without labels: files, folders, patterns, addresses, lists, arrays."""
+"""Pictures without labels: files, folders, patterns, addresses, lists, videos, arrays."""
 
 import csv
 import errno
@@ -10,12 +10,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from xception_jax.data import videos
 from xception_jax.data.readers import folder_files
 from xception_jax.data.source import Source
 from xception_jax.errors import ExampleError, UsageError
@@ -29,8 +31,13 @@ _PATIENCE_S = 30.0
 _TABLES = (".csv", ".tsv")
 
 
-def find(names: Iterable[str], *, column: str = "", listed: TextIO | None = None) -> list[str]:
-    """The paths and addresses that names stand for, in their order.
+Name = str | videos.Frame
+
+
+def find(
+    names: Iterable[str], *, column: str = "", listed: TextIO | None = None, every: int = 1
+) -> list[Name]:
+    """The paths, addresses and frames that names stand for, in their order.
 
     Args:
       names: files, folders (all images below, in the order of their names), patterns
@@ -38,12 +45,13 @@ def find(names: Iterable[str], *, column: str = "", listed: TextIO | None = None
         one name per line. With `column`, a `.csv` or `.tsv` file is a list, too.
       column: the column of a table with the names, which start at the table's folder.
       listed: the text that `-` stands for.
+      every: of a video, the first frame and each `every`-th one after it are pictures.
 
     Raises:
-      UsageError: a name stands for no file, or a table has no such column. An entry of a list that
-        is no file is kept: it is one picture that cannot be read.
+      UsageError: a name stands for no file, a table has no such column, or a video cannot be
+        decoded. An entry of a list that is no file is kept: it is one picture that cannot be read.
     """
-    found: list[str] = []
+    found: list[Name] = []
     for name in names:
         if name == "-":
             if listed is None:
@@ -59,15 +67,23 @@ def find(names: Iterable[str], *, column: str = "", listed: TextIO | None = None
         elif column and name.lower().endswith(_TABLES):
             found += _of_table(name, column)
         elif os.path.lexists(name):
-            found.append(name)
+            found += _pictures_of(name, every)
         elif glob.has_magic(name):
             matches = [path for path in glob.glob(name, recursive=True) if not os.path.isdir(path)]
             if not matches:
                 raise UsageError(f"no file matches {printable(name)}")
-            found += sorted(matches, key=_natural)
+            for path in sorted(matches, key=_natural):
+                found += _pictures_of(path, every)
         else:
             raise UsageError(f"there is no file {printable(name)}")
     return found
+
+
+def _pictures_of(path: str, every: int) -> Sequence[Name]:
+    """The frames of a video; any other file is one picture."""
+    if path.lower().endswith(videos.SUFFIXES):
+        return videos.Video(path, every).frames()
+    return [path]
 
 
 def _natural(name: str) -> list[Any]:
@@ -97,7 +113,8 @@ class Pictures(Sequence[Any]):
     """The records of a `Source`: encoded images, all with label 0.
 
     Attributes:
-      items: paths, addresses, Pillow images, or arrays, uint8 `[height, width, 3]`, RGB.
+      items: paths, addresses, frames of videos, Pillow images, or arrays, uint8 `[height, width,
+        3]`, RGB.
       exif: whether to rotate Pillow images by their EXIF orientation.
     """
 
@@ -109,7 +126,9 @@ class Pictures(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         item = self.items[index]
-        if isinstance(item, np.ndarray | Image.Image):
+        if isinstance(item, videos.Frame):
+            data = _encoded(item.video.read(item.number), self.exif)
+        elif isinstance(item, np.ndarray | Image.Image):
             data = _encoded(item, self.exif)
         elif isinstance(item, str) and _ADDRESS.match(item):
             data = _downloaded(item)
@@ -123,7 +142,13 @@ class Pictures(Sequence[Any]):
         item = self.items[index]
         if isinstance(item, np.ndarray | Image.Image):
             return f"image {index}"
-        return as_utf8(os.fspath(item))
+        return as_utf8(str(item) if isinstance(item, videos.Frame) else os.fspath(item))
+
+
+def stem(item: Name) -> str:
+    """A name without folder and suffix, at most 100 bytes, for a file about a picture."""
+    name = item.stem if isinstance(item, videos.Frame) else Path(item).stem
+    return os.fsencode(name)[:100].decode(errors="ignore")
 
 
 def _downloaded(address: str) -> bytes:
