@@ -31,7 +31,7 @@ from xception_jax.data.render.decode import Images
 from xception_jax.data.skips import Skip, Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
-from xception_jax.serving import heat, inference
+from xception_jax.serving import heat, inference, onnx_files
 from xception_jax.serving.prediction import Prediction
 from xception_jax.serving.resize import side_before
 from xception_jax.training import sharding
@@ -129,8 +129,14 @@ class Classifier:
         self._answer = partial(answer, jax.device_put(inferred.weights, layout.weights))
 
     def _open_export(self, folder: Path, flip: bool) -> None:
-        exported, about = serving.load(folder)
-        serving.check_platform(folder, exported)
+        about = serving.described(folder)
+        is_onnx = about["format"] == serving.ONNX_FORMAT
+        if is_onnx:
+            call = onnx_files.load(folder, about)
+        else:
+            exported, about = serving.load(folder)
+            serving.check_platform(folder, exported)
+            call = exported.call
         resize = about.get("resize")
         if resize is None:
             raise UsageError(f"{folder} does not say how pictures are resized; export it again")
@@ -145,7 +151,8 @@ class Classifier:
             side = side_before(side, self.images.eval_crop)
         mesh = sharding.make_mesh(1)
         self._sharding = sharding.by_example(mesh)
-        self._answer = jax.jit(partial(_answers_of_export, exported.call, side, flip))
+        answer = partial(_answers_of_export, call, side, flip)
+        self._answer = answer if is_onnx else jax.jit(answer)
 
     def predict(self, images: Sequence[Any]) -> list[Prediction]:
         """The predictions of some pictures, in their order.
@@ -234,7 +241,7 @@ def _answers(
 
 
 def _answers_of_export(
-    call: Callable[[jax.Array], jax.Array], side: int, flip: bool, pixels: jax.Array
+    call: Callable[[jax.Array], Any], side: int, flip: bool, pixels: jax.Array
 ) -> dict[str, jax.Array]:
     """Probabilities, by a program of images of this side, of which it may crop the middle."""
     before = (side - pixels.shape[1]) // 2

@@ -361,7 +361,7 @@ def test_no_flip_of_a_description_goes_unnoticed(copy):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
-        said = damaged(copy, program._described)
+        said = damaged(copy, program.described)
         if said is None:  # a space between two fields that became another one
             assert json.loads(flipped) == about
             assert not bytes((whole[place], flipped[place])).strip()
