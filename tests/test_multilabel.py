@@ -95,6 +95,19 @@ def test_a_shared_head_finds_the_same(config, tmp_path):
         assert lines["shared"][metric] == pytest.approx(lines["one"][metric], rel=1e-3), metric
 
 
+@pytest.mark.slow
+def test_a_frozen_part_that_is_computed_once_finds_the_same(config, tmp_path):
+    """In microbatches, with virtual batches after the frozen part."""
+    config.model.freeze = "entry_flow"
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.001
+    config.duration = config.eval.every = config.log.every = "3 steps"
+    found = []
+    for config.data.frozen_draws in (0, 1):
+        folder = tmp_path / str(config.data.frozen_draws)
+        found.append(train.train(config, folder, console=telemetry.Console(quiet=True)).to_json())
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "multilabel", "expected"),
     [("auto", True, "sigmoid"), ("auto", False, "softmax"), ("sigmoid", False, "sigmoid")],

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 import collections
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,44 +32,18 @@ from xception_jax.data.skips import Skip, Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
 from xception_jax.serving import heat, inference
+from xception_jax.serving.prediction import Prediction
 from xception_jax.serving.resize import side_before
 from xception_jax.training import sharding
 from xception_jax.utils import paths
 from xception_jax.weights import pretrained
 
+__all__ = ["Classifier", "Prediction"]
+
 # Images of a batch on each device; fewer where there are fewer pictures.
 BATCH = 32
 # Batches that are computed before the first one's results are fetched.
 _BATCHES_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one picture.
-
-    Attributes:
-      name: the picture's path or address, or `image 3` of arrays.
-      class_names: of the model.
-      probabilities: float32 `[classes]`; empty where the picture cannot be used.
-      logits: float32 `[classes]`; empty for an exported program, which gives probabilities alone.
-      features: float32 `[features]`, what the head is applied to; empty unless asked for.
-      heat: float32 `[height, width]`, where the image speaks for its most probable class, see
-        `inference.heat_of`; empty unless asked for.
-      error: why the picture cannot be used, or empty.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    probabilities: np.ndarray
-    logits: np.ndarray
-    features: np.ndarray
-    heat: np.ndarray
-    error: str = ""
-
-    def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` most probable classes and their probabilities; of equals, the first one first."""
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
 
 class Classifier:

@@ -21,7 +21,7 @@ from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
 from xception_jax.data.transfer import TrainingBatches
 from xception_jax.runtime import cluster
-from xception_jax.training import build, preflight, sharding, signals, workdir
+from xception_jax.training import build, features, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.checkpoint.manifest import Meta
@@ -90,7 +90,8 @@ def train(
                 with Profile(folder, config.profile.steps, log.say) as profile:
                     calls = Hooks(profile, log, *hooks)
                     services = RunServices(checkpoints, log, skips, calls, stop_requested)
-                    last = loop(run, state, first, services)
+                    ready = features.computed_once(run, state, folder, services)
+                    last = loop(ready, state, first, services) if ready else first
                 found = checkpoints.metrics(last)
                 finished = last == run.total_steps and run.evaluate.have_found(found)
                 result = TrainResult(folder, last, run.total_steps, finished, found or {})
@@ -180,9 +181,8 @@ def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: 
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
-    own = run.evaluate.own.reader.source
-    summaries = run.train_source.summary, *workdir.name_files(folder, own)
-    for note in filter(None, (*summaries, run.batches.reader.note, *notes)):
+    named = workdir.name_files(folder, run.evaluate.own.reader.source)
+    for note in filter(None, (run.train_source.summary, *named, run.batches.reader.note, *notes)):
         log.say(note)
 
 
@@ -204,7 +204,7 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
                 batch = next(batches)
             if done == first + 1:
                 with log.goodput.spending("compilation"):
-                    outlook.tell(log.say, run.train_step, state, batch, total - first)
+                    outlook.tell(log.say, run.train_step, state, batch, total - first, run.frozen)
                     cluster.compile_together(run.train_step, state, batch)
                     checkpoints.warm_up(state)
             hooks.before_step(done)
@@ -242,8 +242,8 @@ def evaluate_at(
 def conclude(run: Run, checkpoints: Checkpoints, result: TrainResult, log: Telemetry) -> None:
     """Prints the state of the run and the next command."""
     if not result.finished:
-        log.say(f"stopped at step {result.step} and saved; the same command continues")
+        saved = " and saved" if result.step else ""  # before the first step there is nothing
+        log.say(f"stopped at step {result.step}{saved}; the same command continues")
         return
     by = config_lib.Best.parse(run.config.eval.best)
-    lines = verdict.lines(result.workdir, result.step, checkpoints.best(), by.metric)
-    log.say("\n".join(lines))
+    log.say("\n".join(verdict.lines(result.workdir, result.step, checkpoints.best(), by.metric)))

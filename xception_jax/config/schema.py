@@ -153,7 +153,13 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.in_memory": _int(
         256, "MiB of prepared images to keep in memory, for splits without random crops; images "
-        "that fit are prepared only once", harmless=True
+        "that fit are prepared only once. The same for features of frozen_draws; more of them go "
+        "into a file in the workdir", harmless=True
+    ),
+    "data.frozen_draws": _int(
+        0, "compute the part of model.freeze once, for this number of random crops and "
+        "augmentations of each training image, which the epochs then take in turn; 1 is exact "
+        "without crops and augmentation; 0: compute it in every step"
     ),
     "data.decode_parts": _flag(
         True, "decode only the random crop of a JPEG, if libturbojpeg 3 is installed: the same "

@@ -188,6 +188,26 @@ class Network(nnx.Module):
             x = jax.lax.stop_gradient(self._run(frozen, x, train=False))
         return self._run(blocks, x, train=train)
 
+    def frozen_output(self, images: jax.Array) -> jax.Array:
+        """The output of the frozen blocks, which `after_frozen` takes.
+
+        Float32 `[batch, channels]`, pooled, if all blocks are frozen. Otherwise
+        `[batch, height, width, channels]` in `dtype`.
+        """
+        assert self.freeze is not None
+        blocks = self.blocks()
+        frozen = islice(blocks, self._frozen_blocks(self.freeze))
+        x = self._run(frozen, images.astype(self.dtype), train=False)
+        return self.pool(x) if next(blocks, None) is None else x
+
+    def after_frozen(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The pooled features of images, see `pool`, from their `frozen_output`."""
+        if x.ndim == 2:  # pooled already
+            return x
+        assert self.freeze is not None
+        rest = islice(self.blocks(), self._frozen_blocks(self.freeze), None)
+        return self.pool(self._run(rest, x, train=train))
+
     def _run(
         self, blocks: Iterable[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
     ) -> jax.Array:

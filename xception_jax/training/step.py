@@ -108,8 +108,9 @@ def normalize(images: jax.Array) -> jax.Array:
 def apply(
     graphdef: Any,
     weights: Tree,
-    images: jax.Array,
+    images: jax.Array | None,
     *,
+    features: jax.Array | None = None,
     train: bool = False,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
@@ -120,6 +121,7 @@ def apply(
       graphdef: from `state.graphdef_of`.
       weights: `{"params", "batch_stats"}`.
       images: from `normalize`, `[batch, height, width, 3]`.
+      features: the images' `Network.frozen_output`, in place of the images.
       train: whether to use batch statistics and dropout.
       key: the key for dropout, in training.
       mesh: the devices; needed if the head is sharded over them, see `sharding.for_head`.
@@ -131,7 +133,10 @@ def apply(
     rngs = None if key is None else nnx.Rngs(dropout=key)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else nullcontext():
-        pooled, place = model.pool(model.features(images, train=train)), None
+        if features is None:
+            pooled, place = model.pool(model.features(images, train=train)), None
+        else:
+            pooled, place = model.after_frozen(features, train=train), None
         if mesh is not None and MODEL in mesh.axis_names:
             pooled, place = sharding.for_head(pooled, mesh)
         logits = model.classify(pooled, train=train, rngs=rngs, place=place)
@@ -144,7 +149,8 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     Args:
       config: static.
       state: at step s.
-      batch: of step s, see `data.batches`.
+      batch: of step s, see `data.batches`; or with `features` in place of `image`, see
+        `data.features`. Features are not augmented.
 
     Returns:
       The state at step s + 1, and float32 scalars: `loss`, the metrics of `metrics.means` and
@@ -152,9 +158,10 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
       loss uses the mixed targets, and the metrics use the labels of each row before mixing.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    batch = pipeline.augment_batch(
-        config.augmentation, config.seed, state.step, batch, config.classes
-    )
+    if "image" in batch:
+        batch = pipeline.augment_batch(
+            config.augmentation, config.seed, state.step, batch, config.classes
+        )
     asked = config.matmul_precision
     # Gradients also inside: only there the backward pass of a `jax.custom_vjp` is traced.
     with jax.default_matmul_precision(asked) if asked else nullcontext():
@@ -198,10 +205,11 @@ def _gradients(
         if config.frozen:
             params = combine(params, weights)
         all_weights = {"params": params, "batch_stats": state.batch_stats}
-        images = normalize(part["image"])
+        images = normalize(part["image"]) if "image" in part else None
         logits, batch_stats = apply(
-            config.graphdef, all_weights, images, train=True, key=key, mesh=config.mesh
-        )
+            config.graphdef, all_weights, images, features=part.get("features"),
+            train=True, key=key, mesh=config.mesh,
+        )  # fmt: skip
         losses = config.loss(logits, part.get("targets", labels_of(part)))
         loss = jnp.sum(losses * part["mask"])
         return loss / examples, (
@@ -269,7 +277,8 @@ def evaluate_batch(
     batch: Batch,
 ) -> Scalars:
     """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`."""
-    logits, _ = apply(graphdef, weights, normalize(batch["image"]), mesh=mesh)
+    images = normalize(batch["image"]) if "image" in batch else None
+    logits, _ = apply(graphdef, weights, images, features=batch.get("features"), mesh=mesh)
     losses = loss(logits, labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
