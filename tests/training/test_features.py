@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import make_small_config
-from tests.processes import QUICK, digests, finish, result, signal_at, train_metrics
+from tests.processes import digests, finish, result, signal_at, train_metrics
 from xception_jax import train
 from xception_jax.config import registry
 from xception_jax.config.registry import Registry
@@ -114,17 +114,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(flags, tmp_path, in_memory):
         "data__frozen_draws": 2, "data__in_memory": in_memory,
     }  # fmt: skip
     steady, killed = tmp_path / "steady", tmp_path / "killed"
-    done = result(finish("main", *flags(steady, **given), "--json", env=QUICK))
-    code, _ = signal_at(5, signal.SIGKILL, "main", *flags(killed, **given), env=QUICK)
+    done = result(finish("main", *flags(steady, **given), "--json"))
+    code, _ = signal_at(5, signal.SIGKILL, "main", *flags(killed, **given))
     assert code == -signal.SIGKILL
-    process = finish("main", *flags(killed, **given), "--json", env=QUICK)
+    process = finish("main", *flags(killed, **given), "--json")
     assert result(process) == done
     assert digests(killed, 8) == digests(steady, 8)
     assert train_metrics(killed) == train_metrics(steady)
     found = f"its features are in {killed / 'features' / 'train.bin'}" in process.stderr
     assert found == (in_memory == 0)
     # A finished run needs none.
-    assert "frozen part on" not in finish("main", *flags(killed, **given), env=QUICK).stdout
+    assert "frozen part on" not in finish("main", *flags(killed, **given)).stdout
 
 
 def test_damaged_features_are_made_again(config, tmp_path):
