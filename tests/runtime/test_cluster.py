@@ -210,7 +210,7 @@ import functools, sys
 from xception_jax.runtime import cluster
 from xception_jax.commands import cli
 cluster.join = functools.partial(cluster.join, timeout_s=2)
-main = cli.settle
+main = lambda: cli.settle()
 cli.run(sys.modules[__name__])
 """
 
