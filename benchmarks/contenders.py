@@ -60,7 +60,13 @@ PEERS = {
     "torch": Peer("timm_torch", "channels_last", "torch"),
     "torch_contiguous": Peer("timm_torch", "contiguous", "torch"),
     "torch_compiled": Peer("timm_torch", "compiled", "torch"),
+    # The forward pass as ONNX, on request. Ours needs the extra [peers] in this Python.
+    "onnx": Peer("onnx_runtime", "ours", platforms=(), any_model=True, overrides=True),
+    "onnx_timm": Peer("onnx_runtime", "timm", "onnx", platforms=(), any_model=True),
+    "openvino": Peer("onnx_runtime", "ours_openvino", platforms=(), any_model=True, overrides=True),
+    "openvino_timm": Peer("onnx_runtime", "timm_openvino", "onnx", platforms=(), any_model=True),
 }
+_TORCH = "torch==2.13.0", "torchvision==0.28.0", "timm==1.0.31"
 
 
 def requirements(venv: str, platform: str) -> tuple[str, ...]:
@@ -73,7 +79,14 @@ def requirements(venv: str, platform: str) -> tuple[str, ...]:
             "keras==3.15.1",
             "tensorflow[and-cuda]==2.21.0" if gpu else "tensorflow-cpu==2.21.0",
         ),
-        "torch": ("torch==2.13.0", "torchvision==0.28.0", "timm==1.0.31"),
+        "torch": _TORCH,
+        "onnx": (
+            *_TORCH,
+            "onnx==1.23.2",
+            "onnxscript==0.7.2",
+            "onnxruntime==1.32.0",
+            "openvino==2026.4.1",
+        ),
     }[venv]
 
 

@@ -1,6 +1,7 @@
 """What the tests share. They run on eight virtual CPU devices, most of them on the first alone."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -11,7 +12,13 @@ from pathlib import Path
 
 # Before JAX and TFDS are imported, here and in the processes that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Without LLVM's optimizations XLA compiles in two thirds of the time. With AS_USERS it optimizes,
+# as in the quick starts: so tests `.ci/run --long`.
+_LEVEL = 3 if os.environ.get("AS_USERS") else 0
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count=8 --xla_backend_optimization_level={_LEVEL}"
+)
+os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="tfds-")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/compiled")
@@ -31,19 +38,25 @@ from xception_jax.data.source import Source
 # in this order, so that none has to finish a long one alone.
 LONGEST = [
     "test_train.py", "training/test_step.py", "serving/test_program.py", "test_resume.py",
-    "training/test_sharding.py", "test_finetune.py", "launch/test_tpu_vm.py", "test_cli.py",
-    "test_multilabel.py",
-    "models/test_family.py", "data/readers/test_bad_files.py", "test_convert.py",
-    "models/test_ops.py",
+    "training/test_sharding.py", "test_finetune.py", "training/test_features.py",
+    "launch/test_tpu_vm.py",
+    "test_cli.py", "test_multilabel.py", "models/test_family.py",
+    "data/readers/test_bad_files.py", "test_convert.py", "models/test_ops.py",
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
 
-# Files and folders whose tests get the marker `compiles`: XLA takes most of their time, which no
-# version of Python changes.
-COMPILING = [
-    "models", "planning/test_steps.py", "serving/test_program.py", "test_convert.py",
-    "test_finetune.py", "test_multilabel.py", "test_plan.py", "test_resume.py", "test_train.py",
+# Files and folders whose tests get the marker `once`: the short form of `.ci/run` runs them on one
+# Python. XLA takes most of their time, which no Python changes; they test documents and tables; or
+# others of their kind run on both: SLURM's launcher and the worker, timm's files, the readers.
+ONCE = [
+    "augment/test_pipeline.py", "models", "planning/test_steps.py", "serving/test_program.py",
+    "test_convert.py", "test_finetune.py", "test_multilabel.py", "test_plan.py", "test_resume.py",
+    "test_train.py",
+    "training/test_features.py", "training/test_hooks.py", "training/test_optimizer.py",
     "training/test_precision.py", "training/test_sharding.py", "training/test_step.py",
+    "benchmarks", "test_checks.py", "test_docs.py", "test_english.py", "test_structure.py",
+    "launch/test_compute_engine.py", "launch/test_gke.py", "launch/test_tpu_vm.py",
+    "weights/keras", "weights/test_hostile.py",
 ]  # fmt: skip
 
 
@@ -53,10 +66,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     places = {here / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
-    compiling = {here / name for name in COMPILING}
+    once = {here / name for name in ONCE}
     for item in items:
-        if not compiling.isdisjoint([item.path, *item.path.parents]):
-            item.add_marker("compiles")
+        if not once.isdisjoint([item.path, *item.path.parents]):
+            item.add_marker("once")
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector the modules and the tests themselves, which stay."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,13 +16,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tests import forks
 from xception_jax import config as config_lib
 
 ROOT = Path(__file__).parents[1]
 
-# LLVM compiles in half the time, for runs whose programs no other test has; and their environment.
-QUICKLY = "--xla_backend_optimization_level=0"
-QUICK = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"}
+
+def on_devices(count: int) -> dict[str, str]:
+    """The environment of a process on so many virtual devices, which compiles as all tests do."""
+    name = "--xla_force_host_platform_device_count"
+    return {"XLA_FLAGS": re.sub(rf"{name}=\d+", f"{name}={count}", os.environ["XLA_FLAGS"])}
 
 
 def command(module: str, *flags: str) -> list[str]:
@@ -31,11 +35,18 @@ def command(module: str, *flags: str) -> list[str]:
 def finish(
     module: str, *flags: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
+    """Runs a command to its end.
+
+    Unless more of its environment is another than XLA's flags, it is forked from a process that has
+    imported everything (see `forks`); with AS_USERS in the environment it never is.
+    """
+    env = env or {}
+    if env.keys() <= {"XLA_FLAGS"} and not os.environ.get("AS_USERS"):
+        return forks.run(module, *flags, env=env)
     return subprocess.run(
         command(module, *flags),
         cwd=ROOT,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=300,
@@ -206,7 +217,7 @@ def several(count: int, devices: int, folder: Path, module: str, *flags: str) ->
       folder: made, for the outputs.
     """
     where = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
-    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}"}
+    env = on_devices(devices)
     tasks = [
         (command(module, *flags, *where, f"--process_id={process}"), env)
         for process in range(count)

@@ -52,15 +52,21 @@ def test_every_slow_test_is_in_a_part_of_the_long_run():
 
 
 def test_the_files_that_the_order_and_the_marker_name_are_there():
-    for name in conftest.LONGEST + conftest.COMPILING:
+    for name in conftest.LONGEST + conftest.ONCE:
         assert (ROOT / "tests" / name).exists(), name
 
 
 def test_the_workflow_takes_all_default_tests_on_each_python():
-    """The short form leaves those with the marker `compiles` to the oldest."""
+    """The short form leaves those with the marker `once` to the oldest."""
     workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     assert "LONG: ${{ (matrix.part == 'newest' || " in workflow
     assert "- run: .ci/run --long newest\n" in workflow
+
+
+def test_the_long_form_tests_what_users_have():
+    """Programs that LLVM optimized, commands that start by themselves: see `tests/forks.py`."""
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert re.search(r"^ +--long\) .* export .*AS_USERS=yes ;;$", script, re.MULTILINE)
 
 
 def test_the_version_is_the_same_everywhere():

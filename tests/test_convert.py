@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.processes import QUICK, digests, finish, records, result, signal_at
+from tests.processes import digests, finish, records, result, signal_at
 from tests.weights import builders
 from xception_jax import config as config_lib
 from xception_jax.weights.pretrained import open_pretrained
@@ -26,7 +26,7 @@ def pretrained(tmp_path_factory):
 def tuned(pretrained, flags, tmp_path_factory):
     """Six steps from these weights, with the first three blocks frozen; and what was said."""
     workdir = tmp_path_factory.mktemp("tuned") / "run"
-    process = finish("main", *tuned_flags(flags, workdir, pretrained), "--json", env=QUICK)
+    process = finish("main", *tuned_flags(flags, workdir, pretrained), "--json")
     assert result(process)["step"] == 6
     return workdir, process.stderr
 
@@ -75,11 +75,11 @@ def test_a_killed_run_goes_on_without_the_weights(tuned, flags, pretrained, tmp_
     workdir = tmp_path / "run"
     again = tuned_flags(flags, workdir, pretrained)
     # A checkpoint is written before the next one is begun: that of step 1 is there.
-    code, _ = signal_at(3, signal.SIGKILL, "main", *again, env=QUICK)
+    code, _ = signal_at(3, signal.SIGKILL, "main", *again)
     assert code == -signal.SIGKILL
     aside = pretrained.rename(pretrained.with_name("moved.weights.h5"))
     try:
-        process = finish("main", *again, "--json", env=QUICK)
+        process = finish("main", *again, "--json")
         assert result(process)["step"] == 6
         assert re.search("continues from the checkpoint of step [1-5]\n", process.stderr)
         assert "starts from" not in process.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.readers.test_folder_layouts import write
-from tests.processes import QUICK, digests, finish, result
+from tests.processes import digests, finish, result
 from tests.training.test_workdir import begin
 from xception_jax import config as config_lib
 from xception_jax.data import splits
@@ -85,11 +85,11 @@ def test_an_old_run_goes_on_bit_identically(tmp_path, flags):
     given = {"data__dataset": f"folder:{data}", "data__batch_size": 16}
     old = {**given, "data__folder_rules": 1}
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    result(finish("main", *flags(whole, **old, duration="6 steps"), "--json", env=QUICK))
-    result(finish("main", *flags(moved, **old, duration="4 steps"), "--json", env=QUICK))
+    result(finish("main", *flags(whole, **old, duration="6 steps"), "--json"))
+    result(finish("main", *flags(moved, **old, duration="4 steps"), "--json"))
     without_rules(moved)
     again = finish("main", *flags(moved, **given, duration="6 steps"), "--allow_config_changes",
-                   "--json", env=QUICK)  # fmt: skip
+                   "--json")  # fmt: skip
     assert result(again)["step"] == 6
     assert digests(moved, 6) == digests(whole, 6)
     assert not (moved / "damaged").exists()

@@ -9,7 +9,7 @@ import pytest
 
 from configs import jft, open_images
 from tests import tiny_datasets
-from tests.processes import digests, finish, result
+from tests.processes import digests, finish, on_devices, result
 from xception_jax import train
 from xception_jax.errors import UsageError
 from xception_jax.training import step
@@ -72,7 +72,7 @@ def test_a_run_learns_and_evaluates(config, tmp_path, monkeypatch):
     assert f"MAP@100 {last['map']:.1%}  precision {last['precision']:.1%}  recall" in said
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         assert checkpoints.find("best") == 32
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    env = on_devices(1)
     again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json", env=env))
     assert {name: again.pop(name) for name in found} == pytest.approx(found, rel=1e-5)
     assert again == {"weights": "ema", "split": "test"}
@@ -93,6 +93,19 @@ def test_a_shared_head_finds_the_same(config, tmp_path):
     assert found["shared"] == pytest.approx(found["one"], rel=1e-3)
     for metric in ("loss", "map", "precision", "recall", "grad_norm"):
         assert lines["shared"][metric] == pytest.approx(lines["one"][metric], rel=1e-3), metric
+
+
+@pytest.mark.slow
+def test_a_frozen_part_that_is_computed_once_finds_the_same(config, tmp_path):
+    """In microbatches, with virtual batches after the frozen part."""
+    config.model.freeze = "entry_flow"
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.001
+    config.duration = config.eval.every = config.log.every = "3 steps"
+    found = []
+    for config.data.frozen_draws in (0, 1):
+        folder = tmp_path / str(config.data.frozen_draws)
+        found.append(train.train(config, folder, console=telemetry.Console(quiet=True)).to_json())
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +190,7 @@ def test_a_recipe_learns_and_goes_on_after_a_stop(recipe, label, layers, tmp_pat
     assert steps[-1]["learning_rate"] == pytest.approx(0.0009), "one stair down"
     assert all(math.isfinite(value) for value in found.values())
     assert found["map"] > 0.8, "predictions in random order have about 0.5"
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    env = on_devices(1)
     again = result(finish("evaluate", f"--workdir={whole}", "--json", env=env))
     assert {name: again[name] for name in found} == pytest.approx(found, rel=1e-4)
 

@@ -56,7 +56,7 @@ def test_logits_are_those_of_evaluation(run, photos):
     layout = sharding.Layout.replicated(sharding.make_mesh())
     [batch] = Reader(pictures.source(files(photos)), model.images).evaluation_batches(batch_size=40)
     applied = jax.jit(
-        lambda weights, pixels: step.apply(model.graphdef, weights, step.normalize(pixels))[0],
+        lambda weights, pixels: step.apply(model.graphdef, weights, pixels)[0],
         in_shardings=(layout.weights, sharding.by_example(layout.mesh)),
     )
     expected = np.asarray(applied(jax.device_put(model.weights, layout.weights), batch["image"]))

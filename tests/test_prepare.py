@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 
 from tests import builders
-from tests.processes import QUICK, ROOT, as_nobody, command, finish, result, signal_at
+from tests.processes import ROOT, as_nobody, command, finish, result, signal_at
 from tests.tiny_datasets import as_tfrecord, jpeg
 from xception_jax import prepare
 from xception_jax.data import readers
@@ -370,14 +370,14 @@ def test_imagenet_from_its_archives_to_an_evaluation(tmp_path):
         "--config=configs/imagenet.py", f"--workdir={run}",
         *(f"--config.{name}={value}" for name, value in overrides.items()),
     )  # fmt: skip
-    code, said = signal_at(2, signal.SIGTERM, "main", *train, env=QUICK)
+    code, said = signal_at(2, signal.SIGTERM, "main", *train)
     assert code == 0, said
     stopped = int(said.split("stopped at step ")[1].split()[0])
     assert 2 <= stopped < 6
-    resumed = finish("main", *train, "--json", env=QUICK)
+    resumed = finish("main", *train, "--json")
     assert f"continues from the checkpoint of step {stopped}" in resumed.stderr
     found = result(resumed)
     assert (found["step"], found["examples"]) == (6, 5)
-    evaluated = result(finish("evaluate", f"--workdir={run}", "--json", env=QUICK))
+    evaluated = result(finish("evaluate", f"--workdir={run}", "--json"))
     assert evaluated["examples"] == 5
     assert evaluated["loss"] == pytest.approx(found["loss"], rel=1e-6)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from tests.processes import (
-    QUICK,
     averaged,
     digests,
     finish,
@@ -93,7 +92,7 @@ def test_a_run_moves_to_other_devices_with_the_flag(undisturbed, flags, tmp_path
 @pytest.mark.slow
 def test_a_run_that_continues_finds_its_compiled_programs(flags, tmp_path):
     """In the user's own cache folder, for any workdir."""
-    env = QUICK | {
+    env = {
         "JAX_COMPILATION_CACHE_DIR": "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
@@ -125,7 +124,7 @@ def test_workers_and_memory_change_no_bit(undisturbed, flags, tmp_path):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(undisturbed, flags, tmp_path):
     workdir = tmp_path / "run"
-    assert finish("main", *flags(workdir)).returncode == 0
+    shutil.copytree(undisturbed, workdir)
     newest = workdir / "checkpoints" / "12"
     path = max(
         (p for p in (newest / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests import tiny_datasets
-from tests.processes import QUICK, finish, records, result, run_code
+from tests.processes import finish, on_devices, records, result, run_code
 from xception_jax.data.render import turbojpeg
 from xception_jax.runtime import cache
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
@@ -42,8 +42,8 @@ def test_evaluate_reports_what_the_run_did(undisturbed, flags, options, devices)
     if options == ("--step=6",):
         with Checkpoints(undisturbed, read_only=True) as checkpoints:
             found = {"step": 6, **checkpoints.metrics(6)}
-    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    again = result(finish("evaluate", f"--workdir={undisturbed}", "--json", *options, env=env))
+    command = ("evaluate", f"--workdir={undisturbed}", "--json", *options)
+    again = result(finish(*command, env=on_devices(devices)))
     exact = ("step", "top1", "examples")
     assert "top5" not in again, "there are ten classes"
     assert [again[name] for name in exact] == [found[name] for name in exact]
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 ):
     workdir = tmp_path / "run"
     wild = flags(workdir, optimizer__learning_rate=1e18, checkpoint__every="1 step")
-    process = finish("main", *wild, env=QUICK)
+    process = finish("main", *wild)
     assert process.returncode == 1
     [line] = process.stderr.splitlines()
     # The first step makes the weights enormous; the second sees what comes of it.
@@ -121,7 +121,7 @@ def test_any_data_set_trains_by_name(tmp_path):
         "--config.data.dataset=tiny_photos", f"--config.data.data_dir={tmp_path}",
         "--config.data.batch_size=8", "--config.model.bn_virtual_batch=8", "--config.mesh.data=1",
         "--config.data.image_size=24", "--config.model.width=0.02", "--config.duration=3 steps",
-        "--config.model.middle_blocks=1", env=QUICK,
+        "--config.model.middle_blocks=1",
     )  # fmt: skip
     assert result(process)["examples"] == 20
     how = (

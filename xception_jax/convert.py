@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xception_jax.config import HALF
 from xception_jax.errors import UsageError
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.keras import files as keras_files
@@ -94,6 +95,9 @@ def convert(
             for key, value in about.overrides.items()
             if value != library[key]
         ]
+        if (source.mean, source.std) != (HALF, HALF):
+            notes.append(f"NOTE: these weights are for pixels of mean {source.mean} and standard "
+                         f"deviation {source.std}, which the file cannot say")  # fmt: skip
     draft = output.with_name(output.name + ".tmp")
     try:
         _write(draft, output.name, target_format, shapes, ours, about)

@@ -1,4 +1,4 @@
-"""Exports a model with its weights as a StableHLO program, which needs only JAX: docs/export.md."""
+"""Exports a model with its weights as StableHLO, which needs only JAX, or ONNX: docs/export.md."""
 
 if __name__ == "__main__":  # first, so that --help and a misspelt flag do not wait for JAX
     from xception_jax import commands
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from xception_jax import serving
 from xception_jax.errors import UsageError, nearest
-from xception_jax.serving import ExportCheck, check, inference
+from xception_jax.serving import ExportCheck, check, inference, onnx_files
 from xception_jax.serving.inference import Inference
 
 __all__ = ["ExportCheck", "ExportResult", "check", "export_file", "export_run"]
 
+FORMATS = ("stablehlo", "onnx")
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -26,7 +27,7 @@ class ExportResult:
     Attributes:
       folder: has the program, `model.json`, README and `classify.py`.
       activation: `softmax` or `sigmoid`, which turns logits into probabilities.
-      platforms: the platforms of the program.
+      platforms: the platforms of a StableHLO program.
       class_names: the name of each output, in order.
       about: the content of `model.json`, see docs/export.md.
     """
@@ -51,6 +52,8 @@ def export_run(
     activation: str | None = None,
     platforms: Sequence[str] = serving.PLATFORMS,
     resize: str | None = None,
+    format: str = "stablehlo",
+    scale: str = "inside",
 ) -> ExportResult:
     """Exports a checkpoint of a run.
 
@@ -60,18 +63,22 @@ def export_run(
       step: `latest`, `best` or a number.
       weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
       activation: `softmax` or `sigmoid`; None: as the run was trained.
-      platforms: any of `cpu`, `cuda`, `rocm`, `tpu`.
+      platforms: of StableHLO: any of `cpu`, `cuda`, `rocm`, `tpu`.
       resize: `inside`: the program crops and resizes any image as the run's evaluation does.
         `outside`: it takes images of the model's size. None: `inside` if `data.eval_preset` is
-        `area`.
+        `area`, and `outside` for ONNX.
+      format: `stablehlo` or `onnx`.
+      scale: of ONNX. `inside`: the input is uint8 `[batch, size, size, 3]`. `outside`: it is
+        float32 `[batch, 3, size, size]`, from -1 to 1.
 
     Raises:
-      UsageError: there is no such run, checkpoint or platform, or the output is not empty.
+      UsageError: there is no such run, checkpoint or platform, the output is not empty, or the
+        model cannot be written in this format.
       RunError: the checkpoint is damaged.
     """
-    _check_target(platforms, output)
+    _check_target(platforms, output, format, resize, scale)
     model = inference.of_run(workdir, step, weights, activation)
-    return _export(output, model, platforms=platforms, resize=resize)
+    return _export(output, model, platforms, resize, format, scale)
 
 
 def export_file(
@@ -82,6 +89,8 @@ def export_file(
     activation: str | None = None,
     platforms: Sequence[str] = serving.PLATFORMS,
     resize: str | None = None,
+    format: str = "stablehlo",
+    scale: str = "inside",
 ) -> ExportResult:
     """Exports a weights file, in float32.
 
@@ -92,18 +101,30 @@ def export_file(
       activation: `softmax` or `sigmoid`; None: from the file.
       platforms: see `export_run`.
       resize: see `export_run`.
+      format: see `export_run`.
+      scale: see `export_run`.
 
     Raises:
       UsageError: the file is damaged, not of this model or has no classifier, or its activation is
         unknown; there is no such platform, or the output is not empty.
     """
-    _check_target(platforms, output)
+    _check_target(platforms, output, format, resize, scale)
     inferred = inference.of_file(path, model, activation)
-    return _export(output, inferred, platforms=platforms, resize=resize)
+    return _export(output, inferred, platforms, resize, format, scale)
 
 
-def _check_target(platforms: Sequence[str], output: Path) -> None:
-    """Refuses an unknown platform or an output that is not empty, before any work."""
+def _check_target(
+    platforms: Sequence[str], output: Path, format: str, resize: str | None, scale: str
+) -> None:
+    """Refuses what cannot be made, or an output that is not empty, before any work."""
+    if format not in FORMATS:
+        raise UsageError(f"no format {format!r}; there are: {', '.join(FORMATS)}")
+    if format == "onnx":
+        if resize == "inside":
+            raise UsageError("ONNX does not resize inside; leave out --resize, and resize before")
+        onnx_files.check_installed()
+    elif scale != "inside":
+        raise UsageError("--scale=outside is of --format=onnx; StableHLO scales by itself")
     for platform in platforms:
         if platform not in _KNOWN:
             raise UsageError(
@@ -114,21 +135,30 @@ def _check_target(platforms: Sequence[str], output: Path) -> None:
 
 
 def _export(
-    output: Path, model: Inference, *, platforms: Sequence[str], resize: str | None
+    output: Path,
+    model: Inference,
+    platforms: Sequence[str],
+    resize: str | None,
+    format: str,
+    scale: str,
 ) -> ExportResult:
-    """Exports a model; see `serving.export` and `serving.describe`."""
+    """Exports a model; see `serving.export`, `serving.describe` and `serving.onnx_files`."""
+    if format == "onnx":
+        about = onnx_files.write(output, model, scales=scale == "inside")
+        return ExportResult(output, model.activation, (), model.class_names, about)
     by = resize or ("inside" if model.images.eval_preset == "area" else "outside")
     exported = serving.export(
         model.graphdef,
         model.weights,
         model.images,
         activation=model.activation,
+        temperature=model.temperature,
         resizes=by == "inside",
         platforms=tuple(platforms),
     )
     about = serving.describe(
         exported, model.images, activation=model.activation, class_names=model.class_names,
-        source=model.source, crop_known=model.crop_known,
+        source=model.source, crop_known=model.crop_known, mean=model.mean, std=model.std,
     )  # fmt: skip
     about = serving.write(output, exported, about)
     return ExportResult(output, model.activation, tuple(platforms), model.class_names, about)

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 import collections
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,45 +31,17 @@ from xception_jax.data.render.decode import Images
 from xception_jax.data.skips import Skip, Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
-from xception_jax.serving import heat, inference
+from xception_jax.serving import heat, inference, onnx_files
+from xception_jax.serving.prediction import Prediction
 from xception_jax.serving.resize import side_before
 from xception_jax.training import sharding
 from xception_jax.utils import paths
 from xception_jax.weights import pretrained
 
-# Images of a batch on each device; fewer where there are fewer pictures.
-BATCH = 32
+__all__ = ["Classifier", "Prediction"]
+
 # Batches that are computed before the first one's results are fetched.
 _BATCHES_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one picture.
-
-    Attributes:
-      name: the picture's path or address, or `image 3` of arrays.
-      class_names: of the model.
-      probabilities: float32 `[classes]`; empty where the picture cannot be used.
-      logits: float32 `[classes]`; empty for an exported program, which gives probabilities alone.
-      features: float32 `[features]`, what the head is applied to; empty unless asked for.
-      heat: float32 `[height, width]`, where the image speaks for its most probable class, see
-        `inference.heat_of`; empty unless asked for.
-      error: why the picture cannot be used, or empty.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    probabilities: np.ndarray
-    logits: np.ndarray
-    features: np.ndarray
-    heat: np.ndarray
-    error: str = ""
-
-    def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` most probable classes and their probabilities; of equals, the first one first."""
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
 
 class Classifier:
@@ -81,7 +52,7 @@ class Classifier:
       step, weights: of a run, see `xception_jax.evaluate`.
       model: name of the model, where a file of weights does not say it.
       activation: `softmax` or `sigmoid`, where the source does not say it, or in its place.
-      batch_size: over all devices; 0: `BATCH` per device, or as many as there are pictures.
+      batch_size: over all devices; 0: see `inference.batch_size_of`.
       flip: average the probabilities of each image and its mirror image.
       features: give the features too.
       explain: give the heat too.
@@ -90,6 +61,7 @@ class Classifier:
       images: how an image is made of a picture.
       class_names: in the order of `Prediction.probabilities`.
       activation: what makes probabilities of the logits.
+      temperature: divides the logits before it, see `xception_jax.evaluate.calibrate`; 1 without.
 
     Raises:
       UsageError: there is no such model, or an option does not go with it.
@@ -99,6 +71,7 @@ class Classifier:
     images: Images
     class_names: tuple[str, ...]
     activation: str
+    temperature: float = 1.0
     _answer: Callable[[jax.Array], dict[str, jax.Array]]
 
     def __init__(
@@ -135,21 +108,35 @@ class Classifier:
         else:
             inferred = inference.of_file(path, model, activation)
         self.images, self.activation = inferred.images, inferred.activation
+        self.temperature = inferred.temperature
         self.class_names = imagenet.readable(inferred.class_names)
         wanted = {"probabilities", "logits"} | ({"features"} if features else set())
         wanted |= {"heat"} if explain else set()
         layout = sharding.Layout.replicated(sharding.make_mesh())
         self._sharding = sharding.by_example(layout.mesh)
         answer = jax.jit(
-            partial(_answers, inferred.graphdef, inferred.activation, flip, wanted),
+            partial(
+                _answers,
+                inferred.graphdef,
+                wanted,
+                activation=inferred.activation,
+                temperature=inferred.temperature,
+                flip=flip,
+            ),
             in_shardings=(layout.weights, self._sharding),
             out_shardings=sharding.replicated(layout.mesh),
         )
         self._answer = partial(answer, jax.device_put(inferred.weights, layout.weights))
 
     def _open_export(self, folder: Path, flip: bool) -> None:
-        exported, about = serving.load(folder)
-        serving.check_platform(folder, exported)
+        about = serving.described(folder)
+        is_onnx = about["format"] == serving.ONNX_FORMAT
+        if is_onnx:
+            call = onnx_files.load(folder, about)
+        else:
+            exported, about = serving.load(folder)
+            serving.check_platform(folder, exported)
+            call = exported.call
         resize = about.get("resize")
         if resize is None:
             raise UsageError(f"{folder} does not say how pictures are resized; export it again")
@@ -164,7 +151,8 @@ class Classifier:
             side = side_before(side, self.images.eval_crop)
         mesh = sharding.make_mesh(1)
         self._sharding = sharding.by_example(mesh)
-        self._answer = jax.jit(partial(_answers_of_export, exported.call, side, flip))
+        answer = partial(_answers_of_export, call, side, flip)
+        self._answer = answer if is_onnx else jax.jit(answer)
 
     def predict(self, images: Sequence[Any]) -> list[Prediction]:
         """The predictions of some pictures, in their order.
@@ -183,8 +171,7 @@ class Classifier:
     def stream_split(self, source: Source) -> Iterator[Prediction]:
         """The predictions of all records of a split, in their order."""
         bad, devices = _Unusable(), self._sharding.num_devices
-        size = min(self._batch_size or BATCH * devices, len(source))
-        size = -(-size // devices) * devices
+        size = inference.batch_size_of(devices, len(source), self._batch_size)
         reader = Reader(source, self.images)
         batches = reader.evaluation_batches(batch_size=size, skips=bad)
         waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
@@ -248,17 +235,15 @@ class _Unusable(Skips):
 
 
 def _answers(
-    graphdef: Any, activation: str, flip: bool, wanted: Set[str], weights: Any, pixels: jax.Array
+    graphdef: Any, wanted: Set[str], weights: Any, pixels: jax.Array, **how: Any
 ) -> dict[str, jax.Array]:
     """What `inference.answers` gives of pixels, as far as it is wanted."""
-    found = inference.answers(
-        graphdef, weights, pixels, activation=activation, flip=flip, explain="heat" in wanted
-    )
+    found = inference.answers(graphdef, weights, pixels, explain="heat" in wanted, **how)
     return {name: array for name, array in found.items() if name in wanted}
 
 
 def _answers_of_export(
-    call: Callable[[jax.Array], jax.Array], side: int, flip: bool, pixels: jax.Array
+    call: Callable[[jax.Array], Any], side: int, flip: bool, pixels: jax.Array
 ) -> dict[str, jax.Array]:
     """Probabilities, by a program of images of this side, of which it may crop the middle."""
     before = (side - pixels.shape[1]) // 2

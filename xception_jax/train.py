@@ -21,7 +21,7 @@ from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
 from xception_jax.data.transfer import TrainingBatches
 from xception_jax.runtime import cluster
-from xception_jax.training import build, patience, preflight, sharding, signals, workdir
+from xception_jax.training import build, features, patience, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.checkpoint.manifest import Meta
@@ -90,7 +90,8 @@ def train(
                 with Profile(folder, config.profile.steps, log.say) as profile:
                     calls = Hooks(profile, log, *hooks)
                     services = RunServices(checkpoints, log, skips, calls, stop_requested)
-                    last = loop(run, state, first, services)
+                    ready = features.computed_once(run, state, folder, services)
+                    last = loop(ready, state, first, services) if ready else first
                 found = checkpoints.metrics(last)
                 finished = run.ends_at(last, checkpoints) and run.evaluate.have_found(found)
                 result = TrainResult(folder, last, run.total_steps, finished, found or {})
@@ -175,16 +176,15 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Prints the model, the data, the devices and notes."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params, run.frozen))
-    mesh = run.layout.mesh
-    if mesh.size > 1:
+    if (mesh := run.layout.mesh).size > 1:
         log.say(sharding.layout_table(run.shapes, run.layout))
     log.say(
         f"{run.train_source.name}: {len(run.train_source):,} examples, "
         f"{len(run.train_source.class_names):,} classes; {run.total_steps:,} steps of "
         f"{run.config.data.batch_size} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
     )
-    told = run.train_source.summary, *workdir.name_files(folder, run.evaluate.own.reader.source)
-    for note in filter(None, (*told, run.batches.reader.note, *notes)):
+    named = workdir.name_files(folder, run.evaluate.own.reader.source)
+    for note in filter(None, (run.train_source.summary, *named, run.batches.reader.note, *notes)):
         log.say(note)
 
 
@@ -200,14 +200,13 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
             hooks.at_end(first)
             return first
         checkpoints.add_metrics(first, result)
-    last = first if run.ends_at(first, checkpoints) else total
     with closing(run.batches(first, services.skips)) as batches:
-        for done in range(first + 1, last + 1):
+        for done in () if run.ends_at(first, checkpoints) else range(first + 1, total + 1):
             with log.goodput.spending("input"):
                 batch = next(batches)
             if done == first + 1:
                 with log.goodput.spending("compilation"):
-                    outlook.tell(log.say, run.train_step, state, batch, total - first)
+                    outlook.tell(log.say, run.train_step, state, batch, total - first, run.frozen)
                     cluster.compile_together(run.train_step, state, batch)
                     checkpoints.warm_up(state)
             hooks.before_step(done)
@@ -243,7 +242,8 @@ def evaluate_at(
 def conclude(run: Run, checkpoints: Checkpoints, result: TrainResult, log: Telemetry) -> None:
     """Prints the state of the run and the next command."""
     if not result.finished:
-        log.say(f"stopped at step {result.step} and saved; the same command continues")
+        log.say(f"stopped at step {result.step}{' and saved' * (result.step > 0)}; the same "
+                f"command continues")  # fmt: skip
         return
-    by = config_lib.Best.parse(run.config.eval.best)
-    log.say("\n".join(verdict.lines(result, checkpoints.best(), by.metric)))
+    by = config_lib.Best.parse(run.config.eval.best).metric
+    log.say("\n".join(verdict.lines(result, checkpoints.best(), by)))

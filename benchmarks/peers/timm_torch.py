@@ -12,12 +12,12 @@ import torchvision_operators
 from worker import Work
 
 
-def create_model() -> torch.nn.Module:
+def create_model(name: str = "legacy_xception") -> torch.nn.Module:
     """A new model."""
     torchvision_operators.declare()
     import timm
 
-    return timm.create_model("legacy_xception", pretrained=False, num_classes=1000)
+    return timm.create_model(name, pretrained=False, num_classes=1000)
 
 
 def build(work: Work) -> Callable[[int], None]:

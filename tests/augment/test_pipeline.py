@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from xception_jax import config as config_lib
 from xception_jax.augment import pipeline
 from xception_jax.augment.pipeline import Augmentation
-from xception_jax.training import sharding, step
+from xception_jax.training import sharding
 
 IMAGES = np.random.default_rng(0).integers(1, 255, (64, 6, 6, 3), np.uint8)
 KEYS = pipeline.example_keys(0, 0, 64)
@@ -28,11 +28,6 @@ quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def augmented(images=IMAGES, **settings):
     run = quick(partial(pipeline.augment, Augmentation(**settings)))
     return np.asarray(run(pipeline.example_keys(0, 0, len(images)), images))
-
-
-def test_normalize_is_the_papers_range():
-    pixels = jnp.asarray([[0, 255]], jnp.uint8)
-    np.testing.assert_allclose(step.normalize(pixels), [[-1, 1]])
 
 
 def test_settings_are_the_fields_of_the_config():

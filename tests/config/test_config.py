@@ -303,13 +303,16 @@ def test_a_config_from_before_a_field_means_what_runs_did_then():
     config = config_lib.default()
     config.data.eval_preset = "timm"
     flat = config_lib.flatten(config)
-    for name in ("exif", "white_level", "image_size", "eval_crop", "folder_rules"):
+    for name in (
+        "exif", "white_level", "image_size", "eval_crop", "folder_rules", "mean", "std",
+    ):  # fmt: skip
         del flat[f"data.{name}"]
     del flat["model.matmul_precision"]
     old = config_lib.from_flat(flat)
     assert old.model.matmul_precision == "default"
     assert (old.data.image_size, old.data.eval_crop) == (299, 1.0)
     assert (old.data.exif, old.data.white_level, old.data.folder_rules) == ("on", 65_535, 1)
+    assert old.data.mean == old.data.std == (0.5, 0.5, 0.5)
     again = config_lib.resolve(config, old)
     assert config_lib.differences(config_lib.flatten(old), config_lib.flatten(again)) == [
         "model.dtype"

@@ -23,6 +23,8 @@ NO_VALUES = {int: "1.5", float: "half", bool: "perhaps", tuple: "(1, 2"}
 def value_of(field):
     if field.choices:
         return field.choices[0], field.choices[0]
+    if field.length:
+        return str((1,) * field.length), (1,) * field.length
     return VALUES.get(field.kind, ("a", "a"))
 
 

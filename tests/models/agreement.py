@@ -46,6 +46,13 @@ def kernel(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, name: 
     return rng.normal(0, np.sqrt(variance), shape).astype(np.float32)
 
 
+def logits(model: nnx.Module, images: np.ndarray) -> np.ndarray:
+    """The model's, by one program: operation by operation there would be hundreds."""
+    graphdef, weights = nnx.split(model)
+    compiled = jax.jit(lambda weights, images: nnx.merge(graphdef, weights)(images))
+    return np.asarray(compiled(weights, images))
+
+
 def assert_agrees(
     model: nnx.Module, reference: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> None:

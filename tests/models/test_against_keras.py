@@ -1,7 +1,5 @@
 """Xception and Inception V3 against Keras' own with the same weights."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,6 @@ pytestmark = [
     # Keras 3.15 reads its own variables in a way that NumPy 2 deprecates.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 
 

@@ -1,5 +1,6 @@
 """Each fast form against the plain XLA operation, values and gradients."""
 
+import os
 from functools import partial
 
 import jax
@@ -21,7 +22,7 @@ windows = st.tuples(st.sampled_from((1, 2, 3)), st.sampled_from((1, 3, 5)))
 strides = st.integers(1, 3)
 # Every example compiles its own program; what LLVM makes of it fast is nothing of ours.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=20 if os.environ.get("AS_USERS") else 8, deadline=None)
 
 
 def draw(seed, *shapes):
@@ -90,7 +91,7 @@ def test_conv_equals_xla(image, window, stride, padding):
 
 
 @given(image=images, groups=st.integers(1, 3), sizes=st.tuples(*[st.integers(1, 3)] * 2))
-@settings(max_examples=8, deadline=None)
+@few
 def test_grouped_equals_xla(image, groups, sizes):
     size_in, size_out = sizes
     x, kernel = draw(0, (*image[:3], groups * size_in), (3, 3, size_in, groups * size_out))
@@ -126,7 +127,7 @@ def test_the_tpus_separable_convolution_equals_two(relu):
     image=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.just(3)),
     padding=st.sampled_from(("SAME", "SYMMETRIC", "VALID")),
 )
-@settings(max_examples=15, deadline=None)
+@few
 def test_max_pool_equals_reduce_window_with_ties(image, padding):
     assume(padding != "VALID" or min(image[1:3]) >= 3)
     x = np.random.default_rng(0).integers(-2, 2, image).astype(np.float32)

@@ -1,6 +1,5 @@
 """Ten training steps of Xception beside ten of Keras' own, from the same weights."""
 
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +19,6 @@ pytestmark = [
     # Keras 3.15 reads its own variables in a way that NumPy 2 deprecates.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 
 SIZE, CLASSES, BATCH, STEPS = 71, 10, 8, 10

@@ -15,13 +15,13 @@ from flax import nnx
 
 from tests.conftest import make_small_config
 from tests.processes import (
-    QUICKLY,
     ROOT,
     Several,
     command,
     digests,
     finish,
     free_port,
+    on_devices,
     records,
     several,
     started,
@@ -210,7 +210,7 @@ import functools, sys
 from xception_jax.runtime import cluster
 from xception_jax.commands import cli
 cluster.join = functools.partial(cluster.join, timeout_s=2)
-main = cli.settle
+main = lambda: cli.settle()
 cli.run(sys.modules[__name__])
 """
 
@@ -395,7 +395,7 @@ def test_nothing_beside_a_training_in_the_same_job_disturbs_it(cluster_, flags, 
     port = free_port()
     with metadata_server() as metadata:
         env = [task_of(cluster_, process, port, metadata) for process in (0, 1)]
-        one_device = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {QUICKLY}"}
+        one_device = on_devices(1)
         tasks = [(command("main", *run), {**variables, **one_device}) for variables in env]
         with started(tmp_path / "first", tasks) as first:
             first.wait_until("step 5/")
@@ -458,7 +458,7 @@ def test_weights_that_are_not_the_same_everywhere_ends_all(flags, tmp_path):
         converted.write(home / "net.safetensors", about, tensors)
         given = flags(tmp_path / "run", mesh__data=2, init_from="~/net.safetensors")
         place = [where, "--num_processes=2", f"--process_id={process}"]
-        environment = {"HOME": str(home), "XLA_FLAGS": QUICKLY}
+        environment = {"HOME": str(home), **on_devices(1)}
         tasks.append((command("main", *given, *place), environment))
     with started(tmp_path / "said", tasks) as run:
         assert run.codes() == [1, 1], run.said(0)
@@ -518,7 +518,7 @@ def test_all_restore_the_newest_checkpoint_that_all_can_read(tmp_path, victim, d
         subprocess.Popen(
             [sys.executable, "-c", RESTORE, address, str(process), str(tmp_path / str(process))],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            env={**os.environ, **on_devices(1)},
         )
         for process in range(2)
     ]  # fmt: skip

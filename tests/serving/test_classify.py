@@ -1,6 +1,5 @@
 """The script beside an exported program, against evaluation's own preprocessing and the model."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,8 @@ from xception_jax import serving
 from xception_jax.data.render import decode, presets
 from xception_jax.data.render.decode import Images
 from xception_jax.serving import classify
-from xception_jax.training import state, step
+from xception_jax.training import state
 
-QUICK = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 SIZE = 96
 # The crop of each preset, and how many grey levels of 255 its resize may be off.
 PRESETS = {"area": (0.9, 1), "inception": (0.875, 0), "keras": (1.0, 0), "timm": (0.897, 0)}
@@ -84,8 +82,7 @@ def model(files):
 
 
 def logits_of(model, pixels: np.ndarray) -> np.ndarray:
-    quick = {"xla_backend_optimization_level": 0}
-    logits = jax.jit(lambda x: model(step.normalize(x)), compiler_options=quick)(pixels)
+    logits = jax.jit(lambda x: model(model.normalize(x)))(pixels)
     return np.asarray(logits, np.float64)
 
 
@@ -119,7 +116,6 @@ def test_it_alone_gives_what_evaluation_and_the_model_give(model, folders, files
     process = subprocess.run(
         [sys.executable, "-I", "-c", ALONE, *folders.values(), "--", *files],
         cwd=tmp_path,
-        env=QUICK,
         capture_output=True,
         text=True,
         check=False,
@@ -170,7 +166,6 @@ def test_files_that_are_no_images_are_named_and_the_others_are_classified(folder
     process = subprocess.run(
         [sys.executable, folders["timm"] / "classify.py", *names],
         cwd=tmp_path,
-        env=QUICK,
         capture_output=True,
         text=True,
         check=False,

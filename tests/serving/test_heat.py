@@ -9,7 +9,7 @@ from xception_jax import models, weights
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.serving import heat, inference
-from xception_jax.training import state, step
+from xception_jax.training import state
 
 
 def test_of_a_linear_head_it_is_the_class_map():
@@ -26,7 +26,7 @@ def test_of_a_linear_head_it_is_the_class_map():
             explain=True,
         )
     )(pixels)
-    maps = np.asarray(model.features(step.normalize(pixels)))
+    maps = np.asarray(model.features(model.normalize(pixels)))
     kernel = np.asarray(params["head"]["classifier"]["kernel"])
     classes = np.asarray(found["logits"]).argmax(1)
     expected = np.stack([np.maximum(maps[i] @ kernel[:, classes[i]], 0) for i in range(2)])

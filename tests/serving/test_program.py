@@ -61,7 +61,7 @@ def run_of(workdir: Path, weights: str = "ema"):
 @partial(jax.jit, static_argnums=0)
 def logits_of(graphdef, weights, pixels):
     """The model's own logits of uint8 pixels of its size."""
-    return step.apply(graphdef, weights, step.normalize(pixels))[0]
+    return step.apply(graphdef, weights, pixels)[0]
 
 
 def own(workdir: Path, pixels: np.ndarray, weights: str = "ema") -> np.ndarray:
@@ -92,7 +92,6 @@ def alone(folder: Path, given: dict[str, np.ndarray], tmp_path: Path) -> dict[st
     subprocess.run(
         [sys.executable, "-c", ALONE, *map(str, arguments)],
         cwd=tmp_path,  # away from the clone, where the package could be imported
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},  # a program a batch
         check=True,
     )
     with np.load(tmp_path / "found.npz") as found:
@@ -115,8 +114,7 @@ def check_file(folder: Path, model, size: int, tmp_path: Path) -> None:
     """Holds what was exported of a file against the model whose weights the file is."""
     brightness = np.array([0.2, 0.6, 1])[:, None, None, None]
     given = (pixels(3, size, size) * brightness).astype(np.uint8)
-    quick = {"xla_backend_optimization_level": 0}
-    logits = jax.jit(lambda x: model(step.normalize(x)), compiler_options=quick)(given)
+    logits = jax.jit(lambda x: model(model.normalize(x)))(given)
     expected = softmax(np.asarray(logits, np.float64), 1)
     assert np.ptp(expected) > 0.1
     found = alone(folder, {"given": given}, tmp_path)["given"]
@@ -363,7 +361,7 @@ def test_no_flip_of_a_description_goes_unnoticed(copy):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
-        said = damaged(copy, program._described)
+        said = damaged(copy, program.described)
         if said is None:  # a space between two fields that became another one
             assert json.loads(flipped) == about
             assert not bytes((whole[place], flipped[place])).strip()

@@ -218,7 +218,7 @@ def test_mixed_examples_are_trained_with_mixed_targets(without_dropout):
         keys = pipeline.example_keys(config.seed, jnp.asarray(0), len(images))
         images = pipeline.augment(settings, keys, images)
         images, targets = pipeline.mix(settings, keys, images, jax.nn.one_hot(labels, 10))
-        return step.apply(graphdef, weights, step.normalize(images), train=True)[0], targets
+        return step.apply(graphdef, weights, images, train=True)[0], targets
 
     weights = jax.device_get({"params": first.params, "batch_stats": first.batch_stats})
     label = batches[0]["label"]

@@ -222,7 +222,9 @@ def test_a_run_keeps_and_says_what_it_took_and_evaluates_by_it(small_config, pat
     assert again["loss"] == pytest.approx(found.metrics["loss"], abs=1e-6)
     # And those who start from this run take it on.
     made_for = pretrained.open_pretrained(tmp_path / "run").preprocessing
-    assert made_for == {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.5, "exif": True}
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    images = {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.5, "exif": True}
+    assert made_for == images | half
     path.unlink()
     small_config.duration = "3 steps"
     assert train.train(small_config, tmp_path / "run", allow_config_changes=True).step == 3

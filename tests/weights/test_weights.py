@@ -189,11 +189,33 @@ def test_weights_for_another_epsilon_or_padding_are_refused(tmp_path):
         weights.load(builders.create("xception", bn_epsilon=1e-5), path)
 
 
-def test_a_config_beside_the_file_that_asks_for_other_colours_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ('{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}',
+         ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ('{"mean": 0.25, "std": [0.125]}', ((0.25,) * 3, (0.125,) * 3)),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1]}', ((0, 0, 0), (1, 1, 1))),
+        ('{"mean": 0, "std": 1}', ((0, 0, 0), (1, 1, 1))),
+        ("{}", ((0.5,) * 3, (0.5,) * 3)),
+        ('{"mean": [0.5, 0.5]}', "mean is (0.5, 0.5); it takes 3 numbers"),
+        ('{"std": 0}', "std is (0, 0, 0); it takes at least 0.001"),
+        ('{"mean": "0.5"}', "it takes numbers"),
+        ('{"mean": true}', "it takes numbers"),
+        ('{"std": {"r": 1}}', "it takes"),
+    ],
+)  # fmt: skip
+def test_a_config_beside_the_file_says_how_pixels_are_scaled(said, found, tmp_path):
     _, path, _ = _timm(tmp_path)
-    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}')
-    with pytest.raises(UsageError, match=r"need images with mean \[0.485"):
-        pretrained.open_pretrained(path)
+    (tmp_path / "config.json").write_text(f'{{"pretrained_cfg": {said}}}')
+    if isinstance(found, str):
+        with pytest.raises(UsageError, match=re.escape(found)):
+            pretrained.open_pretrained(path)
+        return
+    source = pretrained.open_pretrained(path)
+    assert (source.mean, source.std) == found
+    about = source.about("legacy_xception").preprocessing
+    assert ("range" in about) == (found == ((0.5,) * 3, (0.5,) * 3))
 
 
 def test_a_converted_file_says_what_it_holds_and_a_flipped_bit_shows(tmp_path):

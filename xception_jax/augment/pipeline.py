@@ -99,6 +99,15 @@ class Augmentation:
         """Whether examples are mixed, so that a target is not a single class."""
         return bool(self.mixup or self.cutmix)
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether an image differs from epoch to epoch, other than by mixing."""
+        own = (
+            self.flip, self.shift, self.randaugment, self.brightness, self.contrast,
+            self.saturation, self.erase, self.registered,
+        )  # fmt: skip
+        return any(own)
+
 
 def augment_batch(
     settings: Augmentation,

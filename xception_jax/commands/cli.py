@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 bad usage, reported in one line; 130 Ctrl-C; 1 anything else.
 """
 
+import gc
 import inspect
 import io
 import itertools
@@ -234,7 +235,7 @@ def _out_of_memory(wanted: str) -> str:
 
 
 def settle(*, by_itself: bool = True) -> None:
-    """Applies the shared flags. Call it before JAX finds its devices.
+    """Applies the shared flags. Call it after all imports, and before JAX finds its devices.
 
     Args:
       by_itself: join a cluster that only the environment names.
@@ -252,6 +253,9 @@ def settle(*, by_itself: bool = True) -> None:
     )
     if _KEEP_MEMORY.value and jax.default_backend() == "cpu":
         allocator.keep_freed_memory()
+    # The imports have made a million objects that stay: the garbage collector need not see them. A
+    # start takes 6 % less processor time.
+    gc.freeze()
 
 
 def keep_compiled(asked: str = "") -> None:

@@ -1,4 +1,4 @@
-r"""Writes a model as a program that JAX alone runs: StableHLO, weights included.
+r"""Writes a model as a program with its weights: StableHLO, which JAX alone runs, or ONNX.
 
     python -m xception_jax.export --workdir=runs/digits --output=exported/digits
     python -m xception_jax.export --workdir=runs/digits --output=exported/best --step=best \
@@ -6,6 +6,7 @@ r"""Writes a model as a program that JAX alone runs: StableHLO, weights included
     python -m xception_jax.export --input=xception.safetensors --output=exported/xception
     python -m xception_jax.export --input=model.safetensors --model=xception65 \
         --output=exported/xception65                             # timm's own file
+    python -m xception_jax.export --workdir=runs/digits --output=exported/onnx --format=onnx
     python -m xception_jax.export --check=exported/digits        # is it intact, does it run here
 
 The input is images, uint8 [batch, height, width, 3]; the output is probabilities. classify.py
@@ -49,8 +50,22 @@ _ACTIVATION = flags.DEFINE_enum(
     "function from logits to probabilities; by default as in the run's training or in the Keras "
     "file, and softmax for timm's weights",
 )
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "stablehlo",
+    ["stablehlo", "onnx"],
+    "stablehlo: a program for JAX; onnx: for ONNX Runtime, OpenVINO and others, in float32, for "
+    "images of the model's size (needs the extra [onnx])",
+)
 _PLATFORMS = flags.DEFINE_list(
-    "platforms", ["cpu", "cuda", "tpu"], "platforms of the program: cpu, cuda, rocm, tpu"
+    "platforms", ["cpu", "cuda", "tpu"], "of stablehlo: platforms: cpu, cuda, rocm, tpu"
+)
+_SCALE = flags.DEFINE_enum(
+    "scale",
+    "inside",
+    ["inside", "outside"],
+    "of onnx: inside: the input is uint8 [batch, size, size, 3]; outside: it is float32 "
+    "[batch, 3, size, size], from -1 to 1",
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
@@ -58,7 +73,7 @@ _RESIZE = flags.DEFINE_enum(
     ["inside", "outside"],
     "inside: the program takes images of any size and crops and resizes as the run's evaluation; "
     "outside: it takes images of the model's size; by default inside if data.eval_preset is area, "
-    "else (also for Keras' and timm's weights) outside",
+    "else (also for Keras' and timm's weights, and for onnx) outside",
 )
 _CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and run")
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
@@ -78,6 +93,8 @@ def main() -> None:
     if not given or not output:
         raise UsageError("--workdir and --output are needed, or --input and --output, or --check; "
                          "--help shows an example")  # fmt: skip
+    if _FORMAT.value == "onnx" and _PLATFORMS.present:
+        raise UsageError("--platforms is of --format=stablehlo; ONNX runs on any platform")
     from xception_jax.utils import console
 
     result = _export_any(
@@ -86,6 +103,8 @@ def main() -> None:
         activation=_ACTIVATION.value,
         platforms=tuple(_PLATFORMS.value),
         resize=_RESIZE.value,
+        format=_FORMAT.value,
+        scale=_SCALE.value,
     )
     if _JSON.value:
         print(json.dumps(result.to_json()))

@@ -17,7 +17,8 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags
 
@@ -76,23 +77,7 @@ flags.declare_key_flag("keep_freed_memory")
 
 
 def main(names: Sequence[str]) -> None:
-    sources = [flag.value for flag in (_WORKDIR, _INPUT, _EXPORTED) if flag.value]
-    if len(sources) != 1:
-        raise UsageError(
-            "one of --workdir, --input and --exported is needed; --help shows examples"
-        )
-    if not names:
-        raise UsageError("name a picture, a folder or a pattern; --help shows examples")
-    if sum(map(bool, (_JSON.value, _CSV.value, _PARQUET.value))) > 1:
-        raise UsageError("--json, --csv and --parquet: only one can be written")
-    if _FEATURES.value and not _PARQUET.value:
-        raise UsageError("--features are written to a file; give --parquet=FILE")
-    if _PARQUET.value and not _PARQUET.value.parent.is_dir():
-        raise UsageError(f"--parquet={_PARQUET.value} is in no folder that exists")
-    if _EXPORTED.value and not (_EXPORTED.value / "model.json").exists():
-        raise UsageError(f"--exported={_EXPORTED.value} has no model.json; it is no export")
-    if _WORKDIR.value and not _WORKDIR.value.is_dir():
-        raise UsageError(f"--workdir={_WORKDIR.value} is no folder of a run")
+    source = _source(names)
     from xception_jax.data import pictures
 
     # Names of files are bytes; those that are no UTF-8 are kept as Python keeps them.
@@ -106,7 +91,7 @@ def main(names: Sequence[str]) -> None:
     cli.settle(by_itself=False)
     cli.keep_compiled()
     classifier = Classifier(
-        sources[0],
+        source,
         step=_STEP.value,
         weights=_WEIGHTS.value,
         model=_MODEL.value,
@@ -117,6 +102,8 @@ def main(names: Sequence[str]) -> None:
         explain=_EXPLAIN.value is not None,
     )
     told = console.make_console(stderr=True)
+    if classifier.temperature != 1:
+        told.print(f"probabilities are calibrated: temperature {classifier.temperature:.4g}")
     if _EXPLAIN.value:
         _EXPLAIN.value.mkdir(parents=True, exist_ok=True)
     bad = 0
@@ -139,6 +126,28 @@ def main(names: Sequence[str]) -> None:
         told.print(f"{bad:,} of {len(found):,} pictures cannot be used")
         if _STRICT.value:
             sys.exit(1)
+
+
+def _source(names: Sequence[str]) -> str | Path:
+    """The model's source; `UsageError` for flags that do not go together, before slow imports."""
+    sources = [flag.value for flag in (_WORKDIR, _INPUT, _EXPORTED) if flag.value]
+    if len(sources) != 1:
+        raise UsageError(
+            "one of --workdir, --input and --exported is needed; --help shows examples"
+        )
+    if not names:
+        raise UsageError("name a picture, a folder or a pattern; --help shows examples")
+    if sum(map(bool, (_JSON.value, _CSV.value, _PARQUET.value))) > 1:
+        raise UsageError("--json, --csv and --parquet: only one can be written")
+    if _FEATURES.value and not _PARQUET.value:
+        raise UsageError("--features are written to a file; give --parquet=FILE")
+    if _PARQUET.value and not _PARQUET.value.parent.is_dir():
+        raise UsageError(f"--parquet={_PARQUET.value} is in no folder that exists")
+    if _EXPORTED.value and not (_EXPORTED.value / "model.json").exists():
+        raise UsageError(f"--exported={_EXPORTED.value} has no model.json; it is no export")
+    if _WORKDIR.value and not _WORKDIR.value.is_dir():
+        raise UsageError(f"--workdir={_WORKDIR.value} is no folder of a run")
+    return cast("str | Path", sources[0])
 
 
 def _explain(

@@ -19,7 +19,7 @@ from xception_jax.config.resolution import (
     resolve,
     settled,
 )
-from xception_jax.config.schema import SCHEMA, describe
+from xception_jax.config.schema import HALF, SCHEMA, describe
 from xception_jax.config.values import (
     check_fields,
     complete,
@@ -33,6 +33,7 @@ from xception_jax.config.values import (
 )
 
 __all__ = [
+    "HALF",
     "SCHEMA",
     "Best",
     "EvalSet",

@@ -64,6 +64,7 @@ class Field:
       high: inclusive upper bound.
       choices: the only allowed values.
       fractions: whether numbers can have fractions.
+      length: the number of elements of a tuple; None: any.
       texts: whether a tuple's elements are strings instead of numbers.
       duration: whether it is a string for `Duration.parse`, or `auto` if that is the default.
       harmless: whether it may change in a started run, see `config.may_change`.
@@ -76,6 +77,7 @@ class Field:
     high: float | None = None
     choices: tuple[str, ...] = ()
     fractions: bool = True
+    length: int | None = None
     texts: bool = False
     duration: bool = False
     harmless: bool = False
@@ -117,6 +119,8 @@ class Field:
         if self.texts:
             numbers = [part for part in value if not isinstance(part, str)]
             return f"is {value!r}; it takes a tuple of text" if numbers else None
+        if self.length is not None and len(value) != self.length:
+            return f"is {value!r}; it takes {self.length} numbers"
         if self.kind in (int, float, tuple):
             return self._check_bounds(value)
         return None

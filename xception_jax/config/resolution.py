@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xception_jax.config.fields import Duration
-from xception_jax.config.schema import FOLDER_RULES
+from xception_jax.config.schema import FOLDER_RULES, HALF
 from xception_jax.config.values import add_missing, flatten
 from xception_jax.errors import UsageError
 
@@ -16,8 +16,9 @@ _AT_START = ("optimizer.initial_squares",)
 # Fields with the value that leaves them open. A continued run keeps its resolved values.
 _OPEN: dict[str, Any] = {
     "model.dtype": "auto", "model.matmul_precision": "auto", "data.image_size": None,
-    "data.eval_preset": None, "data.eval_crop": None, "data.exif": "auto", "data.white_level": 0,
-    "data.folder_rules": 0, "eval.every": "auto", "checkpoint.every": "auto",
+    "data.eval_preset": None, "data.eval_crop": None, "data.exif": "auto",
+    "data.mean": None, "data.std": None, "data.white_level": 0, "data.folder_rules": 0,
+    "eval.every": "auto", "checkpoint.every": "auto",
 }  # fmt: skip
 # The usual shares of an image: Inception's (in its `preprocess_for_eval`), and timm's
 # `DEFAULT_CROP_PCT`, for models without their own value in timm (`models.Foreign`).
@@ -136,6 +137,7 @@ def resolve(config: ConfigDict, begun: ConfigDict | None = None) -> ConfigDict:
     data.image_size = data.image_size or 299
     data.eval_preset = data.eval_preset or "area"
     data.eval_crop = data.eval_crop or own_crop(data.eval_preset)
+    data.mean, data.std = data.mean or HALF, data.std or HALF
     if resolved.model.matmul_precision == "auto":
         resolved.model.matmul_precision = "float32"
     resolved.data.exif = "on" if applies_exif(resolved) else "off"

@@ -40,6 +40,9 @@ def _every(default: str, help: str) -> Field:
 # The newest version of the rules for reading a folder of images, see docs/folder.md.
 FOLDER_RULES = 2
 
+# The mean and the standard deviation that scale pixels to [-1, 1], as for Keras' and timm's models.
+HALF = (0.5, 0.5, 0.5)
+
 _WEIGHTS = "None: as the weights of init_from need, else"
 SCHEMA: dict[str, Field] = {
     "seed": _int(0, "random seed of initial weights, order, crops, augmentation and dropout",
@@ -154,6 +157,16 @@ SCHEMA: dict[str, Field] = {
         "declares, else 65535",
         high=65_535,
     ),
+    "data.mean": _tuple(
+        None, "mean of each channel, R, G and B, which is subtracted from the pixels on a scale of "
+        f"0 to 1; {_WEIGHTS} (0.5, 0.5, 0.5)",
+        low=0.0, high=1.0, length=3,
+    ),
+    "data.std": _tuple(
+        None, "standard deviation of each channel, by which the difference is divided; "
+        f"{_WEIGHTS} (0.5, 0.5, 0.5), which gives [-1, 1]",
+        low=1e-3, high=10.0, length=3,
+    ),
     "data.threads": _int(
         0, "threads of each process that makes batches; 0: one per core",
         high=1024, harmless=True
@@ -164,7 +177,13 @@ SCHEMA: dict[str, Field] = {
     ),
     "data.in_memory": _int(
         256, "MiB of prepared images to keep in memory, for splits without random crops; images "
-        "that fit are prepared only once", harmless=True
+        "that fit are prepared only once. The same for features of frozen_draws; more of them go "
+        "into a file in the workdir", harmless=True
+    ),
+    "data.frozen_draws": _int(
+        0, "compute the part of model.freeze once, for this number of random crops and "
+        "augmentations of each training image, which the epochs then take in turn; 1 is exact "
+        "without crops and augmentation; 0: compute it in every step"
     ),
     "data.decode_parts": _flag(
         True, "decode only the random crop of a JPEG, if libturbojpeg 3 is installed: the same "

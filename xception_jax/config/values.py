@@ -8,13 +8,14 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from xception_jax.config.schema import ADDED, FIXED, SCHEMA
+from xception_jax.config.schema import ADDED, FIXED, HALF, SCHEMA
 from xception_jax.errors import UsageError, nearest
 
 # The values of fields that are missing in an older `config.json`: what runs did at that time.
 _BEFORE: dict[str, Any] = {
     "data.image_size": 299, "data.eval_preset": "area", "data.eval_crop": 1.0, "data.exif": "on",
-    "data.white_level": 65_535, "data.folder_rules": 1, "model.matmul_precision": "default",
+    "data.mean": HALF, "data.std": HALF, "data.white_level": 65_535, "data.folder_rules": 1,
+    "model.matmul_precision": "default",
 }  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax.data import parts, readers
-from xception_jax.data.readers import folder_layout, joined
-from xception_jax.data.source import Source
+from xception_jax.data.readers import folder, folder_layout, joined
+from xception_jax.data.source import FOLDER, Source
+from xception_jax.errors import UsageError
 
 
 def open_split(
@@ -37,6 +38,42 @@ def open_split(
         hold_out=folder_layout.held_out(config.data.eval_split) if evaluated else "",
         folder_rules=config.data.folder_rules,
     )
+
+
+def open_named(
+    dataset: str,
+    split: str | None,
+    data_dir: str | None = None,
+    *,
+    label: str | None = None,
+    most_missing: float = 0.001,
+) -> tuple[Source, str]:
+    """Opens a split of a data set that no config names, and returns it with its name.
+
+    Args:
+      dataset: see `readers.open_split`.
+      split: its name. None: all of a folder that has no splits, else the `test` part of a folder,
+        or its validation part; of other data sets `validation`, or else `test`.
+      data_dir, label: see `readers.open_split`.
+      most_missing: see `readers.folder`.
+    """
+
+    def opened(split: str) -> tuple[Source, str]:
+        source = readers.open_split(
+            dataset, split, data_dir, label=label, most_missing=most_missing
+        )
+        return source, split
+
+    if split is not None:
+        return opened(split)
+    if dataset.startswith(FOLDER):
+        return opened(folder.all_or_test(dataset.removeprefix(FOLDER), data_dir or ""))
+    try:
+        return opened("validation")
+    except UsageError as error:
+        if "has no split" not in str(error):
+            raise
+        return opened("test")
 
 
 def open_evaluation(config: ConfigDict, data_dir: str | None = None) -> dict[str, Source]:

@@ -248,8 +248,10 @@ class BatchNorm(nnx.Module):
         return ops.affine(self._runs(pooled, train), factor, offset).reshape(pooled.shape)
 
     def _runs(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[runs, examples, ..., channels]`; inference has one run."""
-        length = self.virtual_batch if train and self.virtual_batch else x.shape[0]
+        """`[runs, examples, ..., channels]`; inference has one example a run, `x` as it is."""
+        if not train:
+            return x
+        length = self.virtual_batch or x.shape[0]
         if x.shape[0] % length:
             raise ValueError(
                 f"a batch of {x.shape[0]} is not divisible into virtual batches of {length}"

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from xception_jax.config import HALF
 from xception_jax.errors import UsageError, nearest
 from xception_jax.models.layers import Layers
 
@@ -96,6 +98,7 @@ class Network(nnx.Module):
     Attributes:
       head: computes the logits, or None.
       min_image_size: the smallest side of an image, in pixels.
+      mean, std: of each channel of the pixels, R, G and B, on a scale of 0 to 1, see `normalize`.
       matmul_precision: the precision of products and convolutions. `training.step.apply` passes it
         to `jax.default_matmul_precision`. None: JAX's default, on a TPU bfloat16 even for float32.
       scan_middle: whether to compile one block of `middle_flow`, whose blocks are equal, and loop
@@ -105,6 +108,8 @@ class Network(nnx.Module):
     head: Head | None
     middle_flow: Sequence[nnx.Module]
     min_image_size: int
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
     matmul_precision: str | None = None
     scan_middle: bool = False
 
@@ -174,6 +179,24 @@ class Network(nnx.Module):
             )
         return ends[freeze]
 
+    def normalize(self, pixels: jax.Array) -> jax.Array:
+        """Scales pixels from 0 to 255 as the weights expect them: `(pixels / 255 - mean) / std`.
+
+        With the default `mean` and `std` the result is in [-1, 1].
+
+        Args:
+          pixels: `[..., 3]`, R, G and B.
+
+        Returns:
+          Float32 of the same shape, for `features` and `__call__`.
+        """
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        factor, offset = (255 * std).astype(np.float32), (mean / std).astype(np.float32)
+        if len(set(self.mean)) == len(set(self.std)) == 1:
+            factor, offset = factor[0], offset[0]
+        images: jax.Array = pixels.astype(jnp.float32) / factor - offset
+        return images
+
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The last feature map, `[batch, height_out, width_out, channels]` in `dtype`."""
         if min(images.shape[1:3]) < self.min_image_size:
@@ -187,6 +210,26 @@ class Network(nnx.Module):
             # Without a gradient here, XLA removes the backward pass of the frozen blocks.
             x = jax.lax.stop_gradient(self._run(frozen, x, train=False))
         return self._run(blocks, x, train=train)
+
+    def frozen_output(self, images: jax.Array) -> jax.Array:
+        """The output of the frozen blocks, which `after_frozen` takes.
+
+        Float32 `[batch, channels]`, pooled, if all blocks are frozen. Otherwise
+        `[batch, height, width, channels]` in `dtype`.
+        """
+        assert self.freeze is not None
+        blocks = self.blocks()
+        frozen = islice(blocks, self._frozen_blocks(self.freeze))
+        x = self._run(frozen, images.astype(self.dtype), train=False)
+        return self.pool(x) if next(blocks, None) is None else x
+
+    def after_frozen(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The pooled features of images, see `pool`, from their `frozen_output`."""
+        if x.ndim == 2:  # pooled already
+            return x
+        assert self.freeze is not None
+        rest = islice(self.blocks(), self._frozen_blocks(self.freeze), None)
+        return self.pool(self._run(rest, x, train=train))
 
     def _run(
         self, blocks: Iterable[tuple[str, nnx.Module]], x: jax.Array, *, train: bool
@@ -212,7 +255,7 @@ class Network(nnx.Module):
         """Logits, float32 `[batch, num_classes]`.
 
         Args:
-          images: `[batch, height, width, 3]`, scaled to [-1, 1].
+          images: `[batch, height, width, 3]`, from `normalize`.
           train: whether to normalize by batch statistics, update the running ones, and use dropout.
           rngs: the stream `dropout`, needed in training if `dropout` is above 0.
         """

@@ -46,9 +46,14 @@ def resolved(configs: list[ConfigDict], console: Console) -> list[ConfigDict]:
     """Resolves configs as a run does; without the weights of `init_from` if they are missing.
 
     Raises:
-      UsageError: the weights exist, but are for another model.
+      UsageError: the weights exist, but are for another model; or there is no plan of such a run.
     """
     asked = configs[0]
+    if asked.data.frozen_draws:
+        raise UsageError(
+            f"config.data.frozen_draws is {asked.data.frozen_draws}; a plan does not know such "
+            f"runs: plan the run that computes the frozen part in each step, with 0"
+        )
     there = paths.is_weights_name(asked.init_from) or (
         bool(asked.init_from) and paths.local("config.init_from", asked.init_from).exists()
     )

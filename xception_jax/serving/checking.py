@@ -1,14 +1,17 @@
 """Checks the files and the program of an export on this machine."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax import export as jax_export
 
 from xception_jax.errors import RunError, UsageError
-from xception_jax.serving.program import ABOUT, PROGRAM, load, verified
+from xception_jax.serving import onnx_files
+from xception_jax.serving.program import ABOUT, ONNX_FORMAT, described, load, verified
 
 # The maximum difference of a sum of softmax probabilities from 1.
 _TOLERANCE = 1e-3
@@ -20,7 +23,7 @@ class ExportCheck:
 
     Attributes:
       files: the names of the verified files.
-      platform: the platform on which the program ran.
+      platform: the platform on which the program ran, or `ONNX Runtime`.
       pictures: the number of classified pictures of random pixels.
       sides: their height and width.
       largest_difference: of a sum of probabilities from 1; None for sigmoid, whose sums are not 1.
@@ -50,24 +53,36 @@ def check_platform(folder: Path, exported: jax_export.Exported) -> str:
     return platform
 
 
+def _program(folder: Path) -> tuple[Callable[[Any], np.ndarray], str]:
+    """A StableHLO program for this machine, and its platform."""
+    exported, _ = load(folder)
+    platform = check_platform(folder, exported)
+    return lambda pixels: np.asarray(jax.jit(exported.call)(pixels)), platform
+
+
 def check(folder: Path) -> ExportCheck:
     """Verifies an export and runs it on this machine with pictures of random pixels.
 
     Raises:
-      UsageError: it is not for this machine's platform, or see `load`.
+      UsageError: it is not for this machine's platform, ONNX Runtime is needed, or see `load`.
       RunError: it is damaged, or its output is not probabilities.
     """
-    exported, about = load(folder)
-    files = [ABOUT, PROGRAM]
+    about = described(folder)
+    if about["format"] == ONNX_FORMAT:
+        run, platform = onnx_files.load(folder, about, check=True), "ONNX Runtime"
+        sides = [about["resize"]["size"]] * 2
+    else:
+        run, platform = _program(folder)
+        sides = about["input"]["shape"][1:3]
+    files = [ABOUT, about["program"]["file"]]
     for name in ("readme", "classify"):
         if name in about:
             files.append(about[name]["file"])
             verified(folder / about[name]["file"], about[name]["sha256"])
-    platform = check_platform(folder, exported)
     # A dynamic size has a name instead of a number.
-    height, width = (side if isinstance(side, int) else 64 for side in about["input"]["shape"][1:3])
+    height, width = (side if isinstance(side, int) else 64 for side in sides)
     pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
-    found = np.asarray(jax.jit(exported.call)(pixels))
+    found = run(pixels)
     softmax = about["output"]["activation"] == "softmax"
     furthest = float(np.abs(found.sum(1, dtype=np.float64) - 1).max())
     if (

@@ -1,6 +1,6 @@
 """Classifies images with the exported model in this folder.
 
-    pip install jax flatbuffers pillow
+    pip install jax flatbuffers pillow    # onnxruntime pillow, if there is a model.onnx
     python classify.py IMAGE...
 
 It prepares each image as the evaluation of the model did, and prints the most probable class.
@@ -13,9 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax import export
 from PIL import Image, ImageOps
 
 # This file is copied to the folder of each exported program. It needs no other file of the
@@ -113,13 +111,34 @@ def load(path: str, about: dict[str, Any]) -> np.ndarray:
     return RESIZES[resize["preset"]](picture, resize["size"], resize["crop"])
 
 
+def open_model(about: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """The program as a function from a batch of images, uint8, to probabilities."""
+    path = FOLDER / about["program"]["file"]
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+        def run(pixels: np.ndarray) -> np.ndarray:
+            if about["input"]["dtype"] == "float32":
+                pixels = (pixels.astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
+            found: np.ndarray = session.run(["probabilities"], {"images": pixels})[0]
+            return found
+
+        return run
+    import jax
+    from jax import export
+
+    model = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    return lambda pixels: np.asarray(model(pixels))
+
+
 def main(paths: list[str]) -> int:
     if not paths:
         print(__doc__.strip())
         return 2
     about = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
-    program = export.deserialize(bytearray((FOLDER / "model.bin").read_bytes()))
-    model, failed = jax.jit(program.call), 0
+    model, failed = open_model(about), 0
     for path in paths:
         try:
             pixels = load(path, about)
@@ -127,7 +146,7 @@ def main(paths: list[str]) -> int:
             print(f"error: {path} cannot be classified: {error}", file=sys.stderr)
             failed = 1
             continue
-        probabilities = np.asarray(model(pixels[None]))[0]
+        probabilities = model(pixels[None])[0]
         best = int(probabilities.argmax())
         print(f"{path}  {about['classes'][best]}  {probabilities[best]:.6f}")
     return failed

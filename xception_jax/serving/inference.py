@@ -16,14 +16,17 @@ from xception_jax import config as config_lib
 from xception_jax.data import imagenet, splits
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError
-from xception_jax.serving.program import ACTIVATIONS
+from xception_jax.serving import calibration
+from xception_jax.serving.program import ACTIVATIONS, probabilities_of
 from xception_jax.training import build, sharding, state
-from xception_jax.training import step as step_lib
 from xception_jax.training.state import Tree
 from xception_jax.training.trained import Trained
 from xception_jax.weights import pretrained
 from xception_jax.weights.pretrained import Pretrained
 from xception_jax.weights.tensors import abstract, variables
+
+# Images of a batch on each device, unless there are fewer.
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Inference:
       class_names: in the order of the logits.
       source: of the weights, for `model.json`.
       crop_known: whether the weights say their `images.eval_crop`.
+      mean, std: of the pixels, see `models.network.Network.normalize`.
+      temperature: divides the logits before the activation, see `serving.calibration`.
     """
 
     graphdef: Any
@@ -47,6 +52,9 @@ class Inference:
     class_names: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
     crop_known: bool = True
+    mean: tuple[float, ...] = config_lib.HALF
+    std: tuple[float, ...] = config_lib.HALF
+    temperature: float = 1.0
 
 
 def _checked(activation: str, classes: int) -> str:
@@ -75,6 +83,10 @@ def of_run(
     """
     trained = Trained.find(workdir, step, weights)
     meta, config, data = trained.meta, trained.config, trained.config.data
+    activation = activation or activation_of(config, trained.metrics)
+    fitted = calibration.read(trained)
+    if fitted is not None and fitted.activation != activation:
+        fitted = None
     return Inference(
         build.build_graphdef(config, len(meta.class_names)),
         trained.weights(sharding.replicated(sharding.make_mesh(1))),
@@ -82,12 +94,14 @@ def of_run(
             data.image_size, eval_preset=data.eval_preset, eval_crop=data.eval_crop,
             exif=config_lib.applies_exif(config), white=data.white_level,
         ),
-        _checked(activation or _activation_of(config, trained.metrics), len(meta.class_names)),
+        _checked(activation, len(meta.class_names)),
         meta.class_names,
         {
             "model": config.model.name, "step": trained.step, "weights": trained.kind,
-            "data": meta.dataset,
+            "data": meta.dataset, **({"calibration": fitted.to_json()} if fitted else {}),
         },
+        mean=tuple(data.mean), std=tuple(data.std),
+        temperature=fitted.temperature if fitted else 1.0,
     )  # fmt: skip
 
 
@@ -121,6 +135,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
     for key, variable in variables(network).items():
         variable.set_value(jnp.asarray(tensors[key]))
     network.matmul_precision = "float32"
+    network.mean, network.std = file.mean, file.std
     graphdef, params, batch_stats = state.split(network)
     return Inference(
         graphdef,
@@ -134,6 +149,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
         file.class_names or _names_of(file, classes),
         {"model": name, **about.source},
         crop_known="eval_crop" in made_for,
+        mean=file.mean, std=file.std,
     )  # fmt: skip
 
 
@@ -143,6 +159,7 @@ def answers(
     pixels: jax.Array,
     *,
     activation: str,
+    temperature: float = 1.0,
     flip: bool = False,
     explain: bool = False,
 ) -> dict[str, jax.Array]:
@@ -153,6 +170,7 @@ def answers(
       weights: `{"params", "batch_stats"}`.
       pixels: uint8 `[batch, size, size, 3]`, RGB.
       activation: of `ACTIVATIONS`.
+      temperature: divides the logits before the activation.
       flip: average the probabilities of each image and its mirror image.
       explain: compute `heat` too.
 
@@ -164,13 +182,13 @@ def answers(
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else contextlib.nullcontext():
-        maps = model.features(step_lib.normalize(pixels))
+        maps = model.features(model.normalize(pixels))
         pooled = model.pool(maps)
         logits = model.classify(pooled)
-        probabilities = ACTIVATIONS[activation](logits)
+        probabilities = probabilities_of(logits, activation, temperature)
         if flip:
-            mirrored = model.pool(model.features(step_lib.normalize(pixels[:, :, ::-1])))
-            probabilities += ACTIVATIONS[activation](model.classify(mirrored))
+            mirrored = model.pool(model.features(model.normalize(pixels[:, :, ::-1])))
+            probabilities += probabilities_of(model.classify(mirrored), activation, temperature)
             probabilities /= 2
         found = {"logits": logits, "probabilities": probabilities, "features": pooled}
         if explain:
@@ -201,22 +219,33 @@ def heat_of(model: Any, maps: jax.Array, classes: jax.Array) -> jax.Array:
 
 def _names_of(file: Pretrained, classes: int) -> tuple[str, ...]:
     """Names for weights without names: ImageNet's for its published weights, else numbers."""
-    name = str(_origin_of(file).get("name", ""))
+    name = str(origin_of(file.origin).get("name", ""))
     published = re.fullmatch(r"keras:\w+|hf:timm/\w+\.\w*in1k(@.*)?", name)
     if classes == imagenet.CLASSES and published:
         return imagenet.class_names()
     return tuple(map(str, range(classes)))
 
 
-def _origin_of(file: Pretrained) -> dict[str, Any]:
-    """What weights were before they were converted."""
-    origin = file.origin
-    while "of" in origin:
-        origin = origin["of"]
-    return origin
+def origin_of(source: dict[str, Any]) -> dict[str, Any]:
+    """The source of weights before they were converted, see `converted.About`."""
+    while "of" in source:
+        source = source["of"]
+    return source
 
 
-def _activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
+def batch_size_of(devices: int, examples: int, asked: int = 0) -> int:
+    """Over all devices, a multiple of their number: as asked, or `BATCH` for each device.
+
+    Args:
+      devices: their number.
+      examples: there are no more.
+      asked: 0: `BATCH` for each device.
+    """
+    size = min(asked or BATCH * devices, examples)
+    return -(-size // devices) * devices
+
+
+def activation_of(config: ConfigDict, metrics: Mapping[str, float] | None) -> str:
     """The activation that turns logits into probabilities, which depends on the loss.
 
     The metrics of an evaluated checkpoint show whether the data has several labels per image.
@@ -236,7 +265,7 @@ def _activation_of_file(file: Pretrained) -> str:
     """
     if file.activation is not None:
         return file.activation
-    origin = _origin_of(file)
+    origin = origin_of(file.origin)
     if "step" in origin:
         raise UsageError(f"--input={file.path} is from a run, but does not contain its loss: give "
                          f"--activation=softmax or sigmoid")  # fmt: skip

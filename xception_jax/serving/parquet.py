@@ -5,12 +5,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xception_jax.errors import UsageError
-
-if TYPE_CHECKING:
-    from xception_jax.predict import Prediction
+from xception_jax.serving.prediction import Prediction
 
 # Rows that are written in one go.
 _GROUP = 1024
@@ -19,7 +17,7 @@ _GROUP = 1024
 @contextlib.contextmanager
 def writing(
     path: Path, class_names: Sequence[str], *, features: bool = False
-) -> Iterator[Callable[["Prediction"], None]]:
+) -> Iterator[Callable[[Prediction], None]]:
     """Writes a file, which has its name only when it is complete.
 
     Its columns are `name` and `error`, strings; `class` and `probability` of the most probable
@@ -56,7 +54,7 @@ def writing(
     try:
         with parquet.ParquetWriter(draft, schema) as file:
 
-            def write(prediction: "Prediction") -> None:
+            def write(prediction: Prediction) -> None:
                 rows.append(_row(prediction))
                 if len(rows) == _GROUP:
                     flush()
@@ -72,7 +70,7 @@ def writing(
         draft.unlink(missing_ok=True)
 
 
-def _row(prediction: "Prediction") -> dict[str, Any]:
+def _row(prediction: Prediction) -> dict[str, Any]:
     if prediction.error:
         return {"name": prediction.name, "error": prediction.error}
     [(name, probability)] = prediction.top(1)

@@ -17,20 +17,23 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from xception_jax.config import HALF
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import resize
 from xception_jax.training.state import Tree
-from xception_jax.training.step import apply, normalize
+from xception_jax.training.step import apply
 from xception_jax.utils import seal
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 PROGRAM, ABOUT, README, CLASSIFY = "model.bin", "model.json", "README.md", "classify.py"
+ONNX = "model.onnx"
 
 # The format of `model.json`; increased when an older reader would misread it.
 FORMAT = 3
+ONNX_FORMAT = 4
 _TEXT, _NUMBER = (str,), (int,)
 # The type of each field, for each format that can be read.
 _FIRST: dict[str, Any] = {
@@ -51,16 +54,24 @@ _SECOND: dict[str, Any] = {
     "readme": {"file": {README}, "sha256": _TEXT},
     seal.NAME: _TEXT,
 }
+_THIRD: dict[str, Any] = {
+    **_SECOND,
+    "resize": {"by": {"program", "caller"}, "preset": set(presets.PRESETS), "size": _NUMBER,
+               "crop": (float,)},
+    "classify": {"file": {CLASSIFY}, "sha256": _TEXT},
+}  # fmt: skip
+_OF_JAX = ("platforms", "jax", "calling_convention")
 _FORMATS: dict[int, dict[str, Any]] = {
     1: _FIRST,
     2: _SECOND,
-    FORMAT: {
-        **_SECOND,
-        "resize": {"by": {"program", "caller"}, "preset": set(presets.PRESETS), "size": _NUMBER,
-                   "crop": (float,)},
-        "classify": {"file": {CLASSIFY}, "sha256": _TEXT},
+    FORMAT: _THIRD,
+    ONNX_FORMAT: {
+        **{name: kind for name, kind in _THIRD.items() if name not in _OF_JAX},
+        "input": {**_THIRD["input"], "dtype": {"uint8", "float32"}},
+        "program": {**_THIRD["program"], "file": {ONNX}},
+        "opset": _NUMBER,
     },
-}  # fmt: skip
+}
 
 # Descriptions of the presets in `render.presets`.
 _RESIZES = {
@@ -80,6 +91,7 @@ def export(
     images: Images,
     *,
     activation: str = "softmax",
+    temperature: float = 1.0,
     resizes: bool = True,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> jax_export.Exported:
@@ -90,6 +102,7 @@ def export(
       weights: `{"params", "batch_stats"}`; they become constants of the program.
       images: the size of the model's images, and the crop of evaluation.
       activation: a key of `ACTIVATIONS`.
+      temperature: divides the logits before the activation, see `serving.calibration`.
       resizes: whether the program takes images of any height and width; if not, only of the
         model's size.
       platforms: of `jax.export`.
@@ -111,8 +124,8 @@ def export(
     def predict(pixels: jax.Array) -> jax.Array:
         if resizes:
             pixels = resize.area(pixels, images.size, images.eval_crop)
-        logits, _ = apply(graphdef, weights, normalize(pixels))
-        return ACTIVATIONS[activation](logits)
+        logits, _ = apply(graphdef, weights, pixels)
+        return probabilities_of(logits, activation, temperature)
 
     sides = "height, width" if resizes else f"{images.size}, {images.size}"
     shape = jax_export.symbolic_shape(f"batch, {sides}, 3")
@@ -127,6 +140,12 @@ def export(
         )
 
 
+def probabilities_of(logits: jax.Array, activation: str, temperature: float) -> jax.Array:
+    """Calibrated probabilities `[batch, classes]`, see `serving.calibration`."""
+    scaled = logits if temperature == 1 else logits / temperature
+    return ACTIVATIONS[activation](scaled)
+
+
 def describe(
     exported: jax_export.Exported,
     images: Images,
@@ -135,6 +154,8 @@ def describe(
     class_names: tuple[str, ...],
     source: dict[str, Any],
     crop_known: bool = True,
+    mean: tuple[float, ...] = HALF,
+    std: tuple[float, ...] = HALF,
 ) -> dict[str, Any]:
     """The content of `model.json` for a program, without digests.
 
@@ -145,19 +166,41 @@ def describe(
       class_names: in the order of the outputs.
       source: where the weights come from.
       crop_known: whether `images.eval_crop` comes from the weights; False: it is a usual value.
+      mean, std: the model's, see `models.network.Network.normalize`.
     """
-    resizes = jax_export.is_symbolic_dim(exported.in_avals[0].shape[1])
+    shape, out = _shapes(exported)
+    about = describe_images(images, shape, out, scaling(mean, std), crop_known=crop_known)
+    about["output"]["activation"] = activation
+    rest = {**_facts(exported), "jax": jax.__version__, "classes": list(class_names)}
+    return {"format": FORMAT, "source": source, **about, **rest}
+
+
+def describe_images(
+    images: Images,
+    shape: list[str | int],
+    out: list[str | int],
+    scaled: str,
+    *,
+    crop_known: bool,
+) -> dict[str, Any]:
+    """What `model.json` says of images, for programs of each kind.
+
+    Args:
+      images: see `export`.
+      shape: of the input, `[batch, height, width, 3]`; dynamic sizes have names.
+      out: of the output.
+      scaled: who scales the pixels, and how.
+      crop_known: see `describe`.
+    """
+    resizes = isinstance(shape[1], str)
     made = _RESIZES[images.eval_preset].format(
         size=images.size, crop=images.eval_crop, shorter=math.floor(images.size / images.eval_crop)
     )
     if not crop_known:
         made += f"; the weights do not specify the crop, {images.eval_crop:g} is a usual value"
-    shape, out = _shapes(exported)
     return {
-        "format": FORMAT,
-        "source": source,
         "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
-        "output": {"shape": out, "dtype": "float32", "activation": activation},
+        "output": {"shape": out, "dtype": "float32"},
         "exif_orientation": "applied" if images.exif else "ignored",
         "resize": {
             "by": "program" if resizes else "caller", "preset": images.eval_preset,
@@ -167,11 +210,18 @@ def describe(
         + ("rotates an image by" if images.exif else "ignores")
         + " its EXIF orientation; "
         + (f"the program takes {made}" if resizes else f"then the caller takes {made}")
-        + "; the program scales to [-1, 1]",
-        **_facts(exported),
-        "jax": jax.__version__,
-        "classes": list(class_names),
+        + f"; {scaled}",
     }  # fmt: skip
+
+
+def scaling(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """How a program scales pixels: see `models.network.Network.normalize`."""
+    if mean == std == HALF:
+        return "the program scales to [-1, 1]"
+    shown = (f"[{', '.join(f'{number:g}' for number in each)}]" for each in (mean, std))
+    return (
+        "the program divides by 255, subtracts the mean {} and divides by the deviation {}"
+    ).format(*shown)
 
 
 def _facts(exported: jax_export.Exported) -> dict[str, Any]:
@@ -213,20 +263,23 @@ def write(folder: Path, exported: jax_export.Exported, about: dict[str, Any]) ->
     Raises:
       UsageError: the folder is not empty, or cannot be created.
     """
+    return write_files(folder, PROGRAM, bytes(exported.serialize()), about)
+
+
+def write_files(folder: Path, name: str, program: bytes, about: dict[str, Any]) -> dict[str, Any]:
+    """See `write`; the program is the content of the file `name`."""
     check_output(folder)
-    program = bytes(exported.serialize())
+    about = about | {"program": {**_file(name, program), "bytes": len(program)}}
     readme = _readme(about).encode()
     classify = Path(__file__).with_name(CLASSIFY).read_bytes()
     about = seal.sealed(
-        about
-        | {"program": {**_file(PROGRAM, program), "bytes": len(program)}}
-        | {"readme": _file(README, readme), "classify": _file(CLASSIFY, classify)}
+        about | {"readme": _file(README, readme), "classify": _file(CLASSIFY, classify)}
     )
     draft = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
-        (draft / PROGRAM).write_bytes(program)
+        (draft / name).write_bytes(program)
         text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
         (draft / ABOUT).write_bytes(text.encode())
         (draft / README).write_bytes(readme)
@@ -253,20 +306,31 @@ def _readme(about: dict[str, Any]) -> str:
         else f"images of {size} x {size} pixels; resize others before"
     )
     shape = ", ".join(map(str, about["input"]["shape"]))
+    is_onnx = about["format"] == ONNX_FORMAT
+    kind, packages, logits = "ONNX", "onnxruntime", ". `logits` are the values before"
+    if not is_onnx:
+        kind = f"StableHLO for {', '.join(about['platforms'])}"
+        packages, logits = "jax flatbuffers", ""
     return f"""# An image classifier, exported by xception_jax
 
-`{PROGRAM}` is StableHLO for {", ".join(about["platforms"])}, including the weights.
+`{about["program"]["file"]}` is {kind}, including the weights.
 
-- Input: RGB images, uint8 `[{shape}]`; {sizes}.
-- Output: {about["output"]["activation"]} probabilities of {len(about["classes"])} classes, float32.
+- Input: RGB images, {about["input"]["dtype"]} `[{shape}]`; {sizes}.
+- Output: {_outputs(about)} of {len(about["classes"])} classes, float32{logits}.
 - Preprocessing: {about["preprocessing"]}.
 
 `{ABOUT}` has the same facts as JSON, with the names of the classes in order and the versions.
 `{CLASSIFY}` prepares and classifies images of any size. It runs without xception_jax:
 
-    pip install jax flatbuffers pillow
+    pip install {packages} pillow
     python {CLASSIFY} IMAGE...
 """
+
+
+def _outputs(about: dict[str, Any]) -> str:
+    fitted = about["source"].get("calibration")
+    how = f"calibrated (temperature {fitted['temperature']:.4g}) " if fitted else ""
+    return f"{how}{about['output']['activation']} probabilities"
 
 
 def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
@@ -276,7 +340,9 @@ def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
       UsageError: there is no export, or it needs another version of this package or of JAX.
       RunError: a file is missing or damaged.
     """
-    about = _described(folder)
+    about = described(folder)
+    if about["format"] == ONNX_FORMAT:
+        raise UsageError(f"{folder} is ONNX, which ONNX Runtime runs; JAX does not")
     convention = about["calling_convention"]
     least = jax_export.minimum_supported_calling_convention_version
     most = jax_export.maximum_supported_calling_convention_version
@@ -297,10 +363,10 @@ def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
     return exported, about
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """Reads `model.json` and checks it as far as possible without the program."""
+def described(folder: Path) -> dict[str, Any]:
+    """Reads `model.json` and checks it as far as possible without the program; see `load`."""
     path = folder / ABOUT
-    if not any(os.path.lexists(folder / name) for name in (ABOUT, PROGRAM)):
+    if not any(os.path.lexists(folder / name) for name in (ABOUT, PROGRAM, ONNX)):
         raise UsageError(f"no exported model in {folder}: it needs {ABOUT} and {PROGRAM}")
     try:
         about = seal.parse(_read(path))

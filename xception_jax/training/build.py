@@ -118,16 +118,22 @@ def build(
 
 
 def build_evaluation(
-    config: ConfigDict, data: DataSpec, layout: Layout
+    config: ConfigDict, data: DataSpec, layout: Layout, per_class: bool = False
 ) -> Callable[[str], jax.stages.Wrapped]:
     """The evaluation steps only, for weights with their own layout.
+
+    Args:
+      config: resolved.
+      data: of the evaluation set.
+      layout: of the weights.
+      per_class: whether the step of `data.eval_split` also counts each class.
 
     Returns:
       A function from the name of a set (empty for `data.eval_split`) to the jitted
       `step.evaluate_batch` with the set's metrics. Sets with equal metrics share a step.
     """
     graphdef = build_graphdef(config, data.classes)
-    return _evaluation(config, graphdef, layout, data.multilabel)
+    return _evaluation(config, graphdef, layout, data.multilabel, per_class)
 
 
 def build_graphdef(config: ConfigDict, classes: int) -> Any:
@@ -136,13 +142,14 @@ def build_graphdef(config: ConfigDict, classes: int) -> Any:
 
 
 def _evaluation(
-    config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool
+    config: ConfigDict, graphdef: Any, layout: Layout, multilabel: bool, per_class: bool = False
 ) -> Callable[[str], jax.stages.Wrapped]:
     # Plain, so that runs which smooth or weigh otherwise can be compared.
     loss = Loss(config_lib.loss_name(config, multilabel))
 
     @cache
-    def jitted(names: tuple[str, ...]) -> jax.stages.Wrapped:
-        return step_lib.jit_evaluate_batch(graphdef, loss, layout, metrics.registered(names))
+    def jitted(names: tuple[str, ...], per_class: bool) -> jax.stages.Wrapped:
+        further = metrics.registered(names)
+        return step_lib.jit_evaluate_batch(graphdef, loss, layout, further, per_class)
 
-    return lambda name: jitted(config_lib.eval_metrics(config, name))
+    return lambda name: jitted(config_lib.eval_metrics(config, name), per_class and not name)

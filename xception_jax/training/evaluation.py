@@ -81,7 +81,17 @@ class Evaluator:
         skips: Skips | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> dict[str, float] | None:
-        """Evaluates the split once.
+        """Evaluates the split once; see `sums` and `figures`."""
+        sums = self.sums(weights, skips, stop_requested)
+        return None if sums is None else self.figures(sums)
+
+    def sums(
+        self,
+        weights: Tree,
+        skips: Skips | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
+        """The sums of `evaluate_batch` over the split, in one pass.
 
         The host sums in double precision. It fetches the sums of a batch while the next batches
         are computed.
@@ -92,8 +102,7 @@ class Evaluator:
           stop_requested: called after each batch.
 
         Returns:
-          `loss`, the metrics of `metrics.means`, the number of `examples`, and `skipped`. None if
-          stopped.
+          The sums over all processes, each example once. None if stopped.
         """
         batches = self.reader.evaluation_batches(
             batch_size=self.batch_size, shard=HostShard.of_this_process(), skips=skips
@@ -109,11 +118,14 @@ class Evaluator:
                 return None
         for sums in waiting:
             totals = _added(totals, sums)
-        examples = int(totals.get("examples", 0))
-        if not examples:
+        if not totals.get("examples"):
             raise RunError(f"no example of {self.reader.source.name} can be used")
-        # Sums over all processes; each example counts once.
-        found = metrics.means(totals, {metric.name: metric.figure for metric in self.further})
+        return totals
+
+    def figures(self, sums: dict[str, Any]) -> dict[str, float]:
+        """The metrics of `sums`: `loss`, those of `metrics.means`, `examples` and `skipped`."""
+        examples = int(sums["examples"])
+        found = metrics.means(sums, {metric.name: metric.figure for metric in self.further})
         return {
             **{name: float(value) for name, value in found.items()},
             "examples": examples,
@@ -179,8 +191,13 @@ class Evaluators:
             found = evaluator(weights, skips, stop_requested)
             if found is None:
                 return None
-            results |= {f"{name}/{key}" if name else key: found[key] for key in found}
+            results |= prefixed(name, found)
         return results
+
+
+def prefixed(name: str, found: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a set, with the set's name before theirs: `real/top1`."""
+    return {f"{name}/{key}" if name else key: value for key, value in found.items()}
 
 
 def metric_names(config: ConfigDict, sources: Mapping[str, Source]) -> list[str]:

@@ -91,6 +91,24 @@ def means(
     return found
 
 
+def class_sums(logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The sums of a batch for each class, int32; rows with `mask` 0 are ignored.
+
+    With one label per image, `confusion` `[classes, classes]`: the examples of each label, by the
+    prediction. With several, `images`, `predicted` (a probability above 0.5) and `right`,
+    `[classes]`.
+    """
+    real = batch["mask"] > 0
+    if "label" in batch:
+        classes = logits.shape[-1]
+        place = batch["label"], jnp.argmax(logits, axis=1)
+        empty = jnp.zeros((classes, classes), jnp.int32)
+        return {"confusion": empty.at[place].add(real.astype(jnp.int32))}
+    positive, predicted = (batch["labels"] > 0) & real[:, None], (logits > 0) & real[:, None]
+    found = {"images": positive, "predicted": predicted, "right": positive & predicted}
+    return {name: jnp.sum(each, axis=0, dtype=jnp.int32) for name, each in found.items()}
+
+
 def builtin_names(classes: int, multilabel: bool) -> list[str]:
     """The names of the metrics of `sums` and of the loss, for a number of classes."""
     if multilabel:

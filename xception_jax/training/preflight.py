@@ -71,6 +71,7 @@ def check_without_data(config: ConfigDict, devices: int) -> None:
     _check_paths(config)
     _check_ranges(config)
     _check_sampling(config)
+    _check_frozen_draws(config)
     _check_batch(config, devices)
     _check_model(config)
     config_lib.Best.parse(config.eval.best)
@@ -167,6 +168,11 @@ def _check_processes(config: ConfigDict, devices: int, processes: int) -> None:
             f"config.mesh.data is {config.mesh.data}, which uses {taken} of the {devices} devices "
             f"of {processes} processes; a run of several processes must use all: set it to -1"
         )
+    if processes > 1 and config.data.frozen_draws:
+        raise UsageError(
+            f"config.data.frozen_draws is {config.data.frozen_draws}, for one process, but this "
+            f"run has {processes}; set it to 0"
+        )
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:
@@ -244,9 +250,19 @@ def _check_metrics(config: ConfigDict, name: str, test: Source) -> None:
     count = classes + 1  # another number, so that the axes cannot be confused
     side = config.data.image_size or IMAGE_SIZE
     batch = step.batch_shapes(count, side, classes, test.multilabel)
+    if config.data.frozen_draws:
+        del batch["image"]  # its place is taken by features
     logits = jax.ShapeDtypeStruct((count, classes), jnp.float32)
     for metric in metrics.registered(config_lib.eval_metrics(config, name)):
-        metric.check(logits, batch)
+        try:
+            metric.check(logits, batch)
+        except KeyError as error:
+            if error.args != ("image",):
+                raise
+            raise UsageError(
+                f"metric {metric.name!r} takes images, but with config.data.frozen_draws a batch "
+                f"has none; set it to 0"
+            ) from None
 
 
 def _check_sampling(config: ConfigDict) -> None:
@@ -277,6 +293,25 @@ def _check_sampling(config: ConfigDict) -> None:
         raise UsageError(
             f"config.data.repeats is {data.repeats}, the full batch, so config.augment.mixup and "
             f"cutmix would mix each image with itself; lower it"
+        )
+
+
+def _check_frozen_draws(config: ConfigDict) -> None:
+    draws = config.data.frozen_draws
+    asked = f"config.data.frozen_draws is {draws}"
+    if draws and config.model.get("freeze") is None:
+        raise UsageError(
+            f"{asked}, but nothing is frozen; set config.model.freeze, or frozen_draws to 0"
+        )
+    if draws and (config.augment.mixup or config.augment.cutmix):
+        raise UsageError(
+            f"{asked}, but config.augment.mixup and cutmix mix other pairs in each epoch, so that "
+            f"the frozen part cannot be computed once; set them to 0, or frozen_draws"
+        )
+    if draws and config.data.repeats > 1:
+        raise UsageError(
+            f"{asked}, so a batch with config.data.repeats {config.data.repeats} would have equal "
+            f"images; set repeats to 1, or frozen_draws to 0"
         )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from xception_jax.models.published import Result
+from xception_jax.training.class_report import ClassReport
 from xception_jax.utils.numbers import for_json
 
 
@@ -44,6 +46,7 @@ class EvaluationResult:
       metrics: by name. `top1` and (from 20 classes on) `top5`, or for multi-label data `map`,
         `precision` and `recall`; also `loss`, the metrics of `eval.metrics`, `examples` and
         `skipped`. The metrics of other sets have the set's name as prefix: `real/top1`.
+      classes: what was found for each class, if asked for.
     """
 
     workdir: Path
@@ -51,8 +54,40 @@ class EvaluationResult:
     weights: str
     split: str
     metrics: Mapping[str, float]
+    classes: ClassReport | None = None
 
     def to_json(self) -> dict[str, object]:
-        """The output of `--json`."""
+        """The output of `--json`, without `classes`."""
         about = {"step": self.step, "weights": self.weights, "split": self.split}
         return {**about, **for_json(self.metrics)}
+
+
+@dataclass(frozen=True)
+class InputEvaluation:
+    """The result of `evaluate.evaluate_input`.
+
+    Attributes:
+      input: the file or the name of the weights.
+      model: the name of their model.
+      data: the name of the data set, with its split.
+      split: the split of the data set.
+      metrics: see `EvaluationResult`.
+      classes: what was found for each class, if asked for.
+      published: the published accuracy of these weights, if their name and the data tell it.
+    """
+
+    input: str
+    model: str
+    data: str
+    split: str
+    metrics: Mapping[str, float]
+    classes: ClassReport | None = None
+    published: tuple[Result, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The output of `--json`, without `classes`."""
+        about = {"input": self.input, "model": self.model, "data": self.data, "split": self.split}
+        published = [{"source": each.source, "top1": each.top1 / 100, "top5": each.top5 / 100}
+                     for each in self.published]  # fmt: skip
+        told = {"published": published} if published else {}
+        return {**about, **for_json(self.metrics), **told}

@@ -50,9 +50,10 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
     """A function that builds the config's model from the `nnx.Rngs` of the initial weights."""
     dtype = jnp.dtype(config_lib.compute_dtype(config.model.dtype))
     overrides = config_lib.model_overrides(config)
+    pixels = config.data.mean, config.data.std
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
-        return models.create(
+        model: Any = models.create(
             config.model.name,
             num_classes=num_classes,
             rngs=rngs,
@@ -60,6 +61,9 @@ def model_maker(config: ConfigDict, num_classes: int) -> Callable[[nnx.Rngs], nn
             matmul_precision=config_lib.matmul_precision(config),
             **overrides,
         )
+        model.mean, model.std = (tuple(each) if each else config_lib.HALF for each in pixels)
+        made: nnx.Module = model
+        return made
 
     return make
 

@@ -100,16 +100,12 @@ class StepConfig:
         )
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """uint8 pixels to float32 in [-1, 1], as for the paper's and Keras' Xception."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
 def apply(
     graphdef: Any,
     weights: Tree,
-    images: jax.Array,
+    pixels: jax.Array | None,
     *,
+    features: jax.Array | None = None,
     train: bool = False,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
@@ -119,7 +115,8 @@ def apply(
     Args:
       graphdef: from `state.graphdef_of`.
       weights: `{"params", "batch_stats"}`.
-      images: from `normalize`, `[batch, height, width, 3]`.
+      pixels: `[batch, height, width, 3]`, from 0 to 255, RGB.
+      features: the images' `Network.frozen_output`, in place of the pixels.
       train: whether to use batch statistics and dropout.
       key: the key for dropout, in training.
       mesh: the devices; needed if the head is sharded over them, see `sharding.for_head`.
@@ -131,7 +128,10 @@ def apply(
     rngs = None if key is None else nnx.Rngs(dropout=key)
     asked = model.matmul_precision
     with jax.default_matmul_precision(asked) if asked else nullcontext():
-        pooled, place = model.pool(model.features(images, train=train)), None
+        if features is None:
+            pooled, place = model.pool(model.features(model.normalize(pixels), train=train)), None
+        else:
+            pooled, place = model.after_frozen(features, train=train), None
         if mesh is not None and MODEL in mesh.axis_names:
             pooled, place = sharding.for_head(pooled, mesh)
         logits = model.classify(pooled, train=train, rngs=rngs, place=place)
@@ -144,7 +144,8 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     Args:
       config: static.
       state: at step s.
-      batch: of step s, see `data.batches`.
+      batch: of step s, see `data.batches`; or with `features` in place of `image`, see
+        `data.features`. Features are not augmented.
 
     Returns:
       The state at step s + 1, and float32 scalars: `loss`, the metrics of `metrics.means` and
@@ -152,9 +153,10 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
       loss uses the mixed targets, and the metrics use the labels of each row before mixing.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    batch = pipeline.augment_batch(
-        config.augmentation, config.seed, state.step, batch, config.classes
-    )
+    if "image" in batch:
+        batch = pipeline.augment_batch(
+            config.augmentation, config.seed, state.step, batch, config.classes
+        )
     asked = config.matmul_precision
     # Gradients also inside: only there the backward pass of a `jax.custom_vjp` is traced.
     with jax.default_matmul_precision(asked) if asked else nullcontext():
@@ -198,10 +200,10 @@ def _gradients(
         if config.frozen:
             params = combine(params, weights)
         all_weights = {"params": params, "batch_stats": state.batch_stats}
-        images = normalize(part["image"])
         logits, batch_stats = apply(
-            config.graphdef, all_weights, images, train=True, key=key, mesh=config.mesh
-        )
+            config.graphdef, all_weights, part.get("image"), features=part.get("features"),
+            train=True, key=key, mesh=config.mesh,
+        )  # fmt: skip
         losses = config.loss(logits, part.get("targets", labels_of(part)))
         loss = jnp.sum(losses * part["mask"])
         return loss / examples, (
@@ -265,16 +267,23 @@ def evaluate_batch(
     loss: Loss,
     mesh: Mesh,
     further: metrics.Registered,
+    per_class: bool,
     weights: Tree,
     batch: Batch,
 ) -> Scalars:
-    """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`."""
-    logits, _ = apply(graphdef, weights, normalize(batch["image"]), mesh=mesh)
+    """Sums over the unmasked examples of a batch: `loss`, further metrics, `metrics.sums`.
+
+    With `per_class` also `per_class`, see `metrics.class_sums`.
+    """
+    logits, _ = apply(
+        graphdef, weights, batch.get("image"), features=batch.get("features"), mesh=mesh
+    )
     losses = loss(logits, labels_of(batch))
     return {
         "loss": jnp.sum(jnp.where(batch["mask"] > 0, losses, 0)),
         **metrics.further_sums(further, logits, batch),
         **metrics.sums(logits, batch, mesh),
+        **({"per_class": metrics.class_sums(logits, batch)} if per_class else {}),
     }
 
 
@@ -291,12 +300,16 @@ def jit_train_step(config: StepConfig, layout: Layout) -> jax.stages.Wrapped:
 
 
 def jit_evaluate_batch(
-    graphdef: Any, loss: Loss, layout: Layout, further: metrics.Registered = ()
+    graphdef: Any,
+    loss: Loss,
+    layout: Layout,
+    further: metrics.Registered = (),
+    per_class: bool = False,
 ) -> jax.stages.Wrapped:
     """`evaluate_batch` on the layout's devices, with `layout.weights`."""
     replicated, by_example = sharding.replicated(layout.mesh), sharding.by_example(layout.mesh)
     return jax.jit(
-        partial(evaluate_batch, graphdef, loss, layout.mesh, further),
+        partial(evaluate_batch, graphdef, loss, layout.mesh, further, per_class),
         in_shardings=(layout.weights, by_example),
         out_shardings=replicated,
     )

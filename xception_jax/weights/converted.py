@@ -41,9 +41,9 @@ class About:
       overrides: the model overrides that change what the weights compute.
       num_classes: None without a classifier.
       class_names: None if unknown.
-      preprocessing: `range` of the pixels, their `mean` and `std` on a scale of [0, 1]. If known
-        also `image_size`, `eval_preset`, `eval_crop` (as in `config.data`), `interpolation` and
-        `exif` (whether the EXIF orientation is applied).
+      preprocessing: `mean` and `std` of the pixels on a scale of [0, 1], and the `range` that they
+        give if it is [-1, 1]. If known also `image_size`, `eval_preset`, `eval_crop` (as in
+        `config.data`), `interpolation` and `exif` (whether the EXIF orientation is applied).
       source: `format`, and `file` and `sha256`, or `step` and `weights` of a run. In a converted
         file, `of` is the source of its source.
       activation: `softmax` or `sigmoid`, which turns logits into probabilities; None if unknown.
@@ -125,9 +125,8 @@ def _about(held: Any, tensors: int) -> About:
 
 
 def _check_preprocessing(held: dict[str, Any]) -> None:
-    lengths = {"range": 2, "mean": 3, "std": 3}
-    known = {"image_size", "eval_preset", "eval_crop"}
-    _check_keys(held, {*lengths, *known, "interpolation", "exif"}, "preprocessing")
+    known = {"image_size", "eval_preset", "eval_crop", "mean", "std"}
+    _check_keys(held, {*known, "range", "interpolation", "exif"}, "preprocessing")
     for name, value in held.items():
         if value is None:  # a config may leave a value open; weights leave out the entry
             raise ValueError(f"{name} is null")
@@ -141,10 +140,10 @@ def _check_preprocessing(held: dict[str, Any]) -> None:
                 raise ValueError("exif is neither true nor false")
         elif not (
             isinstance(value, list)
-            and len(value) == lengths[name]
+            and len(value) == 2
             and all(isinstance(number, int | float) for number in value)
         ):
-            raise ValueError(f"{name} is not a list of {lengths[name]} numbers")
+            raise ValueError(f"{name} is not a list of 2 numbers")
 
 
 def _check_keys(held: dict[str, Any], known: set[str], what: str) -> None:

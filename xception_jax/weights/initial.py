@@ -26,7 +26,7 @@ from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
 # The fields of `config.data` that weights can specify.
-_IMAGES = ("image_size", "eval_preset", "eval_crop", "exif")
+_IMAGES = ("image_size", "eval_preset", "eval_crop", "exif", "mean", "std")
 _LARGEST_SIDE = 4096  # pixels; the limit for a weights file, not for a config
 
 
@@ -85,6 +85,9 @@ def _with_images(config: ConfigDict, source: pretrained.Pretrained) -> ConfigDic
     data, made_for = config.data, _made_for(source)
     if data.image_size is None and "image_size" in made_for:
         data.image_size = made_for["image_size"]
+    for name in ("mean", "std"):
+        if data[name] is None and name in made_for:
+            data[name] = made_for[name]
     if data.eval_preset is None and "eval_preset" in made_for:
         data.eval_preset = made_for["eval_preset"]
     if data.eval_preset == made_for.get("eval_preset"):
@@ -104,6 +107,7 @@ def _made_for(source: pretrained.Pretrained) -> dict[str, Any]:
       UsageError: a size, preset or crop is not valid in a config.
     """
     found = {name: source.preprocessing[name] for name in _IMAGES if name in source.preprocessing}
+    found |= {name: tuple(found[name]) for name in ("mean", "std") if name in found}
     if "exif" in found:
         found["exif"] = "on" if found["exif"] else "off"
     for name, value in found.items():
@@ -201,16 +205,17 @@ def _image_notes(config: ConfigDict, source: pretrained.Pretrained) -> list[str]
     """One line with the image fields that match the weights, and a line for each that differs."""
     made_for, data = _made_for(source), config.data
     same = [name for name, value in made_for.items() if data[name] == value]
+    usual = {name for name in ("mean", "std") if made_for.get(name) == config_lib.HALF}
     notes = []
-    if same:
-        shown = ", ".join(f"{name} {data[name]}" for name in same)
+    if told := [name for name in same if name not in usual]:
+        shown = ", ".join(f"{name} {data[name]}" for name in told)
         notes.append(f"images as the weights expect them (config.data): {shown}")
     if "eval_preset" in same and "eval_crop" not in made_for:
         notes.append(f"NOTE: the weights do not specify eval_crop; it is {data.eval_crop}")
     if "eval_preset" in made_for and "eval_preset" not in same:
         # Crop and EXIF depend on the preset.
-        made_for = {name: made_for[name] for name in ("image_size", "eval_preset")
-                    if name in made_for}  # fmt: skip
+        made_for = {name: value for name, value in made_for.items()
+                    if name not in ("eval_crop", "exif")}  # fmt: skip
     return notes + [
         f"NOTE: config.data.{name} is {data[name]!r}, but the weights expect {value!r}"
         for name, value in made_for.items()

@@ -44,7 +44,7 @@ _PREPROCESSING: dict[str, dict[str, Any]] = {
               "interpolation": "nearest"},
     "timm": {"image_size": 299, "eval_preset": "timm", "interpolation": "bicubic"},
 }  # fmt: skip
-_RANGE = {"range": [-1, 1], "mean": [0.5] * 3, "std": [0.5] * 3}
+_PIXELS = {"mean": [*config_lib.HALF], "std": [*config_lib.HALF]}
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,21 @@ class Pretrained:
         """The description of these weights for a converted file."""
         built = effective(name, self.overrides(name))
         digest = {"sha256": _sha256(self.path)} if self.path.is_file() else {}
+        pixels = {"mean": [*self.mean], "std": [*self.std]}
+        scaled = pixels | ({"range": [-1, 1]} if pixels == _PIXELS else {})
         return About(name, built, self.num_classes, self.class_names,
-                     _RANGE | self.preprocessing, self.origin | digest,
+                     {**self.preprocessing, **scaled}, self.origin | digest,
                      activation=self.activation)  # fmt: skip
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the pixels, see `models.network.Network.normalize`."""
+        return tuple(self.preprocessing.get("mean", config_lib.HALF))
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of the pixels, see `models.network.Network.normalize`."""
+        return tuple(self.preprocessing.get("std", config_lib.HALF))
 
     def usual_crop(self, name: str) -> float:
         """The `eval_crop` for the named model if the weights do not specify it.
@@ -346,13 +358,13 @@ def _from_run(path: Path, step: str, weights: str | None) -> Pretrained:
         class_names=trained.meta.class_names, model=config.model.name,
         held_overrides=effective(config.model.name, config_lib.model_overrides(config)),
         preprocessing={"image_size": data.image_size, "eval_preset": data.eval_preset,
-                       "eval_crop": data.eval_crop,
+                       "eval_crop": data.eval_crop, "mean": [*data.mean], "std": [*data.std],
                        "exif": config_lib.applies_exif(config)},
     )  # fmt: skip
 
 
 def load(model: Any, path: str | Path) -> None:
-    """Fills a model with weights, in place.
+    """Fills a model with weights, in place, with their mean and standard deviation of the pixels.
 
     If the model has no classifier, the classifier of the weights is ignored.
 
@@ -378,6 +390,7 @@ def load(model: Any, path: str | Path) -> None:
         source.check_head()
     for tensor, array in source.tensors(model, name, without_head=headless).items():
         own[tensor][...] = array
+    model.mean, model.std = source.mean, source.std
 
 
 def _traits(model: nnx.Module) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Evaluation's presets beside the libraries whose names they bear."""
 
 import io
-import os
 from pathlib import Path
 
 import cv2
@@ -15,8 +14,6 @@ from xception_jax import config as config_lib
 from xception_jax.data.batches import Reader
 from xception_jax.data.render import decode, presets
 from xception_jax.data.source import Source
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
 
 SIZES = [(375, 500), (500, 333), (299, 299), (120, 90), (301, 1000), (334, 335)]
 

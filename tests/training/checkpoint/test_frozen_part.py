@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tests.processes import QUICK, ROOT, digests, finish, result, several, signal_at
+from tests.processes import ROOT, digests, finish, result, several, signal_at
 from tests.training.checkpoint.test_checkpoints import META, assert_equal
 from tests.training.checkpoint.test_damage import WITHOUT_EFFECT, files, flip, pipe, truncate
 from xception_jax.training import sharding
@@ -221,17 +221,17 @@ def test_a_run_that_trains_its_head_alone(flags, tmp_path):
     """Killed and continued: the bits of one that was not, and next to nothing to save."""
     given = {"model__freeze": "exit_flow", "model__width": 0.5, "duration": "6 steps"}
     steady, killed = tmp_path / "steady", tmp_path / "killed"
-    trained = result(finish("main", *flags(steady, **given), "--json", env=QUICK))
-    code, _ = signal_at(3, signal.SIGKILL, "main", *flags(killed, **given), env=QUICK)
+    trained = result(finish("main", *flags(steady, **given), "--json"))
+    code, _ = signal_at(3, signal.SIGKILL, "main", *flags(killed, **given))
     assert code == -signal.SIGKILL
-    assert result(finish("main", *flags(killed, **given), "--json", env=QUICK)) == trained
+    assert result(finish("main", *flags(killed, **given), "--json")) == trained
     assert digests(killed, 6) == digests(steady, 6)
     step, frozen = (size(steady / "checkpoints" / name) for name in ("6", "frozen"))
     assert step < frozen / 20, (step, frozen)
     first, last = digests(steady, 2), digests(steady, 6)
     changed = {name for name in first["params"] if first["params"][name] != last["params"][name]}
     assert changed == {name for name in last["params"] if name.startswith("head.")}
-    evaluated = result(finish("evaluate", f"--workdir={steady}", "--json", env=QUICK))
+    evaluated = result(finish("evaluate", f"--workdir={steady}", "--json"))
     assert evaluated["top1"] == trained["top1"]
     shutil.rmtree(steady / "checkpoints" / "frozen")
     failed = finish("evaluate", f"--workdir={steady}")

@@ -3,8 +3,6 @@
 `python -m pytest -m slow -s -n 0 tests/weights/keras/test_head.py` prints the table.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +19,6 @@ pytestmark = [
     # Keras 3.15 reads its own variables in a way that NumPy 2 deprecates.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-os.environ.setdefault("KERAS_BACKEND", "jax")
 FORMATS = (".keras", ".h5", ".weights.h5", "legacy.h5")
 SIZE = 75
 
@@ -388,7 +385,9 @@ def convert(path, name):
 def ours(about, held):
     """A model of a converted file."""
     built = {name: value for name, value in about.overrides.items() if value is not None}
-    model = models.create(about.model, num_classes=about.num_classes, rngs=nnx.Rngs(0), **built)
+    model = nnx.eval_shape(
+        lambda: models.create(about.model, num_classes=about.num_classes, rngs=nnx.Rngs(0), **built)
+    )
     for key, variable in pretrained.variables(model).items():
         variable.set_value(jnp.asarray(held[key]))
     return model

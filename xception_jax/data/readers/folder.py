@@ -32,8 +32,6 @@ from xception_jax.errors import UsageError
 from xception_jax.utils import retry
 from xception_jax.utils.text import as_utf8, printable
 
-T = TypeVar("T")
-
 # More bytes than the largest image that is decoded takes without compression.
 _MOST_BYTES = 2**30
 
@@ -92,6 +90,8 @@ class RankedSplit:
     notes: tuple[str, ...]
 
 
+T = TypeVar("T")
+
 # A folder's layout, and the parts whose sum is the requested split.
 Parts = tuple[folder_layout.FolderLayout, list[tuple[RankedSplit, slice]]]
 
@@ -133,10 +133,10 @@ def open_split(
       UsageError: there is no such folder or split, or there are fewer than two classes with images.
     """
     dataset = FOLDER + path
-    root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
+    root = _root(path, data_dir)
     find = partial(folder_layout.find_layout, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
-    layout, parts = _read(dataset, root, listed)
+    layout, parts = _listed(dataset, root, listed)
     names = [name for ranked, part in parts for name in ranked.names[part]]
     labels = np.concatenate([ranked.labels[part] for ranked, part in parts])
     if not names:
@@ -160,12 +160,21 @@ def open_split(
 
 def layout_of(path: str, data_dir: str = "", rules: int = RULES) -> folder_layout.FolderLayout:
     """The layout of a folder, without a part that is held out of `train`; see `open_split`."""
-    root = os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
-    return _read(FOLDER + path, root, partial(folder_layout.find_layout, root, rules))
+    root = _root(path, data_dir)
+    return _listed(FOLDER + path, root, partial(folder_layout.find_layout, root, rules))
 
 
-def _read(dataset: str, root: str, listed: Callable[[], T]) -> T:
-    """Lists a folder; retries after a transient error."""
+def all_or_test(path: str, data_dir: str = "") -> str:
+    """The name of all examples of a folder without splits; of another folder, `test`."""
+    return "test+train" if layout_of(path, data_dir).divided == "" else "test"
+
+
+def _root(path: str, data_dir: str) -> str:
+    return os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
+
+
+def _listed(dataset: str, root: str, listed: Callable[[], T]) -> T:
+    """Lists what is requested; retries after a transient error."""
     try:
         return retry.reading(listed, root)
     except OSError as error:

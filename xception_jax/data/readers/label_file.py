@@ -31,6 +31,8 @@ _LABEL = (
     *("species", "diagnosis", "variety", "tag", "class_id", "category_id", "y"),
 )
 _SPLIT = ("split", "set", "subset", "partition", "phase")
+# An entry of Kaggle's `LOC_val_solution.csv` of ImageNet: boxes, each after the image's class.
+_BOXES = re.compile(r"(n\d{8})(?: \d+){4}(?: \1(?: \d+){4})* ?")
 # Rows that are tried to interpret a table without a header.
 _TRIED = 50
 
@@ -288,6 +290,8 @@ def _rows(cells: list[tuple[int, list[str]]], columns: _Columns) -> tuple[list[_
         values = [row[column] if column < len(row) else "" for column in needed]
         if all(values):
             file, label, split = (*values, "")[:3]
+            if boxes := _BOXES.fullmatch(label):
+                label = boxes[1]
             rows.append(_Row(line, file, composed(label), split.casefold()))
         else:
             incomplete.append(line)

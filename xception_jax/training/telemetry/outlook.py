@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from xception_jax.models import counts
-from xception_jax.training.state import TrainState
+from xception_jax.training.state import TrainState, partition
 from xception_jax.utils.text import span
 
 # Seconds to compile the step of an Xception without a cache, by platform: on two idle CPU cores, an
@@ -20,7 +20,14 @@ _XCEPTION_ARRAYS = 156  # its arrays of weights: compile time grows with their n
 _LONG_S = 2 * 3600
 
 
-def tell(say: Callable[[str], None], step: Any, state: TrainState, batch: Any, steps: int) -> None:
+def tell(
+    say: Callable[[str], None],
+    step: Any,
+    state: TrainState,
+    batch: Any,
+    steps: int,
+    frozen: tuple[str, ...] = (),
+) -> None:
     """Prints estimates before a step is compiled.
 
     Args:
@@ -29,8 +36,10 @@ def tell(say: Callable[[str], None], step: Any, state: TrainState, batch: Any, s
       state: the step's argument.
       batch: the step's argument.
       steps: the number of remaining steps.
+      frozen: see `state.frozen_parts`; not in the step if the batch has features.
     """
-    say(compilation(len(jax.tree.leaves(state.params))))
+    params = partition(state.params, frozen) if "features" in batch else state.params
+    say(compilation(len(jax.tree.leaves(params))))
     if note := on_cpu(step.trace(state, batch), steps):
         say(note)
 

@@ -1,6 +1,5 @@
 """Files of timm and of other training code in torch: `.safetensors` and torch's pickles."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xception_jax.config import SCHEMA
 from xception_jax.errors import UsageError
 from xception_jax.utils.text import printable
 from xception_jax.weights import files, safetensors_files
@@ -175,7 +175,7 @@ def read_config(path: Path) -> Config:
     """Reads timm's `config.json` in the folder of a weights file, if it exists.
 
     Raises:
-      UsageError: it is damaged, or specifies a normalization other than to [-1, 1].
+      UsageError: it is damaged.
     """
     beside = path.with_name("config.json")
     if not beside.exists():
@@ -201,17 +201,21 @@ def read_config(path: Path) -> Config:
 
 
 def _preprocessing(beside: Path, config: dict[str, Any]) -> dict[str, Any]:
-    for name in ("mean", "std"):
-        if config.get(name) not in (None, 0.5, [0.5], [0.5] * 3):
-            asked = printable(json.dumps(config[name]), 60)
-            raise UsageError(f"{beside}: the weights need images with {name} {asked}; the models "
-                             f"here take images of [-1, 1], mean and std 0.5")  # fmt: skip
-    made = {"eval_crop": config.get("crop_pct"), "interpolation": config.get("interpolation")}
+    made: dict[str, Any] = {
+        "eval_crop": config.get("crop_pct"),
+        "interpolation": config.get("interpolation"),
+    }
     size = config.get("input_size")
     made["image_size"] = size[-1] if isinstance(size, list) and size else size
     for name, kind in (("eval_crop", float | int), ("interpolation", str), ("image_size", int)):
         if not isinstance(made[name], kind | None):
             raise UsageError(f"{beside}: {name} is {printable(ascii(made[name]), 60)}")
+    for name in ("mean", "std"):
+        given = config.get(name)
+        alone = given[0] if isinstance(given, list) and len(given) == 1 else given
+        made[name] = given if isinstance(alone, list) or alone is None else [alone] * 3
+        if complaint := SCHEMA[f"data.{name}"].check(made[name]):
+            raise UsageError(f"{beside}: {name} {printable(complaint, 160)}")
     return {name: value for name, value in made.items() if value is not None}
 
 
