@@ -21,9 +21,10 @@ LAUNCHERS = sorted((PACKAGE.parent / "launch").rglob("*.py"))
 LEVELS = [
     {"main", "plan"},
     {"commands"},
+    {"finetune"},
     {"evaluate", "prepare", "contact_sheet", "export", "convert", "predict"},
     {"train"},
-    {"planning", "serving"},
+    {"finetuning", "planning", "serving"},
     {"weights"},
     {"training"},
     {"augment", "data", "models"},

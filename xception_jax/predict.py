@@ -165,11 +165,13 @@ class Classifier:
 
     def stream(self, images: Sequence[Any]) -> Iterator[Prediction]:
         """As `predict`, one after the other: while pictures are read, others are computed."""
-        if not images:
-            return
-        source, bad = pictures.source(images, self.images.exif), _Unusable()
-        devices = self._sharding.num_devices
-        size = inference.batch_size_of(devices, len(images), self._batch_size)
+        if images:
+            yield from self.stream_split(pictures.source(images, self.images.exif))
+
+    def stream_split(self, source: Source) -> Iterator[Prediction]:
+        """The predictions of all records of a split, in their order."""
+        bad, devices = _Unusable(), self._sharding.num_devices
+        size = inference.batch_size_of(devices, len(source), self._batch_size)
         reader = Reader(source, self.images)
         batches = reader.evaluation_batches(batch_size=size, skips=bad)
         waiting: collections.deque[dict[str, jax.Array]] = collections.deque()

@@ -21,7 +21,7 @@ from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
 from xception_jax.data.transfer import TrainingBatches
 from xception_jax.runtime import cluster
-from xception_jax.training import build, features, preflight, sharding, signals, workdir
+from xception_jax.training import build, features, patience, preflight, sharding, signals, workdir
 from xception_jax.training import state as state_lib
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.checkpoint.manifest import Meta
@@ -93,7 +93,7 @@ def train(
                     ready = features.computed_once(run, state, folder, services)
                     last = loop(ready, state, first, services) if ready else first
                 found = checkpoints.metrics(last)
-                finished = last == run.total_steps and run.evaluate.have_found(found)
+                finished = run.ends_at(last, checkpoints) and run.evaluate.have_found(found)
                 result = TrainResult(folder, last, run.total_steps, finished, found or {})
                 conclude(run, checkpoints, result, log)
     return result
@@ -127,15 +127,18 @@ class Run(build.Functions):
 
     def every(self, name: str) -> Callable[[int], bool]:
         """A function of a step: whether it is the first to reach a multiple of a field's period."""
-        size = {"batch_size": self.config.data.batch_size, "epoch": len(self.train_source)}
-        length = config_lib.period(self.config, name, size["epoch"])
-        return lambda done: length.passed(done, **size) > length.passed(done - 1, **size)
+        return config_lib.due(self.config, name, len(self.train_source))
+
+    def ends_at(self, step: int, checkpoints: Checkpoints) -> bool:
+        """Whether a step is the last one, of the run or by `eval.patience`."""
+        limit, due = self.config.eval.patience, self.every("eval.every")
+        return step == self.total_steps or patience.is_over(limit, due, checkpoints.best(), step)
 
 
 def build_run(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     train_source = splits.open_training(config)
-    eval_sources = splits.open_evaluation(config)
+    sets = splits.open_evaluation(config)
     functions = build.build(config, build.DataSpec.of(train_source))
     reader = Reader.from_config(config, train_source, workers=config.data.workers)
     batches = TrainingBatches(
@@ -152,9 +155,7 @@ def build_run(config: ConfigDict) -> Run:
         train_source=train_source,
         total_steps=Duration.parse(config.duration).steps(**size),
         batches=batches,
-        evaluate=Evaluators.create(
-            config, functions.evaluate_batch_of, eval_sources, functions.layout
-        ),
+        evaluate=Evaluators.create(config, functions.evaluate_batch_of, sets, functions.layout),
     )
 
 
@@ -198,8 +199,9 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
             hooks.at_end(first)
             return first
         checkpoints.add_metrics(first, result)
+    last = first if run.ends_at(first, checkpoints) else total
     with closing(run.batches(first, services.skips)) as batches:
-        for done in range(first + 1, total + 1):
+        for done in range(first + 1, last + 1):
             with log.goodput.spending("input"):
                 batch = next(batches)
             if done == first + 1:
@@ -211,16 +213,14 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
             state, metrics = run.train_step(state, batch)
             hooks.after_step(done, state, metrics)
             stop = services.stop_requested()
-            evaluation = evaluation_due(done) or done == total
-            if evaluation or stop or save_due(done):
+            rated = evaluation_due(done) or done == total
+            if rated or stop or save_due(done):
                 log.catch_up()
-                result = (
-                    evaluate_at(run, state, done, services) if evaluation and not stop else None
-                )
-                stop |= evaluation and result is None
+                result = evaluate_at(run, state, done, services) if rated and not stop else None
+                stop |= rated and result is None
                 with log.pause("checkpoint"):
                     checkpoints.save(state, run.meta.at(done, log.to_carry()), result)
-            if stop:
+            if stop or (rated and run.ends_at(done, checkpoints)):
                 break
     with log.goodput.spending("checkpoint"):
         checkpoints.wait()
@@ -246,4 +246,4 @@ def conclude(run: Run, checkpoints: Checkpoints, result: TrainResult, log: Telem
         log.say(f"stopped at step {result.step}{saved}; the same command continues")
         return
     by = config_lib.Best.parse(run.config.eval.best)
-    log.say("\n".join(verdict.lines(result.workdir, result.step, checkpoints.best(), by.metric)))
+    log.say("\n".join(verdict.lines(result, checkpoints.best(), by.metric)))

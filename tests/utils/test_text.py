@@ -76,3 +76,12 @@ def test_a_traceback_and_an_error_line_obey_nobody():
         assert text.printable(done.stderr, keep="\n") == done.stderr
         assert r"a\x1b[31mb\u202e" in done.stderr
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "2 seconds"), (90, "90 seconds"), (300, "5 minutes"), (3 * 3600, "3 hours"),
+     (86400 * 30, "30 days")],
+)  # fmt: skip
+def test_spans(seconds, said):
+    assert text.span(seconds) == said

@@ -3,20 +3,24 @@
 import unicodedata
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.processes import finish, result
 from tests.weights import builders
 from xception_jax import config as config_lib
 from xception_jax import train
 from xception_jax.errors import UsageError
+from xception_jax.training import build, state
 from xception_jax.training.workdir import read_config
 from xception_jax.weights import converted, initial, pretrained
 
 BUILT = {"width": 0.1, "middle_blocks": 0, "stem_stride": 1}
 MADE_FOR = {"image_size": 8, "eval_preset": "timm", "eval_crop": 0.75, "exif": True}
 
-NFD = unicodedata.normalize("NFD", "Bär")
+NFC, NFD = unicodedata.normalize("NFC", "Bär"), unicodedata.normalize("NFD", "Bär")
 
 
 def write(path, preprocessing=MADE_FOR):
@@ -98,13 +102,72 @@ def test_a_converted_file_of_timm_without_a_crop_has_that_of_timms_model(tmp_pat
     assert resolved(path) == (8, "timm", 0.8975, "off")
 
 
+NEW = "new classifier of 3 classes: the one of the weights "
+
+
 @pytest.mark.parametrize(
-    ("learnt", "kept"), [((NFD, "cat", "dog"), True), (("cat", NFD, "dog"), False)]
-)
-def test_classes_are_the_same_in_any_form_of_unicode(learnt, kept):
-    source = pretrained.Pretrained(Path("a"), "xception_jax", 3, dict, {}, class_names=learnt)
-    names = (unicodedata.normalize("NFC", NFD), "cat", "dog")
-    assert (initial._other_classes(source, names) is None) == kept
+    ("learnt", "names", "kept", "said"),
+    [
+        ((NFD, "cat", "dog"), (NFC, "cat", "dog"), [0, 1, 2], ""),
+        (("cat", NFD, "dog"), (NFC, "cat", "dog"), [1, 0, 2],
+         "classifier: 3 of 3 classes by name from the weights, which has others or another order"),
+        (("cat", "dog"), ("cat", "cow", "dog"), [0, -1, 1],
+         "classifier: 2 of 3 classes by name from the weights; new: cow"),
+        (("a", "b", "c", "cat"), ("d", "e", "cat"), [-1, -1, 3],
+         "classifier: 1 of 3 classes by name from the weights; new: d, e"),
+        (("a", "b", "c"), ("d", "e", "f"), [-1, -1, -1], NEW + "is for other classes"),
+        (("a", "b"), ("d", "e", "f"), [-1, -1, -1], NEW + "has 2"),
+        # Numbers are no names: another data set has them too.
+        (("0", "1"), ("0", "1", "2"), [-1, -1, -1], NEW + "has 2"),
+        (("0", "1", "2"), ("0", "1", "2"), [0, 1, 2], ""),
+    ],
+)  # fmt: skip
+def test_classes_are_kept_by_name_in_any_order_and_form_of_unicode(learnt, names, kept, said):
+    source = pretrained.Pretrained(
+        Path("a"), "xception_jax", len(learnt), dict, {}, class_names=learnt
+    )
+    found, note = initial._kept_classes(source, names)
+    assert (found.tolist(), note) == (kept, said)
+
+
+def test_a_classifier_without_names_is_kept_if_it_has_as_many_classes():
+    for classes, kept in ((3, [0, 1, 2]), (2, [-1, -1, -1]), (None, [-1, -1, -1])):
+        source = pretrained.Pretrained(Path("a"), "keras", classes, dict, {})
+        assert initial._kept_classes(source, ("a", "b", "c"))[0].tolist() == kept
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_columns_of_the_classifier_are_copied_by_name_and_the_others_stay(small_config, shards,
+                                                                          tmp_path):  # fmt: skip
+    """On a classifier that is cut over devices, too."""
+    about = converted.About("xception", BUILT, 3, ("cat", "cow", "dog"), MADE_FOR, {})
+    tensors = builders.arrays(builders.create("xception", **BUILT))
+    path = tmp_path / "a.safetensors"
+    converted.write(path, about, tensors)
+    small_config.init_from = str(path)
+    config = initial.resolve_with_weights(small_config)
+    names = ("dog", "emu", "cat")
+    functions = build.build(config, build.DataSpec(len(names)))
+    placed = NamedSharding(jax.make_mesh((shards,), ("data",), devices=jax.devices()[:shards]),
+                           PartitionSpec())  # fmt: skip
+    columns = NamedSharding(placed.mesh, PartitionSpec(None, "data"))
+    shardings = jax.tree_util.tree_map_with_path(
+        lambda path, _: columns if "classifier" in str(path) and "kernel" in str(path) else placed,
+        functions.shapes,
+    )
+    fresh = state.initialize(functions.init, 0, shardings)
+    filled, notes = initial.fill(config, fresh, names, [], tmp_path)
+    assert "classifier: 2 of 3 classes by name from the weights; new: emu" in notes
+    for tree in (filled.params, filled.ema["params"]):
+        for leaf in ("kernel", "bias"):
+            found = np.asarray(tree["head"]["classifier"][leaf])
+            given = tensors[f"params.head.classifier.{leaf}"]
+            before = np.asarray(fresh.params["head"]["classifier"][leaf])
+            np.testing.assert_array_equal(found[..., 0], given[..., 2])
+            np.testing.assert_array_equal(found[..., 1], before[..., 1])
+            np.testing.assert_array_equal(found[..., 2], given[..., 0])
+    kernel = filled.params["head"]["classifier"]["kernel"]
+    assert kernel.sharding.is_equivalent_to(columns, 2)
 
 
 @pytest.mark.parametrize(

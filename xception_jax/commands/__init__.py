@@ -12,6 +12,7 @@ from typing import NoReturn
 
 NAMES = (
     "train",
+    "finetune",
     "evaluate",
     "predict",
     "export",

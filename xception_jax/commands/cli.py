@@ -104,6 +104,7 @@ HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
 
 # The config fields that the command line sets, see `overrides`.
 _CHANGES: dict[str, Any] = {}
+_takes_changes = False
 
 
 def define_config() -> flags.FlagHolder[Any]:
@@ -120,6 +121,17 @@ def define_config() -> flags.FlagHolder[Any]:
         sys_argv=[],
     )
     return flag
+
+
+def take_changes() -> None:
+    """Makes a command without `--config` take `--config.FIELD=VALUE`, see `changes`."""
+    global _takes_changes
+    _takes_changes = True
+
+
+def changes() -> dict[str, Any]:
+    """The config fields that the command line sets, by name."""
+    return dict(_CHANGES)
 
 
 # Flags of the commands that train or evaluate, which declare them as their own.
@@ -327,8 +339,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         imports.load(IMPORTS.value)
         if "config" in flags.FLAGS:
             argv = _parse_first("config", _with_recipes(argv))
-            argv, changes = overrides.take(argv)
-            _CHANGES.update(changes)
+        if "config" in flags.FLAGS or _takes_changes:
+            argv, given = overrides.take(argv)
+            _CHANGES.update(given)
         rest = flags.FLAGS(list(argv))
     except UsageError as error:
         fail(error, 2)

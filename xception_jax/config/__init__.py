@@ -8,6 +8,7 @@ from xception_jax.config.fields import Field
 from xception_jax.config.resolution import (
     applies_exif,
     compute_dtype,
+    due,
     log_writers,
     loss_name,
     matmul_precision,
@@ -44,6 +45,7 @@ __all__ = [
     "default",
     "describe",
     "differences",
+    "due",
     "eval_metrics",
     "eval_sets",
     "flatten",

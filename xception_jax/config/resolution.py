@@ -1,5 +1,6 @@
 """Resolves the open fields of a config, and derives values from several fields."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -103,6 +104,14 @@ def period(config: ConfigDict, name: str, epoch: int) -> Duration:
     steps = Duration.parse(config.duration).steps(batch_size=batch, epoch=epoch)
     examples = min(_APART, -(-steps // 10)) * batch
     return Duration(Fraction(-(-examples // epoch)), "epochs")
+
+
+def due(config: ConfigDict, name: str, epoch: int) -> Callable[[int], bool]:
+    """A function of a step: whether it is the first to reach a multiple of a field's `period`."""
+    length, size = period(config, name, epoch), {"batch_size": config.data.batch_size}
+    return lambda step: (
+        length.passed(step, **size, epoch=epoch) > length.passed(step - 1, **size, epoch=epoch)
+    )
 
 
 def matmul_precision(config: ConfigDict) -> str | None:

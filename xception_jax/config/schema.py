@@ -101,8 +101,19 @@ SCHEMA: dict[str, Field] = {
         "test/", low=1e-6, high=0.999
     ),
     "data.split_seed": _int(
-        0, "random seed of this held-out part, and of the order of a folder's records",
+        0, "random seed of the held-out parts, and of the order of a folder's records",
         high=2**32 - 1,
+    ),
+    "data.val_share": _float(
+        0.0, "share of each class of train_split that is held out from training, as the split "
+        "held_out; 0: none", high=0.9
+    ),
+    "data.folds": _int(
+        0, "number of parts of train_split for cross-validation, each with its share of every "
+        "class; 0: none"
+    ),
+    "data.fold": _int(
+        0, "of folds: the part that is left out of training, as the split fold; from 0 on"
     ),
     "data.folder_rules": _int(
         0, "version of the rules for reading a folder (docs/folder.md); 1: without .jfif, system "
@@ -297,6 +308,10 @@ SCHEMA: dict[str, Field] = {
     "eval.best": _text(
         "auto", "metric that decides which checkpoint is best: METRIC, METRIC:max or METRIC:min, "
         "for example real/top1 or loss:min; auto: the highest top1, or map for several labels",
+        harmless=True,
+    ),
+    "eval.patience": _int(
+        0, "stop after this number of evaluations without a better one, by eval.best; 0: never",
         harmless=True,
     ),
     "checkpoint.every": _every("auto", "interval between checkpoints; auto: as eval.every"),

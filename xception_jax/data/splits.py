@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
-from xception_jax.data import readers
+from xception_jax.data import parts, readers
 from xception_jax.data.readers import folder, folder_layout, joined
 from xception_jax.data.source import FOLDER, Source
 from xception_jax.errors import UsageError
@@ -16,13 +16,17 @@ def open_split(
 
     Args:
       config: a config with valid fields.
-      split: the split's name.
+      split: the split's name, or `held_out` or `fold`, which are parts of the training split if the
+        config has them; see `parts`.
       data_dir: replaces the config's, if given.
       dataset: replaces the config's, if given.
     """
     dataset = dataset or config.data.dataset
     # Data sets that are mixed into training are not evaluated.
     evaluated = dataset == config.data.dataset
+    if evaluated and split in parts.names(config):
+        whole = open_split(config, config.data.train_split, data_dir)
+        return parts.divide(config, whole)[split]
     return readers.open_split(
         dataset,
         split,
@@ -85,14 +89,17 @@ def open_evaluation(config: ConfigDict, data_dir: str | None = None) -> dict[str
 
 
 def open_training(config: ConfigDict) -> Source:
-    """Opens the training data of a config: its data set's `train_split`, joined with `data.mix`."""
+    """Opens the training data of a config: its data set's `train_split`, joined with `data.mix`.
+
+    What is held out from `train_split` is left out, see `parts`.
+    """
     data = config.data
     splits = data.mix_splits or [data.train_split] * len(data.mix)
-    parts = [
-        open_split(config, data.train_split),
+    sources = [
+        parts.divide(config, open_split(config, data.train_split))[""],
         *(
             open_split(config, split, dataset=dataset)
             for dataset, split in zip(data.mix, splits, strict=True)
         ),
     ]
-    return joined.join(parts) if len(parts) > 1 else parts[0]
+    return joined.join(sources) if len(sources) > 1 else sources[0]

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from xception_jax.data import readers, splits
+from xception_jax.data import parts, readers, splits
 from xception_jax.data.readers import tfds as tfds_reader
 from xception_jax.errors import UsageError
 from xception_jax.training.build import DataSpec
@@ -51,7 +51,8 @@ def find_spec(
 
 def _of_split(config: ConfigDict, dataset: str, split: str) -> tfds_reader.Metadata:
     data = config.data
-    if readers.prefix_of(dataset) or dataset == tfds_reader.EMBEDDED:
+    of_config = readers.prefix_of(dataset) or dataset == tfds_reader.EMBEDDED
+    if of_config or split in parts.names(config):
         source = splits.open_split(config, split, dataset=dataset)
         return tfds_reader.Metadata(len(source.class_names), source.multilabel, len(source))
     try:

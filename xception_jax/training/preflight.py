@@ -279,6 +279,11 @@ def _check_sampling(config: ConfigDict) -> None:
         )
     if data.mix_weights is not None and data.balanced:
         raise UsageError("config.data.balanced and mix_weights cannot be combined; set only one")
+    if data.folds == 1 or (data.folds and data.fold >= data.folds):
+        raise UsageError(
+            f"config.data.fold is {data.fold} and data.folds is {data.folds}; folds takes 0 or at "
+            f"least 2, and fold is below it"
+        )
     if data.batch_size % data.repeats:
         raise UsageError(
             f"config.data.batch_size is {data.batch_size}, not a multiple of config.data.repeats, "

@@ -17,8 +17,8 @@ class TrainResult:
       workdir: the run's folder.
       step: the last completed step, which has a checkpoint.
       total_steps: the number of steps of the run.
-      finished: whether all steps are completed and the last one is evaluated. False after a signal
-        to stop; the same call continues.
+      finished: whether all steps are completed, or the run ended early by `eval.patience`, and the
+        last step is evaluated. False after a signal to stop; the same call continues.
       metrics: the metrics of the evaluation at `step` by name: `top1`, `loss`, `examples`, and for
         other sets `real/top1`. Empty without an evaluation.
     """

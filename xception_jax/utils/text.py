@@ -35,6 +35,14 @@ def shell_join(words: Iterable[object]) -> str:
     return " ".join(map(quoted, words))
 
 
+def span(seconds: float) -> str:
+    """A duration in words: 40 seconds, 5 minutes, 30 hours, 12 days."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{round(seconds / length)} {unit}"
+    return f"{max(2, round(seconds))} seconds"
+
+
 def quoted(value: object) -> str:
     """A word quoted for a shell and safe to print.
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,6 +21,7 @@ from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.utils import paths
 from xception_jax.utils.files import write_atomically
+from xception_jax.utils.text import printable
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
@@ -46,7 +49,7 @@ def resolve_with_weights(config: ConfigDict, begun: ConfigDict | None = None) ->
         resolved = config_lib.resolve(config, begun)
         kept = converted.architecture(begun.model.name)
         return _with(resolved, {name: begun.model.get(name) for name in kept})
-    source, name = _open(config), config.model.name
+    source, name = open_weights(config), config.model.name
     own = pretrained.effective(name, {})
     asked = source.overrides(name).items()
     resolved = config_lib.resolve(_with_images(config, source))
@@ -55,7 +58,7 @@ def resolve_with_weights(config: ConfigDict, begun: ConfigDict | None = None) ->
     return resolved
 
 
-def _open(config: ConfigDict) -> pretrained.Pretrained:
+def open_weights(config: ConfigDict) -> pretrained.Pretrained:
     """Opens the weights of `init_from`.
 
     Raises:
@@ -144,7 +147,8 @@ def fill(
     Process 0 writes their source (format, file, address, revision, license, hash) to
     `init_from.json` in the run's folder.
 
-    The classifier keeps its initial values if the weights have none or one for other classes.
+    Of the classifier, the classes that the weights know by name keep their values, in any order.
+    The others are initialized, or all of them if the weights have no classifier for these classes.
 
     Args:
       config: resolved.
@@ -162,7 +166,7 @@ def fill(
     """
     if not config.init_from:
         return state, notes
-    source, name = _open(config), config.model.name
+    source, name = open_weights(config), config.model.name
     built = config_lib.model_overrides(config)
     notes = [*notes, f"starts from {config.init_from}", *source.notes()]
     asked, known = source.overrides(name), pretrained.effective(name, built)
@@ -173,16 +177,15 @@ def fill(
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
     _check_same(config.init_from, tensors)
-    if (other := _other_classes(source, class_names)) is not None:
-        notes.append(f"new classifier of {len(class_names)} classes: {other}")
-        tensors = {key: array for key, array in tensors.items() if not key.startswith(CLASSIFIER)}
+    kept, told = _kept_classes(source, class_names)
+    notes += [told] if told else []
     weights = {"params": state.params, "batch_stats": state.batch_stats}
-    filled = _filled(weights, tensors)
+    filled = _filled(weights, tensors, kept)
     if jax.process_index() == 0:
-        told = {"init_from": config.init_from, **source.origin}
-        write_atomically(workdir / "init_from.json", json.dumps(told, indent=1) + "\n")
+        about = {"init_from": config.init_from, **source.origin}
+        write_atomically(workdir / "init_from.json", json.dumps(about, indent=1) + "\n")
     # Separate arrays for the EMA: a step donates both.
-    return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors)), notes
+    return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors, kept)), notes
 
 
 def _check_same(name: str, tensors: dict[str, np.ndarray]) -> None:
@@ -220,25 +223,58 @@ def _image_notes(config: ConfigDict, source: pretrained.Pretrained) -> list[str]
     ]
 
 
-def _other_classes(source: pretrained.Pretrained, class_names: tuple[str, ...]) -> str | None:
-    """Why the weights' classifier cannot be used, or None."""
+def _kept_classes(
+    source: pretrained.Pretrained, class_names: tuple[str, ...]
+) -> tuple[np.ndarray, str]:
+    """Where the classifier of each class comes from.
+
+    Returns:
+      For each class of the data its number in the weights, or -1: it is initialized. And a note
+      unless the classes are the same.
+    """
+    count, learnt = len(class_names), source.class_names
+    new, fresh = f"new classifier of {count} classes", np.full(count, -1)
     if source.num_classes is None:
-        return "the weights have no classifier"
-    if source.num_classes != len(class_names):
-        return f"the one of the weights has {source.num_classes}"
-    learnt = source.class_names
-    if learnt is not None and [*map(composed, learnt)] != [*map(composed, class_names)]:
-        return "the one of the weights is for other classes"
-    return None
+        return fresh, f"{new}: the weights have no classifier"
+    if learnt is None or all(name.isdecimal() for name in learnt):  # numbers are no names
+        if source.num_classes != count:
+            return fresh, f"{new}: the one of the weights has {source.num_classes}"
+        return np.arange(count), ""
+    number = {composed(name): i for i, name in enumerate(learnt)}
+    kept = np.array([number.get(composed(name), -1) for name in class_names])
+    if (kept == np.arange(count)).all() and len(learnt) == count:
+        return kept, ""
+    if (kept < 0).all():
+        other = "is for other classes" if len(learnt) == count else f"has {len(learnt)}"
+        return kept, f"{new}: the one of the weights {other}"
+    lacking = [name for name, old in zip(class_names, kept, strict=True) if old < 0]
+    few = ", ".join(map(printable, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
+    others = f"; new: {few}" if lacking else ", which has others or another order"
+    known = count - len(lacking)
+    return kept, f"classifier: {known:,} of {count:,} classes by name from the weights{others}"
 
 
-def _filled(tree: Tree, tensors: dict[str, np.ndarray]) -> Tree:
-    """The tree with the given values, in arrays with the same shardings."""
+def _filled(tree: Tree, tensors: dict[str, np.ndarray], kept: np.ndarray) -> Tree:
+    """The tree with the given values, in arrays with the same shardings.
+
+    Args:
+      tree: arrays.
+      tensors: their values by name, of the classifier those of the weights' classes.
+      kept: see `_kept_classes`.
+    """
 
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
-        array = tensors.get(jax.tree_util.keystr(path, simple=True, separator="."))
-        if array is None:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        array = tensors.get(name)
+        by_class = name.startswith(CLASSIFIER)
+        if array is None or (by_class and (kept < 0).all()):
             return leaf
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: array[i])
+        values = array[..., kept] if by_class else array
+        found = jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda i: values[i])
+        if not by_class or (kept >= 0).all():
+            return found
+        choose = jax.jit(partial(jnp.where, kept >= 0), out_shardings=leaf.sharding)
+        chosen: jax.Array = choose(found, leaf)
+        return chosen
 
     return jax.tree_util.tree_map_with_path(fill, tree)

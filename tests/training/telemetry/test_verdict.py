@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from xception_jax.training.results import TrainResult
 from xception_jax.training.telemetry import verdict
 
 
@@ -55,14 +56,15 @@ def test_a_test_loss_that_rises_is_told(losses, said):
 def test_the_last_line_names_the_best_checkpoint_where_it_is_another_one(tmp_path):
     folder = tmp_path / "a run"
     folder.mkdir()
-    [same] = verdict.lines(folder, 12, 12)
+    result = TrainResult(folder, 12, 12, True, {})
+    [same] = verdict.lines(result, 12)
     assert same.startswith(f"done: {folder}/checkpoints/12, the best\n")
     assert same.endswith(f"evaluate --workdir='{folder}'")
     figures = (train(12, top1=0.9), test(12, 1.0, top1=0.5))
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in figures))
-    note, other = verdict.lines(folder, 12, 6)
+    note, other = verdict.lines(result, 6)
     assert "overfits" in note
     assert f"{folder}/checkpoints/12; the best is 6, --step=best\n" in other
     assert other.endswith(f"evaluate --workdir='{folder}' --step=best")
-    _, none = verdict.lines(folder, 12, None, "odd")
+    _, none = verdict.lines(result, None, "odd")
     assert none.startswith(f"done: {folder}/checkpoints/12; no checkpoint has a finite odd\n")

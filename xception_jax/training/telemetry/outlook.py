@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from xception_jax.models import counts
 from xception_jax.training.state import TrainState, partition
+from xception_jax.utils.text import span
 
 # Seconds to compile the step of an Xception without a cache, by platform: on two idle CPU cores, an
 # H200 (benchmarks/results/step_cpu.csv, step_gpu.csv), TPUs (plan.csv, 4 to 11 min).
@@ -46,7 +47,7 @@ def tell(
 def compilation(arrays: int) -> str:
     """A line with the estimated compile time for a model with a number of arrays of weights."""
     seconds = _XCEPTION_S.get(jax.default_backend())
-    first = f"about {_span(seconds * arrays / _XCEPTION_ARRAYS)}" if seconds else "minutes"
+    first = f"about {span(seconds * arrays / _XCEPTION_ARRAYS)}" if seconds else "minutes"
     return (
         f"compiling the training step: {first} the first time, seconds if the program is in this "
         f"machine's cache"
@@ -64,19 +65,19 @@ def on_cpu(step: Any, steps: int) -> str | None:
         return None
     work = counts.multiply_adds(step.jaxpr.jaxpr)
     # Convolutions are not faster than a large matrix product.
-    seconds = steps * work / _multiply_adds_per_second()
+    seconds = steps * work / multiply_adds_per_second()
     if seconds < _LONG_S:
         return None
     return (
-        f"NOTE: this run takes about {_span(seconds)} on this CPU: {steps:,} steps of "
+        f"NOTE: this run takes about {span(seconds)} on this CPU: {steps:,} steps of "
         f"{work / 1e9:,.1f} billion multiply-adds. Use a GPU or TPU, or lower config.duration, "
         f"config.data.image_size (work grows with its square) or config.model.width"
     )
 
 
-def _multiply_adds_per_second(size: int = 1024, rounds: int = 3) -> float:
-    """The measured speed of float32 products of square matrices, the best of `rounds`."""
-    square = jnp.ones((size, size), jnp.float32)
+def multiply_adds_per_second(size: int = 1024, dtype: str = "float32", rounds: int = 3) -> float:
+    """The measured speed of products of square matrices on one device, the best of `rounds`."""
+    square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(square, square).block_until_ready()
     best = float("inf")
@@ -85,11 +86,3 @@ def _multiply_adds_per_second(size: int = 1024, rounds: int = 3) -> float:
         product(square, square).block_until_ready()
         best = min(best, time.perf_counter() - since)
     return size**3 / best
-
-
-def _span(seconds: float) -> str:
-    """A duration in words: 40 seconds, 5 minutes, 30 hours, 12 days."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{round(seconds / length)} {unit}"
-    return f"{max(2, round(seconds))} seconds"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xception_jax.training.results import TrainResult
 from xception_jax.training.telemetry import records
 from xception_jax.utils.text import quoted
 
@@ -46,16 +47,22 @@ def _risen(tests: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
-def lines(folder: Path, last: int, best: int | None, by: str = "") -> list[str]:
+def lines(result: TrainResult, best: int | None, by: str = "") -> list[str]:
     """The last lines of a completed run.
 
     Args:
-      folder: the run's folder.
-      last: the step of the last checkpoint.
+      result: of the run.
       best: the step of the best checkpoint; None: no checkpoint can be rated.
       by: the metric that decides the best one; empty: the default.
     """
-    return [*of(records.read(folder)), _done(folder, last, best, by)]
+    folder, last, total = result.workdir, result.step, result.total_steps
+    early = f"stopped early, after {last:,} of {total:,} steps, by config.eval.patience: "
+    early += f"no evaluation since step {best} was better" if best else "none could be rated"
+    return [
+        *([early] if last < total else []),
+        *of(records.read(folder)),
+        _done(folder, last, best, by),
+    ]
 
 
 def _done(folder: Path, last: int, best: int | None, by: str) -> str:

@@ -1,0 +1,1 @@
+"""Fine-tuning: its settings are chosen from the data, the machine and the weights."""
