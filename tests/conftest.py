@@ -38,7 +38,7 @@ from xception_jax.data.source import Source
 # in this order, so that none has to finish a long one alone.
 LONGEST = [
     "test_train.py", "training/test_step.py", "serving/test_program.py", "test_resume.py",
-    "training/test_sharding.py", "test_finetune.py", "training/test_features.py",
+    "training/test_sharding.py", "training/test_features.py", "test_finetune.py",
     "launch/test_tpu_vm.py",
     "test_cli.py", "test_multilabel.py", "models/test_family.py",
     "data/readers/test_bad_files.py", "test_convert.py", "models/test_ops.py",

@@ -138,7 +138,7 @@ class Run(build.Functions):
 def build_run(config: ConfigDict) -> Run:
     """Opens the data, lays out the devices and builds the run's functions; compiles nothing."""
     train_source = splits.open_training(config)
-    eval_sources = splits.open_evaluation(config)
+    sets = splits.open_evaluation(config)
     functions = build.build(config, build.DataSpec.of(train_source))
     reader = Reader.from_config(config, train_source, workers=config.data.workers)
     batches = TrainingBatches(
@@ -155,9 +155,7 @@ def build_run(config: ConfigDict) -> Run:
         train_source=train_source,
         total_steps=Duration.parse(config.duration).steps(**size),
         batches=batches,
-        evaluate=Evaluators.create(
-            config, functions.evaluate_batch_of, eval_sources, functions.layout
-        ),
+        evaluate=Evaluators.create(config, functions.evaluate_batch_of, sets, functions.layout),
     )
 
 
@@ -176,7 +174,8 @@ def restore_or_initialize(run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 def introduce(run: Run, folder: Path, state: TrainState, notes: list[str], log: Telemetry) -> None:
     """Prints the model, the data, the devices and notes."""
     log.say(state_lib.parameter_table(run.config.model.name, state.params, run.frozen))
-    if (mesh := run.layout.mesh).size > 1:
+    mesh = run.layout.mesh
+    if mesh.size > 1:
         log.say(sharding.layout_table(run.shapes, run.layout))
     log.say(
         f"{run.train_source.name}: {len(run.train_source):,} examples, "
@@ -200,8 +199,9 @@ def loop(run: Run, state: TrainState, first: int, services: RunServices) -> int:
             hooks.at_end(first)
             return first
         checkpoints.add_metrics(first, result)
+    last = first if run.ends_at(first, checkpoints) else total
     with closing(run.batches(first, services.skips)) as batches:
-        for done in () if run.ends_at(first, checkpoints) else range(first + 1, total + 1):
+        for done in range(first + 1, last + 1):
             with log.goodput.spending("input"):
                 batch = next(batches)
             if done == first + 1:
@@ -242,8 +242,8 @@ def evaluate_at(
 def conclude(run: Run, checkpoints: Checkpoints, result: TrainResult, log: Telemetry) -> None:
     """Prints the state of the run and the next command."""
     if not result.finished:
-        log.say(f"stopped at step {result.step}{' and saved' * (result.step > 0)}; the same "
-                f"command continues")  # fmt: skip
+        saved = " and saved" if result.step else ""  # before the first step there is nothing
+        log.say(f"stopped at step {result.step}{saved}; the same command continues")
         return
-    by = config_lib.Best.parse(run.config.eval.best).metric
-    log.say("\n".join(verdict.lines(result, checkpoints.best(), by)))
+    by = config_lib.Best.parse(run.config.eval.best)
+    log.say("\n".join(verdict.lines(result, checkpoints.best(), by.metric)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,12 @@ def build(work: Work) -> Callable[[int], None]:
     if work.kind == "forward":
         images = jax.random.uniform(key, shape, minval=-1, maxval=1)
         weights = state.weights()
-        forward = jax.jit(lambda weights, x: step.apply(graphdef, weights, x)[0])
+
+        @jax.jit
+        def forward(weights: Any, images: jax.Array) -> jax.Array:
+            model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"], copy=True)
+            logits: jax.Array = model(images)
+            return logits
 
         def run_forward(steps: int) -> None:
             for _ in range(steps):

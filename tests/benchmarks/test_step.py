@@ -208,9 +208,10 @@ def test_the_plain_form_is_our_model():
         (params, batch_stats),
     )
     plain = plain_flax.copy_weights(params, batch_stats, **changes)
-    images = rng.uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    pixels = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
+    images = pixels / np.float32(127.5) - 1
     weights = {"params": params, "batch_stats": batch_stats}
-    logits, _ = jax.jit(step_lib.apply, static_argnums=0)(graphdef, weights, images)
+    logits, _ = jax.jit(step_lib.apply, static_argnums=0)(graphdef, weights, pixels)
     np.testing.assert_allclose(logits, nnx.jit(lambda m, x: m(x))(plain, images), rtol=1e-5)
 
     def loss_of(logits):
@@ -220,7 +221,7 @@ def test_the_plain_form_is_our_model():
     @jax.grad
     def our_gradients(params):
         weights = {"params": params, "batch_stats": batch_stats}
-        return loss_of(step_lib.apply(graphdef, weights, images, train=True)[0])
+        return loss_of(step_lib.apply(graphdef, weights, pixels, train=True)[0])
 
     @nnx.jit
     def plain_gradients(model):

@@ -154,7 +154,7 @@ def test_unknown_names_suggest_the_nearest():
 )
 @pytest.mark.slow
 def test_remat_and_scan_change_the_program_not_the_function(fields):
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
 
     def gradients(**fields):
         small = {**SMALL, "middle_blocks": 4, "dropout": 0.0, **fields}
@@ -167,7 +167,7 @@ def test_remat_and_scan_change_the_program_not_the_function(fields):
 
         def loss(params):
             logits, batch_stats = step.apply(
-                graphdef, {**weights, "params": params}, images, train=True
+                graphdef, {**weights, "params": params}, pixels, train=True
             )
             return jnp.square(logits).mean(), batch_stats
 

@@ -43,7 +43,7 @@ def inference_of(model: nnx.Module, side: int, activation: str = "softmax") -> I
 def own(model: nnx.Module, pixels: np.ndarray) -> np.ndarray:
     """The model's own logits of uint8 pixels."""
     graphdef, weights = split(model)
-    return logits_of(lambda x: step.apply(graphdef, weights, step.normalize(x))[0], pixels)
+    return logits_of(lambda x: step.apply(graphdef, weights, x)[0], pixels)
 
 
 def pixels_of(batch: int, side: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def check_logits(model: nnx.Module, folder: Path, side: int, *, scales: bool) ->
     session = onnxruntime.InferenceSession(file)
     compiled = for_openvino(file)
     pixels = pixels_of(max(BATCHES), side)
-    all_logits, scaled = own(model, pixels), np.asarray(step.normalize(jnp.asarray(pixels)))
+    all_logits, scaled = own(model, pixels), np.asarray(model.normalize(pixels))
     for batch in BATCHES:
         expected = all_logits[:batch]
         given = pixels[:batch] if scales else scaled[:batch].transpose(0, 3, 1, 2)

@@ -20,10 +20,9 @@ def writing(
 ) -> Iterator[Callable[[Prediction], None]]:
     """Writes a file, which has its name only when it is complete.
 
-    Its columns are `name` and `error`, strings; `class` and `probability` of the most probable
-    class; `probabilities`, a list of float32 in the order of the schema's metadata `class_names`, a
-    JSON list; and on request `features`, a list of float32. A picture that cannot be used has an
-    `error` and nothing else.
+    The columns `class` and `probability` are of the most probable class. `probabilities` is a list
+    of float32 in the order of `class_names`, a JSON list in the schema's metadata; `features` is
+    one, too. A picture that cannot be used has a `name` and an `error` only.
 
     Args:
       path: of the file.

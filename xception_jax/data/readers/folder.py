@@ -32,6 +32,8 @@ from xception_jax.errors import UsageError
 from xception_jax.utils import retry
 from xception_jax.utils.text import as_utf8, printable
 
+T = TypeVar("T")
+
 # More bytes than the largest image that is decoded takes without compression.
 _MOST_BYTES = 2**30
 
@@ -89,8 +91,6 @@ class RankedSplit:
     files: int
     notes: tuple[str, ...]
 
-
-T = TypeVar("T")
 
 # A folder's layout, and the parts whose sum is the requested split.
 Parts = tuple[folder_layout.FolderLayout, list[tuple[RankedSplit, slice]]]
@@ -158,15 +158,15 @@ def open_split(
     )
 
 
+def all_or_test(path: str, data_dir: str = "") -> str:
+    """The name of all examples of a folder without splits; of another folder, `test`."""
+    return "test+train" if layout_of(path, data_dir).divided == "" else "test"
+
+
 def layout_of(path: str, data_dir: str = "", rules: int = RULES) -> folder_layout.FolderLayout:
     """The layout of a folder, without a part that is held out of `train`; see `open_split`."""
     root = _root(path, data_dir)
     return _listed(FOLDER + path, root, partial(folder_layout.find_layout, root, rules))
-
-
-def all_or_test(path: str, data_dir: str = "") -> str:
-    """The name of all examples of a folder without splits; of another folder, `test`."""
-    return "test+train" if layout_of(path, data_dir).divided == "" else "test"
 
 
 def _root(path: str, data_dir: str) -> str:
