@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,30 @@ def test_scaled_by_the_caller_and_sigmoid(weights, model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scales", [True, False])
+def test_other_means_and_a_temperature(tmp_path, scales):
+    """With `--scale=outside` the input is from -1 to 1, also for a model of another mean."""
+    import onnxruntime
+
+    network = create("xception")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    network.mean, network.std = mean, std
+    held = replace(inference_of(network, 33), mean=mean, std=std, temperature=1.7)
+    onnx_files.write(tmp_path / "out", held, scales=scales)
+    pixels = pixels_of(2, 33)
+    expected = own(network, pixels)
+    given = pixels if scales else (pixels / 127.5 - 1).astype(np.float32).transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    logits, probabilities = session.run(["logits", "probabilities"], {"images": given})
+    assert np.abs(logits - expected).max() < 1e-4 * expected.std()
+    np.testing.assert_allclose(probabilities, softmax(expected / 1.7, 1), atol=1e-5)
+    [prediction, _] = Classifier(tmp_path / "out").predict([*pixels])
+    np.testing.assert_allclose(prediction.probabilities, probabilities[0], atol=1e-5)
+    told = serving.described(tmp_path / "out")["preprocessing"]
+    assert ("subtracts the mean [0.485, 0.456, 0.406]" in told) == scales
+
+
+@pytest.mark.slow
 def test_damage_is_one_line(exported, tmp_path):
     import shutil
 
@@ -211,6 +236,9 @@ def test_what_the_exporter_does_not_write_is_named(tmp_path):
 
         def __call__(self, x):
             return jnp.sort(self.inner(x), axis=1)
+
+        def normalize(self, x):
+            return self.inner.normalize(x)
 
     graphdef, params, stats = nnx.split(Sorted(create("xception")), nnx.Param, nnx.BatchStat)
     held = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
