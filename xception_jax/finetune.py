@@ -27,7 +27,6 @@ from rich.table import Table
 from xception_jax import config as config_lib
 from xception_jax import evaluate, train
 from xception_jax.data import parts, splits
-from xception_jax.data.labels import labels_of
 from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 from xception_jax.finetuning import decisions, gathering, results
@@ -82,12 +81,8 @@ def finetune(
     if not trained.finished:
         return FinetuneResult(folder, False)
     split = decided.test or str(decided.fields["data.eval_split"])
-    rated = evaluate.evaluate(folder, step="best", split=split, say=out.print)
-    source = splits.open_split(decided.config(), split)
-    classes: tuple[ClassResult, ...] = ()
-    if not source.multilabel:
-        predicted = [int(one.argmax()) if len(one) else None for one in _asked(folder, source)]
-        classes = results.by_class(labels_of(source).tolist(), predicted, source.class_names)
+    rated = evaluate.evaluate(folder, step="best", split=split, per_class=True, say=out.print)
+    classes = results.by_class(rated.classes)
     found = FinetuneResult(
         folder, True, rated.step, split, bool(decided.test), rated.metrics, classes
     )

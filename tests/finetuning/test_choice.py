@@ -102,6 +102,19 @@ def test_a_field_that_is_given_stays_and_others_follow():
     assert everything["model.freeze"] is None
 
 
+def test_a_frozen_part_is_computed_once_where_the_classifier_alone_is_trained():
+    few = replace(DATA, train=100)
+    chosen = choice.choose(few, GPU, XCEPTION)
+    assert chosen.fields["data.frozen_draws"] == table.FROZEN_DRAWS
+    assert f"data.frozen_draws={table.FROZEN_DRAWS}" in " ".join(map(str, chosen.reasons))
+    each_time = choice.choose(few, GPU, XCEPTION, {"data.frozen_draws": 0})
+    assert each_time.seconds > 10 * chosen.seconds
+    assert fields(few, augment__mixup=0.2)["data.frozen_draws"] == 0, "it mixes other pairs"
+    assert fields(few, data__repeats=2)["data.frozen_draws"] == 0
+    assert fields(few, model__freeze="block3")["data.frozen_draws"] == 0
+    assert fields()["data.frozen_draws"] == 0
+
+
 def test_a_batch_that_does_not_fit_is_split():
     little = replace(GPU, memory=2 * 2**30)
     data = replace(DATA, train=10**6)

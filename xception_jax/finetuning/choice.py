@@ -58,6 +58,7 @@ class _Plan:
     side: int
     stage: Stage
     freeze: str | None
+    draws: int
     seconds: float
 
 
@@ -91,6 +92,7 @@ def choose(
     chosen: dict[str, Any] = {
         "model.name": weights.model,
         "model.freeze": plan.freeze,
+        "data.frozen_draws": plan.draws,
         "model.bn_virtual_batch": virtual,
         "data.image_size": plan.side,
         "data.batch_size": batch,
@@ -153,10 +155,24 @@ def _plans(
     for side in sides:
         forward = weights.multiply_adds * (side / weights.image_size) ** 2
         for stage, freeze in frozen:
+            draws = _draws(stage, freeze, weights, given)
+            rounds = min(draws, epochs) if draws else epochs
             # The gradient takes two products for each of the forward pass.
-            work = forward * (1 + 2 * (1 - stage.work)) * data.train * epochs
-            plans.append(_Plan(side, stage, freeze, work / speed))
+            work = forward * (stage.work * rounds + 3 * (1 - stage.work) * epochs) * data.train
+            plans.append(_Plan(side, stage, freeze, draws, work / speed))
     return plans
+
+
+def _draws(
+    stage: Stage, freeze: str | None, weights: WeightsFacts, given: Mapping[str, Any]
+) -> int:
+    """`data.frozen_draws`: where it pays, and what is given allows it."""
+    if "data.frozen_draws" in given:
+        return int(given["data.frozen_draws"])
+    mixed = given.get("augment.mixup") or given.get("augment.cutmix")
+    head_alone = stage.share == 1 and freeze == freeze_of(stage, weights)
+    pays = head_alone and not mixed and given.get("data.repeats", 1) == 1
+    return table.FROZEN_DRAWS if pays else 0
 
 
 def freeze_of(stage: Stage, weights: WeightsFacts) -> str | None:
@@ -215,6 +231,8 @@ def _reasons(
     depth = {1.0: "the classifier alone", 0.0: "everything"}.get(
         plan.stage.share, f"the blocks after {plan.freeze}"
     )
+    once = f"; the rest is computed once, for data.frozen_draws={plan.draws} random crops"
+    trained += once * bool(plan.draws)
     dtype = "float32" if machine.platform == "cpu" else "bfloat16"
     batch, rate = fields["data.batch_size"], fields["optimizer.learning_rate"]
     mirrored = "False if left and right have a meaning, as in text"

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from xception_jax.data.readers import folder
 from xception_jax.data.source import Source
+from xception_jax.training.class_report import ClassReport
 from xception_jax.utils.numbers import for_json
 from xception_jax.utils.text import as_utf8
 
@@ -107,24 +108,12 @@ class CrossValidationResult:
         }  # fmt: skip
 
 
-def by_class(
-    labels: Iterable[int], predicted: Iterable[int | None], class_names: Sequence[str]
-) -> tuple[ClassResult, ...]:
-    """The results of each class.
-
-    Args:
-      labels: of the images.
-      predicted: the most probable class of each; None: it cannot be used, and is left out.
-      class_names: of the labels.
-    """
-    table = np.zeros((len(class_names), len(class_names)), np.int64)
-    for label, found in zip(labels, predicted, strict=True):
-        if found is not None:
-            table[label, found] += 1
-    return tuple(
-        ClassResult(name, int(table[i].sum()), int(table[i, i]), int(table[:, i].sum()))
-        for i, name in enumerate(class_names)
-    )
+def by_class(report: ClassReport | None) -> tuple[ClassResult, ...]:
+    """The results of each class; none for several labels per image."""
+    if report is None or report.confusion is None:
+        return ()
+    counts = (report.images.tolist(), report.right.tolist(), report.predicted.tolist())
+    return tuple(map(ClassResult, report.class_names, *counts))
 
 
 def out_of_fold(fold: int, source: Source, probabilities: Sequence[np.ndarray]) -> str:

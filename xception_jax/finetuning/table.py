@@ -80,6 +80,10 @@ ROWS = (
     Row(float("inf"), None, 10),
 )
 
+# `data.frozen_draws` where the classifier alone is trained: the rest is computed once for this
+# number of random crops of each picture.
+FROZEN_DRAWS = 4
+
 # Of each class, held out from training where the data has no validation part.
 VAL_SHARE = 0.2
 # Evaluations over a run.

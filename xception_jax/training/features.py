@@ -69,8 +69,8 @@ def computed_once(run: Any, state: TrainState, folder: Path, services: Any) -> A
       RunError: there is no room for the features, or too many examples are unusable.
     """
     asked, step = run.config.data.frozen_draws, int(state.step)
-    found = services.checkpoints.metrics(step)
-    if not asked or (step >= run.total_steps and run.evaluate.have_found(found)):
+    found, ends = services.checkpoints.metrics(step), run.ends_at(step, services.checkpoints)
+    if not asked or (ends and run.evaluate.have_found(found)):
         return run
     with services.log.pause("frozen part"):
         part = FrozenPart.of(run, state, folder, services)
