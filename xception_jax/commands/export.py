@@ -106,6 +106,8 @@ def main() -> None:
         format=_FORMAT.value,
         scale=_SCALE.value,
     )
+    for note in result.notes:
+        console.make_console(stderr=True).print(note)
     if _JSON.value:
         print(json.dumps(result.to_json()))
         return

@@ -21,12 +21,12 @@ from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
 from xception_jax.utils import paths
 from xception_jax.utils.files import write_atomically
-from xception_jax.utils.text import printable
+from xception_jax.utils.text import printable, without_secrets
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
 # The fields of `config.data` that weights can specify.
-_IMAGES = ("image_size", "eval_preset", "eval_crop", "exif", "mean", "std")
+_IMAGES = ("image_size", "eval_preset", "eval_crop", "exif", "white_level", "mean", "std")
 _LARGEST_SIDE = 4096  # pixels; the limit for a weights file, not for a config
 
 
@@ -88,6 +88,7 @@ def _with_images(config: ConfigDict, source: pretrained.Pretrained) -> ConfigDic
     for name in ("mean", "std"):
         if data[name] is None and name in made_for:
             data[name] = made_for[name]
+    data.white_level = data.white_level or made_for.get("white_level", 0)
     if data.eval_preset is None and "eval_preset" in made_for:
         data.eval_preset = made_for["eval_preset"]
     if data.eval_preset == made_for.get("eval_preset"):
@@ -149,6 +150,7 @@ def fill(
 
     Of the classifier, the classes that the weights know by name keep their values, in any order.
     The others are initialized, or all of them if the weights have no classifier for these classes.
+    Numbers count as names only if all of them are the same.
 
     Args:
       config: resolved.
@@ -168,7 +170,8 @@ def fill(
         return state, notes
     source, name = open_weights(config), config.model.name
     built = config_lib.model_overrides(config)
-    notes = [*notes, f"starts from {config.init_from}", *source.notes()]
+    shown = without_secrets(config.init_from)
+    notes = [*notes, f"starts from {shown}", *source.notes()]
     asked, known = source.overrides(name), pretrained.effective(name, built)
     for override, value in asked.items():
         if value != known[override]:
@@ -176,13 +179,13 @@ def fill(
                          f"expect {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
-    _check_same(config.init_from, tensors)
+    _check_same(shown, tensors)
     kept, told = _kept_classes(source, class_names)
     notes += [told] if told else []
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     filled = _filled(weights, tensors, kept)
     if jax.process_index() == 0:
-        about = {"init_from": config.init_from, **source.origin}
+        about = {"init_from": shown, **source.origin}
         write_atomically(workdir / "init_from.json", json.dumps(about, indent=1) + "\n")
     # Separate arrays for the EMA: a step donates both.
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors, kept)), notes
@@ -230,18 +233,22 @@ def _kept_classes(
 
     Returns:
       For each class of the data its number in the weights, or -1: it is initialized. And a note
-      unless the classes are the same.
+      unless the classes are known to be the same.
     """
     count, learnt = len(class_names), source.class_names
     new, fresh = f"new classifier of {count} classes", np.full(count, -1)
     if source.num_classes is None:
         return fresh, f"{new}: the weights have no classifier"
-    if learnt is None or all(name.isdecimal() for name in learnt):  # numbers are no names
+    if learnt is None:
         if source.num_classes != count:
             return fresh, f"{new}: the one of the weights has {source.num_classes}"
-        return np.arange(count), ""
+        return np.arange(count), (f"classifier: {count:,} classes in the order of the weights, "
+                                  f"which do not name theirs")  # fmt: skip
     number = {composed(name): i for i, name in enumerate(learnt)}
-    kept = np.array([number.get(composed(name), -1) for name in class_names])
+    names = [*map(composed, class_names)]
+    kept = np.array([number.get(name, -1) for name in names])
+    if all(name.isdecimal() for name in learnt) and number.keys() != set(names):
+        kept = fresh  # a number that both have means nothing: other data sets have it, too
     if (kept == np.arange(count)).all() and len(learnt) == count:
         return kept, ""
     if (kept < 0).all():
