@@ -61,9 +61,9 @@ class Classifier:
     Attributes:
       images: how an image is made of a picture.
       class_names: in the order of `Prediction.probabilities`.
+      notes: lines about the weights for the user.
       activation: what makes probabilities of the logits.
       temperature: divides the logits before it, see `xception_jax.evaluate.calibrate`; 1 without.
-      notes: lines about the weights for the user.
 
     Raises:
       UsageError: there is no such model, or an option does not go with it.
@@ -72,9 +72,9 @@ class Classifier:
 
     images: Images
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     activation: str
     temperature: float = 1.0
-    notes: tuple[str, ...] = ()
     _answer: Callable[[jax.Array], dict[str, jax.Array]]
 
     def __init__(
@@ -110,8 +110,9 @@ class Classifier:
             inferred = inference.of_run(*run, weights, activation)
         else:
             inferred = inference.of_file(path, model, activation)
+        self.notes = inferred.notes
         self.images, self.activation = inferred.images, inferred.activation
-        self.temperature, self.notes = inferred.temperature, inferred.notes
+        self.temperature = inferred.temperature
         self.class_names = imagenet.readable(inferred.class_names)
         wanted = {"probabilities", "logits"} | ({"features"} if features else set())
         wanted |= {"heat"} if explain else set()

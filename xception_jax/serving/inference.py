@@ -40,10 +40,10 @@ class Inference:
       activation: what makes probabilities of the logits: `softmax` or `sigmoid`.
       class_names: in the order of the logits.
       source: of the weights, for `model.json`.
+      notes: lines about the weights for the user.
       crop_known: whether the weights say their `images.eval_crop`.
       mean, std: of the pixels, see `models.network.Network.normalize`.
       temperature: divides the logits before the activation, see `serving.calibration`.
-      notes: lines about the weights for the user.
     """
 
     graphdef: Any
@@ -52,11 +52,11 @@ class Inference:
     activation: str
     class_names: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     crop_known: bool = True
     mean: tuple[float, ...] = config_lib.HALF
     std: tuple[float, ...] = config_lib.HALF
     temperature: float = 1.0
-    notes: tuple[str, ...] = ()
 
 
 def _checked(activation: str, classes: int) -> str:
