@@ -114,7 +114,11 @@ def test_predictions_are_those_of_timm(photos, tmp_path):
     about = {"architecture": "legacy_xception", "num_classes": CLASSES, "pretrained_cfg": stated}
     (tmp_path / "config.json").write_text(json.dumps(about))
     transform = timm.data.create_transform(**timm.data.resolve_data_config(stated))
-    images = torch.stack([transform(Image.open(photo).convert("RGB")) for photo in photos])
+    opened = []
+    for photo in photos:
+        with Image.open(photo) as image:
+            opened.append(transform(image.convert("RGB")))
+    images = torch.stack(opened)
     with torch.no_grad():
         features = model.forward_head(model.forward_features(images), pre_logits=True).numpy()
         kernel, bias = head(rng, features)
