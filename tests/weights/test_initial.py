@@ -191,7 +191,8 @@ def test_another_interpolation_is_told_wherever_the_weights_go(tmp_path):
     picture = tmp_path / "photos/0/a.png"
     for name in ("0", "1"):
         (tmp_path / f"photos/{name}").mkdir(parents=True)
-        Image.new("RGB", (33, 33)).save(tmp_path / f"photos/{name}/a.png")
+        for file in ("a", "b"):
+            Image.new("RGB", (33, 33)).save(tmp_path / f"photos/{name}/{file}.png")
     for command, *flags in (
         ("predict", str(picture)),
         ("export", f"--output={tmp_path}/out", "--platforms=cpu"),

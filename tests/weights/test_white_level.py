@@ -24,12 +24,18 @@ WHITE = 4095
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    config, folder = make_small_config(), tmp_path_factory.mktemp("white") / "run"
-    config.duration, config.data.white_level = "2 steps", WHITE
-    config.ema.decay = 0.0
-    config.optimizer.learning_rate = 0.05
-    train.train(config, folder)
-    return folder
+    """A run of a step, which starts from weights whose logits differ from image to image."""
+    config, folder = make_small_config(), tmp_path_factory.mktemp("white")
+    built = {"middle_blocks": 0, "width": 0.1, "stem_stride": 1}
+    model = builders.create("xception", 10, **built)
+    model.head.classifier.kernel[...] = 20 * model.head.classifier.kernel[...]
+    overrides = pretrained.effective("xception", built)
+    about = converted.About("xception", overrides, 10, tuple("0123456789"))
+    converted.write(folder / "a.safetensors", about, builders.arrays(model))
+    config.init_from, config.data.white_level = str(folder / "a.safetensors"), WHITE
+    config.duration, config.optimizer.learning_rate, config.ema.decay = "1 step", 1e-9, 0.0
+    train.train(config, folder / "run")
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
