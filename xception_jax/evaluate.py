@@ -95,9 +95,8 @@ def evaluate(
     evaluators = Evaluators.create(config, evaluate_batch, sources, layout, batch_size)
     skips = Skips(workdir if own else None, most, say, flag="--max_skipped")
     metrics, report = _results(evaluators.sets, trained.weights(layout.weights), skips, names)
-    split = split or config.data.eval_split
-    data_name = sources[""].name
-    return EvaluationResult(workdir, trained.step, trained.kind, data_name, split, metrics, report)
+    about = trained.step, trained.kind, sources[""].name, split or config.data.eval_split
+    return EvaluationResult(workdir, *about, metrics, report)
 
 
 def evaluate_input(
