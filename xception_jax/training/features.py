@@ -53,7 +53,7 @@ from xception_jax.utils import seal
 # Batches that are dispatched before the features of the first are fetched.
 _BATCHES_AHEAD = 2
 # Seconds between two lines of progress.
-_PATIENCE_S = 10.0
+_TELL_EVERY_S = 10.0
 # A split's number of draws for an evaluation, which renders images in another way.
 _EVALUATION = 0
 
@@ -370,7 +370,7 @@ class _Progress:
         if not self._begun:  # the first batch includes the compilation
             self._begun = self._told = now
             self._first = self._done
-        elif now - self._told > _PATIENCE_S and self._done < self._total:
+        elif now - self._told > _TELL_EVERY_S and self._done < self._total:
             self._told = now
             rate = (self._done - self._first) / (now - self._begun)
             left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
