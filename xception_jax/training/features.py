@@ -122,11 +122,11 @@ def computed_once(
         batch_size, examples = run.config.data.batch_size, len(run.train_source)
         epochs = -(-run.total_steps * batch_size // examples)
         draws = min(asked, epochs) if part.draws_differ(run.batches.reader) else 1
-        reader = part.read("train", run.batches.reader, draws)
+        if (reader := part.read("train", run.batches.reader, draws)) is None:
+            return None
         sets = {}
         for number, (name, one) in enumerate(run.evaluate.sets.items()):
-            own = reader and part.read(f"eval{number}", one.reader, _EVALUATION)
-            if own is None:
+            if (own := part.read(f"eval{number}", one.reader, _EVALUATION)) is None:
                 return None
             sets[name] = replace(one, reader=own)
     return replace(
