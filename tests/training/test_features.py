@@ -147,12 +147,12 @@ def test_features_of_another_normalization_or_of_a_replaced_image_are_not_used(
 ):
     """A run that is killed before its first checkpoint may start again with another config."""
     for split in ("train", "test"):
-        for i in range(32):
+        for i in range(128):
             encoded, label, _ = digits[split][i]
             path = tmp_path / "data" / split / str(label) / f"{i:04}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded)
-    config.data.dataset, config.duration = f"folder:{tmp_path / 'data'}", "1 steps"
+    config.data.dataset, config.duration = f"folder:{tmp_path / 'data'}", "2 steps"
     config.data.frozen_draws, config.data.in_memory = 1, 0
     run = tmp_path / "run"
 
@@ -167,7 +167,7 @@ def test_features_of_another_normalization_or_of_a_replaced_image_are_not_used(
     assert again.count("is of other weights, data or settings; it is made again") == 2
     assert said().count("its features are in") == 2
     path = next((tmp_path / "data" / "train").rglob("*.png"))
-    path.write_bytes(digits["train"][40].encoded)
+    path.write_bytes(digits["train"][200].encoded)
     again = said()
     assert again.count("is of other weights, data or settings; it is made again") == 1
     assert again.count("its features are in") == 1
