@@ -91,7 +91,7 @@ def test_other_sets_may_train_and_be_evaluated(data, digits, tmp_path, weights):
     write_images(more / "train", digits, "train", 4)
     changes = {
         **CHANGES, "data.mix": (f"folder:{more}",), "data.mix_splits": ("test",),
-        "eval.also": (f"more=folder:{more}@test", "train[:10%]"),
+        "eval.also": (f"more=folder:{more}@test", "part=train[:10%]"),
     }  # fmt: skip
     made = decisions.decide(f"folder:{data}", str(weights), 0, changes)
     assert made.test == "test"
@@ -110,7 +110,10 @@ class Parts(Sequence):
     def open(name: str, split: str, options: readers.Options) -> Source:
         if split == "test" and name == "closed":
             raise PermissionError(13, "Permission denied", split)
-        return {"train": Source("parts", ("a", "b"), Parts(), "image", "label")}[split]
+        known = {"train", "test"} if name == "both" else {"train"}
+        return {
+            one: Source(f"{name}:{one}", ("a", "b"), Parts(), "image", "label") for one in known
+        }[split]
 
 
 def test_a_test_set_that_cannot_be_read_is_not_a_missing_one(monkeypatch):
@@ -124,6 +127,12 @@ def test_a_test_set_that_cannot_be_read_is_not_a_missing_one(monkeypatch):
     config.data.dataset = "parts:closed"
     with pytest.raises(PermissionError):
         gathering.find_splits(config, {})
+    config.data.dataset, config.data.eval_split = "parts:both", "train"
+    assert gathering.find_splits(config, {}).test == "test"
+    assert gathering.check_test(config, "test") == 4
+    config.eval.also = ("test",)
+    with pytest.raises(UsageError, match="eval.also has pictures of the test set"):
+        gathering.check_test(config, "test")
 
 
 def test_the_folder_of_a_run_has_the_name_of_the_data():

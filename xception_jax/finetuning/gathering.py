@@ -221,14 +221,18 @@ def check_test(config: ConfigDict, test: str) -> int:
 
 def _contents(source: Source) -> set[str]:
     """What a split consists of: its files; of a TFDS data set the splits that it has parts of."""
-    if isinstance(source.records, joined.JoinedRecords):
-        return set().union(*map(_contents, source.records.parts))
+    records = source.records
+    if isinstance(records, joined.JoinedRecords):
+        return set().union(*map(_contents, records.parts))
+    if isinstance(records, parts.Subset):
+        return _contents(records.whole)
     if source.directory:
         split = source.name.partition(":")[2]
         return {f"{source.directory}:{name}" for name in folder_layout.names_in(split)}
     real = functools.cache(os.path.realpath)
-    paths = [os.path.split(path) for i in range(len(source)) if (path := source.path_of(i))]
-    return {os.path.join(real(place), name) for place, name in paths}
+    found = [os.path.split(path) for i in range(len(source)) if (path := source.path_of(i))]
+    # The name of other data identifies it.
+    return {os.path.join(real(place), name) for place, name in found} or {source.name}
 
 
 def pinned(name: str) -> str:
