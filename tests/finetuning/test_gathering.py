@@ -98,7 +98,7 @@ def test_other_sets_may_train_and_be_evaluated(data, digits, tmp_path, weights):
 
 
 class Parts(Sequence):
-    """A reader from outside of the package: `train` alone, and another that cannot be read."""
+    """The splits of a reader from outside of the package; the test set of one cannot be read."""
 
     def __len__(self) -> int:
         return 4
@@ -116,22 +116,32 @@ class Parts(Sequence):
         }[split]
 
 
-def test_a_test_set_that_cannot_be_read_is_not_a_missing_one(monkeypatch):
+@pytest.fixture
+def reader(monkeypatch) -> None:
     known = Registry[readers.OpenSplit]("data source")
     known.add("parts:", Parts.open, "tests:Parts")
     monkeypatch.setattr(readers, "_READERS", known)
     monkeypatch.setattr(registry, "_OUTSIDE", {})
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_test_set_that_cannot_be_read_is_not_a_missing_one():
     config = config_lib.default()
     config.data.dataset = "parts:whole"
     assert gathering.find_splits(config, {}).test == ""
     config.data.dataset = "parts:closed"
     with pytest.raises(PermissionError):
         gathering.find_splits(config, {})
+
+
+@pytest.mark.usefixtures("reader")
+def test_of_data_that_another_reader_opens_too():
+    config = config_lib.default()
     config.data.dataset, config.data.eval_split = "parts:both", "train"
     assert gathering.find_splits(config, {}).test == "test"
     assert gathering.check_test(config, "test") == 4
     config.eval.also = ("test",)
-    with pytest.raises(UsageError, match="eval.also has pictures of the test set"):
+    with pytest.raises(UsageError, match=r"config\.eval\.also has pictures of the test set"):
         gathering.check_test(config, "test")
 
 
