@@ -34,6 +34,7 @@ from xception_jax.finetuning.decisions import Decisions
 from xception_jax.finetuning.results import CrossValidationResult, FinetuneResult
 from xception_jax.finetuning.table import WEIGHTS
 from xception_jax.predict import Classifier
+from xception_jax.training.checkpoint import manifest
 from xception_jax.training.telemetry.log import SHARES
 from xception_jax.utils import console as console_lib
 from xception_jax.utils import seal
@@ -218,6 +219,12 @@ def _fold(
     settings = decisions.settings_of(config, whole.name, len(whole))
     if found := _kept_fold(folder, settings):
         return found
+    begun = manifest.steps(folder / "checkpoints")
+    if not begun and gathering.digest(decided.weights) != decided.digest:
+        raise UsageError(
+            f"{decided.weights} has changed since this cross-validation began, so its folds would "
+            f"start from different weights; use another --workdir"
+        )
     trained = train.train(config, folder, console=out, allow_config_changes=True)
     if not trained.finished:
         return None

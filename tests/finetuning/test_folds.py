@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_folds_that_a_change_selects_otherwise_are_all_selected_so(validated, da
     (found, _), options = validated
     copy = tmp_path / "run"
     shutil.copytree(found.workdir, copy)
-    options |= {"workdir": copy, "changes": {**CHANGES, "eval.best": "loss:max"}}
+    options = options | {"workdir": copy, "changes": {**CHANGES, "eval.best": "loss:max"}}
     again, said = said_by(cross_validate, data, **options)
     assert "compiling the training step" not in said
     assert {read_config(copy / f"fold{i}").eval.best for i in range(3)} == {"loss:max"}
@@ -113,7 +114,7 @@ def test_folds_of_other_data_are_refused(validated, data, tmp_path):
     _, options = validated
     own = tmp_path / "digits"
     shutil.copytree(data, own)
-    options |= {"workdir": tmp_path / "run", "folds": 2}
+    options = options | {"workdir": tmp_path / "run", "folds": 2}
     cross_validate(own, **options)
     shutil.rmtree(tmp_path / "run" / "fold1")
     next((own / "train").rglob("*.png")).unlink()
@@ -128,3 +129,17 @@ def test_folds_start_from_the_same_weights(validated, data):
     assert made.weights == str(run)
     assert made.config(2).init_from == f"{run}/checkpoints/6"
     assert gathering.pinned(f"{run}/checkpoints/6") == f"{run}/checkpoints/6"
+
+
+def test_folds_do_not_start_from_a_file_that_was_replaced(validated, data, weights, tmp_path):
+    (found, _), options = validated
+    copy, own = tmp_path / "run", tmp_path / "own.safetensors"
+    shutil.copytree(found.workdir, copy)
+    shutil.rmtree(copy / "fold2")
+    stored = decisions.read(copy)
+    decisions.write(copy, replace(stored, weights=str(own)))
+    options = options | {"weights": own, "workdir": copy}
+    own.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(UsageError, match=r"own.safetensors has changed since this cross-validatio"):
+        cross_validate(data, **options)
+    assert not (copy / "fold2").exists()

@@ -34,6 +34,7 @@ class Decisions:
       fields: all config fields that are not at their defaults, with `given`.
       reasons: lines about the data and about each choice.
       test: the split that is read once, at the end; empty: there is none.
+      digest: see `gathering.digest`, of the weights.
       result: of the finished fine-tuning; None before.
       settings: `settings_of` the run of the result; empty before.
       checkpoint: `best_checkpoint` of the result; empty before.
@@ -47,6 +48,7 @@ class Decisions:
     fields: Mapping[str, Any]
     reasons: tuple[str, ...]
     test: str
+    digest: str = ""
     result: Mapping[str, Any] | None = None
     settings: str = ""
     checkpoint: str = ""
@@ -121,7 +123,8 @@ def decide(dataset: str, weights: str, folds: int, given: Mapping[str, Any]) -> 
     if folds:
         fields = _in_steps(fields, facts.train)
     return Decisions(dataset, weights, folds, dict(given), fields,
-                     (line, *map(str, chosen.reasons)), found.test)  # fmt: skip
+                     (line, *map(str, chosen.reasons)), found.test,
+                     gathering.digest(weights))  # fmt: skip
 
 
 def _in_steps(fields: dict[str, Any], epoch: int) -> dict[str, Any]:

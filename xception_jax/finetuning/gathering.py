@@ -251,6 +251,14 @@ def pinned(name: str) -> str:
     return str(folder / "checkpoints" / str(Trained.find(folder, step).step))
 
 
+def digest(name: str) -> str:
+    """The SHA-256 of weights in a file on this machine; empty: `pinned` tells others apart."""
+    path = Path(name).expanduser()
+    if paths.is_weights_name(name) or not path.is_file():
+        return ""
+    return remote.downloads.digest(path, "sha256")
+
+
 def dataset_of(path: str | os.PathLike[str]) -> str:
     """The name of a folder as a data set."""
     return FOLDER + os.fspath(path)
