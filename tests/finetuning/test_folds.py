@@ -11,6 +11,7 @@ import pytest
 
 from tests.finetuning.pictures import CHANGES, CLASSES, said_by
 from xception_jax.data import splits
+from xception_jax.data.readers import folder, folder_layout
 from xception_jax.errors import UsageError
 from xception_jax.finetune import cross_validate
 from xception_jax.finetuning import decisions, gathering
@@ -110,16 +111,28 @@ def test_folds_that_a_change_selects_otherwise_are_all_selected_so(validated, da
     assert again_by_itself.folds == again.folds
 
 
-def test_folds_of_other_data_are_refused(validated, data, tmp_path):
-    _, options = validated
-    own = tmp_path / "digits"
-    shutil.copytree(data, own)
-    options = options | {"workdir": tmp_path / "run", "folds": 2}
-    cross_validate(own, **options)
-    shutil.rmtree(tmp_path / "run" / "fold1")
-    next((own / "train").rglob("*.png")).unlink()
+@pytest.fixture
+def more(data):
+    """One picture more; a process lists a folder once."""
+    path = data / "train" / "one" / "more.png"
+    shutil.copy(next((data / "train" / "two").iterdir()), path)
+    cached = (folder._read_split, folder_layout.find_layout, folder_layout._list_classes)
+    for each in cached:
+        each.cache_clear()
+    yield path
+    path.unlink()
+    for each in cached:
+        each.cache_clear()
+
+
+def test_folds_of_other_data_are_refused(validated, data, more, tmp_path):
+    (found, _), options = validated
+    copy = tmp_path / "run"
+    shutil.copytree(found.workdir, copy)
+    shutil.rmtree(copy / "fold2")
     with pytest.raises(UsageError, match=r"the run began on .* examples of .*, but now there are"):
-        cross_validate(own, **options)
+        cross_validate(data, **{**options, "workdir": copy})
+    assert not (copy / "fold2").exists()
 
 
 def test_folds_start_from_the_same_weights(validated, data):
