@@ -103,6 +103,7 @@ def test_a_converted_file_of_timm_without_a_crop_has_that_of_timms_model(tmp_pat
 
 
 NEW = "new classifier of 3 classes: the one of the weights "
+NUMBERS = "new classifier of 3 classes: the weights name theirs by numbers, which differ"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,8 @@ NEW = "new classifier of 3 classes: the one of the weights "
         # Numbers are no names: another data set has them too.
         (("0", "1"), ("0", "1", "2"), [-1, -1, -1], NEW + "has 2"),
         (("0", "1", "2"), ("0", "1", "2"), [0, 1, 2], ""),
+        (("0", "1", "2"), ("cat", "cow", "dog"), [-1, -1, -1], NUMBERS),
+        (("0", "1", "2", "10"), ("0", "1", "10", "2"), [-1] * 4, NUMBERS.replace("3", "4")),
     ],
 )  # fmt: skip
 def test_classes_are_kept_by_name_in_any_order_and_form_of_unicode(learnt, names, kept, said):
@@ -133,7 +136,9 @@ def test_classes_are_kept_by_name_in_any_order_and_form_of_unicode(learnt, names
 def test_a_classifier_without_names_is_kept_if_it_has_as_many_classes():
     for classes, kept in ((3, [0, 1, 2]), (2, [-1, -1, -1]), (None, [-1, -1, -1])):
         source = pretrained.Pretrained(Path("a"), "keras", classes, dict, {})
-        assert initial._kept_classes(source, ("a", "b", "c"))[0].tolist() == kept
+        found, note = initial._kept_classes(source, ("a", "b", "c"))
+        assert found.tolist() == kept
+        assert note.startswith("NOTE: the classifier of the weights is kept") == (classes == 3)
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -236,14 +236,19 @@ def _kept_classes(
     new, fresh = f"new classifier of {count} classes", np.full(count, -1)
     if source.num_classes is None:
         return fresh, f"{new}: the weights have no classifier"
-    if learnt is None or all(name.isdecimal() for name in learnt):  # numbers are no names
-        if source.num_classes != count:
-            return fresh, f"{new}: the one of the weights has {source.num_classes}"
-        return np.arange(count), ""
+    if source.num_classes != count and (learnt is None or _are_numbers(learnt)):
+        return fresh, f"{new}: the one of the weights has {source.num_classes}"
+    if learnt is None:
+        return np.arange(count), (
+            f"NOTE: the classifier of the weights is kept for {count:,} classes in their order, "
+            f"because the weights do not name theirs"
+        )
     number = {composed(name): i for i, name in enumerate(learnt)}
     kept = np.array([number.get(composed(name), -1) for name in class_names])
     if (kept == np.arange(count)).all() and len(learnt) == count:
         return kept, ""
+    if _are_numbers(learnt):  # numbers are no names: another data set has them too
+        return fresh, f"{new}: the weights name theirs by numbers, which differ"
     if (kept < 0).all():
         other = "is for other classes" if len(learnt) == count else f"has {len(learnt)}"
         return kept, f"{new}: the one of the weights {other}"
@@ -252,6 +257,10 @@ def _kept_classes(
     others = f"; new: {few}" if lacking else ", which has others or another order"
     known = count - len(lacking)
     return kept, f"classifier: {known:,} of {count:,} classes by name from the weights{others}"
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    return all(name.isdecimal() for name in names)
 
 
 def _filled(tree: Tree, tensors: dict[str, np.ndarray], kept: np.ndarray) -> Tree:
