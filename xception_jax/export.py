@@ -30,6 +30,7 @@ class ExportResult:
       platforms: the platforms of a StableHLO program.
       class_names: the name of each output, in order.
       about: the content of `model.json`, see docs/export.md.
+      notes: lines about the weights for the user.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class ExportResult:
     platforms: tuple[str, ...]
     class_names: tuple[str, ...]
     about: Mapping[str, object]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The output of `--json`."""
@@ -145,7 +147,7 @@ def _export(
     """Exports a model; see `serving.export`, `serving.describe` and `serving.onnx_files`."""
     if format == "onnx":
         about = onnx_files.write(output, model, scales=scale == "inside")
-        return ExportResult(output, model.activation, (), model.class_names, about)
+        return ExportResult(output, model.activation, (), model.class_names, about, model.notes)
     by = resize or ("inside" if model.images.eval_preset == "area" else "outside")
     exported = serving.export(
         model.graphdef,
@@ -161,4 +163,6 @@ def _export(
         source=model.source, crop_known=model.crop_known, mean=model.mean, std=model.std,
     )  # fmt: skip
     about = serving.write(output, exported, about)
-    return ExportResult(output, model.activation, tuple(platforms), model.class_names, about)
+    return ExportResult(
+        output, model.activation, tuple(platforms), model.class_names, about, model.notes
+    )

@@ -48,7 +48,8 @@ class Classifier:
     """A trained model that answers questions about pictures.
 
     Args:
-      source: a run's folder, `RUN/checkpoints/STEP`, a file of weights, or an export's folder.
+      source: a run's folder, `RUN/checkpoints/STEP`, a file of weights, an export's folder, or the
+        name of weights, `hf:OWNER/REPO`, `keras:xception` or `https://...#sha256=HASH`.
       step, weights: of a run, see `xception_jax.evaluate`.
       model: name of the model, where a file of weights does not say it.
       activation: `softmax` or `sigmoid`, where the source does not say it, or in its place.
@@ -60,6 +61,7 @@ class Classifier:
     Attributes:
       images: how an image is made of a picture.
       class_names: in the order of `Prediction.probabilities`.
+      notes: lines about the weights for the user.
       activation: what makes probabilities of the logits.
       temperature: divides the logits before it, see `xception_jax.evaluate.calibrate`; 1 without.
 
@@ -70,6 +72,7 @@ class Classifier:
 
     images: Images
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     activation: str
     temperature: float = 1.0
     _answer: Callable[[jax.Array], dict[str, jax.Array]]
@@ -107,6 +110,7 @@ class Classifier:
             inferred = inference.of_run(*run, weights, activation)
         else:
             inferred = inference.of_file(path, model, activation)
+        self.notes = inferred.notes
         self.images, self.activation = inferred.images, inferred.activation
         self.temperature = inferred.temperature
         self.class_names = imagenet.readable(inferred.class_names)
@@ -142,7 +146,7 @@ class Classifier:
             raise UsageError(f"{folder} does not say how pictures are resized; export it again")
         self.images = Images(
             resize["size"], eval_preset=resize["preset"], eval_crop=resize["crop"],
-            exif=about["exif_orientation"] == "applied",
+            exif=about["exif_orientation"] == "applied", white=about.get("white_level", 0),
         )  # fmt: skip
         self.class_names = imagenet.readable(tuple(about["classes"]))
         self.activation = about["output"]["activation"]

@@ -90,8 +90,11 @@ def main() -> None:
         raise UsageError("--input and --workdir both name weights; give one of them")
     if _INPUT.value and not _DATASET.value:
         raise UsageError("--dataset is needed with --input, as --dataset=folder:PATH")
-    if _CALIBRATE.value and (_INPUT.value or _DATASET.value or _REPORT.value):
-        raise UsageError("--calibrate is of a run on its own data: --workdir, and no --report")
+    others = _INPUT, _DATASET, _LABEL, _MODEL, _ACTIVATION, _REPORT
+    if _CALIBRATE.value and (given := [flag.name for flag in others if flag.value]):
+        raise UsageError(f"--calibrate is of a run on its own data, and takes no --{given[0]}")
+    if _LABEL.value and not _DATASET.value:
+        raise UsageError("--label is of --dataset; the run knows the label of its own data")
     from xception_jax.runtime import cluster
     from xception_jax.utils import console
 
@@ -198,7 +201,7 @@ def _table(result: "EvaluationResult | InputEvaluation") -> Any:
         published = result.published
     else:
         title, rows, published = str(result.workdir), [("step", str(result.step))], ()
-        rows.append(("weights", result.weights))
+        rows += [("weights", result.weights), ("data", result.data)]
     rows.append(("split", result.split))
     for name, value in result.metrics.items():
         form = ".2%" if name.rpartition("/")[2] in SHARES else ".6f"

@@ -119,6 +119,7 @@ def main() -> None:
 def _export_any(path: Any, output: pathlib.Path, **how: Any) -> "ExportResult":
     """Exports a run or a file; see `pretrained.open_pretrained`."""
     from xception_jax import export
+    from xception_jax.utils import console
     from xception_jax.weights import pretrained
 
     named = not isinstance(path, pathlib.Path)
@@ -128,7 +129,10 @@ def _export_any(path: Any, output: pathlib.Path, **how: Any) -> "ExportResult":
     if run is None:
         if (named or path.exists()) and (_STEP.value != "latest" or _WEIGHTS.value):
             raise UsageError(f"--step and --weights are of a run, and --input={path} is a file")
-        return export.export_file(path, output, model=_MODEL.value, **how)
+        exported = export.export_file(path, output, model=_MODEL.value, **how)
+        for note in exported.notes:
+            console.make_console(stderr=True).print(note)
+        return exported
     if _MODEL.value:
         raise UsageError(f"--model is of a Keras or timm file; the run in {run[0]} knows its own")
     cli.keep_compiled()

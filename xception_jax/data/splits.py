@@ -1,5 +1,7 @@
 """Opens the splits that a config names."""
 
+import os
+
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
@@ -38,6 +40,23 @@ def open_split(
         hold_out=folder_layout.held_out(config.data.eval_split) if evaluated else "",
         folder_rules=config.data.folder_rules,
     )
+
+
+def is_own(config: ConfigDict, dataset: str | None, data_dir: str | None = None) -> bool:
+    """Whether a name is that of the config's data set; a folder may be written in any way.
+
+    Args:
+      config: a config with valid fields.
+      dataset: see `readers.open_split`; None: the config's.
+      data_dir: replaces the config's, if given.
+    """
+    own, start = config.data.dataset, data_dir or config.data.data_dir
+    if dataset in (None, own):
+        return True
+    if not (dataset.startswith(FOLDER) and own.startswith(FOLDER)):
+        return False
+    paths = (folder.path_of(name.removeprefix(FOLDER), start) for name in (dataset, own))
+    return len(set(map(os.path.realpath, paths))) == 1
 
 
 def open_named(

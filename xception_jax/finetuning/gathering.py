@@ -186,8 +186,8 @@ def _models(name: str, config: ConfigDict, given: Mapping[str, Any]) -> Sequence
     if "model.name" in given:
         return [given["model.name"]]
     source = initial.open_weights(config)
-    if source.model:
-        return [source.model]
+    if source.model or source.unknown_model:
+        return [source.model_name()]
     known = pretrained.model_names(source.format)
     return sorted(known, key=lambda model: model != config.model.name)
 

@@ -40,6 +40,7 @@ class Inference:
       activation: what makes probabilities of the logits: `softmax` or `sigmoid`.
       class_names: in the order of the logits.
       source: of the weights, for `model.json`.
+      notes: lines about the weights for the user.
       crop_known: whether the weights say their `images.eval_crop`.
       mean, std: of the pixels, see `models.network.Network.normalize`.
       temperature: divides the logits before the activation, see `serving.calibration`.
@@ -51,6 +52,7 @@ class Inference:
     activation: str
     class_names: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     crop_known: bool = True
     mean: tuple[float, ...] = config_lib.HALF
     std: tuple[float, ...] = config_lib.HALF
@@ -119,10 +121,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
     """
     file = pretrained.open_pretrained(path)
     file.check_head()
-    name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
-    if name is None:
-        raise UsageError(f"--model is needed: {path} does not name its model, one of "
-                         f"{', '.join(pretrained.model_names(file.format))}")  # fmt: skip
+    name, classes, made_for = file.model_name(model), file.num_classes, file.preprocessing
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():
@@ -144,12 +143,13 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
             made_for["image_size"], eval_preset=made_for["eval_preset"],
             eval_crop=made_for.get("eval_crop", file.usual_crop(name)),
             exif=made_for.get("exif", made_for["eval_preset"] == "area"),
+            white=made_for.get("white_level", 0),
         ),
         activation,
         file.class_names or _names_of(file, classes),
         {"model": name, **about.source},
         crop_known="eval_crop" in made_for,
-        mean=file.mean, std=file.std,
+        mean=file.mean, std=file.std, notes=tuple(file.notes()),
     )  # fmt: skip
 
 

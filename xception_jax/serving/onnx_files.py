@@ -144,8 +144,9 @@ def _model_of(logits: graph.Node, about: dict[str, Any], temperature: float) -> 
 
 def _metadata(about: dict[str, Any]) -> dict[str, Any]:
     """What the file itself says, as JSON, for those who have only the file."""
-    names = "source", "classes", "resize", "exif_orientation", "preprocessing"
-    return {**{name: about[name] for name in names}, "activation": about["output"]["activation"]}
+    names = "source", "classes", "resize", "exif_orientation", "white_level", "preprocessing"
+    told = {name: about[name] for name in names if name in about}
+    return {**told, "activation": about["output"]["activation"]}
 
 
 def load(

@@ -60,6 +60,8 @@ _THIRD: dict[str, Any] = {
                "crop": (float,)},
     "classify": {"file": {CLASSIFY}, "sha256": _TEXT},
 }  # fmt: skip
+# Fields of exports that need them; only since the third format.
+_OPTIONAL = {"white_level": _NUMBER}
 _OF_JAX = ("platforms", "jax", "calling_convention")
 _FORMATS: dict[int, dict[str, Any]] = {
     1: _FIRST,
@@ -202,11 +204,14 @@ def describe_images(
         "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
         "output": {"shape": out, "dtype": "float32"},
         "exif_orientation": "applied" if images.exif else "ignored",
+        **({"white_level": images.white} if images.white else {}),
         "resize": {
             "by": "program" if resizes else "caller", "preset": images.eval_preset,
             "size": images.size, "crop": float(images.eval_crop),
         },
         "preprocessing": "the caller "
+        + (f"takes {images.white} of an image of 16 bits per sample as white; the caller "
+           if images.white else "")
         + ("rotates an image by" if images.exif else "ignores")
         + " its EXIF orientation; "
         + (f"the program takes {made}" if resizes else f"then the caller takes {made}")
@@ -375,9 +380,12 @@ def described(folder: Path) -> dict[str, Any]:
         if shape is not _FIRST or seal.NAME in about:  # the first format had no seal
             seal.check(about)
         if shape:
-            _check_shape(about, shape, "it")
+            more = {name: kind for name, kind in _OPTIONAL.items() if name in about}
+            _check_shape(about, shape | more if "resize" in shape else shape, "it")
             if (resize := about.get("resize")) and not _plausible(resize):
                 raise ValueError(f"resize is {resize}")
+            if not 0 < (white := about.get("white_level", 1)) < 1 << 16:
+                raise ValueError(f"white_level is {white}")
     except ValueError as error:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     if not shape:

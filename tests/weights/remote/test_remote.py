@@ -15,6 +15,7 @@ from tests.weights.remote import server
 from tests.weights.remote.server import Hub, Repository, sha256
 from xception_jax.errors import UsageError
 from xception_jax.utils import paths
+from xception_jax.utils.text import without_secrets
 from xception_jax.weights import remote
 
 pytest.importorskip("huggingface_hub", reason="is not installed: '.[hub]'")
@@ -169,6 +170,25 @@ def test_a_process_asks_once_for_a_name_unless_its_file_changes(hub, tmp_path):
     assert requests[0] == requests[1] < requests[2]
 
 
+@pytest.mark.parametrize("damage", ["a bit", "truncated", "another member"])
+def test_a_packed_file_that_is_damaged_is_made_again(hub, tmp_path, damage):
+    files = {"config.json": b"{}", "metadata.json": b"{}", "model.weights.h5": WEIGHTS}
+    hub.repositories["me/keras"] = Repository(files)
+    [first] = ask(hub, tmp_path, "hf:me/keras")
+    path = Path(first["path"])
+    whole = path.read_bytes()
+    if damage == "another member":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("more.json", "{}")
+    else:
+        middle = len(whole) // 2
+        end = bytes([whole[middle] ^ 1]) + whole[middle + 1 :] if damage == "a bit" else b""
+        path.write_bytes(whole[:middle] + end)
+    [again] = ask(hub, tmp_path, "hf:me/keras", HF_HUB_OFFLINE="1")
+    assert again == first
+    assert path.read_bytes() == whole
+
+
 def test_a_broken_connection_is_resumed(hub, tmp_path):
     """At the last whole chunk, of which the client writes 10 MiB at a time."""
     content = WEIGHTS * 240
@@ -305,6 +325,33 @@ def test_secrets_of_an_address_are_not_told(hub, tmp_path):
     assert "hidden" not in str(found) + str(refused)
     assert found["url"] == url
     assert "404" in refused["told"]
+
+
+def test_secrets_of_the_hubs_own_address_are_not_told(hub, tmp_path):
+    hub.repositories["me/net"] = Repository(TIMM)
+    address = hub.address.replace("://", "://me:hidden@")
+    found, *refused = ask(
+        hub, tmp_path, "hf:me/net", "hf:me/none", "hf:me/net/a.bin", HF_ENDPOINT=address
+    )
+    assert found["url"] == f"{hub.address}/me/net"
+    assert "hidden" not in str([found, *refused])
+    assert all(f"{hub.address}/me" in answer["told"] for answer in refused)
+
+
+def test_text_without_secrets():
+    for text, shown in (
+        ("https://me:se@cret@h.org:8/a@b/c?token=x#sha256=0", "https://h.org:8/a@b/c#sha256=0"),
+        ("cannot reach http://me@h/x?a=b: refused", "cannot reach http://h/x refused"),
+        ("hf:me/net@main", "hf:me/net@main"),
+        ("runs/a?b@c", "runs/a?b@c"),
+    ):
+        assert without_secrets(text) == shown
+
+
+def test_an_address_without_its_hash_is_told_without_its_secrets():
+    with pytest.raises(UsageError, match="needs the SHA-256") as refused:
+        remote.download("https://me:hidden@example.org/net.pth?token=hidden")
+    assert "hidden" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def open_split(
       UsageError: there is no such folder or split, or there are fewer than two classes with images.
     """
     dataset = FOLDER + path
-    root = _root(path, data_dir)
+    root = path_of(path, data_dir)
     find = partial(folder_layout.find_layout, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
     layout, parts = _listed(dataset, root, listed)
@@ -169,11 +169,12 @@ def all_or_test(path: str, data_dir: str = "") -> str:
 
 def layout_of(path: str, data_dir: str = "", rules: int = RULES) -> folder_layout.FolderLayout:
     """The layout of a folder, without a part that is held out of `train`; see `open_split`."""
-    root = _root(path, data_dir)
+    root = path_of(path, data_dir)
     return _listed(FOLDER + path, root, partial(folder_layout.find_layout, root, rules))
 
 
-def _root(path: str, data_dir: str) -> str:
+def path_of(path: str, data_dir: str) -> str:
+    """The path of a data set, which starts at `data_dir` if it is relative."""
     return os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
 
 

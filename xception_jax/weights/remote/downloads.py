@@ -13,7 +13,7 @@ from typing import Any
 
 from xception_jax.errors import RunError, UsageError
 from xception_jax.runtime import cache
-from xception_jax.utils.text import printable
+from xception_jax.utils.text import printable, without_secrets
 
 
 @dataclass(frozen=True)
@@ -133,4 +133,4 @@ def reason(error: BaseException) -> str:
     if status is not None:
         return f"the server answers {status}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[0], 200)
+    return printable(without_secrets(lines[0]), 200)
