@@ -53,7 +53,7 @@ def client() -> Any:
         import huggingface_hub.errors
     except ImportError:
         raise UsageError(
-            "weights are downloaded with huggingface_hub: pip install 'xception_jax[hub]'"
+            "the Hub is reached with huggingface_hub: pip install 'xception_jax[hub]'"
         ) from None
     return huggingface_hub
 
