@@ -65,8 +65,9 @@ def push(folder: Path, name: str) -> Pushed:
             made = hub.create_commit(
                 repository, added, commit_message="Upload an export of xception_jax"
             )
-    # ValueError: the Hub does not accept the fields of the card, or a large file.
-    except (OSError, ValueError, hub.errors.HTTPError) as error:
+    # ValueError: the Hub does not accept the fields of the card, or a large file. RuntimeError: of
+    # hf_xet, which sends large files.
+    except (OSError, ValueError, RuntimeError, hub.errors.HTTPError) as error:
         again = ("python", "-m", "xception_jax.export", f"--check={folder}", f"--push={name}")
         raise RunError(
             f"{url}: {_reason(error)}; the export in {folder} is complete, so push it later with "
