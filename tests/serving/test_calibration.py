@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import f1_score
 
 from tests.processes import finish, result
-from tests.serving.test_push import write
+from tests.serving.exports import write
 from xception_jax import evaluate, export
 from xception_jax.data import readers
 from xception_jax.errors import RunError

@@ -1,13 +1,11 @@
 """Exports on the Hub: a server on loopback that speaks its protocol, and refuses."""
 
-import jax
-import numpy as np
 import pytest
 
 from tests.processes import finish, result
+from tests.serving.exports import write
 from tests.weights.remote import server
-from xception_jax import export, serving
-from xception_jax.data.render.decode import Images
+from xception_jax import export
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import upload
 
@@ -25,19 +23,6 @@ def hub(monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setenv("HF_TOKEN", server.TOKEN)
         yield hub
-
-
-def write(folder, **source):
-    """A small export, of one color of the first pixel."""
-    shape = jax.export.symbolic_shape("batch, height, width, 3")
-    program = jax.export.export(jax.jit(lambda pixels: pixels[:, 0, 0, :2] / 255.0))(
-        jax.ShapeDtypeStruct(shape, np.uint8)
-    )
-    about = serving.describe(
-        program, Images(8), activation="sigmoid", class_names=("a", "b"), source=source
-    )
-    serving.write(folder, program, about)
-    return folder
 
 
 def contents(folder):

@@ -31,14 +31,12 @@ def repository_of(name: str) -> str:
       UsageError: the name has another form, or the package `huggingface_hub` is not installed.
     """
     hub = downloads.client()
-    from huggingface_hub.utils import validate_repo_id
-
     match = re.fullmatch(r"hf:([^/@]+/[^/@]+)", name)
     try:
         if match is None:
             raise UsageError(f"--push={printable(name, 200)} is no repository; expected is "
                              f"hf:USER/NAME")  # fmt: skip
-        validate_repo_id(match[1])
+        hub.utils.validate_repo_id(match[1])
     except hub.errors.HFValidationError as error:
         raise UsageError(f"--push={printable(name, 200)}: {downloads.reason(error)}") from None
     return match[1]

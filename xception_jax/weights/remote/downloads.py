@@ -51,6 +51,7 @@ def client() -> Any:
         import huggingface_hub
         import huggingface_hub.constants
         import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError:
         raise UsageError(
             "the Hub is reached with huggingface_hub: pip install 'xception_jax[hub]'"
