@@ -115,7 +115,7 @@ def test_a_checkpoint_is_described(undisturbed, tmp_path):
     top1 = trained.metrics["top1"]
     assert f"- Trained on `{trained.meta.dataset}`, {trained.meta.train_examples:,} images." in text
     assert f"step {trained.step}, averaged weights, SHA-256 {trained.digest}." in text
-    assert ("- On `held` (a test set, which nothing was selected by): top-1 50.00%, examples 1,234."
+    assert ("- On `held` (a test set, by which nothing was chosen): top-1 50.00%, examples 1,234."
             in lines)  # fmt: skip
     assert f"- On `test`: top-1 {top1:.2%}" in text
     # Other weights, and other steps, have other results.

@@ -51,7 +51,7 @@ def readme(about: dict[str, Any]) -> str:
         packages, logits = "jax flatbuffers", ""
     history = "".join(f"- {line}.\n" for line in (*_origin(source), *_quality(source)))
     if history:
-        history = f"\n## Where it comes from\n\n{history}"
+        history = f"\n## Training and results\n\n{history}"
     return f"""{_header(about)}
 # An image classifier, exported by xception_jax
 
@@ -86,7 +86,7 @@ def _header(about: dict[str, Any]) -> str:
         "base_model": name[1] if name else "",
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items() if value]
-    return "\n".join(["---", *lines, "---"])
+    return "\n".join(["---", *lines, "---", ""])
 
 
 def _said(weights: Any, key: str) -> str:
@@ -145,7 +145,7 @@ def _quality(source: Mapping[str, Any]) -> Iterator[str]:
     """Lines about metrics and calibration."""
     for result in source.get("results", ()):
         shown = ", ".join(_metrics(result))
-        tested = " (a test set, which nothing was selected by)" if result.get("tested") else ""
+        tested = " (a test set, by which nothing was chosen)" if result.get("tested") else ""
         yield f"On {_code(result['split'])}{tested}: {shown}"
     fitted = source.get("calibration")
     if not fitted:

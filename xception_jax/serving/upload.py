@@ -59,8 +59,9 @@ def push(folder: Path, name: str) -> Pushed:
     url = f"{hub.constants.ENDPOINT}/{repository}"
     try:
         with downloads.quiet():
-            hub.create_repo(repository, exist_ok=True)
-            made = hub.create_commit(
+            api = hub.HfApi(library_name="xception_jax")
+            api.create_repo(repository, exist_ok=True)
+            made = api.create_commit(
                 repository, added, commit_message="Upload an export of xception_jax"
             )
     # ValueError: the Hub does not accept the fields of the card, or a large file. RuntimeError: of
