@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -96,13 +95,16 @@ def locked(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences the client's log of each attempt: the error that remains is told in one line."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    client()
+    # Not through the logger of this name: the import of the client's own would set its level again.
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        log.setLevel(level)
+        logging.set_verbosity(level)
 
 
 def refusals() -> tuple[type[Exception], ...]:
