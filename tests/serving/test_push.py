@@ -11,6 +11,9 @@ from xception_jax.serving import upload
 
 pytest.importorskip("huggingface_hub", reason="is not installed: '.[hub]'")
 
+# The client's own, of the library that it sends large files with.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 LICENSE = {"name": "hf:timm/some.in1k", "license": "mit"}
 
 
@@ -55,7 +58,11 @@ def break_token(hub, monkeypatch):
 
 
 def break_disk(hub, monkeypatch):
-    hub.faults["/commit/"] = (1, 507)
+    hub.faults["/api/models/me/net/commit"] = (1, 507)
+
+
+def break_storage(hub, monkeypatch):
+    hub.faults["/lfs/"] = (9, 507)
 
 
 def break_network(hub, monkeypatch):
@@ -73,9 +80,10 @@ def break_rights(hub, monkeypatch):
         (None, "hf:you/net", "your token may not write there (You don't have the rights"),
         (break_rights, "hf:me/net", "your token may not write there (this repository is frozen)"),
         (break_disk, "hf:me/net", "the server answers 507 (no space is left here)"),
+        (break_storage, "hf:me/net", "the server answers 507 (no space is left here)"),
         (break_network, "hf:me/net", "Connection refused"),
     ],
-    ids=["token", "owner", "rights", "disk", "network"],
+    ids=["token", "owner", "rights", "disk", "storage", "network"],
 )
 def test_a_refusal_is_one_line(hub, monkeypatch, tmp_path, wrong, name, told):
     folder = write(tmp_path / "out")

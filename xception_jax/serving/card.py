@@ -165,7 +165,9 @@ def _quality(source: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _metrics(result: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in result.items():
+    shares_first = sorted(result, key=lambda name: name.rpartition("/")[2] not in SHARES)
+    for name in shares_first:
+        value = result[name]
         prefix, _, kind = name.rpartition("/")
         label = f"{prefix}/{SHARES.get(kind, kind)}".lstrip("/")
         if name in ("split", "tested") or value is None or (kind == "skipped" and not value):

@@ -65,7 +65,7 @@ def push(folder: Path, name: str) -> Pushed:
                 repository, added, commit_message="Upload an export of xception_jax"
             )
     # ValueError: the Hub does not accept the fields of the card, or a large file. RuntimeError: of
-    # hf_xet, which sends large files.
+    # a thread that sends a large file, or of hf_xet.
     except (OSError, ValueError, RuntimeError, hub.errors.HTTPError) as error:
         again = ("python", "-m", "xception_jax.export", f"--check={folder}", f"--push={name}")
         raise RunError(
@@ -77,12 +77,14 @@ def push(folder: Path, name: str) -> Pushed:
 
 def _reason(error: Exception) -> str:
     """Why the Hub does not take an export, in one line."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return "the Hub asks who you are: log in with hf auth login, or set HF_TOKEN"
     said = printable(getattr(error, "server_message", None) or "", 200)
     if status == 403:
         return f"your token may not write there{f' ({said})' if said else ''}"
-    if status is None and isinstance(error, ValueError):
+    if status is None and isinstance(error, (ValueError, RuntimeError)):
         return printable(" ".join(str(error).split()), 300)
     return downloads.reason(error) + (f" ({said})" if said else "")

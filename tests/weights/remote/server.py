@@ -57,8 +57,8 @@ class Hub:
       requests: those that came: method, path and range.
       address: of the server.
       stored: large files that were uploaded, by their SHA-256.
-      faults: by part of a path, how often sending something there goes wrong, and how: a status,
-        or 0 for a connection that breaks off.
+      faults: by the start of a path, how often sending something there goes wrong, and how: a
+        status, or 0 for a connection that breaks off.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -98,7 +98,7 @@ def serving() -> Iterator[Hub]:
             path = unquote(self.path.partition("?")[0])
             hub.requests.append((self.command, path, ""))
             content = self.rfile.read(int(self.headers["Content-Length"]))
-            part = next((part for part in hub.faults if part in path), "")
+            part = next((part for part in hub.faults if path.startswith(part)), "")
             times, status = hub.faults.get(part, (0, 0))
             if times:
                 hub.faults[part] = times - 1, status

@@ -95,10 +95,8 @@ def locked(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences the client's log of each attempt: the error that remains is told in one line."""
-    client()
     # Not through the logger of this name: the import of the client's own would set its level again.
-    from huggingface_hub.utils import logging
-
+    logging = client().utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
