@@ -98,7 +98,7 @@ def quiet() -> Iterator[None]:
     # Not through the logger of this name: the import of the client's own would set its level again.
     logging = client().utils.logging
     level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
