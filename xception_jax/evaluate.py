@@ -173,10 +173,11 @@ def calibrate(
     max_skipped: float | None = None,
     say: Callable[[str], None] = print,
 ) -> CalibrationResult:
-    """Fits a temperature on a split, and keeps it beside the checkpoint.
+    """Fits a temperature on a split, for sigmoid also thresholds, and keeps them.
 
     From then on, the probabilities of `predict` and of `export` are of logits that are divided by
-    it. Metrics, logits and the order of the predictions stay the same.
+    it, and `predict` names labels by the thresholds. Metrics, logits and the order of the
+    predictions stay the same.
 
     Args:
       workdir: the run's folder.
@@ -209,7 +210,8 @@ def calibrate(
     found = [jax.device_get(answer(placed, batch)) for batch in transfer.to_devices(batches, rows)]
     logits, targets, mask = (np.concatenate(parts) for parts in zip(*found, strict=True))
     activation = inference.activation_of(config, trained.metrics)
-    fitted = calibration.fit(logits[mask > 0], targets[mask > 0], activation, source.name)
+    shown, answers = logits[mask > 0], targets[mask > 0]
+    fitted = calibration.fit(shown, answers, activation, source.name, say)
     file = calibration.path_of(trained)
     if jax.process_index() == 0:
         calibration.write(trained, fitted)

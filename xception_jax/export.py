@@ -6,15 +6,18 @@ if __name__ == "__main__":  # first, so that --help and a misspelt flag do not w
     commands.run("export")
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from xception_jax import serving
 from xception_jax.errors import UsageError, nearest
-from xception_jax.serving import ExportCheck, check, inference, onnx_files
+from xception_jax.finetuning import decisions
+from xception_jax.serving import ExportCheck, Pushed, card, check, inference, onnx_files, push
 from xception_jax.serving.inference import Inference
+from xception_jax.training.trained import Trained
 
-__all__ = ["ExportCheck", "ExportResult", "check", "export_file", "export_run"]
+__all__ = ["ExportCheck", "ExportResult", "Pushed", "check", "export_file", "export_run", "push"]
 
 FORMATS = ("stablehlo", "onnx")
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
@@ -80,6 +83,7 @@ def export_run(
     """
     _check_target(platforms, output, format, resize, scale)
     model = inference.of_run(workdir, step, weights, activation)
+    model = replace(model, source=model.source | _history(workdir, model.source))
     return _export(output, model, platforms, resize, format, scale)
 
 
@@ -113,6 +117,18 @@ def export_file(
     _check_target(platforms, output, format, resize, scale)
     inferred = inference.of_file(path, model, activation)
     return _export(output, inferred, platforms, resize, format, scale)
+
+
+def _history(workdir: Path, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model card of a checkpoint says of its training, see `card.facts_of`."""
+    trained = Trained.find(workdir, str(source["step"]), source["weights"])
+    facts, decided = card.facts_of(trained), decisions.read(workdir)
+    kept = decided.result if decided is not None else None
+    if kept and kept["tested"] and kept["step"] == trained.step and trained.is_evaluated:
+        others = ("workdir", "finished", "step", "classes")
+        tested = {name: value for name, value in kept.items() if name not in others}
+        facts["results"] = [tested, *facts.get("results", ())]
+    return facts
 
 
 def _check_target(

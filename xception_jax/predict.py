@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 
 import collections
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from xception_jax.data.render.decode import Images
 from xception_jax.data.skips import Skip, Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
-from xception_jax.serving import heat, inference, onnx_files
+from xception_jax.serving import calibration, heat, inference, onnx_files
 from xception_jax.serving.prediction import Prediction
 from xception_jax.serving.resize import side_before
 from xception_jax.training import sharding
@@ -64,6 +64,8 @@ class Classifier:
       notes: lines about the weights for the user.
       activation: what makes probabilities of the logits.
       temperature: divides the logits before it, see `xception_jax.evaluate.calibrate`; 1 without.
+      thresholds: with sigmoid, the probability of each class from which on it is one of
+        `Prediction.labels`: as calibrated, else 0.5. None with softmax.
 
     Raises:
       UsageError: there is no such model, or an option does not go with it.
@@ -75,6 +77,7 @@ class Classifier:
     notes: tuple[str, ...] = ()
     activation: str
     temperature: float = 1.0
+    thresholds: np.ndarray | None = None
     _answer: Callable[[jax.Array], dict[str, jax.Array]]
 
     def __init__(
@@ -114,6 +117,7 @@ class Classifier:
         self.images, self.activation = inferred.images, inferred.activation
         self.temperature = inferred.temperature
         self.class_names = imagenet.readable(inferred.class_names)
+        self._settle_thresholds(inferred.thresholds)
         wanted = {"probabilities", "logits"} | ({"features"} if features else set())
         wanted |= {"heat"} if explain else set()
         layout = sharding.Layout.replicated(sharding.make_mesh())
@@ -150,6 +154,7 @@ class Classifier:
         )  # fmt: skip
         self.class_names = imagenet.readable(tuple(about["classes"]))
         self.activation = about["output"]["activation"]
+        self._settle_thresholds(about["source"].get("calibration", {}).get("thresholds", ()))
         side = self.images.size
         if resize["by"] == "program":
             side = side_before(side, self.images.eval_crop)
@@ -157,6 +162,11 @@ class Classifier:
         self._sharding = sharding.by_example(mesh)
         answer = partial(_answers_of_export, call, side, flip)
         self._answer = answer if is_onnx else jax.jit(answer)
+
+    def _settle_thresholds(self, fitted: Sequence[float]) -> None:
+        if self.activation == "sigmoid":
+            usual = [calibration.THRESHOLD] * len(self.class_names)
+            self.thresholds = np.asarray(fitted or usual)
 
     def predict(self, images: Sequence[Any]) -> list[Prediction]:
         """The predictions of some pictures, in their order.
@@ -225,7 +235,14 @@ class Classifier:
                 found.get("features", nothing),
                 found.get("heat", nothing),
                 error,
+                self._labels(found),
             )
+
+    def _labels(self, found: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+        if self.thresholds is None or not found:
+            return None
+        there = np.flatnonzero(found["probabilities"] >= self.thresholds)
+        return tuple(self.class_names[i] for i in there)
 
 
 class _Unusable(Skips):

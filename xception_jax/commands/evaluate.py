@@ -75,8 +75,8 @@ _REPORT = flags.DEFINE(
     "matrix (confusion.csv) and both as JSON (report.json)"
 )  # fmt: skip
 _CALIBRATE = flags.DEFINE_bool(
-    "calibrate", False, "of a run: fit a temperature on the split and keep it beside the "
-    "checkpoint, for the probabilities of predict and export"
+    "calibrate", False, "of a run: fit a temperature on the split, and for several labels an image "
+    "a threshold of each class; predict and export use what is kept beside the checkpoint"
 )  # fmt: skip
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 for _name in cli.SHARED_FLAGS:
@@ -150,8 +150,10 @@ def _calibrate(say: Callable[[str], None]) -> None:
         return
     fitted = result.calibration
     rows = [("temperature", f"{fitted.temperature:.4f}", "")]
-    for name, told in (("nll", "negative log-likelihood"), ("ece", "expected calibration error")):
-        rows.append((told, f"{fitted.before[name]:.4f}", f"{fitted.after[name]:.4f}"))
+    for name, told in (("nll", "negative log-likelihood"), ("ece", "expected calibration error"),
+                       ("f1", "mean F1 of the classes")):  # fmt: skip
+        if name in fitted.before:
+            rows.append((told, f"{fitted.before[name]:.4f}", f"{fitted.after[name]:.4f}"))
     title = f"{result.workdir}, step {result.step}, {result.split}: {fitted.examples:,} examples"
     out = console.make_console()
     out.print(console.table(title, ("", "before", "after"), rows))

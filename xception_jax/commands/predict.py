@@ -198,7 +198,10 @@ def _printer(top: int) -> Callable[["Prediction"], None]:
     def line(prediction: "Prediction") -> None:
         if not prediction.error:
             classes = (f"{name} {share:.1%}" for name, share in prediction.top(top))
-            out.print(printable(f"{prediction.name}: {', '.join(classes)}"))
+            told = f"{prediction.name}: {', '.join(classes)}"
+            if prediction.labels is not None:
+                told += f"; labels: {', '.join(prediction.labels) or 'none'}"
+            out.print(printable(told))
 
     return line
 
@@ -207,7 +210,8 @@ def _as_json(prediction: "Prediction", top: int) -> dict[str, Any]:
     if prediction.error:
         return {"name": prediction.name, "error": prediction.error}
     classes = [{"class": name, "probability": share} for name, share in prediction.top(top)]
-    return {"name": prediction.name, "top": classes}
+    labels = {} if prediction.labels is None else {"labels": prediction.labels}
+    return {"name": prediction.name, "top": classes, **labels}
 
 
 def _as_row(prediction: "Prediction", top: int) -> Iterator[Any]:

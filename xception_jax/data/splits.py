@@ -8,7 +8,7 @@ from xception_jax import config as config_lib
 from xception_jax.data import parts, readers
 from xception_jax.data.readers import folder, folder_layout, joined
 from xception_jax.data.source import FOLDER, Source
-from xception_jax.errors import UsageError
+from xception_jax.errors import NoSplitError
 
 
 def open_split(
@@ -89,9 +89,7 @@ def open_named(
         return opened(folder.all_or_test(dataset.removeprefix(FOLDER), data_dir or ""))
     try:
         return opened("validation")
-    except UsageError as error:
-        if "has no split" not in str(error):
-            raise
+    except (NoSplitError, LookupError):
         return opened("test")
 
 

@@ -44,6 +44,7 @@ class Inference:
       crop_known: whether the weights say their `images.eval_crop`.
       mean, std: of the pixels, see `models.network.Network.normalize`.
       temperature: divides the logits before the activation, see `serving.calibration`.
+      thresholds: of a calibrated sigmoid model, one per class: a label is there from it on.
     """
 
     graphdef: Any
@@ -57,6 +58,7 @@ class Inference:
     mean: tuple[float, ...] = config_lib.HALF
     std: tuple[float, ...] = config_lib.HALF
     temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
 
 
 def _checked(activation: str, classes: int) -> str:
@@ -104,6 +106,7 @@ def of_run(
         },
         mean=tuple(data.mean), std=tuple(data.std),
         temperature=fitted.temperature if fitted else 1.0,
+        thresholds=tuple(fitted.thresholds) if fitted else (),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from xception_jax.config import HALF
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
-from xception_jax.serving import resize
+from xception_jax.serving import card, resize
 from xception_jax.training.state import Tree
 from xception_jax.training.step import apply
 from xception_jax.utils import seal
@@ -275,7 +275,7 @@ def write_files(folder: Path, name: str, program: bytes, about: dict[str, Any]) 
     """See `write`; the program is the content of the file `name`."""
     check_output(folder)
     about = about | {"program": {**_file(name, program), "bytes": len(program)}}
-    readme = _readme(about).encode()
+    readme = card.readme(about).encode()
     classify = Path(__file__).with_name(CLASSIFY).read_bytes()
     about = seal.sealed(
         about | {"readme": _file(README, readme), "classify": _file(CLASSIFY, classify)}
@@ -301,41 +301,6 @@ def write_files(folder: Path, name: str, program: bytes, about: dict[str, Any]) 
 
 def _file(name: str, data: bytes) -> dict[str, Any]:
     return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _readme(about: dict[str, Any]) -> str:
-    size = about["resize"]["size"]
-    sizes = (
-        "images of any size, the same for all images of a batch"
-        if about["resize"]["by"] == "program"
-        else f"images of {size} x {size} pixels; resize others before"
-    )
-    shape = ", ".join(map(str, about["input"]["shape"]))
-    is_onnx = about["format"] == ONNX_FORMAT
-    kind, packages, logits = "ONNX", "onnxruntime", ". `logits` are the values before"
-    if not is_onnx:
-        kind = f"StableHLO for {', '.join(about['platforms'])}"
-        packages, logits = "jax flatbuffers", ""
-    return f"""# An image classifier, exported by xception_jax
-
-`{about["program"]["file"]}` is {kind}, including the weights.
-
-- Input: RGB images, {about["input"]["dtype"]} `[{shape}]`; {sizes}.
-- Output: {_outputs(about)} of {len(about["classes"])} classes, float32{logits}.
-- Preprocessing: {about["preprocessing"]}.
-
-`{ABOUT}` has the same facts as JSON, with the names of the classes in order and the versions.
-`{CLASSIFY}` prepares and classifies images of any size. It runs without xception_jax:
-
-    pip install {packages} pillow
-    python {CLASSIFY} IMAGE...
-"""
-
-
-def _outputs(about: dict[str, Any]) -> str:
-    fitted = about["source"].get("calibration")
-    how = f"calibrated (temperature {fitted['temperature']:.4g}) " if fitted else ""
-    return f"{how}{about['output']['activation']} probabilities"
 
 
 def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:

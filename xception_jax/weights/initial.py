@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.data.readers.folder_files import composed
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
 from xception_jax.runtime import cluster
 from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
-from xception_jax.utils import paths
+from xception_jax.utils import paths, seal
 from xception_jax.utils.files import write_atomically
 from xception_jax.utils.text import printable, without_secrets
 from xception_jax.weights import converted, pretrained
@@ -189,6 +189,23 @@ def fill(
         write_atomically(workdir / "init_from.json", json.dumps(about, indent=1) + "\n")
     # Separate arrays for the EMA: a step donates both.
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors, kept)), notes
+
+
+def source_of(workdir: Path) -> dict[str, Any] | None:
+    """What `init_from.json` says of the initial weights of a run; None: there is no such file.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    path = workdir / "init_from.json"
+    try:
+        return seal.parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _check_same(name: str, tensors: dict[str, np.ndarray]) -> None:

@@ -118,10 +118,56 @@ def test_a_repository_of_keras_is_packed(hub, tmp_path):
     """As `keras.Model.save("hf://...")` lays it out; the packed file is the same each time."""
     files = {"config.json": b"{}", "metadata.json": b"{}", "model.weights.h5": WEIGHTS}
     hub.repositories["me/keras"] = Repository(files)
-    first, second = ask(hub, tmp_path, "hf:me/keras", "hf:me/keras")
+    [first], [second] = (ask(hub, tmp_path, "hf:me/keras") for _ in range(2))
     assert first == second
     with zipfile.ZipFile(first["path"]) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == files
+
+
+PIN = """
+import json, sys
+from xception_jax.weights import remote
+print(json.dumps({"told": remote.pinned(sys.argv[1])}))
+"""
+
+
+def test_a_pinned_name_stands_for_the_same_weights_when_the_branch_moves(hub, tmp_path):
+    old = Repository(TIMM)
+    for name, first in (("hf:me/net", TIMM), ("hf:me/net@main", TIMM)):
+        hub.repositories["me/net"] = old
+        [pinned] = ask(hub, tmp_path, name, code=PIN)
+        assert pinned["told"] == f"hf:me/net@{old.commit}"
+        moved = first | {"model.safetensors": WEIGHTS[::-1]}
+        hub.repositories["me/net"] = Repository(
+            moved, commit="d" * 40, before={old.commit: old.files}
+        )
+        [found] = ask(hub, tmp_path / "other", pinned["told"])
+        assert Path(found["path"]).read_bytes() == WEIGHTS
+    [address] = ask(hub, tmp_path, pinned["told"], code=PIN)
+    assert address == pinned
+
+
+AGAIN = """
+import json, pathlib, sys
+from xception_jax.weights import remote
+for number, name in enumerate(sys.argv[1:]):
+    if number == 2:
+        path.resolve().write_bytes(b"damaged")
+    path = remote.download(name).path
+    print(json.dumps({"told": path.read_bytes().hex()}))
+"""
+
+
+def test_a_process_asks_once_for_a_name_unless_its_file_changes(hub, tmp_path):
+    """A run opens its weights several times: for their images, their model and their tensors."""
+    hub.repositories["me/net"] = Repository(TIMM)
+    requests = []
+    for times in (1, 2, 3):
+        hub.requests.clear()
+        answers = ask(hub, tmp_path / str(times), *["hf:me/net"] * times, code=AGAIN)
+        assert [answer["told"] for answer in answers] == [WEIGHTS.hex()] * times
+        requests.append(len(hub.requests))
+    assert requests[0] == requests[1] < requests[2]
 
 
 @pytest.mark.parametrize("damage", ["a bit", "truncated", "another member"])

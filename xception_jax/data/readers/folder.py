@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from xception_jax.data.readers import folder_layout, folder_tree
 from xception_jax.data.readers.folder_files import RULES, Listing, composed, role_of
 from xception_jax.data.source import FOLDER, Source
-from xception_jax.errors import UsageError
+from xception_jax.errors import NoSplitError, UsageError
 from xception_jax.utils import retry
 from xception_jax.utils.text import as_utf8, printable
 
@@ -66,9 +66,13 @@ class Files(Sequence[Any]):
                 raise OSError(errno.EAGAIN, "its size changed while it was read")
             return {"image": data, "label": int(self.labels[index])}
 
+    def path_of(self, index: int) -> str:
+        """The path of a file."""
+        return os.path.join(self.root, self.names[index])
+
     def describe(self, index: int) -> str:
         """The path of a file, encodable as JSON."""
-        return as_utf8(os.path.join(self.root, self.names[index]))
+        return as_utf8(self.path_of(index))
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ def _parts(
 
 
 def _find(layout: folder_layout.FolderLayout, name: str, split: str) -> str:
-    """The split that a name means; raises `UsageError`."""
+    """The split that a name means; raises `NoSplitError`, or `UsageError` for an empty one."""
     if (found := layout.find(name)) is not None:
         return found
     bare = [own for own in layout.unlabelled if own == name or role_of(own) == role_of(name)]
@@ -240,7 +244,7 @@ def _find(layout: folder_layout.FolderLayout, name: str, split: str) -> str:
         folder_tree.refuse(f"{folder} holds no folder with an image in it", layout.root)
     names = ", ".join(layout.names) or "none"
     return folder_tree.refuse(
-        f"{layout.root} has no split {split!r}; it has: {names}", layout.folder
+        f"{layout.root} has no split {split!r}; it has: {names}", layout.folder, error=NoSplitError
     )
 
 

@@ -50,9 +50,10 @@ def client() -> Any:
         import huggingface_hub
         import huggingface_hub.constants
         import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError:
         raise UsageError(
-            "weights are downloaded with huggingface_hub: pip install 'xception_jax[hub]'"
+            "the Hub is reached with huggingface_hub: pip install 'xception_jax[hub]'"
         ) from None
     return huggingface_hub
 
@@ -94,12 +95,10 @@ def locked(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences the client's log of each attempt: the error that remains is told in one line."""
-    client()
     # Not through the logger of this name: the import of the client's own would set its level again.
-    from huggingface_hub.utils import logging
-
+    logging = client().utils.logging
     level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
