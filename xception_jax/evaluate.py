@@ -79,19 +79,17 @@ def evaluate(
         raise UsageError("label is of another data set; give dataset (--dataset), too")
     own = splits.is_own(config, dataset, data_dir) and label in (None, config.data.label)
     if dataset is not None and not own:
-        data_dir = data_dir or config.data.data_dir
-        unmatched, split = splits.open_named(
-            dataset, split, data_dir, label=label, most_missing=most
-        )
+        where = data_dir or config.data.data_dir
+        unmatched, split = splits.open_named(dataset, split, where, label=label, most_missing=most)
         config.loss.name = inference.activation_of(config, trained.metrics)
         sources = {"": _matched(unmatched, names, config.loss.name, say)}
     else:
         sources = _own_sources(trained, split, data_dir)
-    for source in filter(lambda source: source.summary, sources.values()):
-        say(source.summary)
+    for line in filter(None, (source.summary for source in sources.values())):
+        say(line)
     layout = sharding.Layout.replicated(sharding.make_mesh())
-    data = build.DataSpec.of(sources[""])
-    evaluate_batch = build.build_evaluation(config, data, layout, per_class)
+    spec = build.DataSpec.of(sources[""])
+    evaluate_batch = build.build_evaluation(config, spec, layout, per_class)
     evaluators = Evaluators.create(config, evaluate_batch, sources, layout, batch_size)
     skips = Skips(workdir if own else None, most, say, flag="--max_skipped")
     metrics, report = _results(evaluators.sets, trained.weights(layout.weights), skips, names)
@@ -138,12 +136,10 @@ def evaluate_input(
         dataset, split, data_dir, label=label, most_missing=max_skipped
     )
     inferred = inference.of_file(path, model, activation)
-    for note in inferred.notes:
-        say(note)
     names = imagenet.readable(inferred.class_names)
     source = _matched(unmatched, inferred.class_names, inferred.activation, say)
-    if source.summary:
-        say(source.summary)
+    for line in filter(None, (*inferred.notes, source.summary)):
+        say(line)
     layout = sharding.Layout.replicated(sharding.make_mesh())
     loss = Loss(inferred.activation)
     evaluator = Evaluator(
