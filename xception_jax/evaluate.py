@@ -188,6 +188,9 @@ def calibrate(
     config = trained.config
     most = config.data.max_skipped if max_skipped is None else max_skipped
     split = split or config.data.eval_split
+    if role_of(split.partition("[")[0]) == "test":
+        say(f"NOTE: {split!r} is the test set, whose calibration error is then too good; "
+            f"--split names other images")  # fmt: skip
     [source] = _own_sources(trained, split, data_dir).values()
     layout = sharding.Layout.replicated(sharding.make_mesh())
     graphdef = build.build_graphdef(config, len(trained.meta.class_names))
