@@ -78,23 +78,22 @@ def evaluate(
     if label is not None and dataset is None:
         raise UsageError("label is of another data set; give dataset (--dataset), too")
     own = splits.is_own(config, dataset, data_dir) and label in (None, config.data.label)
-    if dataset is not None and not own:
-        where = data_dir or config.data.data_dir
-        unmatched, split = splits.open_named(dataset, split, where, label=label, most_missing=most)
-        config.loss.name = inference.activation_of(config, trained.metrics)
-        sources = {"": _matched(unmatched, names, config.loss.name, say)}
-    else:
+    if dataset is None or own:
         sources = _own_sources(trained, split, data_dir)
-    for line in filter(None, (source.summary for source in sources.values())):
-        say(line)
+    else:
+        source, split = _other_source(trained, dataset, label, split, data_dir, say)
+        sources = {"": source}
+    for source in filter(lambda source: source.summary, sources.values()):
+        say(source.summary)
     layout = sharding.Layout.replicated(sharding.make_mesh())
-    spec = build.DataSpec.of(sources[""])
-    evaluate_batch = build.build_evaluation(config, spec, layout, per_class)
+    data = build.DataSpec.of(sources[""])
+    evaluate_batch = build.build_evaluation(config, data, layout, per_class)
     evaluators = Evaluators.create(config, evaluate_batch, sources, layout, batch_size)
     skips = Skips(workdir if own else None, most, say, flag="--max_skipped")
     metrics, report = _results(evaluators.sets, trained.weights(layout.weights), skips, names)
-    about = trained.step, trained.kind, sources[""].name, split or config.data.eval_split
-    return EvaluationResult(workdir, *about, metrics, report)
+    split = split or config.data.eval_split
+    data_name = sources[""].name
+    return EvaluationResult(workdir, trained.step, trained.kind, data_name, split, metrics, report)
 
 
 def evaluate_input(
@@ -136,10 +135,12 @@ def evaluate_input(
         dataset, split, data_dir, label=label, most_missing=max_skipped
     )
     inferred = inference.of_file(path, model, activation)
+    for note in inferred.notes:
+        say(note)
     names = imagenet.readable(inferred.class_names)
     source = _matched(unmatched, inferred.class_names, inferred.activation, say)
-    for line in filter(None, (*inferred.notes, source.summary)):
-        say(line)
+    if source.summary:
+        say(source.summary)
     layout = sharding.Layout.replicated(sharding.make_mesh())
     loss = Loss(inferred.activation)
     evaluator = Evaluator(
@@ -187,6 +188,9 @@ def calibrate(
     config = trained.config
     most = config.data.max_skipped if max_skipped is None else max_skipped
     split = split or config.data.eval_split
+    if role_of(split.partition("[")[0]) == "test":
+        say(f"NOTE: {split!r} is the test set, whose calibration error is then too good; "
+            f"--split names other images")  # fmt: skip
     [source] = _own_sources(trained, split, data_dir).values()
     layout = sharding.Layout.replicated(sharding.make_mesh())
     graphdef = build.build_graphdef(config, len(trained.meta.class_names))
@@ -212,6 +216,22 @@ def calibrate(
     if jax.process_index() == 0:
         calibration.write(trained, fitted)
     return CalibrationResult(workdir, trained.step, trained.kind, split, file, fitted)
+
+
+def _other_source(
+    trained: Trained,
+    dataset: str,
+    label: str | None,
+    split: str | None,
+    data_dir: str | None,
+    say: Callable[[str], None],
+) -> tuple[Source, str]:
+    """A split of another data set than the run's, with the run's classes, and its name."""
+    config, names = trained.config, trained.meta.class_names
+    data_dir, most = data_dir or config.data.data_dir, config.data.max_skipped
+    source, split = splits.open_named(dataset, split, data_dir, label=label, most_missing=most)
+    config.loss.name = inference.activation_of(config, trained.metrics)
+    return _matched(source, names, config.loss.name, say), split
 
 
 def _own_sources(trained: Trained, split: str | None, data_dir: str | None) -> dict[str, Source]:
