@@ -135,12 +135,10 @@ def evaluate_input(
         dataset, split, data_dir, label=label, most_missing=max_skipped
     )
     inferred = inference.of_file(path, model, activation)
-    for note in inferred.notes:
-        say(note)
     names = imagenet.readable(inferred.class_names)
     source = _matched(unmatched, inferred.class_names, inferred.activation, say)
-    if source.summary:
-        say(source.summary)
+    for line in filter(None, (*inferred.notes, source.summary)):
+        say(line)
     layout = sharding.Layout.replicated(sharding.make_mesh())
     loss = Loss(inferred.activation)
     evaluator = Evaluator(
