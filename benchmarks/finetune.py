@@ -12,8 +12,9 @@ training pictures, and are tested once on the same test pictures. Whatever a con
 it holds out of the training pictures. Each has its own process, with an empty compilation cache;
 its minutes are those of the process, from start to end.
 
-The values of `xception_jax/finetuning/table.py` were chosen by the sets of `picture_sets.TUNING`.
-The sets of `picture_sets.JUDGED` measure the result; nothing may be chosen by them.
+The values of `xception_jax/finetuning/table.py` may be chosen by the sets of `picture_sets.TUNING`.
+The set of `picture_sets.JUDGED`, Tux Paint's stamps, measures the result; nothing may be chosen by
+it.
 """
 
 import argparse

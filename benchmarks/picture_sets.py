@@ -140,11 +140,11 @@ def stamps(packages: Path) -> list[Picture]:
     return pictures
 
 
-# The values of `finetuning.table` were chosen by these sets.
+# The values of `finetuning.table` may be chosen by these sets.
 TUNING: dict[str, Callable[[Path], list[Picture]]] = {
     "cifar10": cifar10, "digits": digits, "cells": cells,
 }  # fmt: skip
-# And by this one nothing was chosen: it measures the result.
+# By this one nothing may be chosen: it measures the result.
 JUDGED: dict[str, Callable[[Path], list[Picture]]] = {"stamps": stamps}
 SETS = TUNING | JUDGED
 

@@ -14,13 +14,17 @@ import json
 import sys
 import time
 
-import timm
 import torch
+import torchvision_operators
 from safetensors.torch import load_file
-from timm.data import create_dataset, create_loader
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import random_seed
+
+torchvision_operators.declare()
+
+import timm  # noqa: E402
+from timm.data import create_dataset, create_loader  # noqa: E402
+from timm.optim import create_optimizer_v2  # noqa: E402
+from timm.scheduler import create_scheduler_v2  # noqa: E402
+from timm.utils import random_seed  # noqa: E402
 
 _BATCH, _WARMUP = 128, 5
 
