@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import resource
+import shutil
+import signal
 from pathlib import Path
 
 import cv2
@@ -13,7 +17,7 @@ import sklearn.metrics
 from tests import tiny_datasets
 from tests.processes import finish, result, several
 from tests.weights import builders
-from xception_jax import evaluate
+from xception_jax import evaluate, train
 from xception_jax.data import classes, imagenet, readers
 from xception_jax.data.batches import Reader
 from xception_jax.data.source import Source
@@ -22,6 +26,7 @@ from xception_jax.models.published import Result
 from xception_jax.predict import Classifier
 from xception_jax.serving import inference
 from xception_jax.training import evaluation, metrics, sharding, step
+from xception_jax.training.class_report import ClassReport
 from xception_jax.training.loss import Loss
 from xception_jax.weights import converted, pretrained
 
@@ -243,14 +248,82 @@ def test_the_flat_folder_of_imagenet_with_kaggles_solution(tmp_path):
     assert found == expected
 
 
+def imagenet_of(examples: int = 50_000, names: tuple[str, ...] = SYNSETS) -> Source:
+    return Source("data:val", names, range(examples), "image", "label")
+
+
 def test_published_results_are_those_of_the_weights_name():
-    keras = {"format": "keras", "name": "keras:xception"}
-    [found] = evaluate._published("xception", {"of": keras}, 1000)
+    keras, data = {"format": "keras", "name": "keras:xception"}, imagenet_of()
+    [found] = evaluate._published("xception", {"of": keras}, data, "validation")
     assert found == Result(79.0, 94.5, "keras Xception")
     timm = {"name": "hf:timm/xception65.ra3_in1k@abc"}
-    assert evaluate._published("xception65", timm, 1000)[0].source == "timm xception65.ra3_in1k"
-    assert evaluate._published("xception", keras, 200) == ()
-    assert evaluate._published("xception", {"format": "keras"}, 1000) == ()
+    [found] = evaluate._published("xception65", timm, data, "test+train")  # all of a folder
+    assert found.source == "timm xception65.ra3_in1k"
+    assert evaluate._published("xception", {"format": "keras"}, data, "val") == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "split"),
+    [
+        (imagenet_of(names=SYNSETS[:200]), "val"),
+        (imagenet_of(names=NUMBERS), "val"),
+        (imagenet_of(10_000), "test"),
+        (imagenet_of(), "train[:50000]"),
+    ],
+    ids=["fewer classes", "other classes", "fewer images", "training images"],
+)
+def test_published_results_are_of_imagenets_validation_set_alone(data, split):
+    name = {"name": "keras:xception"}
+    assert evaluate._published("xception", name, data, split) == ()
+
+
+def test_the_runs_own_folder_is_its_data_set_by_any_path(small_config, photos, tmp_path):
+    """Another path must not make its training images part of the test."""
+    small_config.data.dataset, small_config.duration = f"folder:{photos}", "1 step"
+    small_config.data.batch_size = 8
+    run = tmp_path / "run"
+    train.train(small_config, run)
+    expected = evaluate.evaluate(run)
+    assert expected.split == "test"
+    assert expected.data.startswith(f"folder:{photos}@")
+    (tmp_path / "link").symlink_to(photos)
+    spellings = f"{photos}/", f"{photos}/../photos", os.path.relpath(photos), tmp_path / "link"
+    for path in spellings:
+        found = evaluate.evaluate(run, dataset=f"folder:{path}")
+        assert found == expected
+        assert found.to_json()["data"] == expected.data
+    other = shutil.copytree(photos, tmp_path / "copy")
+    found = evaluate.evaluate(run, dataset=f"folder:{other}")
+    assert (found.split, found.metrics["examples"]) == ("test+train", 22)
+    assert found.data.startswith(f"folder:{other}@")
+    with pytest.raises(UsageError, match="label is of another data set"):
+        evaluate.evaluate(run, label="tags")
+
+
+def test_a_report_that_cannot_be_written_leaves_the_older_one(tmp_path):
+    """And one without a matrix leaves none behind."""
+    rng = np.random.default_rng(0)
+    names = tuple(f"class {i}" for i in range(100))
+    first, second = (
+        ClassReport.of(names, {"confusion": rng.integers(0, 9, (100, 100))}) for _ in range(2)
+    )
+    files = first.write(tmp_path, {"top1": 0.5})
+    before = [path.read_bytes() for path in files]
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            second.write(tmp_path, {"top1": 0.6})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.read_bytes() for path in files] == before
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    counts = {name: np.ones(100, int) for name in ("images", "predicted", "right")}
+    written = ClassReport.of(names, counts).write(tmp_path, {})
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    assert {path.name for path in written} == {"classes.csv", "report.json"}
 
 
 def test_the_command_prints_a_table(file, photos, tmp_path):
@@ -282,6 +355,11 @@ def test_several_processes_count_each_example_once(file, photos, tmp_path):
         (["--input={file}"], "--dataset is needed with --input"),
         ([], "--workdir is needed, or --input"),
         (["--input={file}", "--workdir=runs/x"], "both name weights"),
+        (["--workdir=runs/x", "--label=tags"], "--label is of --dataset"),
+        (["--workdir=runs/x", "--calibrate", "--label=tags"], "takes no --label"),
+        (["--workdir=runs/x", "--calibrate", "--model=xception"], "takes no --model"),
+        (["--workdir=runs/x", "--calibrate", "--activation=sigmoid"], "takes no --activation"),
+        (["--workdir=runs/x", "--calibrate", "--report=r"], "takes no --report"),
         (["--input={file}", "--dataset=folder:{photos}", "--step=3"], "are of a run"),
         (["--input={file}", "--dataset=folder:nowhere"], "folder:nowhere cannot be read"),
         (["--input={other}", "--dataset=folder:{photos}"], "are none of the model's: 'ant'"),

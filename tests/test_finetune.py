@@ -4,71 +4,38 @@ import csv
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import tiny_datasets
+from tests.finetuning.pictures import (
+    CHANGES,
+    CLASSES,
+    said_by,
+    write_data,
+    write_images,
+    write_weights,
+)
 from tests.processes import digests, finish, result, signal_at
-from tests.weights import builders
-from xception_jax import config as config_lib
 from xception_jax import evaluate
 from xception_jax.data import splits
 from xception_jax.errors import RunError, UsageError
 from xception_jax.finetune import cross_validate, finetune
 from xception_jax.finetuning import decisions, gathering, results
-from xception_jax.predict import Classifier
 from xception_jax.training.workdir import read_config
-from xception_jax.utils.console import make_console
-from xception_jax.weights import converted
-
-SMALL = {"width": 0.1, "middle_blocks": 0, "stem_stride": 1}
-MADE_FOR = {"image_size": 8, "eval_preset": "area", "eval_crop": 1.0, "exif": True}
-# Durations in steps, so that runs on any number of images share a program.
-CHANGES = {
-    "duration": "6 steps", "optimizer.warmup": "1 step", "eval.every": "3 steps",
-    "checkpoint.every": "3 steps", "data.batch_size": 16, "mesh.data": 1, "log.every": "1 step",
-}  # fmt: skip
-CLASSES = ("one", "two", "three")
-
-
-def write_images(folder: Path, digits, split: str, each: int) -> Path:
-    """Images of three classes of the digits."""
-    source, left = digits[split], dict.fromkeys(range(1, 4), each)
-    for i in range(len(source)):
-        encoded, label, _ = source[i]
-        if left.get(label, 0):
-            left[label] -= 1
-            place = folder / CLASSES[label - 1]
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{i:04}.png").write_bytes(encoded)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "a.safetensors"
-    about = converted.About("xception", SMALL, 3, None, MADE_FOR, {"format": "timm"})
-    converted.write(path, about, builders.arrays(builders.create("xception", **SMALL)))
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "a.safetensors")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, digits) -> Path:
-    """`train` of 24 images a class and `test` of 10."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    write_images(folder / "train", digits, "train", 24)
-    write_images(folder / "test", digits, "test", 10)
-    return folder
-
-
-def said_by(call, *args, **options):
-    """The result of a call, and what it printed."""
-    console = make_console()
-    with console.capture() as captured:
-        found = call(*args, console=console, **options)
-    return found, captured.get()
+    return write_data(tmp_path_factory.mktemp("data") / "digits", digits)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +52,6 @@ def test_one_call_chooses_trains_and_measures(tuned, data, weights):
     assert found.metrics["examples"] == 30
     assert [one.name for one in found.classes] == sorted(CLASSES)
     assert [one.images for one in found.classes] == [10, 10, 10]
-    assert sum(one.predicted for one in found.classes) == 30
     correct = sum(one.right for one in found.classes)
     assert found.metrics["top1"] == pytest.approx(correct / 30)
     lines = said.splitlines()
@@ -110,10 +76,14 @@ def test_one_call_chooses_trains_and_measures(tuned, data, weights):
     assert again.step == found.step
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert (told["top1"], told["split"]) == (found.metrics["top1"], "test")
-    assert told["classes"][0] == {
-        "name": "one", "images": 10, **{name: getattr(found.classes[0], name)
-                                        for name in ("right", "predicted")},
-    }  # fmt: skip
+    assert told["classes"][0] == vars(found.classes[0])
+    assert found.classes[0] == again_by_class(found.workdir)[0]
+
+
+def again_by_class(run: Path):
+    """What `evaluate --report` says of each class of the test set."""
+    rated = evaluate.evaluate(run, step="best", split="test", per_class=True, say=str)
+    return rated.classes.classes()
 
 
 def test_nothing_of_the_test_set_trains_or_selects(tuned, data):
@@ -138,6 +108,55 @@ def test_a_finished_folder_says_so_and_reads_nothing_again(tuned, data, weights,
     assert "by class" in said
 
 
+def test_a_metric_that_is_not_finite_is_kept_and_told(tuned, data, weights, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(tuned[0].workdir, copy)
+    stored = decisions.read(copy)
+    decisions.write(copy, replace(stored, result={**stored.result, "loss": None}))
+    found, said = said_by(finetune, data, weights=weights, workdir=copy, changes=CHANGES)
+    assert np.isnan(found.metrics["loss"])
+    assert "  loss nan  " in said
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["loss"] is None
+
+
+def test_a_change_that_alters_no_step_does_not_read_the_test_set_again(
+    tuned, data, weights, tmp_path, monkeypatch
+):
+    copy = tmp_path / "run"
+    shutil.copytree(tuned[0].workdir, copy)
+    before, changes = decisions.read(copy), {**CHANGES, "log.every": "2 steps"}
+    assert before.readings == 1
+
+    def fail(*_, **__):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(evaluate, "evaluate", fail)
+    for said_is in ("", "is finished"):  # the second time the folder is as it was left
+        found, said = said_by(finetune, data, weights=weights, workdir=copy, changes=changes)
+        assert found == replace(tuned[0], workdir=copy)
+        assert said_is in said
+        assert "NOTE: the test set" not in said
+    after = decisions.read(copy)
+    assert (after.given, after.readings) == (changes, 1)
+    assert after.fields == {**before.fields, "log.every": "2 steps"}
+    assert read_config(copy).log.every == "2 steps"
+
+
+def test_each_further_reading_of_the_test_set_is_told_and_counted(data, weights, tmp_path):
+    run = tmp_path / "run"
+    options = {"weights": weights, "workdir": run}
+    changes = {**CHANGES, "checkpoint.keep": 2, "eval.best": "loss:min"}
+    first, said = said_by(finetune, data, changes=changes, **options)
+    assert "NOTE: the test set" not in said
+    changes["eval.best"] = "loss:max"
+    second, said = said_by(finetune, data, changes=changes, **options)
+    assert {first.step, second.step} == {3, 6}
+    assert "NOTE: the test set was read 2 times, for 2 checkpoints; if its results select" in said
+    assert decisions.read(run).readings == 2
+    # Without a word the settings are those of the last call.
+    assert said_by(finetune, data, **options)[0] == second
+
+
 def test_choices_are_kept_and_not_made_again(tuned, data, weights, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(tuned[0].workdir, copy)
@@ -154,12 +173,13 @@ def test_choices_are_kept_and_not_made_again(tuned, data, weights, tmp_path, mon
         found, before = decisions.settle(copy, dataset, str(weights), 0, given)
         assert before
         assert found.fields == stored.fields
-    other, _ = decisions.settle(copy, dataset, str(weights), 0, {"seed": 1})
-    assert (other.fields["seed"], other.result) == (1, None)
     with pytest.raises(
-        UsageError, match=r"has a run with another config: seed was 0, is 1; use an"
+        UsageError, match=r"has a fine-tuning with another config: seed was 0, is 1; leave that"
     ):
         finetune(data, weights=weights, workdir=copy, changes={"seed": 1})
+    with pytest.raises(UsageError, match=r"config\.eval\.also has pictures of the test set"):
+        finetune(data, weights=weights, workdir=copy, changes={"eval.also": ("test",)})
+    assert decisions.read(copy) == stored
     for changed in (
         (f"{dataset}s", str(weights), 0),
         (dataset, "x", 0),
@@ -183,37 +203,6 @@ def test_damaged_choices_are_one_line(tuned, tmp_path):
             decisions.read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("tree", "train", "select", "test"),
-    [
-        (("train", "val", "test"), "train", "val", "test"),
-        (("Training", "Validation"), "Training", "Validation", ""),
-        (("train", "test"), "train", "held_out", "test"),
-        (("train",), "train", "held_out", ""),
-        (("",), "train+test", "held_out", ""),
-    ],
-)
-def test_every_layout_has_a_part_that_selects(tree, train, select, test, tmp_path, digits):
-    for name in tree:
-        write_images(tmp_path / "data" / name, digits, "test", 4)
-    config = config_lib.default()
-    config.data.dataset = f"folder:{tmp_path / 'data'}"
-    found = gathering.find_splits(config, {})
-    assert (found.fields["data.train_split"], found.fields["data.eval_split"]) == (train, select)
-    assert found.test == test
-    config.update_from_flattened_dict(dict(found.fields))
-    held = splits.open_split(config, select)
-    assert len(splits.open_training(config)) == 12 - (len(held) if select == "held_out" else 0)
-    assert len(held) == (3 if select == "held_out" else 12)
-
-
-def test_a_data_set_of_tfds_selects_by_a_part_and_keeps_its_test_set():
-    config = config_lib.default()
-    found = gathering.find_splits(config, {})
-    assert found.fields["data.eval_split"] == "held_out"
-    assert found.test == "test"
-
-
 def test_without_a_test_set_the_result_is_said_to_be_of_the_selection(
     tmp_path, digits, weights
 ):  # fmt: skip
@@ -227,58 +216,6 @@ def test_without_a_test_set_the_result_is_said_to_be_of_the_selection(
     assert "NOTE: the checkpoint was selected by these images" in said
     with pytest.raises(UsageError, match="has a fine-tuning"):
         cross_validate(data, folds=2, weights=weights, workdir=tmp_path / "run", changes=CHANGES)
-
-
-@pytest.fixture(scope="module")
-def validated(tmp_path_factory, data, weights):
-    run = tmp_path_factory.mktemp("validated") / "run"
-    options = {"folds": 3, "weights": weights, "workdir": run, "changes": CHANGES}
-    return said_by(cross_validate, data, **options), options
-
-
-def test_every_image_is_predicted_by_a_model_that_has_not_seen_it(validated, data):
-    (found, said), _ = validated
-    assert found.finished
-    with found.predictions.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len({row["file"] for row in rows}) == 72
-    for fold in range(3):
-        run = found.workdir / f"fold{fold}"
-        config = read_config(run)
-        seen = splits.open_training(config)
-        selecting = set((run / "eval_files.txt").read_text().splitlines())
-        trained = {seen.name_of(i) for i in range(len(seen))}
-        own = [row for row in rows if row["fold"] == str(fold)]
-        assert not trained & {f"{data}/{row['file']}" for row in own}
-        assert not selecting & {row["file"] for row in own}
-        assert len(trained) + len(selecting) + len(own) == 72
-        answers = Classifier(run, step="best").predict([data / row["file"] for row in own])
-        for row, answer in zip(own, answers, strict=True):
-            assert row["label"] == row["file"].split("/")[1]
-            assert row["predicted"] == answer.top(1)[0][0]
-            told = [float(row[f"probability {name}"]) for name in sorted(CLASSES)]
-            np.testing.assert_allclose(told, answer.probabilities, atol=1e-6)
-        correct = sum(row["label"] == row["predicted"] for row in own)
-        assert found.folds[fold]["top1"] == pytest.approx(correct / len(own))
-        assert found.folds[fold]["examples"] == len(own)
-    shares = [fold["top1"] for fold in found.folds]
-    assert found.mean["top1"] == pytest.approx(np.mean(shares))
-    assert found.spread["top1"] == pytest.approx(np.std(shares, ddof=1))
-    assert f"top-1 {found.mean['top1']:.2%} ± {found.spread['top1']:.2%}" in said
-    json.dumps(found.to_json(), allow_nan=False)
-
-
-def test_a_cross_validation_continues_with_the_fold_that_is_not_finished(validated, data, tmp_path):
-    (found, _), options = validated
-    copy = tmp_path / "run"
-    shutil.copytree(found.workdir, copy)
-    shutil.rmtree(copy / "fold1")
-    found.predictions.rename(found.predictions)  # it stays
-    (copy / "out_of_fold.csv").unlink()
-    again, said = said_by(cross_validate, data, **{**options, "workdir": copy})
-    assert said.count("compiling the training step") == 1, "of one fold"
-    assert again.folds == found.folds
-    assert again.predictions.read_text() == found.predictions.read_text()
 
 
 @pytest.mark.parametrize(
@@ -335,12 +272,6 @@ def test_without_a_network_it_says_how_to_get_weights(data, tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
-def test_the_folder_of_a_run_has_the_name_of_the_data():
-    assert gathering.default_workdir("folder:photos/pets/") == Path("runs/pets")
-    assert gathering.default_workdir("folder:pets/labels.csv") == Path("runs/labels")
-    assert gathering.default_workdir("optical_digits") == Path("runs/optical_digits")
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -378,7 +309,8 @@ def test_several_labels_an_image_are_taken(weights, tmp_path):
     changes = CHANGES | {"data.dataset": "tiny_kinds", "data.data_dir": str(tmp_path / "data")}
     run = {"weights": weights, "changes": changes}
     found = finetune(workdir=tmp_path / "run", **run)
-    assert (found.split, found.tested, found.classes) == ("test", True, ())
+    assert (found.split, found.tested) == ("test", True)
+    assert sum(one.images for one in found.classes) >= 20, "a picture counts for each label"
     assert {"map", "precision", "recall", "loss"} < found.metrics.keys()
     assert found.metrics["examples"] == 20
     folds = cross_validate(folds=2, workdir=tmp_path / "folds", **run)

@@ -5,13 +5,17 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 
 from configs import jft, open_images
 from tests import tiny_datasets
 from tests.processes import digests, finish, on_devices, result
-from xception_jax import train
+from xception_jax import evaluate, export, train
+from xception_jax.data import splits
 from xception_jax.errors import UsageError
+from xception_jax.predict import Classifier
+from xception_jax.serving import calibration
 from xception_jax.training import step
 from xception_jax.training.checkpoint import digest
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
@@ -76,6 +80,22 @@ def test_a_run_learns_and_evaluates(config, tmp_path, monkeypatch):
     again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json", env=env))
     assert {name: again.pop(name) for name in found} == pytest.approx(found, rel=1e-5)
     assert again == {"weights": "ema", "split": "test"}
+    check_thresholds(tmp_path / "run")
+
+
+def check_thresholds(run):
+    """Those of the calibration name the labels of the run's and of its export's predictions."""
+    fitted = evaluate.calibrate(run).calibration
+    assert len(fitted.thresholds) == 6
+    assert fitted.after["f1"] > fitted.before["f1"]
+    assert fitted.after["nll"] < fitted.before["nll"]
+    source = splits.open_split(read_config(run), "test")
+    targets = np.stack([source[i].label for i in range(len(source))])
+    export.export_run(run, run / "export", platforms=("cpu",))
+    for folder in (run, run / "export"):
+        found = list(Classifier(folder).stream_split(source))
+        named = np.array([[name in one.labels for name in source.class_names] for one in found])
+        assert calibration.mean_f1(named, targets) == pytest.approx(fitted.after["f1"], abs=0.01)
 
 
 @pytest.mark.slow

@@ -78,9 +78,7 @@ def convert(
     _check_output(output, target_format)
     source = pretrained.open_pretrained(path, format=source_format, step=step, weights=weights)
     source.check_head()
-    name = model or source.model
-    if name is None:
-        raise UsageError(f"--model is needed: {path} does not name its model")
+    name = source.model_name(model)
     overrides = pretrained.effective(name, source.overrides(name))
     built = {key: value for key, value in overrides.items() if value is not None}
     shapes = abstract(name, source.num_classes, built)

@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """Bad input, exit code 2. The message is one line: the fault, what was expected, the fix."""
 
 
+class NoSplitError(UsageError):
+    """A data set without the split that was asked for."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the known name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

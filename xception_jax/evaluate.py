@@ -18,6 +18,8 @@ import numpy as np
 from xception_jax import models
 from xception_jax.data import classes, imagenet, splits, transfer
 from xception_jax.data.batches import HostShard, Reader
+from xception_jax.data.readers import folder_layout
+from xception_jax.data.readers.folder_files import role_of
 from xception_jax.data.skips import Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
@@ -31,6 +33,7 @@ from xception_jax.training.evaluation import Evaluator, Evaluators
 from xception_jax.training.loss import Loss, labels_of
 from xception_jax.training.results import EvaluationResult, InputEvaluation
 from xception_jax.training.trained import Trained
+from xception_jax.utils.text import without_secrets
 
 
 def evaluate(
@@ -53,8 +56,8 @@ def evaluate(
       workdir: the run's folder.
       step: `latest`, `best` or a number.
       weights: `ema` (averaged) or `raw`; None: averaged if the run has them.
-      dataset: another data set, named as in `data.dataset`; None: the run's. Its classes are
-        matched with the run's by name, see `data.classes`.
+      dataset: another data set, named as in `data.dataset`; None, or the same one by any path:
+        the run's. Its classes are matched with the run's by name, see `data.classes`.
       label: the feature of that data set with the labels, as `data.label`; None: the only one.
       split: the split; None: the run's `data.eval_split` and the sets of its `eval.also`; of
         another data set, see `splits.open_named`.
@@ -72,7 +75,9 @@ def evaluate(
     config, names = trained.config, trained.meta.class_names
     most = config.data.max_skipped if max_skipped is None else max_skipped
     config.data.max_skipped = most
-    own = dataset in (None, config.data.dataset)
+    if label is not None and dataset is None:
+        raise UsageError("label is of another data set; give dataset (--dataset), too")
+    own = splits.is_own(config, dataset, data_dir) and label in (None, config.data.label)
     if dataset is not None and not own:
         data_dir = data_dir or config.data.data_dir
         unmatched, split = splits.open_named(
@@ -91,7 +96,8 @@ def evaluate(
     skips = Skips(workdir if own else None, most, say, flag="--max_skipped")
     metrics, report = _results(evaluators.sets, trained.weights(layout.weights), skips, names)
     split = split or config.data.eval_split
-    return EvaluationResult(workdir, trained.step, trained.kind, split, metrics, report)
+    data_name = sources[""].name
+    return EvaluationResult(workdir, trained.step, trained.kind, data_name, split, metrics, report)
 
 
 def evaluate_input(
@@ -133,6 +139,8 @@ def evaluate_input(
         dataset, split, data_dir, label=label, most_missing=max_skipped
     )
     inferred = inference.of_file(path, model, activation)
+    for note in inferred.notes:
+        say(note)
     names = imagenet.readable(inferred.class_names)
     source = _matched(unmatched, inferred.class_names, inferred.activation, say)
     if source.summary:
@@ -150,8 +158,9 @@ def evaluate_input(
     skips = Skips(None, max_skipped, say, flag="--max_skipped")
     metrics, report = _results({"": evaluator}, weights, skips, names)
     name = inferred.source["model"]
-    published = _published(name, inferred.source, len(unmatched.class_names))
-    return InputEvaluation(str(path), name, source.name, split, metrics, report, published)
+    published = _published(name, inferred.source, unmatched, split)
+    shown = without_secrets(str(path))
+    return InputEvaluation(shown, name, source.name, split, metrics, report, published)
 
 
 def calibrate(
@@ -165,10 +174,11 @@ def calibrate(
     max_skipped: float | None = None,
     say: Callable[[str], None] = print,
 ) -> CalibrationResult:
-    """Fits a temperature on a split, and keeps it beside the checkpoint.
+    """Fits a temperature on a split, for sigmoid also thresholds, and keeps them.
 
     From then on, the probabilities of `predict` and of `export` are of logits that are divided by
-    it. Metrics, logits and the order of the predictions stay the same.
+    it, and `predict` names labels by the thresholds. Metrics, logits and the order of the
+    predictions stay the same.
 
     Args:
       workdir: the run's folder.
@@ -201,7 +211,8 @@ def calibrate(
     found = [jax.device_get(answer(placed, batch)) for batch in transfer.to_devices(batches, rows)]
     logits, targets, mask = (np.concatenate(parts) for parts in zip(*found, strict=True))
     activation = inference.activation_of(config, trained.metrics)
-    fitted = calibration.fit(logits[mask > 0], targets[mask > 0], activation, source.name)
+    shown, answers = logits[mask > 0], targets[mask > 0]
+    fitted = calibration.fit(shown, answers, activation, source.name, say)
     file = calibration.path_of(trained)
     if jax.process_index() == 0:
         calibration.write(trained, fitted)
@@ -246,16 +257,21 @@ def _results(
     return results, report
 
 
-def _published(model: str, source: dict[str, Any], classes: int) -> tuple[Result, ...]:
-    """The published accuracy of weights with a name, for a data set of all of ImageNet's classes.
+def _published(
+    model: str, origin: dict[str, Any], source: Source, split: str
+) -> tuple[Result, ...]:
+    """The published accuracy of weights with a name, if the data is ImageNet's validation set.
 
     Args:
       model: its name.
-      source: of the weights, see `inference.Inference`.
-      classes: the number of classes of the data set.
+      origin: of the weights, see `inference.Inference`.
+      source: the split. ImageNet's has all synsets, and 50,000 images.
+      split: its name, which is not that of a training part.
     """
-    name = str(inference.origin_of(source).get("name", "")).partition("@")[0]
-    if classes != imagenet.CLASSES or not name:
+    name = str(inference.origin_of(origin).get("name", "")).partition("@")[0]
+    training = set(map(role_of, folder_layout.names_in(split))) == {"train"}
+    is_imagenet = set(source.class_names) == imagenet.synsets().keys()
+    if not (name and is_imagenet and len(source) == imagenet.VALIDATION) or training:
         return ()
     results = models.published_results(model)
     return tuple(each for each in results if models.download_name(model, each) == name)

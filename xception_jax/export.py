@@ -6,15 +6,18 @@ if __name__ == "__main__":  # first, so that --help and a misspelt flag do not w
     commands.run("export")
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from xception_jax import serving
 from xception_jax.errors import UsageError, nearest
-from xception_jax.serving import ExportCheck, check, inference, onnx_files
+from xception_jax.finetuning import decisions
+from xception_jax.serving import ExportCheck, Pushed, card, check, inference, onnx_files, push
 from xception_jax.serving.inference import Inference
+from xception_jax.training.trained import Trained
 
-__all__ = ["ExportCheck", "ExportResult", "check", "export_file", "export_run"]
+__all__ = ["ExportCheck", "ExportResult", "Pushed", "check", "export_file", "export_run", "push"]
 
 FORMATS = ("stablehlo", "onnx")
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
@@ -30,6 +33,7 @@ class ExportResult:
       platforms: the platforms of a StableHLO program.
       class_names: the name of each output, in order.
       about: the content of `model.json`, see docs/export.md.
+      notes: lines about the weights for the user.
     """
 
     folder: Path
@@ -37,6 +41,7 @@ class ExportResult:
     platforms: tuple[str, ...]
     class_names: tuple[str, ...]
     about: Mapping[str, object]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The output of `--json`."""
@@ -78,6 +83,7 @@ def export_run(
     """
     _check_target(platforms, output, format, resize, scale)
     model = inference.of_run(workdir, step, weights, activation)
+    model = replace(model, source=model.source | _history(workdir, model.source))
     return _export(output, model, platforms, resize, format, scale)
 
 
@@ -113,6 +119,18 @@ def export_file(
     return _export(output, inferred, platforms, resize, format, scale)
 
 
+def _history(workdir: Path, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model card of a checkpoint says of its training, see `card.facts_of`."""
+    trained = Trained.find(workdir, str(source["step"]), source["weights"])
+    facts, decided = card.facts_of(trained), decisions.read(workdir)
+    kept = decided.result if decided is not None else None
+    if kept and kept["tested"] and kept["step"] == trained.step and trained.is_evaluated:
+        others = ("workdir", "finished", "step", "classes")
+        tested = {name: value for name, value in kept.items() if name not in others}
+        facts["results"] = [tested, *facts.get("results", ())]
+    return facts
+
+
 def _check_target(
     platforms: Sequence[str], output: Path, format: str, resize: str | None, scale: str
 ) -> None:
@@ -145,7 +163,7 @@ def _export(
     """Exports a model; see `serving.export`, `serving.describe` and `serving.onnx_files`."""
     if format == "onnx":
         about = onnx_files.write(output, model, scales=scale == "inside")
-        return ExportResult(output, model.activation, (), model.class_names, about)
+        return ExportResult(output, model.activation, (), model.class_names, about, model.notes)
     by = resize or ("inside" if model.images.eval_preset == "area" else "outside")
     exported = serving.export(
         model.graphdef,
@@ -161,4 +179,6 @@ def _export(
         source=model.source, crop_known=model.crop_known, mean=model.mean, std=model.std,
     )  # fmt: skip
     about = serving.write(output, exported, about)
-    return ExportResult(output, model.activation, tuple(platforms), model.class_names, about)
+    return ExportResult(
+        output, model.activation, tuple(platforms), model.class_names, about, model.notes
+    )

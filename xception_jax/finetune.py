@@ -11,11 +11,11 @@ if __name__ == "__main__":  # first, so that --help and a misspelt flag do not w
 
     commands.run("finetune")
 
-import dataclasses
+import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,21 @@ from xception_jax.data.source import Source
 from xception_jax.errors import RunError, UsageError
 from xception_jax.finetuning import decisions, gathering, results
 from xception_jax.finetuning.decisions import Decisions
-from xception_jax.finetuning.results import ClassResult, CrossValidationResult, FinetuneResult
+from xception_jax.finetuning.results import CrossValidationResult, FinetuneResult
 from xception_jax.finetuning.table import WEIGHTS
 from xception_jax.predict import Classifier
+from xception_jax.training.checkpoint import manifest
 from xception_jax.training.telemetry.log import SHARES
 from xception_jax.utils import console as console_lib
+from xception_jax.utils import seal
 from xception_jax.utils.files import write_atomically
-from xception_jax.utils.numbers import for_json
+from xception_jax.utils.numbers import for_json, from_json
 from xception_jax.utils.text import shell_join
 
 # With more classes, only those with the most errors are printed.
 _CLASSES, _WORST = 40, 20
+# The file of a fold's results.
+_FOLD = "fold.json"
 
 
 def finetune(
@@ -56,7 +60,8 @@ def finetune(
 
     Settings are chosen from the data, the machine and the weights, and kept in
     `WORKDIR/finetune.json`. The checkpoint is selected by the validation part, or by a part that is
-    held out of the training part. A test set is read once, at the end.
+    held out of the training part. A test set is read once, at the end. It is read again if a change
+    that a started run takes, such as another `eval.patience`, leads to another checkpoint.
 
     Args:
       data: a folder of images or a table of labels, see docs/folder.md; None: `data.dataset` in
@@ -72,23 +77,24 @@ def finetune(
     """
     out = console or console_lib.make_console()
     decided, folder = _begin(data, weights, workdir, 0, changes, out)
-    if decided.result is not None:
-        found = _from_json(folder, decided.result)
+    settings = decisions.settings_of(decided.config())
+    measured = decided.settings == settings
+    # Without checkpoints the result is the only thing that is left of the run.
+    if measured and decisions.best_checkpoint(folder) in (None, decided.checkpoint):
         out.print(f"{folder} is finished; for another fine-tuning use another --workdir")
-        return _told(found, out)
-    # Fields that alter no result may change in a run that has started; others are refused.
-    trained = train.train(decided.config(), folder, console=out, allow_config_changes=True)
-    if not trained.finished:
-        return FinetuneResult(folder, False)
-    split = decided.test or str(decided.fields["data.eval_split"])
-    rated = evaluate.evaluate(folder, step="best", split=split, per_class=True, say=out.print)
-    classes = results.by_class(rated.classes)
-    found = FinetuneResult(
-        folder, True, rated.step, split, bool(decided.test), rated.metrics, classes
-    )
-    kept = dataclasses.replace(decided, result=found.to_json())
-    decisions.write(folder, kept)
-    return _told(found, out)
+    else:
+        # What may change in a run that has begun was checked by `_begin`.
+        trained = train.train(decided.config(), folder, console=out, allow_config_changes=True)
+        decisions.write(folder, decided)
+        if not trained.finished:
+            return FinetuneResult(folder, False)
+        best = decisions.best_checkpoint(folder)
+        if not best or best != decided.checkpoint:  # else the result stands: nothing is read again
+            decided = _measured(decided, folder, out)
+        decided = replace(decided, settings=settings, checkpoint=best or "")
+        decisions.write(folder, decided)
+    assert decided.result is not None, "it is finished"
+    return _told(FinetuneResult.from_json(folder, decided.result), out)
 
 
 def cross_validate(
@@ -118,15 +124,16 @@ def cross_validate(
     out = console or console_lib.make_console()
     decided, folder = _begin(data, weights, workdir, folds, changes, out)
     table = folder / "out_of_fold.csv"
+    whole = splits.open_split(decided.config(), str(decided.fields["data.train_split"]))
     rated: list[dict[str, float]] = []
     for fold in range(folds):
-        found = _fold(decided, folder / f"fold{fold}", fold, out)
+        found = _fold(decided, folder / f"fold{fold}", fold, whole, out)
+        decisions.write(folder, decided)
         if found is None:
             return CrossValidationResult(folder, False, tuple(rated), table)
         rated.append(found)
         out.print(f"fold {fold + 1} of {folds}: {_line(found)}")
     parts_of_table = [_rows(folder / f"fold{fold}") for fold in range(folds)]
-    whole = splits.open_training(decided.config())
     write_atomically(table, "".join([results.header(whole.class_names), *parts_of_table]))
     result = CrossValidationResult(folder, True, tuple(rated), table)
     shown = [f"{label} {result.mean[name]:.2%} ± {result.spread[name]:.2%}"
@@ -176,19 +183,48 @@ def _begin(
     return decided, folder
 
 
+def _measured(decided: Decisions, folder: Path, out: Console) -> Decisions:
+    """The decisions with the result of the best checkpoint."""
+    split = decided.test or str(decided.fields["data.eval_split"])
+    rated = evaluate.evaluate(folder, step="best", split=split, per_class=True, say=out.print)
+    assert rated.classes is not None, "it was asked for"
+    classes = tuple(rated.classes.classes())
+    found = FinetuneResult(
+        folder, True, rated.step, split, bool(decided.test), rated.metrics, classes
+    )
+    readings = decided.readings + bool(decided.test)
+    if readings > 1:
+        out.print(
+            f"NOTE: the test set was read {readings} times, for {readings} checkpoints; if its "
+            f"results select the settings, they are too good"
+        )
+    return replace(decided, result=found.to_json(), readings=readings)
+
+
 def _asked(folder: Path, source: Source) -> Iterator[np.ndarray]:
     """The probabilities of each image of a split, by the best checkpoint; empty: unusable."""
     classifier = Classifier(folder, step="best")
     return (prediction.probabilities for prediction in classifier.stream_split(source))
 
 
-def _fold(decided: Decisions, folder: Path, fold: int, out: Console) -> dict[str, float] | None:
-    """The metrics of a fold, whose predictions are kept in its folder; None if it was stopped."""
-    kept = folder / "fold.json"
-    if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        return {name: math.nan if value is None else value for name, value in found.items()}
+def _fold(
+    decided: Decisions, folder: Path, fold: int, whole: Source, out: Console
+) -> dict[str, float] | None:
+    """The metrics of a fold, whose predictions are kept in its folder; None if it was stopped.
+
+    They are found again if the settings, the training data or the checkpoint are not those of the
+    kept ones, or if a file of them is damaged.
+    """
     config = decided.config(fold)
+    settings = decisions.settings_of(config, whole.name, len(whole))
+    if found := _kept_fold(folder, settings):
+        return found
+    begun = manifest.steps(folder / "checkpoints")
+    if not begun and gathering.digest(decided.weights) != decided.digest:
+        raise UsageError(
+            f"{decided.weights} has changed since this cross-validation began, so its folds would "
+            f"start from different weights; use another --workdir"
+        )
     trained = train.train(config, folder, console=out, allow_config_changes=True)
     if not trained.finished:
         return None
@@ -196,8 +232,34 @@ def _fold(decided: Decisions, folder: Path, fold: int, out: Console) -> dict[str
     source = splits.open_split(config, parts.FOLD)
     rows = results.out_of_fold(fold, source, list(_asked(folder, source)))
     write_atomically(_rows_of(folder), rows)
-    write_atomically(kept, json.dumps(for_json(rated.metrics)) + "\n")
+    about = {
+        "settings": settings, "checkpoint": decisions.best_checkpoint(folder),
+        "predictions": _digest(rows.encode()), "metrics": for_json(rated.metrics),
+    }  # fmt: skip
+    write_atomically(folder / _FOLD, json.dumps(seal.sealed(about), indent=1) + "\n")
     return dict(rated.metrics)
+
+
+def _kept_fold(folder: Path, settings: str) -> dict[str, float] | None:
+    """The metrics that the folder of a fold keeps; None unless they are of these settings.
+
+    Without checkpoints, they are the only thing that is left of the run.
+    """
+    try:
+        stored = seal.parse((folder / _FOLD).read_bytes())
+        seal.check(stored)
+        rows = _digest(_rows_of(folder).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if (stored["settings"], stored["predictions"]) != (settings, rows):
+        return None
+    if decisions.best_checkpoint(folder) not in (None, stored["checkpoint"]):
+        return None
+    return from_json(stored["metrics"])
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _rows_of(folder: Path) -> Path:
@@ -206,16 +268,6 @@ def _rows_of(folder: Path) -> Path:
 
 def _rows(folder: Path) -> str:
     return _rows_of(folder).read_text(encoding="utf-8")
-
-
-def _from_json(folder: Path, stored: Mapping[str, Any]) -> FinetuneResult:
-    """The result that a folder keeps."""
-    about = {"workdir", "finished", "step", "split", "tested", "classes"}
-    classes = tuple(ClassResult(**one) for one in stored["classes"])
-    metrics = {name: value for name, value in stored.items() if name not in about}
-    return FinetuneResult(
-        folder, True, stored["step"], stored["split"], stored["tested"], metrics, classes
-    )
 
 
 def _line(metrics: Mapping[str, float]) -> str:
@@ -230,11 +282,16 @@ def _table(found: FinetuneResult) -> Table:
         shown = sorted(shown, key=lambda one: one.right - one.images)[:_WORST]
         title = f"{found.split}: the {_WORST} of {len(found.classes):,} classes with most errors"
     rows = [
-        (one.name, f"{one.images:,}", f"{one.predicted:,}",
-         f"{one.right / one.images:.1%}" if one.images else "")
+        (one.name, f"{one.images:,}", _share(one.recall), _share(one.precision),
+         f"{one.confused_with} ({one.confused:,})" if one.confused else "")
         for one in shown
     ]  # fmt: skip
-    return console_lib.table(title, ("class", "images", "predicted", "right"), rows)
+    columns = ("class", "images", "recall", "precision", "most confused with")
+    return console_lib.table(title, columns, rows)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _told(found: FinetuneResult, out: Console) -> FinetuneResult:

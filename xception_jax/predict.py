@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first: --help and a misspelt flag need not wait fo
 
 import collections
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from xception_jax.data.render.decode import Images
 from xception_jax.data.skips import Skip, Skips
 from xception_jax.data.source import Source
 from xception_jax.errors import UsageError
-from xception_jax.serving import heat, inference, onnx_files
+from xception_jax.serving import calibration, heat, inference, onnx_files
 from xception_jax.serving.prediction import Prediction
 from xception_jax.serving.resize import side_before
 from xception_jax.training import sharding
@@ -48,7 +48,8 @@ class Classifier:
     """A trained model that answers questions about pictures.
 
     Args:
-      source: a run's folder, `RUN/checkpoints/STEP`, a file of weights, or an export's folder.
+      source: a run's folder, `RUN/checkpoints/STEP`, a file of weights, an export's folder, or the
+        name of weights, `hf:OWNER/REPO`, `keras:xception` or `https://...#sha256=HASH`.
       step, weights: of a run, see `xception_jax.evaluate`.
       model: name of the model, where a file of weights does not say it.
       activation: `softmax` or `sigmoid`, where the source does not say it, or in its place.
@@ -60,8 +61,11 @@ class Classifier:
     Attributes:
       images: how an image is made of a picture.
       class_names: in the order of `Prediction.probabilities`.
+      notes: lines about the weights for the user.
       activation: what makes probabilities of the logits.
       temperature: divides the logits before it, see `xception_jax.evaluate.calibrate`; 1 without.
+      thresholds: with sigmoid, the probability of each class from which on it is one of
+        `Prediction.labels`: as calibrated, else 0.5. None with softmax.
 
     Raises:
       UsageError: there is no such model, or an option does not go with it.
@@ -70,8 +74,10 @@ class Classifier:
 
     images: Images
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     activation: str
     temperature: float = 1.0
+    thresholds: np.ndarray | None = None
     _answer: Callable[[jax.Array], dict[str, jax.Array]]
 
     def __init__(
@@ -107,9 +113,11 @@ class Classifier:
             inferred = inference.of_run(*run, weights, activation)
         else:
             inferred = inference.of_file(path, model, activation)
+        self.notes = inferred.notes
         self.images, self.activation = inferred.images, inferred.activation
         self.temperature = inferred.temperature
         self.class_names = imagenet.readable(inferred.class_names)
+        self._settle_thresholds(inferred.thresholds)
         wanted = {"probabilities", "logits"} | ({"features"} if features else set())
         wanted |= {"heat"} if explain else set()
         layout = sharding.Layout.replicated(sharding.make_mesh())
@@ -142,10 +150,11 @@ class Classifier:
             raise UsageError(f"{folder} does not say how pictures are resized; export it again")
         self.images = Images(
             resize["size"], eval_preset=resize["preset"], eval_crop=resize["crop"],
-            exif=about["exif_orientation"] == "applied",
+            exif=about["exif_orientation"] == "applied", white=about.get("white_level", 0),
         )  # fmt: skip
         self.class_names = imagenet.readable(tuple(about["classes"]))
         self.activation = about["output"]["activation"]
+        self._settle_thresholds(about["source"].get("calibration", {}).get("thresholds", ()))
         side = self.images.size
         if resize["by"] == "program":
             side = side_before(side, self.images.eval_crop)
@@ -153,6 +162,11 @@ class Classifier:
         self._sharding = sharding.by_example(mesh)
         answer = partial(_answers_of_export, call, side, flip)
         self._answer = answer if is_onnx else jax.jit(answer)
+
+    def _settle_thresholds(self, fitted: Sequence[float]) -> None:
+        if self.activation == "sigmoid":
+            usual = [calibration.THRESHOLD] * len(self.class_names)
+            self.thresholds = np.asarray(fitted or usual)
 
     def predict(self, images: Sequence[Any]) -> list[Prediction]:
         """The predictions of some pictures, in their order.
@@ -221,7 +235,14 @@ class Classifier:
                 found.get("features", nothing),
                 found.get("heat", nothing),
                 error,
+                self._labels(found),
             )
+
+    def _labels(self, found: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+        if self.thresholds is None or not found:
+            return None
+        there = np.flatnonzero(found["probabilities"] >= self.thresholds)
+        return tuple(self.class_names[i] for i in there)
 
 
 class _Unusable(Skips):

@@ -132,7 +132,7 @@ def test_a_file_that_is_not_whole_is_not_used_and_written_again(written, damage,
     assert_whole(file.read()[0], expected)
 
 
-def test_a_file_of_other_weights_or_data_is_not_used(written):
+def test_a_file_with_another_key_is_not_used(written):
     file, _ = written
     other = FeatureFile(file.path, "another", SHAPES)
     assert other.read() == (None, "is of other weights, data or settings")

@@ -15,16 +15,19 @@ from xception_jax.errors import ExampleError, UsageError
 LENGTH = 240
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
+def write(path: Path, codec: str = "mp4v") -> Path:
     """Each frame shows its number as eight black or white bars."""
-    path = tmp_path_factory.mktemp("videos") / "a clip.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 16))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 25, (64, 16))
     for number in range(LENGTH):
         bars = np.repeat(np.unpackbits(np.uint8([number])) * 255, 8).astype(np.uint8)
         writer.write(np.broadcast_to(bars[None, :, None], (16, 64, 3)).copy())
     writer.release()
     return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("videos") / "a clip.mp4")
 
 
 def shown(pixels: np.ndarray) -> int:
@@ -58,6 +61,23 @@ def test_frames_are_read_by_several_threads(clip):
     batches = Reader(pictures.source(frames), images).evaluation_batches(batch_size=100)
     rows = np.concatenate([batch["image"] for batch in batches])[:LENGTH]
     assert [shown(row) for row in rows] == list(range(LENGTH))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mpg", "MPG1"), ("a.avi", "MJPG"), ("a.mkv", "mp4v")]
+)
+def test_frames_are_counted(tmp_path, name, codec):
+    """MPEG states an estimate; a Matroska file that was not closed, as of a browser, nothing."""
+    path = write(tmp_path / name, codec)
+    if name.endswith(".mkv"):
+        content = bytearray(path.read_bytes())
+        at = content.index(b"\x44\x89")  # the element of the duration
+        content[at : at + 2] = b"\xec\x89"  # becomes void, with its size and its value
+        path.write_bytes(content)
+        stated = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)
+        assert stated != LENGTH
+    assert numbers(videos.Video(str(path), 80).frames()) == [0, 80, 160]
+    assert len(videos.Video(str(path), 1).frames()) == LENGTH
 
 
 def test_a_video_that_ends_early_or_is_none(clip, tmp_path):

@@ -238,8 +238,9 @@ def test_the_table_of_one_model():
     [facts] = result(finish("models", "--model=xception41", "--json"))["models"]
     assert facts["parameters"] == SIZES["xception41"][0]
     assert facts["published"] == [
-        {"top1": 78.55, "top5": 94.282, "source": "timm xception41.tf_in1k", "weights": True}
-    ]
+        {"top1": 78.55, "top5": 94.282, "source": "timm xception41.tf_in1k", "weights": True,
+         "download": "hf:timm/xception41.tf_in1k"}
+    ]  # fmt: skip
 
 
 def test_the_table_of_no_model():

@@ -6,9 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import scipy.optimize
+from PIL import Image
 from scipy.special import log_softmax, softmax
+from sklearn.metrics import f1_score
 
 from tests.processes import finish, result
+from tests.serving.exports import write
 from xception_jax import evaluate, export
 from xception_jax.data import readers
 from xception_jax.errors import RunError
@@ -49,6 +52,73 @@ def test_the_calibration_error_by_hand():
     assert calibration.calibration_error(confidences, right) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_there_is_no_temperature_where_all_is_right(activation):
+    """The likelihood grows as it goes to 0, and every answer would be sure."""
+    targets, said = np.eye(3, dtype=np.uint8), []
+    logits = np.where(targets, 1.5, -0.5)
+    given = targets if activation == "sigmoid" else targets.argmax(1)
+    found = calibration.fit(logits, given, activation, "data", said.append)
+    assert found.temperature == 1
+    assert said == ["NOTE: the model is right on all 3 examples, so there is no most likely "
+                    "temperature; it stays 1"]  # fmt: skip
+    assert found.after == found.before
+    logits[0] = logits[0, ::-1]
+    assert calibration.fit(logits, given, activation, "data", said.append).temperature > 1
+    assert len(said) == 1
+
+
+def test_thresholds_have_the_best_f1_of_each_class():
+    """Against all that there are, and scikit-learn's F1; many probabilities are equal."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.integers(1, 40, (200, 5)) / 40
+    targets = (rng.random((200, 5)) < probabilities * [0.05, 0.3, 0.9, 0, 0.5]).astype(np.uint8)
+    targets[:, 4] = 1
+    found = calibration.best_thresholds(probabilities, targets)
+    assert found[3] == 0.5, "no example has this class"
+    assert (probabilities[:, 4] >= found[4]).all()
+    for label in range(5):
+        every = [f1_score(targets[:, label], probabilities[:, label] >= cut, zero_division=0)
+                 for cut in np.arange(0, 1.01, 1 / 80)]  # fmt: skip
+        own = f1_score(targets[:, label], probabilities[:, label] >= found[label], zero_division=0)
+        assert own == pytest.approx(max(every))
+    some = [0, 1, 2, 4]
+    expected = f1_score(targets[:, some], (probabilities >= found)[:, some], average="macro")
+    assert calibration.mean_f1(probabilities >= found, targets) == pytest.approx(expected)
+
+
+def test_only_sigmoid_has_thresholds():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (300, 4))
+    targets = (rng.random((300, 4)) < 1 / (1 + np.exp(2 - logits))).astype(np.uint8)
+    found = calibration.fit(logits, targets, "sigmoid", "data")
+    assert len(found.thresholds) == 4
+    assert found.before["f1"] == pytest.approx(f1_score(targets, logits > 0, average="macro"))
+    assert found.after["f1"] > found.before["f1"] + 0.02
+    single = calibration.fit(logits, rng.integers(0, 4, 300), "softmax", "data")
+    assert single.thresholds == []
+    assert "f1" not in single.after
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.9, 0.1]])
+def test_labels_are_named_from_their_thresholds_on(thresholds, tmp_path):
+    """By an export of sigmoid; 0.5 where it is not calibrated."""
+    fitted = {"temperature": 1.0, "data": "data", "examples": 2, "thresholds": thresholds,
+              "before": {"ece": 0, "f1": 0}, "after": {"ece": 0, "f1": 0}}  # fmt: skip
+    write(tmp_path / "out", **({"calibration": fitted} if thresholds else {}))
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    pixels[0], pixels[1] = (204, 102, 0), (255, 0, 0)  # 0.8 and 0.4; 1 and 0
+    expected = [("b",), ("a",)] if thresholds else [("a",), ("a",)]
+    found = Classifier(tmp_path / "out").predict(list(pixels))
+    assert [each.labels for each in found] == expected
+    Image.fromarray(pixels[0]).save(tmp_path / "0.png")
+    flags = f"--exported={tmp_path / 'out'}", str(tmp_path / "0.png")
+    assert result(finish("predict", *flags, "--json"))["labels"] == list(expected[0])
+    assert finish("predict", *flags).stdout.endswith(
+        f": a 80.0%, b 40.0%; labels: {expected[0][0]}\n"
+    )
+
+
 def test_a_calibrated_run_answers_and_exports_so(undisturbed, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
@@ -67,6 +137,7 @@ def test_a_calibrated_run_answers_and_exports_so(undisturbed, tmp_path):
     classifier = Classifier(run)
     assert classifier.temperature == found["temperature"]
     after = classifier.predict(names)
+    assert {each.labels for each in after} == {None}, "softmax gives one label, the first one"
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(old.logits, new.logits)
         expected = softmax(np.float64(old.logits) / found["temperature"])

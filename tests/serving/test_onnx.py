@@ -25,6 +25,7 @@ from xception_jax.errors import RunError, UsageError
 from xception_jax.predict import Classifier
 from xception_jax.serving import graph, onnx_files
 from xception_jax.serving.inference import Inference
+from xception_jax.serving.program import write_files
 from xception_jax.training import step
 from xception_jax.weights import converted
 
@@ -226,6 +227,29 @@ def test_damage_is_one_line(exported, tmp_path):
     process = finish("export", f"--check={copy}")
     assert process.returncode == 1
     assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_runtime_that_cannot_run_it_is_one_line(exported, tmp_path):
+    """A newer opset stands for an older runtime; and metadata of somebody else."""
+    import onnx
+
+    for change, told in (
+        (lambda model: setattr(model.opset_import[0], "version", 999), r"does not run in ONNX"),
+        (
+            lambda model: model.metadata_props.add(key="by", value="me"),
+            r"does not match model\.onnx",
+        ),
+    ):
+        model = onnx.load(exported / "model.onnx")
+        change(model)
+        folder = tmp_path / told[-5:]
+        held = {name: value for name, value in serving.described(exported).items()
+                if name not in ("program", "readme", "classify", "seal")}  # fmt: skip
+        write_files(folder, "model.onnx", model.SerializeToString(), held)
+        with pytest.raises(RunError, match=told) as caught:
+            export.check(folder)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 
 import jax
@@ -139,6 +140,37 @@ def test_damaged_features_are_made_again(config, tmp_path):
     assert f"{features / 'train.bin'} is damaged; it is made again" in said
     assert f"{features / 'eval0.bin'} is incomplete; it is made again" in said
     assert said.count("computed once for") == 2
+
+
+def test_features_of_another_normalization_or_of_a_replaced_image_are_not_used(
+    config, digits, tmp_path
+):
+    """A run that is killed before its first checkpoint may start again with another config."""
+    for split in ("train", "test"):
+        for i in range(128):
+            encoded, label, _ = digits[split][i]
+            path = tmp_path / "data" / split / str(label) / f"{i:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded)
+    config.data.dataset, config.duration = f"folder:{tmp_path / 'data'}", "2 steps"
+    config.data.frozen_draws, config.data.in_memory = 1, 0
+    run = tmp_path / "run"
+
+    def said(**changes) -> str:
+        if run.exists():
+            shutil.rmtree(run / "checkpoints")
+        return trained(config, run, **changes)[0]
+
+    assert said().count("computed once for") == 2
+    assert said().count("its features are in") == 2
+    again = said(data__mean=(0.4, 0.4, 0.4))
+    assert again.count("is of other weights, data or settings; it is made again") == 2
+    assert said().count("its features are in") == 2
+    path = next((tmp_path / "data" / "train").rglob("*.png"))
+    path.write_bytes(digits["train"][200].encoded)
+    again = said()
+    assert again.count("is of other weights, data or settings; it is made again") == 1
+    assert again.count("its features are in") == 1
 
 
 class Stopping(Console):

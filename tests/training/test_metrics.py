@@ -12,6 +12,7 @@ import sklearn.metrics
 from hypothesis import strategies as st
 
 from xception_jax.training import metrics, sharding
+from xception_jax.training.class_report import ClassReport
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -158,3 +159,32 @@ def test_multilabel_metrics_move_no_logits_between_devices():
     assert {k: float(v) for k, v in eight.items()} == pytest.approx(
         {k: float(v) for k, v in one.items()}, rel=1e-6
     )
+
+
+@pytest.mark.parametrize("classes", [30, metrics.MATRIX_CLASSES, metrics.MATRIX_CLASSES + 1])
+def test_counts_of_each_class_with_and_without_a_matrix(classes):
+    """Of so many classes that a matrix would take too much memory, there is none."""
+    rng = np.random.default_rng(classes)
+    logits = rng.normal(size=(64, classes)).astype(np.float32)
+    labels = rng.integers(0, 9, 64)
+    logits[::3, :9] += 9
+    batch = {"label": jnp.asarray(labels), "mask": jnp.asarray(np.arange(64) < 60, np.float32)}
+    found = jax.jit(metrics.class_sums)(logits, batch)
+    assert ("confusion" in found) == (classes <= metrics.MATRIX_CLASSES)
+    report = ClassReport.of(tuple(map(str, range(classes))), found)
+    best, labels = logits[:60].argmax(1), labels[:60]
+    for counted, expected in (
+        (report.images, labels), (report.predicted, best), (report.right, best[labels == best]),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(counted, np.bincount(expected, minlength=classes))
+    assert report.right.sum() > 0
+
+
+def test_no_count_of_many_classes_is_a_matrix():
+    """Each batch of 21,841 classes would make one of 1.9 GB."""
+    classes = 21_841
+    batch = {"label": jax.ShapeDtypeStruct((8,), jnp.int32),
+             "mask": jax.ShapeDtypeStruct((8,), jnp.float32)}  # fmt: skip
+    logits = jax.ShapeDtypeStruct((8, classes), jnp.float32)
+    found = jax.eval_shape(metrics.class_sums, logits, batch)
+    assert {each.shape for each in found.values()} == {(classes,)}

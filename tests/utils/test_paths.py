@@ -42,8 +42,10 @@ def test_what_is_a_path_and_what_is_not(monkeypatch):
 # For each command: its flags without one, and the flags that are paths.
 COMMANDS = {
     "xception_jax.main": (["--config=configs/digits.py"], ["workdir"]),
-    "xception_jax.evaluate": ([], ["workdir"]),
+    "xception_jax.evaluate": ([], ["workdir", "input", "report"]),
     "xception_jax.export": ([], ["workdir", "input", "output", "check"]),
+    "xception_jax.predict": (["x.png"], ["workdir", "input", "exported", "explain", "parquet"]),
+    "xception_jax.finetune": (["x"], ["input", "workdir"]),
     "xception_jax.convert": (["--from=keras"], ["input", "output"]),
     "xception_jax.prepare": (["--dataset=mnist"], ["data_dir", "manual_dir"]),
     "xception_jax.plan": (["--config=configs/digits.py"], ["csv", "plot"]),
@@ -58,20 +60,20 @@ def test_no_command_takes_a_url_for_a_folder(command, tmp_path):
     separate = ["--", "--config=x.py"] if command.startswith("launch") else []
     for flag in flags:
         done = subprocess.run(
-            [sys.executable, "-m", command, *others, f"--{flag}=http://host/x", *separate],
+            [sys.executable, "-m", command, *others, f"--{flag}=ftp://host/x", *separate],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stdout == ""
         [line] = done.stderr.splitlines()
         assert line.startswith("error: ")
-        assert f"--{flag}=http://host/x: a URL is not a path here; download it" in line
-    assert not (ROOT / "http:").exists()
+        assert f"--{flag}=ftp://host/x: a URL is not a path here; download it" in line
+    assert not (ROOT / "ftp:").exists()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("init_from", "https://host/x.h5"), ("compilation_cache", "gs://bucket/x"),
+    [("init_from", "ftp://host/x.h5"), ("compilation_cache", "gs://bucket/x"),
      ("data.data_dir", "http://host/x"), ("data.data_dir", "file:///data"),
      ("data.dataset", "folder:s3://bucket/x")],
 )  # fmt: skip

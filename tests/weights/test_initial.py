@@ -1,18 +1,24 @@
 """What a run takes from its initial weights, in addition to the weights."""
 
+import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
 
 from tests.processes import finish, result
 from tests.weights import builders
 from xception_jax import config as config_lib
-from xception_jax import train
+from xception_jax import convert, train
 from xception_jax.errors import UsageError
+from xception_jax.finetuning import gathering
+from xception_jax.predict import Classifier
+from xception_jax.serving import inference
 from xception_jax.training import build, state
 from xception_jax.training.workdir import read_config
 from xception_jax.weights import converted, initial, pretrained
@@ -103,6 +109,7 @@ def test_a_converted_file_of_timm_without_a_crop_has_that_of_timms_model(tmp_pat
 
 
 NEW = "new classifier of 3 classes: the one of the weights "
+NUMBERS = "new classifier of 3 classes: the weights name theirs by numbers, which differ"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +127,13 @@ NEW = "new classifier of 3 classes: the one of the weights "
         # Numbers are no names: another data set has them too.
         (("0", "1"), ("0", "1", "2"), [-1, -1, -1], NEW + "has 2"),
         (("0", "1", "2"), ("0", "1", "2"), [0, 1, 2], ""),
+        (("0", "1", "2"), ("cat", "cow", "dog"), [-1, -1, -1], NUMBERS),
+        (("cat", "cow", "dog"), ("0", "1", "2"), [-1, -1, -1], NEW + "is for other classes"),
+        (("0", "1", "2"), ("1", "2", "3"), [-1, -1, -1], NUMBERS),
+        (("0", "1", "2", "3"), ("0", "1", "2"), [-1, -1, -1], NEW + "has 4"),
+        # TFDS has them in their order, a folder sorts them as text.
+        (("1", "2", "10"), ("1", "10", "2"), [0, 2, 1],
+         "classifier: 3 of 3 classes by name from the weights, which has others or another order"),
     ],
 )  # fmt: skip
 def test_classes_are_kept_by_name_in_any_order_and_form_of_unicode(learnt, names, kept, said):
@@ -133,7 +147,81 @@ def test_classes_are_kept_by_name_in_any_order_and_form_of_unicode(learnt, names
 def test_a_classifier_without_names_is_kept_if_it_has_as_many_classes():
     for classes, kept in ((3, [0, 1, 2]), (2, [-1, -1, -1]), (None, [-1, -1, -1])):
         source = pretrained.Pretrained(Path("a"), "keras", classes, dict, {})
-        assert initial._kept_classes(source, ("a", "b", "c"))[0].tolist() == kept
+        found, note = initial._kept_classes(source, ("a", "b", "c"))
+        assert found.tolist() == kept
+        assert note.startswith("NOTE: the classifier of the weights is kept") == (classes == 3)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"input_size": [3, 224, 320]}, "input_size is [3, 224, 320], but the models here take"),
+        ({"crop_mode": "squash"}, "crop_mode is 'squash', but images are cropped at the centre"),
+        ({"crop_mode": 1}, "crop_mode is 1, but"),
+        ({"input_size": [3, 96, 96], "crop_mode": "center", "interpolation": "bicubic"}, ""),
+    ],
+)
+def test_images_of_timm_that_cannot_be_made_are_refused(told, said, tmp_path):
+    path = builders.write_timm(builders.create("xception", **BUILT), tmp_path / "a.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": told}))
+    if not said:
+        assert pretrained.open_pretrained(path).notes() == []
+        return
+    with pytest.raises(UsageError) as refused:
+        pretrained.open_pretrained(path)
+    assert said in str(refused.value)
+
+
+def test_another_interpolation_is_told_wherever_the_weights_go(tmp_path):
+    """By the file itself, a converted one, a run that starts, `predict`, `evaluate`, `export`."""
+    model = builders.create("legacy_xception")
+    path = builders.write_timm(model, tmp_path / "a.safetensors")
+    made_for = {"interpolation": "bilinear", "input_size": [3, 33, 33]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": made_for}))
+    note = ("NOTE: the weights expect images resized with interpolation bilinear; eval_preset timm "
+            "resizes bicubic")  # fmt: skip
+    source = pretrained.open_pretrained(path)
+    assert source.notes() == [note]
+    about = source.about("legacy_xception")
+    overrides = pretrained.effective("legacy_xception", about.overrides | builders.SMALL)
+    copy = tmp_path / "b.safetensors"
+    converted.write(copy, replace(about, overrides=overrides), builders.arrays(model))
+    assert pretrained.open_pretrained(copy).notes() == [note]
+    assert Classifier(copy).notes == (note,)
+    picture = tmp_path / "photos/0/a.png"
+    for name in ("0", "1"):
+        (tmp_path / f"photos/{name}").mkdir(parents=True)
+        for file in ("a", "b"):
+            Image.new("RGB", (33, 33)).save(tmp_path / f"photos/{name}/{file}.png")
+    for command, *flags in (
+        ("predict", str(picture)),
+        ("export", f"--output={tmp_path}/out", "--platforms=cpu"),
+        ("evaluate", f"--dataset=folder:{tmp_path}/photos", "--json"),
+    ):
+        done = finish(command, f"--input={copy}", *flags)
+        assert done.returncode == 0, done.stderr
+        assert note in " ".join(done.stderr.split()), command
+
+
+def test_a_model_that_is_not_here_is_named(tmp_path):
+    """Unless the user says which one it is."""
+    path = builders.write_timm(builders.create("xception", **BUILT), tmp_path / "a.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "resnet50", "pretrained_cfg": {"input_size": [3, 96, 96]}})
+    )
+    config = config_lib.default()
+    config.init_from = str(path)
+    for ask in (
+        lambda: inference.of_file(path),
+        lambda: convert.convert(path, tmp_path / "b.safetensors", source_format="timm"),
+        lambda: gathering.weights_facts(str(path), {}),
+    ):
+        with pytest.raises(UsageError, match=r"holds timm's resnet50, which is not one of the mod"):
+            ask()
+    assert pretrained.open_pretrained(path).model_name("xception") == "xception"
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"--model is needed: .* does not name its model"):
+        inference.of_file(path)
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -75,8 +75,8 @@ _REPORT = flags.DEFINE(
     "matrix (confusion.csv) and both as JSON (report.json)"
 )  # fmt: skip
 _CALIBRATE = flags.DEFINE_bool(
-    "calibrate", False, "of a run: fit a temperature on the split and keep it beside the "
-    "checkpoint, for the probabilities of predict and export"
+    "calibrate", False, "of a run: fit a temperature on the split, and for several labels an image "
+    "a threshold of each class; predict and export use what is kept beside the checkpoint"
 )  # fmt: skip
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 for _name in cli.SHARED_FLAGS:
@@ -90,8 +90,11 @@ def main() -> None:
         raise UsageError("--input and --workdir both name weights; give one of them")
     if _INPUT.value and not _DATASET.value:
         raise UsageError("--dataset is needed with --input, as --dataset=folder:PATH")
-    if _CALIBRATE.value and (_INPUT.value or _DATASET.value or _REPORT.value):
-        raise UsageError("--calibrate is of a run on its own data: --workdir, and no --report")
+    others = _INPUT, _DATASET, _LABEL, _MODEL, _ACTIVATION, _REPORT
+    if _CALIBRATE.value and (given := [flag.name for flag in others if flag.value]):
+        raise UsageError(f"--calibrate is of a run on its own data, and takes no --{given[0]}")
+    if _LABEL.value and not _DATASET.value:
+        raise UsageError("--label is of --dataset; the run knows the label of its own data")
     from xception_jax.runtime import cluster
     from xception_jax.utils import console
 
@@ -147,8 +150,10 @@ def _calibrate(say: Callable[[str], None]) -> None:
         return
     fitted = result.calibration
     rows = [("temperature", f"{fitted.temperature:.4f}", "")]
-    for name, told in (("nll", "negative log-likelihood"), ("ece", "expected calibration error")):
-        rows.append((told, f"{fitted.before[name]:.4f}", f"{fitted.after[name]:.4f}"))
+    for name, told in (("nll", "negative log-likelihood"), ("ece", "expected calibration error"),
+                       ("f1", "mean F1 of the classes")):  # fmt: skip
+        if name in fitted.before:
+            rows.append((told, f"{fitted.before[name]:.4f}", f"{fitted.after[name]:.4f}"))
     title = f"{result.workdir}, step {result.step}, {result.split}: {fitted.examples:,} examples"
     out = console.make_console()
     out.print(console.table(title, ("", "before", "after"), rows))
@@ -198,7 +203,7 @@ def _table(result: "EvaluationResult | InputEvaluation") -> Any:
         published = result.published
     else:
         title, rows, published = str(result.workdir), [("step", str(result.step))], ()
-        rows.append(("weights", result.weights))
+        rows += [("weights", result.weights), ("data", result.data)]
     rows.append(("split", result.split))
     for name, value in result.metrics.items():
         form = ".2%" if name.rpartition("/")[2] in SHARES else ".6f"

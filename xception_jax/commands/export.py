@@ -8,11 +8,13 @@ r"""Writes a model as a program with its weights: StableHLO, which JAX alone run
         --output=exported/xception65                             # timm's own file
     python -m xception_jax.export --workdir=runs/digits --output=exported/onnx --format=onnx
     python -m xception_jax.export --check=exported/digits        # is it intact, does it run here
+    python -m xception_jax.export --workdir=runs/digits --output=exported/digits --push=hf:me/digits
 
 The input is images, uint8 [batch, height, width, 3]; the output is probabilities. classify.py
 beside the program runs it on image files; see docs/export.md.
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -76,8 +78,15 @@ _RESIZE = flags.DEFINE_enum(
     "else (also for Keras' and timm's weights, and for onnx) outside",
 )
 _CHECK = flags.DEFINE(cli.PATH, "check", None, "instead: an exported folder to check and run")
+_PUSH = flags.DEFINE_string(
+    "push", None, "also upload the folder of --output or --check to this repository of the Hugging "
+    "Face Hub, hf:USER/NAME (needs the extra [hub]); a new one is public"
+)  # fmt: skip
 _JSON = flags.DEFINE_bool("json", False, "print one line of JSON instead of a table")
 flags.declare_key_flag(cli.IMPORTS.name)
+
+# Of a longer list, the table has the length.
+_MOST_SHOWN = 10
 
 
 def main() -> None:
@@ -87,6 +96,10 @@ def main() -> None:
         raise UsageError("--check excludes --workdir, --input and --output")
     if _INPUT.value and workdir:
         raise UsageError("--input and --workdir both name weights; give one of them")
+    if _PUSH.value and (check or output):
+        from xception_jax.serving import upload
+
+        upload.repository_of(_PUSH.value)  # before the work
     if check:
         _print_check(check)
         return
@@ -106,19 +119,32 @@ def main() -> None:
         format=_FORMAT.value,
         scale=_SCALE.value,
     )
+    if not _JSON.value:
+        rows = [(name, _shown(value)) for name, value in result.about.items() if name != "classes"]
+        rows.append(("classes", f"{len(result.class_names):,}"))
+        out = console.make_console()
+        out.print(console.table(str(output), ("", ""), rows))
+        out.print(f"classify images with it: python {quoted(output / 'classify.py')} IMAGE...")
+    _push(output, result.to_json())
+
+
+def _push(folder: pathlib.Path, told: dict[str, Any]) -> None:
+    """Uploads an export if it is asked for, and says so or prints all as JSON."""
+    if _PUSH.value:
+        from xception_jax import export
+
+        pushed = export.push(folder, _PUSH.value)
+        told = {**told, "pushed": dataclasses.asdict(pushed)}
     if _JSON.value:
-        print(json.dumps(result.to_json()))
-        return
-    rows = [(name, _shown(value)) for name, value in result.about.items() if name != "classes"]
-    rows.append(("classes", f"{len(result.class_names):,}"))
-    out = console.make_console()
-    out.print(console.table(str(output), ("", ""), rows))
-    out.print(f"classify images with it: python {quoted(output / 'classify.py')} IMAGE...")
+        print(json.dumps(told))
+    elif _PUSH.value:
+        print(f"pushed to {pushed.url}, commit {pushed.commit}")
 
 
 def _export_any(path: Any, output: pathlib.Path, **how: Any) -> "ExportResult":
     """Exports a run or a file; see `pretrained.open_pretrained`."""
     from xception_jax import export
+    from xception_jax.utils import console
     from xception_jax.weights import pretrained
 
     named = not isinstance(path, pathlib.Path)
@@ -128,7 +154,10 @@ def _export_any(path: Any, output: pathlib.Path, **how: Any) -> "ExportResult":
     if run is None:
         if (named or path.exists()) and (_STEP.value != "latest" or _WEIGHTS.value):
             raise UsageError(f"--step and --weights are of a run, and --input={path} is a file")
-        return export.export_file(path, output, model=_MODEL.value, **how)
+        exported = export.export_file(path, output, model=_MODEL.value, **how)
+        for note in exported.notes:
+            console.make_console(stderr=True).print(note)
+        return exported
     if _MODEL.value:
         raise UsageError(f"--model is of a Keras or timm file; the run in {run[0]} knows its own")
     cli.keep_compiled()
@@ -142,7 +171,7 @@ def _print_check(folder: pathlib.Path) -> None:
 
     found = export.check(folder)
     if _JSON.value:
-        print(json.dumps(found.to_json()))
+        _push(folder, found.to_json())
         return
     sums = (
         f"their sums differ from 1 by at most {found.largest_difference:.1e} "
@@ -156,9 +185,12 @@ def _print_check(folder: pathlib.Path) -> None:
               f"{', '.join(found.files)}")  # fmt: skip
     out.print(f"the program runs on {found.platform}: {found.pictures} pictures of "
               f"{height} x {width} random pixels gave probabilities, {sums}")  # fmt: skip
+    _push(folder, {})
 
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    if isinstance(value, list) and len(value) > _MOST_SHOWN:
+        return f"{len(value):,} values"
+    return f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else str(value)

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "folder of the run whose model is asked")
 _INPUT = flags.DEFINE(
-    cli.WEIGHTS, "input", None, "instead of a run: a file of weights of Keras, timm or convert"
-)
+    cli.WEIGHTS, "input", None, "instead of --workdir: weights as config.init_from takes them: a "
+    "name (hf:..., keras:...), a Keras or timm file, a converted one, a run's folder or "
+    "RUN/checkpoints/STEP"
+)  # fmt: skip
 _EXPORTED = flags.DEFINE(cli.PATH, "exported", None, "instead of a run: the folder of an export")
 _MODEL = flags.DEFINE_string("model", None, "name of the model in --input, where it does not say")
 _STEP = flags.DEFINE_string("step", "latest", "checkpoint of the run: latest, best or a number")
@@ -102,6 +104,8 @@ def main(names: Sequence[str]) -> None:
         explain=_EXPLAIN.value is not None,
     )
     told = console.make_console(stderr=True)
+    for note in classifier.notes:
+        told.print(note)
     if classifier.temperature != 1:
         told.print(f"probabilities are calibrated: temperature {classifier.temperature:.4g}")
     if _EXPLAIN.value:
@@ -194,7 +198,10 @@ def _printer(top: int) -> Callable[["Prediction"], None]:
     def line(prediction: "Prediction") -> None:
         if not prediction.error:
             classes = (f"{name} {share:.1%}" for name, share in prediction.top(top))
-            out.print(printable(f"{prediction.name}: {', '.join(classes)}"))
+            told = f"{prediction.name}: {', '.join(classes)}"
+            if prediction.labels is not None:
+                told += f"; labels: {', '.join(prediction.labels) or 'none'}"
+            out.print(printable(told))
 
     return line
 
@@ -203,7 +210,8 @@ def _as_json(prediction: "Prediction", top: int) -> dict[str, Any]:
     if prediction.error:
         return {"name": prediction.name, "error": prediction.error}
     classes = [{"class": name, "probability": share} for name, share in prediction.top(top)]
-    return {"name": prediction.name, "top": classes}
+    labels = {} if prediction.labels is None else {"labels": prediction.labels}
+    return {"name": prediction.name, "top": classes, **labels}
 
 
 def _as_row(prediction: "Prediction", top: int) -> Iterator[Any]:

@@ -153,8 +153,8 @@ SCHEMA: dict[str, Field] = {
         choices=("auto", "on", "off"),
     ),
     "data.white_level": _int(
-        0, "value of white in images of more than 8 bits, 4095 for 12 bits; 0: as the file "
-        "declares, else 65535",
+        0, "value of white in images of more than 8 bits, 4095 for 12 bits; 0: that of the weights "
+        "of init_from, else as the file declares, else 65535",
         high=65_535,
     ),
     "data.mean": _tuple(

@@ -4,6 +4,7 @@ import functools
 from importlib import resources
 
 CLASSES = 1000
+VALIDATION = 50_000  # images of the validation set
 
 
 @functools.cache

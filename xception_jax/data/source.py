@@ -106,6 +106,11 @@ class Source:
         """The name of an example in error messages."""
         return self.describe(index) if self.describe else f"example {index} of {self.name}"
 
+    def path_of(self, index: int) -> str | None:
+        """The path of the file that is an example; None: examples are not files."""
+        find: Callable[[int], str | None] | None = getattr(self.records, "path_of", None)
+        return find(index) if find else None
+
     def _multi_hot(self, entries: Any, marked: list[int]) -> np.ndarray:
         labels = np.asarray(marked, np.int64)
         found = np.zeros(len(self.class_names), np.uint8)

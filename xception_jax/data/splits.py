@@ -1,12 +1,14 @@
 """Opens the splits that a config names."""
 
+import os
+
 from ml_collections import ConfigDict
 
 from xception_jax import config as config_lib
 from xception_jax.data import parts, readers
 from xception_jax.data.readers import folder, folder_layout, joined
 from xception_jax.data.source import FOLDER, Source
-from xception_jax.errors import UsageError
+from xception_jax.errors import NoSplitError
 
 
 def open_split(
@@ -40,6 +42,23 @@ def open_split(
     )
 
 
+def is_own(config: ConfigDict, dataset: str | None, data_dir: str | None = None) -> bool:
+    """Whether a name is that of the config's data set; a folder may be written in any way.
+
+    Args:
+      config: a config with valid fields.
+      dataset: see `readers.open_split`; None: the config's.
+      data_dir: replaces the config's, if given.
+    """
+    own, start = config.data.dataset, data_dir or config.data.data_dir
+    if dataset in (None, own):
+        return True
+    if not (dataset.startswith(FOLDER) and own.startswith(FOLDER)):
+        return False
+    paths = (folder.path_of(name.removeprefix(FOLDER), start) for name in (dataset, own))
+    return len(set(map(os.path.realpath, paths))) == 1
+
+
 def open_named(
     dataset: str,
     split: str | None,
@@ -70,9 +89,7 @@ def open_named(
         return opened(folder.all_or_test(dataset.removeprefix(FOLDER), data_dir or ""))
     try:
         return opened("validation")
-    except UsageError as error:
-        if "has no split" not in str(error):
-            raise
+    except (NoSplitError, LookupError):
         return opened("test")
 
 

@@ -31,9 +31,14 @@ class Video:
     def __init__(self, path: str, every: int):
         self.path, self._every = path, every
         self._lock = threading.Lock()
+        # Counted: what files state is often an estimate, or missing in recordings of browsers.
+        capture, self._length = _opened(path), 0
+        while capture.grab():
+            self._length += 1
+        capture.release()
+        if not self._length:
+            raise UsageError(f"{printable(path)} has no frame that can be decoded")
         self._readers = [_Reader(path, every)]
-        # What the file states; where it has fewer frames, the missing ones are told one by one.
-        self._length = max(1, int(self._readers[0].capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def frames(self) -> Sequence["Frame"]:
         """The wanted frames."""
@@ -60,9 +65,7 @@ class _Reader:
     def __init__(self, path: str, every: int):
         self.path, self._every, self.next = path, every, 0
         self._ahead: dict[int, np.ndarray] = {}
-        self.capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
-        if not self.capture.isOpened():
-            raise UsageError(f"{printable(path)} is no video that can be decoded")
+        self.capture = _opened(path)
 
     def can_reach(self, number: int) -> bool:
         """Whether a frame is still to come, or was passed for another one."""
@@ -73,14 +76,22 @@ class _Reader:
         while self.next <= number:
             if not self.capture.grab():
                 raise ExampleError(as_utf8(self.path), f"has no frame {number}")
+            place, self.next = self.next, self.next + 1
             # Those between are asked for by other threads.
-            if self.next % self._every == 0 and number - self.next < _MOST_AHEAD * self._every:
+            if place % self._every == 0 and number - place < _MOST_AHEAD * self._every:
                 decoded, pixels = self.capture.retrieve()
-                if not decoded:
-                    raise ExampleError(as_utf8(self.path), f"frame {number} cannot be decoded")
-                self._ahead[self.next] = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-            self.next += 1
+                if decoded:
+                    self._ahead[place] = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        if number not in self._ahead:
+            raise ExampleError(as_utf8(self.path), f"frame {number} cannot be decoded")
         return self._ahead.pop(number)
+
+
+def _opened(path: str) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise UsageError(f"{printable(path)} is no video that can be decoded")
+    return capture
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The decisions of a fine-tuning: made once, kept in its folder, and used whenever it continues."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,9 +12,10 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax.config.fields import Duration
 from xception_jax.data import parts, splits
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
 from xception_jax.finetuning import choice, gathering
 from xception_jax.training.checkpoint import manifest
+from xception_jax.training.trained import Trained
 from xception_jax.utils import seal
 from xception_jax.utils.files import write_atomically
 
@@ -26,13 +28,17 @@ class Decisions:
 
     Attributes:
       dataset: the config's `data.dataset`.
-      weights: the initial weights.
+      weights: the initial weights, as the user named them.
       folds: of a cross-validation; 0: none.
       given: config fields that the user set.
       fields: all config fields that are not at their defaults, with `given`.
       reasons: lines about the data and about each choice.
       test: the split that is read once, at the end; empty: there is none.
+      digest: see `gathering.digest`, of the weights.
       result: of the finished fine-tuning; None before.
+      settings: `settings_of` the run of the result; empty before.
+      checkpoint: `best_checkpoint` of the result; empty before.
+      readings: how often the test set was read.
     """
 
     dataset: str
@@ -42,7 +48,11 @@ class Decisions:
     fields: Mapping[str, Any]
     reasons: tuple[str, ...]
     test: str
+    digest: str = ""
     result: Mapping[str, Any] | None = None
+    settings: str = ""
+    checkpoint: str = ""
+    readings: int = 0
     version: int = field(default=1)
 
     def config(self, fold: int = 0) -> ConfigDict:
@@ -51,6 +61,27 @@ class Decisions:
         changes = {**self.fields, "data.fold": fold} if self.folds else dict(self.fields)
         config.update_from_flattened_dict(changes)
         return config
+
+
+def settings_of(config: ConfigDict, *further: Any) -> str:
+    """A SHA-256, in hexadecimal, of a config and of further JSON."""
+    fields = config_lib.portable(config_lib.flatten(config))
+    return hashlib.sha256(seal.canonical([fields, *further]).encode()).hexdigest()
+
+
+def best_checkpoint(workdir: Path) -> str | None:
+    """The step and a digest of a run's best checkpoint.
+
+    None: there are no checkpoints. Empty: one is damaged, or none was evaluated.
+    """
+    if not manifest.steps(workdir / "checkpoints"):
+        return None
+    try:
+        trained = Trained.find(workdir, "best")
+    except (RunError, UsageError):  # training moves a damaged one away, and says what is wrong
+        return ""
+    digests = seal.canonical(trained.meta.digests)
+    return f"{trained.step} {hashlib.sha256(digests.encode()).hexdigest()}"
 
 
 def decide(dataset: str, weights: str, folds: int, given: Mapping[str, Any]) -> Decisions:
@@ -73,7 +104,7 @@ def decide(dataset: str, weights: str, folds: int, given: Mapping[str, Any]) -> 
     found = gathering.find_splits(config, given)
     config.update_from_flattened_dict({**found.fields, **given})
     train = splits.open_training(config)
-    test = gathering.check_test(config, found.test, train) if found.test and not folds else 0
+    test = gathering.check_test(config, found.test)
     selecting = len(splits.open_split(config, config.data.eval_split))
     facts = gathering.data_facts(train)
     chosen = choice.choose(
@@ -88,11 +119,12 @@ def decide(dataset: str, weights: str, folds: int, given: Mapping[str, Any]) -> 
         f"data: {facts.train:,} training pictures of {facts.classes:,} classes; {by} select the "
         f"checkpoint; {_told_end(found.test, test, folds)}"
     )
-    fields = {**base, **found.fields, **chosen.fields}
+    fields = {**base, **found.fields, **chosen.fields, "init_from": gathering.pinned(weights)}
     if folds:
         fields = _in_steps(fields, facts.train)
     return Decisions(dataset, weights, folds, dict(given), fields,
-                     (line, *map(str, chosen.reasons)), found.test)  # fmt: skip
+                     (line, *map(str, chosen.reasons)), found.test,
+                     gathering.digest(weights))  # fmt: skip
 
 
 def _in_steps(fields: dict[str, Any], epoch: int) -> dict[str, Any]:
@@ -145,7 +177,9 @@ def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(workdir: Path, decisions: Decisions) -> None:
-    """Keeps the decisions; raises `UsageError` if the folder cannot be written."""
+    """Keeps the decisions, if they are not kept; raises `UsageError` if that is not possible."""
+    if read(workdir) == decisions:
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         text = json.dumps(seal.sealed(asdict(decisions)), indent=1, allow_nan=False)
@@ -163,10 +197,11 @@ def settle(
       The decisions, and whether they were made before.
 
     Raises:
-      UsageError: the folder has another run.
+      UsageError: the folder has another run, or a field cannot be changed in a run that has begun.
     """
     stored = read(workdir)
     begun = any(manifest.steps(one / "checkpoints") for one in (workdir, *workdir.glob("fold*")))
+    begun |= stored is not None and stored.result is not None
     if stored is None and begun:
         raise UsageError(f"{workdir} has a run that finetune did not start; use another --workdir")
     if stored is not None:
@@ -178,9 +213,31 @@ def settle(
                 f"another --workdir"
             )
         if same and (begun or stored.given == dict(given)):
-            changed = {k: v for k, v in given.items() if stored.given.get(k, ...) != v}
-            result = None if changed else stored.result
-            return replace(stored, fields={**stored.fields, **changed}, result=result), True
+            return _changed(workdir, stored, given), True
     decisions = decide(dataset, weights, folds, given)
     write(workdir, decisions)
     return decisions, False
+
+
+def _changed(workdir: Path, stored: Decisions, given: Mapping[str, Any]) -> Decisions:
+    """The decisions of a run, or of folds, that has begun, with what the user now gives.
+
+    Raises:
+      UsageError: a step depends on a field that is changed, or the test set would be read.
+    """
+    new = {name: value for name, value in given.items() if stored.given.get(name, ...) != value}
+    if not new:
+        return stored
+    now = replace(stored, given={**stored.given, **new}, fields={**stored.fields, **new})
+    config_lib.check_fields(now.config())
+    before, after = (config_lib.flatten(one.config()) for one in (stored, now))
+    changed = config_lib.differences(before, after)
+    if refused := [name for name in changed if not config_lib.may_change(name, after)]:
+        listed = ", ".join(f"{name} was {before[name]!r}, is {after[name]!r}" for name in refused)
+        raise UsageError(
+            f"{workdir} has a fine-tuning with another config: {listed}; leave that out, or use "
+            f"another --workdir"
+        )
+    if "eval.also" in changed:
+        gathering.check_test(now.config(), now.test)
+    return now

@@ -1,5 +1,6 @@
 """Finds the facts for `choice.choose`: opens the data and the weights, and measures the machine."""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ from xception_jax.data.readers import folder, folder_layout, joined
 from xception_jax.data.readers.folder_files import role_of
 from xception_jax.data.render import decode
 from xception_jax.data.source import FOLDER, Source
-from xception_jax.errors import ExampleError, ReadError, UsageError
+from xception_jax.errors import ExampleError, NoSplitError, ReadError, UsageError
 from xception_jax.finetuning import table
 from xception_jax.finetuning.facts import DataFacts, MachineFacts, WeightsFacts
 from xception_jax.models import counts
 from xception_jax.models.published import IMAGE_SIZE
 from xception_jax.training.telemetry import outlook
-from xception_jax.weights import initial, pretrained
+from xception_jax.training.trained import Trained
+from xception_jax.utils import paths
+from xception_jax.weights import initial, pretrained, remote
 from xception_jax.weights.tensors import abstract
 
 # Pictures whose sizes are read.
@@ -94,7 +97,7 @@ def _named(config: ConfigDict) -> tuple[str, str, str]:
 def _exists(config: ConfigDict, split: str) -> bool:
     try:
         splits.open_split(config, split)
-    except (UsageError, LookupError, OSError):
+    except (NoSplitError, LookupError):  # LookupError: of a reader from outside of the package
         return False
     return True
 
@@ -183,21 +186,77 @@ def _models(name: str, config: ConfigDict, given: Mapping[str, Any]) -> Sequence
     if "model.name" in given:
         return [given["model.name"]]
     source = initial.open_weights(config)
-    if source.model:
-        return [source.model]
+    if source.model or source.unknown_model:
+        return [source.model_name()]
     known = pretrained.model_names(source.format)
     return sorted(known, key=lambda model: model != config.model.name)
 
 
-def check_test(config: ConfigDict, test: str, train: Source) -> int:
+def check_test(config: ConfigDict, test: str) -> int:
     """The number of pictures of the test set, of which nothing else is read here.
 
+    Args:
+      config: with the splits that train and select.
+      test: the split; empty: there is none.
+
     Raises:
-      UsageError: it has other classes.
+      UsageError: a picture of it would train or select, or it has other classes.
     """
-    source = splits.open_split(config, test)
-    joined.same_classes(train, source)
+    if not test:
+        return 0
+    source, train = splits.open_split(config, test), splits.open_training(config)
+    kept = _contents(source)
+    evaluated = splits.open_evaluation(config)
+    for name, one in {"data.train_split or data.mix": train, **evaluated}.items():
+        if kept & _contents(one):
+            where = name if one is train else "eval.also" if name else "data.eval_split"
+            raise UsageError(
+                f"config.{where} has pictures of the test set {test!r}, but finetune reads a test "
+                f"set once, at the end; leave them out"
+            )
+    if not config.data.folds:  # else nothing is evaluated on it
+        joined.same_classes(train, source)
     return len(source)
+
+
+def _contents(source: Source) -> set[str]:
+    """What a split consists of: its files; of a TFDS data set the splits that it has parts of."""
+    records = source.records
+    if isinstance(records, joined.JoinedRecords):
+        return set().union(*map(_contents, records.parts))
+    if isinstance(records, parts.Subset):
+        return _contents(records.whole)
+    if source.directory:
+        split = source.name.partition(":")[2]
+        return {f"{source.directory}:{name}" for name in folder_layout.names_in(split)}
+    real = functools.cache(os.path.realpath)
+    found = [os.path.split(path) for i in range(len(source)) if (path := source.path_of(i))]
+    # The name of other data identifies it.
+    return {os.path.join(real(place), name) for place, name in found} or {source.name}
+
+
+def pinned(name: str) -> str:
+    """The name of the same weights at any time: with the commit, or the checkpoint of a run.
+
+    Raises:
+      UsageError: there are no such weights.
+      RunError: they cannot be downloaded.
+    """
+    if paths.is_weights_name(name):
+        return remote.pinned(name)
+    path = Path(name).expanduser()
+    if (run := pretrained.run_of(path)) is None:
+        return name
+    folder, step = run
+    return str(folder / "checkpoints" / str(Trained.find(folder, step).step))
+
+
+def digest(name: str) -> str:
+    """The SHA-256 of weights in a file on this machine; empty: `pinned` tells others apart."""
+    path = Path(name).expanduser()
+    if paths.is_weights_name(name) or not path.is_file():
+        return ""
+    return remote.downloads.digest(path, "sha256")
 
 
 def dataset_of(path: str | os.PathLike[str]) -> str:

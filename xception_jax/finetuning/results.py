@@ -11,26 +11,9 @@ import numpy as np
 
 from xception_jax.data.readers import folder
 from xception_jax.data.source import Source
-from xception_jax.training.class_report import ClassReport
-from xception_jax.utils.numbers import for_json
+from xception_jax.training.class_report import ClassResult
+from xception_jax.utils.numbers import for_json, from_json
 from xception_jax.utils.text import as_utf8
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """How well a class is recognized.
-
-    Attributes:
-      name: of the class.
-      images: number of its images.
-      right: how many of them have it as the most probable class.
-      predicted: number of images that have it as the most probable class.
-    """
-
-    name: str
-    images: int
-    right: int
-    predicted: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +27,7 @@ class FinetuneResult:
       split: the split of the results.
       tested: whether it is a test set, which nothing was selected by.
       metrics: of the best checkpoint on it, see `evaluate.evaluate`.
-      classes: the same by class; empty for several labels per image.
+      classes: the same by class.
     """
 
     workdir: Path
@@ -54,6 +37,16 @@ class FinetuneResult:
     tested: bool = False
     metrics: Mapping[str, float] | None = None
     classes: tuple[ClassResult, ...] = ()
+
+    @classmethod
+    def from_json(cls, workdir: Path, stored: Mapping[str, Any]) -> "FinetuneResult":
+        """The inverse of `to_json` for a finished run, which may have moved to `workdir`."""
+        about = {"workdir", "finished", "step", "split", "tested", "classes"}
+        metrics = from_json({name: stored[name] for name in stored if name not in about})
+        classes = tuple(ClassResult(**one) for one in stored["classes"])
+        return cls(
+            workdir, True, stored["step"], stored["split"], stored["tested"], metrics, classes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The output of `--json`."""
@@ -106,14 +99,6 @@ class CrossValidationResult:
             **about, "predictions": str(self.predictions), "mean": for_json(self.mean),
             "spread": for_json(self.spread), "folds": [for_json(one) for one in self.folds],
         }  # fmt: skip
-
-
-def by_class(report: ClassReport | None) -> tuple[ClassResult, ...]:
-    """The results of each class; none for several labels per image."""
-    if report is None or report.confusion is None:
-        return ()
-    counts = (report.images.tolist(), report.right.tolist(), report.predicted.tolist())
-    return tuple(map(ClassResult, report.class_names, *counts))
 
 
 def out_of_fold(fold: int, source: Source, probabilities: Sequence[np.ndarray]) -> str:

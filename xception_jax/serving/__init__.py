@@ -13,6 +13,7 @@ from xception_jax.serving.program import (
     load,
     write,
 )
+from xception_jax.serving.upload import Pushed, push
 
 __all__ = [
     "ABOUT",
@@ -20,6 +21,7 @@ __all__ = [
     "ONNX_FORMAT",
     "PLATFORMS",
     "ExportCheck",
+    "Pushed",
     "check",
     "check_output",
     "check_platform",
@@ -27,5 +29,6 @@ __all__ = [
     "described",
     "export",
     "load",
+    "push",
     "write",
 ]

@@ -60,6 +60,24 @@ def _program(folder: Path) -> tuple[Callable[[Any], np.ndarray], str]:
     return lambda pixels: np.asarray(jax.jit(exported.call)(pixels)), platform
 
 
+def verified_files(folder: Path, about: dict[str, Any]) -> dict[str, bytes]:
+    """The content of each file of an export by name, if it is complete.
+
+    Args:
+      folder: of the export.
+      about: its `model.json`, see `program.described`.
+
+    Raises:
+      RunError: a file is missing or damaged.
+    """
+    found = {ABOUT: (folder / ABOUT).read_bytes()}
+    for part in ("program", "readme", "classify"):
+        if part in about:
+            name = about[part]["file"]
+            found[name] = verified(folder / name, about[part]["sha256"])
+    return found
+
+
 def check(folder: Path) -> ExportCheck:
     """Verifies an export and runs it on this machine with pictures of random pixels.
 
@@ -74,11 +92,7 @@ def check(folder: Path) -> ExportCheck:
     else:
         run, platform = _program(folder)
         sides = about["input"]["shape"][1:3]
-    files = [ABOUT, about["program"]["file"]]
-    for name in ("readme", "classify"):
-        if name in about:
-            files.append(about[name]["file"])
-            verified(folder / about[name]["file"], about[name]["sha256"])
+    files = verified_files(folder, about)
     # A dynamic size has a name instead of a number.
     height, width = (side if isinstance(side, int) else 64 for side in sides)
     pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)

@@ -103,12 +103,24 @@ def load(path: str, about: dict[str, Any]) -> np.ndarray:
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError("it has more than 8 bits per sample; convert it to 8 first")
+        white = about.get("white_level", 65_535)
+        if white != 65_535 and _cut(image):
+            raise ValueError(f"it has 16 bits per sample, of which {white} is white; convert it to "
+                             f"8 bits first")  # fmt: skip
         turned = about["exif_orientation"] == "applied"
         picture = np.asarray((ImageOps.exif_transpose(image) if turned else image).convert("RGB"))
     resize = about["resize"]
     if resize["by"] == "program":
         return picture
     return RESIZES[resize["preset"]](picture, resize["size"], resize["crop"])
+
+
+def _cut(image: Any) -> bool:
+    """Whether Pillow cuts the samples of an image from 16 bits to 8."""
+    return any(
+        ";16" in str(how) or (codec == "ppm" and isinstance(how, tuple) and how[-1] > 255)
+        for codec, _, _, how in image.tile
+    )
 
 
 def open_model(about: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:

@@ -40,9 +40,11 @@ class Inference:
       activation: what makes probabilities of the logits: `softmax` or `sigmoid`.
       class_names: in the order of the logits.
       source: of the weights, for `model.json`.
+      notes: lines about the weights for the user.
       crop_known: whether the weights say their `images.eval_crop`.
       mean, std: of the pixels, see `models.network.Network.normalize`.
       temperature: divides the logits before the activation, see `serving.calibration`.
+      thresholds: of a calibrated sigmoid model, one per class: a label is there from it on.
     """
 
     graphdef: Any
@@ -51,10 +53,12 @@ class Inference:
     activation: str
     class_names: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     crop_known: bool = True
     mean: tuple[float, ...] = config_lib.HALF
     std: tuple[float, ...] = config_lib.HALF
     temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
 
 
 def _checked(activation: str, classes: int) -> str:
@@ -102,6 +106,7 @@ def of_run(
         },
         mean=tuple(data.mean), std=tuple(data.std),
         temperature=fitted.temperature if fitted else 1.0,
+        thresholds=tuple(fitted.thresholds) if fitted else (),
     )  # fmt: skip
 
 
@@ -119,10 +124,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
     """
     file = pretrained.open_pretrained(path)
     file.check_head()
-    name, classes, made_for = model or file.model, file.num_classes, file.preprocessing
-    if name is None:
-        raise UsageError(f"--model is needed: {path} does not name its model, one of "
-                         f"{', '.join(pretrained.model_names(file.format))}")  # fmt: skip
+    name, classes, made_for = file.model_name(model), file.num_classes, file.preprocessing
     if classes is None:
         raise UsageError(f"--input={path} has no classifier, so there are no probabilities")
     if not {"image_size", "eval_preset"} <= made_for.keys():
@@ -144,12 +146,13 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
             made_for["image_size"], eval_preset=made_for["eval_preset"],
             eval_crop=made_for.get("eval_crop", file.usual_crop(name)),
             exif=made_for.get("exif", made_for["eval_preset"] == "area"),
+            white=made_for.get("white_level", 0),
         ),
         activation,
         file.class_names or _names_of(file, classes),
         {"model": name, **about.source},
         crop_known="eval_crop" in made_for,
-        mean=file.mean, std=file.std,
+        mean=file.mean, std=file.std, notes=tuple(file.notes()),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from xception_jax.serving.program import (
 )
 
 # The newest that ONNX Runtime 1.22 and OpenVINO 2026 read (both are tested with newer versions).
-OPSET = 23
+OPSET, _OLDEST_RUNTIME = 23, "1.22"
 _KINDS = {"softmax": "Softmax", "sigmoid": "Sigmoid"}
 
 
@@ -144,8 +144,9 @@ def _model_of(logits: graph.Node, about: dict[str, Any], temperature: float) -> 
 
 def _metadata(about: dict[str, Any]) -> dict[str, Any]:
     """What the file itself says, as JSON, for those who have only the file."""
-    names = "source", "classes", "resize", "exif_orientation", "preprocessing"
-    return {**{name: about[name] for name in names}, "activation": about["output"]["activation"]}
+    names = "source", "classes", "resize", "exif_orientation", "white_level", "preprocessing"
+    told = {name: about[name] for name in names if name in about}
+    return {**told, "activation": about["output"]["activation"]}
 
 
 def load(
@@ -160,26 +161,38 @@ def load(
 
     Raises:
       UsageError: ONNX Runtime is not installed.
-      RunError: the model is damaged.
+      RunError: the model is damaged, or this ONNX Runtime cannot run it.
     """
     try:
         import onnxruntime
     except ImportError:
         raise UsageError(f"{folder} is ONNX: pip install onnxruntime") from None
     program = verified(folder / ONNX, about["program"]["sha256"])
-    session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has no class of its own for all of its errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"{folder / ONNX} does not run in ONNX Runtime {onnxruntime.__version__}; "
+            f"{_OLDEST_RUNTIME} or newer is needed: {reason}"
+        ) from None
     held = session.get_modelmeta().custom_metadata_map
     if (
         len(program) != about["program"]["bytes"]
         or session.get_inputs()[0].shape != about["input"]["shape"]
         or any(one.shape != about["output"]["shape"] for one in session.get_outputs())
-        or {name: json.loads(held[name]) for name in held} != _metadata(about)
+        or held != {name: json.dumps(one) for name, one in _metadata(about).items()}
     ):
         raise RunError(f"{folder / ABOUT} is damaged: it does not match {ONNX}")
     if check and importlib.util.find_spec("onnx"):
         import onnx
 
-        onnx.checker.check_model(program, full_check=True)
+        try:
+            onnx.checker.check_model(program, full_check=True)
+        except onnx.checker.ValidationError as error:
+            raise RunError(f"{folder / ONNX} is no valid ONNX: {str(error).splitlines()[0]}") from (
+                None
+            )
     scales = about["input"]["dtype"] == "uint8"
 
     def run(pixels: Any) -> np.ndarray:

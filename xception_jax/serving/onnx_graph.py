@@ -3,6 +3,8 @@
 ONNX has the channels of an image first, and the graph usually last. So each tensor is stored with
 its own order of axes, and is only transposed where an operation needs another one: between
 convolutions never.
+
+An operation is one entry of a table or one function. Others are refused by name.
 """
 
 from collections.abc import Callable, Sequence

@@ -18,6 +18,8 @@ class Prediction:
       heat: float32 `[height, width]`, where the image speaks for its most probable class, see
         `inference.heat_of`; empty unless asked for.
       error: why the picture cannot be used, or empty.
+      labels: of a model with sigmoid, the classes whose probability is at least their threshold;
+        None with softmax.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Prediction:
     features: np.ndarray
     heat: np.ndarray
     error: str = ""
+    labels: tuple[str, ...] | None = None
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The `k` most probable classes and their probabilities; of equals, the first one first."""

@@ -21,7 +21,7 @@ from xception_jax.config import HALF
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
-from xception_jax.serving import resize
+from xception_jax.serving import card, resize
 from xception_jax.training.state import Tree
 from xception_jax.training.step import apply
 from xception_jax.utils import seal
@@ -60,6 +60,8 @@ _THIRD: dict[str, Any] = {
                "crop": (float,)},
     "classify": {"file": {CLASSIFY}, "sha256": _TEXT},
 }  # fmt: skip
+# Fields of exports that need them; only since the third format.
+_OPTIONAL = {"white_level": _NUMBER}
 _OF_JAX = ("platforms", "jax", "calling_convention")
 _FORMATS: dict[int, dict[str, Any]] = {
     1: _FIRST,
@@ -202,11 +204,14 @@ def describe_images(
         "input": {"shape": shape, "dtype": "uint8", "channels": "RGB"},
         "output": {"shape": out, "dtype": "float32"},
         "exif_orientation": "applied" if images.exif else "ignored",
+        **({"white_level": images.white} if images.white else {}),
         "resize": {
             "by": "program" if resizes else "caller", "preset": images.eval_preset,
             "size": images.size, "crop": float(images.eval_crop),
         },
         "preprocessing": "the caller "
+        + (f"takes {images.white} of an image of 16 bits per sample as white; the caller "
+           if images.white else "")
         + ("rotates an image by" if images.exif else "ignores")
         + " its EXIF orientation; "
         + (f"the program takes {made}" if resizes else f"then the caller takes {made}")
@@ -270,7 +275,7 @@ def write_files(folder: Path, name: str, program: bytes, about: dict[str, Any]) 
     """See `write`; the program is the content of the file `name`."""
     check_output(folder)
     about = about | {"program": {**_file(name, program), "bytes": len(program)}}
-    readme = _readme(about).encode()
+    readme = card.readme(about).encode()
     classify = Path(__file__).with_name(CLASSIFY).read_bytes()
     about = seal.sealed(
         about | {"readme": _file(README, readme), "classify": _file(CLASSIFY, classify)}
@@ -296,41 +301,6 @@ def write_files(folder: Path, name: str, program: bytes, about: dict[str, Any]) 
 
 def _file(name: str, data: bytes) -> dict[str, Any]:
     return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _readme(about: dict[str, Any]) -> str:
-    size = about["resize"]["size"]
-    sizes = (
-        "images of any size, the same for all images of a batch"
-        if about["resize"]["by"] == "program"
-        else f"images of {size} x {size} pixels; resize others before"
-    )
-    shape = ", ".join(map(str, about["input"]["shape"]))
-    is_onnx = about["format"] == ONNX_FORMAT
-    kind, packages, logits = "ONNX", "onnxruntime", ". `logits` are the values before"
-    if not is_onnx:
-        kind = f"StableHLO for {', '.join(about['platforms'])}"
-        packages, logits = "jax flatbuffers", ""
-    return f"""# An image classifier, exported by xception_jax
-
-`{about["program"]["file"]}` is {kind}, including the weights.
-
-- Input: RGB images, {about["input"]["dtype"]} `[{shape}]`; {sizes}.
-- Output: {_outputs(about)} of {len(about["classes"])} classes, float32{logits}.
-- Preprocessing: {about["preprocessing"]}.
-
-`{ABOUT}` has the same facts as JSON, with the names of the classes in order and the versions.
-`{CLASSIFY}` prepares and classifies images of any size. It runs without xception_jax:
-
-    pip install {packages} pillow
-    python {CLASSIFY} IMAGE...
-"""
-
-
-def _outputs(about: dict[str, Any]) -> str:
-    fitted = about["source"].get("calibration")
-    how = f"calibrated (temperature {fitted['temperature']:.4g}) " if fitted else ""
-    return f"{how}{about['output']['activation']} probabilities"
 
 
 def load(folder: Path) -> tuple[jax_export.Exported, dict[str, Any]]:
@@ -375,9 +345,12 @@ def described(folder: Path) -> dict[str, Any]:
         if shape is not _FIRST or seal.NAME in about:  # the first format had no seal
             seal.check(about)
         if shape:
-            _check_shape(about, shape, "it")
+            more = {name: kind for name, kind in _OPTIONAL.items() if name in about}
+            _check_shape(about, shape | more if "resize" in shape else shape, "it")
             if (resize := about.get("resize")) and not _plausible(resize):
                 raise ValueError(f"resize is {resize}")
+            if not 0 < (white := about.get("white_level", 1)) < 1 << 16:
+                raise ValueError(f"white_level is {white}")
     except ValueError as error:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     if not shape:

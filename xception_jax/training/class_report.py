@@ -1,6 +1,7 @@
 """What an evaluation finds for each class: a table, and the confusion matrix."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from xception_jax.utils.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class ClassReport:
       images, predicted, right: int64 `[classes]`: images with this label, images that are predicted
         as this class, and images that are both.
       confusion: int64 `[classes, classes]`, the number of images of each label (row) by prediction
-        (column). None with several labels per image, where a prediction is a probability above 0.5.
+        (column). None with more than `metrics.MATRIX_CLASSES` classes, and with several labels per
+        image, where a prediction is a probability above 0.5.
     """
 
     class_names: tuple[str, ...]
@@ -93,10 +97,11 @@ class ClassReport:
         return found
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
-        """Writes `classes.csv`, `confusion.csv` (with one label per image) and `report.json`.
+        """Writes `classes.csv`, `confusion.csv` (if there is a matrix) and `report.json`.
 
         Args:
-          folder: is made; existing files with these names are replaced.
+          folder: is made; existing files with these names are replaced, each completely or not at
+            all, and an older `confusion.csv` is removed if there is no matrix.
           about: entries of `report.json` before those of `to_json`.
 
         Returns:
@@ -112,13 +117,16 @@ class ClassReport:
             lines = zip(self.class_names, self.confusion.tolist(), strict=True)
             matrix = [["label", *self.class_names], *([name, *row] for name, row in lines)]
             written.append(_write(folder / "confusion.csv", matrix))
+        else:
+            (folder / "confusion.csv").unlink(missing_ok=True)
         path = folder / "report.json"
         text = json.dumps({**about, **self.to_json()}, ensure_ascii=False) + "\n"
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text)
         return [*written, path]
 
 
 def _write(path: Path, rows: list[Any]) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue())
     return path

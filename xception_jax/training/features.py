@@ -10,13 +10,14 @@ Later epochs see the same draws again.
 import collections
 import datetime
 import hashlib
+import os
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import closing, nullcontext, suppress
+from dataclasses import Field, asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -38,29 +39,73 @@ from xception_jax.data.features import (
 )
 from xception_jax.data.order import Sampling
 from xception_jax.data.skips import Skips
+from xception_jax.data.source import Source
+from xception_jax.data.transfer import TrainingBatches
 from xception_jax.training import build, evaluation, sharding
 from xception_jax.training import step as step_lib
 from xception_jax.training.checkpoint import frozen_part
+from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.checkpoint.digest import digests
 from xception_jax.training.state import TrainState, Tree
+from xception_jax.training.telemetry.log import Telemetry
 from xception_jax.utils import seal
 
 # Batches that are dispatched before the features of the first are fetched.
 _BATCHES_AHEAD = 2
 # Seconds between two lines of progress.
-_PATIENCE_S = 10.0
+_TELL_EVERY_S = 10.0
 # A split's number of draws for an evaluation, which renders images in another way.
 _EVALUATION = 0
 
 
-def computed_once(run: Any, state: TrainState, folder: Path, services: Any) -> Any:
+class Run(Protocol):
+    """A `train.Run`, as far as it is used here."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # it is one, for `replace`
+
+    @property
+    def config(self) -> ConfigDict: ...
+    @property
+    def layout(self) -> sharding.Layout: ...
+    @property
+    def frozen(self) -> tuple[str, ...]: ...
+    @property
+    def train_source(self) -> Source: ...
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def batches(self) -> TrainingBatches: ...
+    @property
+    def evaluate(self) -> evaluation.Evaluators: ...
+    def ends_at(self, step: int, checkpoints: Checkpoints) -> bool: ...
+
+
+class Services(Protocol):
+    """A `train.RunServices`, as far as it is used here."""
+
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+    @property
+    def log(self) -> Telemetry: ...
+    @property
+    def skips(self) -> Skips: ...
+    @property
+    def stop_requested(self) -> Callable[[], bool]: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+def computed_once(
+    run: AnyRun, state: TrainState, folder: Path, services: Services
+) -> AnyRun | None:
     """A run whose batches have features in place of images, if its config asks for it.
 
     Args:
-      run: a `train.Run`.
+      run: the run.
       state: its state, before a step.
       folder: the workdir; features that exceed `data.in_memory` are stored in it.
-      services: its `train.RunServices`.
+      services: of the run.
 
     Returns:
       The run; None if a signal stopped it.
@@ -77,11 +122,11 @@ def computed_once(run: Any, state: TrainState, folder: Path, services: Any) -> A
         batch_size, examples = run.config.data.batch_size, len(run.train_source)
         epochs = -(-run.total_steps * batch_size // examples)
         draws = min(asked, epochs) if part.draws_differ(run.batches.reader) else 1
-        reader = part.read("train", run.batches.reader, draws)
+        if (reader := part.read("train", run.batches.reader, draws)) is None:
+            return None
         sets = {}
         for number, (name, one) in enumerate(run.evaluate.sets.items()):
-            own = reader and part.read(f"eval{number}", one.reader, _EVALUATION)
-            if own is None:
+            if (own := part.read(f"eval{number}", one.reader, _EVALUATION)) is None:
                 return None
             sets[name] = replace(one, reader=own)
     return replace(
@@ -143,7 +188,7 @@ class FrozenPart:
     stop_requested: Callable[[], bool]
 
     @classmethod
-    def of(cls, run: Any, state: TrainState, workdir: Path, services: Any) -> "FrozenPart":
+    def of(cls, run: Run, state: TrainState, workdir: Path, services: Services) -> "FrozenPart":
         """The frozen part of a run; see `computed_once`."""
         config, replicated = run.config, sharding.replicated(run.layout.mesh)
         by_example = sharding.by_example(run.layout.mesh)
@@ -276,14 +321,19 @@ class FrozenPart:
     def _key(self, reader: Reader, draws: int, shapes: Shapes) -> str:
         """The SHA-256, in hexadecimal, of all that the features of a split depend on."""
         source, held = reader.source, frozen_part.split(self.weights, self.names)[1]
-        flat, names = config_lib.flatten(self.config), hashlib.sha256()
-        for index in range(len(source) if source.describe else 0):
-            names.update(source.name_of(index).encode(errors="surrogateescape") + b"\0")
+        flat = config_lib.flatten(self.config)
+        # Normalization is a part of `data`. What is too much costs a computation, in rare cases.
+        settings = {
+            name: value
+            for name, value in flat.items()
+            if name.startswith("model.")
+            or (name.startswith("data.") and not config_lib.SCHEMA[name].harmless)
+        }
         about = {
             "versions": [xception_jax.__version__, jax.__version__],
             "weights": digests(held)[0],
-            "model": {k: v for k, v in flat.items() if k.startswith("model.")},
-            "data": [source.name, len(source), source.class_names, names.hexdigest()],
+            "settings": settings,
+            "data": [source.name, len(source), source.class_names, _stamp(source)],
             "images": asdict(reader.images),
             "batch": [self._batch_size, [str(d) for d in self.layout.mesh.devices.flat]],
             "columns": [[name, shape, dtype.name] for name, (shape, dtype) in shapes.items()],
@@ -291,6 +341,19 @@ class FrozenPart:
         if draws and self.draws_differ(reader):
             about["draws"] = [draws, self.config.seed, asdict(self.augmentation)]
         return hashlib.sha256(seal.canonical(about).encode()).hexdigest()
+
+
+def _stamp(source: Source) -> str:
+    """A SHA-256 of the names of a split's examples, and of the sizes and dates of its files."""
+    found = hashlib.sha256()
+    for index in range(len(source) if source.describe else 0):
+        found.update(source.name_of(index).encode(errors="surrogateescape"))
+        if path := source.path_of(index):
+            with suppress(OSError):  # reading it says what is wrong
+                info = os.stat(path)
+                found.update(f"\0{info.st_size} {info.st_mtime_ns}".encode())
+        found.update(b"\0\0")
+    return found.hexdigest()
 
 
 class _Progress:
@@ -307,7 +370,7 @@ class _Progress:
         if not self._begun:  # the first batch includes the compilation
             self._begun = self._told = now
             self._first = self._done
-        elif now - self._told > _PATIENCE_S and self._done < self._total:
+        elif now - self._told > _TELL_EVERY_S and self._done < self._total:
             self._told = now
             rate = (self._done - self._first) / (now - self._begun)
             left = datetime.timedelta(seconds=round((self._total - self._done) / rate))

@@ -27,6 +27,9 @@ MAP_PREDICTIONS = 100
 # With fewer classes, top-5 is nearly always correct.
 TOP5_CLASSES = 20
 
+# With more classes, a matrix of all pairs would take too much memory: 21,841 classes, 1.9 GB.
+MATRIX_CLASSES = 2000
+
 # The divisor of each metric's sum; other metrics are divided by the number of examples.
 _DIVISORS = {"map": "labelled", "precision": "predictions", "recall": "positives"}
 _COUNTS = ("examples", *_DIVISORS.values())
@@ -94,16 +97,25 @@ def means(
 def class_sums(logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The sums of a batch for each class, int32; rows with `mask` 0 are ignored.
 
-    With one label per image, `confusion` `[classes, classes]`: the examples of each label, by the
-    prediction. With several, `images`, `predicted` (a probability above 0.5) and `right`,
-    `[classes]`.
+    With one label per image and up to `MATRIX_CLASSES` classes, `confusion` `[classes, classes]`:
+    the examples of each label, by the prediction. Else `images`, `predicted` (with several labels:
+    a probability above 0.5) and `right`, `[classes]`.
     """
     real = batch["mask"] > 0
     if "label" in batch:
-        classes = logits.shape[-1]
-        place = batch["label"], jnp.argmax(logits, axis=1)
-        empty = jnp.zeros((classes, classes), jnp.int32)
-        return {"confusion": empty.at[place].add(real.astype(jnp.int32))}
+        classes, label, best = logits.shape[-1], batch["label"], jnp.argmax(logits, axis=1)
+
+        def count(which: Any, shape: tuple[int, ...], among: jax.Array) -> jax.Array:
+            return jnp.zeros(shape, jnp.int32).at[which].add(among.astype(jnp.int32))
+
+        if classes <= MATRIX_CLASSES:
+            return {"confusion": count((label, best), (classes, classes), real)}
+        each = (classes,)
+        return {
+            "images": count(label, each, real),
+            "predicted": count(best, each, real),
+            "right": count(label, each, real & (label == best)),
+        }
     positive, predicted = (batch["labels"] > 0) & real[:, None], (logits > 0) & real[:, None]
     found = {"images": positive, "predicted": predicted, "right": positive & predicted}
     return {name: jnp.sum(each, axis=0, dtype=jnp.int32) for name, each in found.items()}

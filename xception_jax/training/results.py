@@ -42,6 +42,7 @@ class EvaluationResult:
       workdir: the run's folder.
       step: the checkpoint's step.
       weights: `ema` (averaged) or `raw`.
+      data: the name of the data set, with its split.
       split: the split of the data set.
       metrics: by name. `top1` and (from 20 classes on) `top5`, or for multi-label data `map`,
         `precision` and `recall`; also `loss`, the metrics of `eval.metrics`, `examples` and
@@ -52,13 +53,15 @@ class EvaluationResult:
     workdir: Path
     step: int
     weights: str
+    data: str
     split: str
     metrics: Mapping[str, float]
     classes: ClassReport | None = None
 
     def to_json(self) -> dict[str, object]:
         """The output of `--json`, without `classes`."""
-        about = {"step": self.step, "weights": self.weights, "split": self.split}
+        about = {"step": self.step, "weights": self.weights}
+        about |= {"data": self.data, "split": self.split}
         return {**about, **for_json(self.metrics)}
 
 

@@ -1,5 +1,6 @@
 """The weights of a run's checkpoint, for evaluation, export and conversion."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.checkpoint.manifest import Meta
 from xception_jax.training.state import Tree
 from xception_jax.training.workdir import read_config
+from xception_jax.utils import seal
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class Trained:
             found = checkpoints.find(step)
             meta = checkpoints.meta(found)
             return cls(workdir, config, found, kind, meta, meta.metrics)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether these weights are those that the run evaluates."""
+        return self.kind == ("ema" if self.config.ema.decay else "raw")
+
+    @property
+    def digest(self) -> str:
+        """Of all arrays of the checkpoint, from their digests in its manifest: a SHA-256."""
+        return hashlib.sha256(seal.canonical(self.meta.digests).encode()).hexdigest()
 
     def weights(self, placed: NamedSharding) -> Tree:
         """`{"params", "batch_stats"}` with this sharding, checked against their digests.

@@ -11,3 +11,8 @@ def for_json(values: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
+
+
+def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `for_json`, with NaN for each None."""
+    return {name: math.nan if value is None else value for name, value in values.items()}

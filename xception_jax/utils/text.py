@@ -9,6 +9,8 @@ from collections.abc import Iterable
 # separators). Those that reverse the reading order (the explicit bidirectional controls of Unicode
 # Standard Annex 9). Halves of surrogate pairs, which are not characters.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# The parts of an address that may be secrets: what is before its host, and its query.
+_SECRETS = re.compile(r"(https?://)(?:[^/?#\s]*@)?([^?#\s]*)(?:\?[^#\s]*)?", re.IGNORECASE)
 
 
 def printable(text: object, limit: int | None = None, *, keep: str = "") -> str:
@@ -23,6 +25,11 @@ def printable(text: object, limit: int | None = None, *, keep: str = "") -> str:
     if limit is not None and len(words) > limit:
         words = words[:limit] + "..."
     return _CONTROLS.sub(lambda m: m[0] if m[0] in keep else _escape(m[0]), words)
+
+
+def without_secrets(text: str) -> str:
+    """The text without user names, passwords and queries of `http(s)` addresses in it."""
+    return _SECRETS.sub(r"\1\2", text)
 
 
 def as_utf8(text: str) -> str:

@@ -6,14 +6,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xception_jax.weights.pretrained import load
+    from xception_jax.weights.loading import load
 
 __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from xception_jax.weights.pretrained import load
+        from xception_jax.weights.loading import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -43,7 +43,8 @@ class About:
       class_names: None if unknown.
       preprocessing: `mean` and `std` of the pixels on a scale of [0, 1], and the `range` that they
         give if it is [-1, 1]. If known also `image_size`, `eval_preset`, `eval_crop` (as in
-        `config.data`), `interpolation` and `exif` (whether the EXIF orientation is applied).
+        `config.data`), `interpolation`, `exif` (whether the EXIF orientation is applied) and
+        `white_level` (as in `config.data`, if it is set).
       source: `format`, and `file` and `sha256`, or `step` and `weights` of a run. In a converted
         file, `of` is the source of its source.
       activation: `softmax` or `sigmoid`, which turns logits into probabilities; None if unknown.
@@ -125,7 +126,7 @@ def _about(held: Any, tensors: int) -> About:
 
 
 def _check_preprocessing(held: dict[str, Any]) -> None:
-    known = {"image_size", "eval_preset", "eval_crop", "mean", "std"}
+    known = {"image_size", "eval_preset", "eval_crop", "white_level", "mean", "std"}
     _check_keys(held, {*known, "range", "interpolation", "exif"}, "preprocessing")
     for name, value in held.items():
         if value is None:  # a config may leave a value open; weights leave out the entry

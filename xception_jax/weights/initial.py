@@ -15,18 +15,18 @@ from ml_collections import ConfigDict
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.data.readers.folder_files import composed
-from xception_jax.errors import UsageError
+from xception_jax.errors import RunError, UsageError
 from xception_jax.runtime import cluster
 from xception_jax.training import preflight
 from xception_jax.training.state import TrainState, Tree
-from xception_jax.utils import paths
+from xception_jax.utils import paths, seal
 from xception_jax.utils.files import write_atomically
-from xception_jax.utils.text import printable
+from xception_jax.utils.text import printable, without_secrets
 from xception_jax.weights import converted, pretrained
 from xception_jax.weights.tensors import CLASSIFIER, abstract
 
 # The fields of `config.data` that weights can specify.
-_IMAGES = ("image_size", "eval_preset", "eval_crop", "exif", "mean", "std")
+_IMAGES = ("image_size", "eval_preset", "eval_crop", "exif", "white_level", "mean", "std")
 _LARGEST_SIDE = 4096  # pixels; the limit for a weights file, not for a config
 
 
@@ -88,6 +88,7 @@ def _with_images(config: ConfigDict, source: pretrained.Pretrained) -> ConfigDic
     for name in ("mean", "std"):
         if data[name] is None and name in made_for:
             data[name] = made_for[name]
+    data.white_level = data.white_level or made_for.get("white_level", 0)
     if data.eval_preset is None and "eval_preset" in made_for:
         data.eval_preset = made_for["eval_preset"]
     if data.eval_preset == made_for.get("eval_preset"):
@@ -149,6 +150,7 @@ def fill(
 
     Of the classifier, the classes that the weights know by name keep their values, in any order.
     The others are initialized, or all of them if the weights have no classifier for these classes.
+    Numbers count as names only if all of them are the same.
 
     Args:
       config: resolved.
@@ -168,7 +170,8 @@ def fill(
         return state, notes
     source, name = open_weights(config), config.model.name
     built = config_lib.model_overrides(config)
-    notes = [*notes, f"starts from {config.init_from}", *source.notes()]
+    shown = without_secrets(config.init_from)
+    notes = [*notes, f"starts from {shown}", *source.notes()]
     asked, known = source.overrides(name), pretrained.effective(name, built)
     for override, value in asked.items():
         if value != known[override]:
@@ -176,16 +179,33 @@ def fill(
                          f"expect {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
-    _check_same(config.init_from, tensors)
+    _check_same(shown, tensors)
     kept, told = _kept_classes(source, class_names)
     notes += [told] if told else []
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     filled = _filled(weights, tensors, kept)
     if jax.process_index() == 0:
-        about = {"init_from": config.init_from, **source.origin}
+        about = {"init_from": shown, **source.origin}
         write_atomically(workdir / "init_from.json", json.dumps(about, indent=1) + "\n")
     # Separate arrays for the EMA: a step donates both.
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors, kept)), notes
+
+
+def source_of(workdir: Path) -> dict[str, Any] | None:
+    """What `init_from.json` says of the initial weights of a run; None: there is no such file.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    path = workdir / "init_from.json"
+    try:
+        return seal.parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _check_same(name: str, tensors: dict[str, np.ndarray]) -> None:
@@ -230,20 +250,25 @@ def _kept_classes(
 
     Returns:
       For each class of the data its number in the weights, or -1: it is initialized. And a note
-      unless the classes are the same.
+      unless the classes are known to be the same.
     """
     count, learnt = len(class_names), source.class_names
     new, fresh = f"new classifier of {count} classes", np.full(count, -1)
     if source.num_classes is None:
         return fresh, f"{new}: the weights have no classifier"
-    if learnt is None or all(name.isdecimal() for name in learnt):  # numbers are no names
-        if source.num_classes != count:
-            return fresh, f"{new}: the one of the weights has {source.num_classes}"
-        return np.arange(count), ""
+    if source.num_classes != count and (learnt is None or _are_numbers(learnt)):
+        return fresh, f"{new}: the one of the weights has {source.num_classes}"
+    if learnt is None:
+        return np.arange(count), (
+            f"NOTE: the classifier of the weights is kept for {count:,} classes in their order, "
+            f"because the weights do not name theirs"
+        )
     number = {composed(name): i for i, name in enumerate(learnt)}
     kept = np.array([number.get(composed(name), -1) for name in class_names])
     if (kept == np.arange(count)).all() and len(learnt) == count:
         return kept, ""
+    if _are_numbers(learnt) and (kept < 0).any():  # numbers are no names: other data has them too
+        return fresh, f"{new}: the weights name theirs by numbers, which differ"
     if (kept < 0).all():
         other = "is for other classes" if len(learnt) == count else f"has {len(learnt)}"
         return kept, f"{new}: the one of the weights {other}"
@@ -252,6 +277,10 @@ def _kept_classes(
     others = f"; new: {few}" if lacking else ", which has others or another order"
     known = count - len(lacking)
     return kept, f"classifier: {known:,} of {count:,} classes by name from the weights{others}"
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    return all(name.isdecimal() for name in names)
 
 
 def _filled(tree: Tree, tensors: dict[str, np.ndarray], kept: np.ndarray) -> Tree:

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from xception_jax import config as config_lib
 from xception_jax import models
 from xception_jax.errors import UsageError
-from xception_jax.models.inception_modules import AveragePool
-from xception_jax.models.layers import BatchNorm
-from xception_jax.models.network import Network
-from xception_jax.models.xception import Unit
 from xception_jax.training import sharding
 from xception_jax.training.trained import Trained
 from xception_jax.utils import paths
+from xception_jax.utils.text import printable
 from xception_jax.weights import converted, files, remote, safetensors_files
 from xception_jax.weights.converted import About
 from xception_jax.weights.keras import files as keras_files
@@ -29,7 +25,6 @@ from xception_jax.weights.tensors import (
     Tensors,
     flatten,
     from_library,
-    name_of,
     type_notes,
     variables,
 )
@@ -44,6 +39,7 @@ _PREPROCESSING: dict[str, dict[str, Any]] = {
               "interpolation": "nearest"},
     "timm": {"image_size": 299, "eval_preset": "timm", "interpolation": "bicubic"},
 }  # fmt: skip
+_INTERPOLATIONS = {made["eval_preset"]: made["interpolation"] for made in _PREPROCESSING.values()}
 _PIXELS = {"mean": [*config_lib.HALF], "std": [*config_lib.HALF]}
 
 
@@ -59,6 +55,7 @@ class Pretrained:
       origin: the `About.source` of these weights.
       class_names: None if unknown.
       model: the model's name if the source specifies it, else None.
+      unknown_model: the library's name of a model that is not one of those here, else None.
       held_overrides: the model overrides that the source specifies.
       keras: the contents of a Keras file.
       said: notes of the reader about what was adapted or left out.
@@ -74,12 +71,30 @@ class Pretrained:
     origin: dict[str, Any]
     class_names: tuple[str, ...] | None = None
     model: str | None = None
+    unknown_model: str | None = None
     held_overrides: dict[str, Any] = field(default_factory=dict)
     keras: keras_files.Contents | None = None
     said: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
     activation: str | None = None
     types: frozenset[str] = frozenset()
+
+    def model_name(self, asked: str | None = None) -> str:
+        """The model's name.
+
+        Args:
+          asked: the user's name for it, which is used if given.
+
+        Raises:
+          UsageError: the source does not name it, or names a model that is not here.
+        """
+        if (name := asked or self.model) is not None:
+            return name
+        path, known = self.origin.get("name", self.path), ", ".join(model_names(self.format))
+        if self.unknown_model is not None:
+            raise UsageError(f"{path} holds {self.format}'s {printable(self.unknown_model, 80)}, "
+                             f"which is not one of the models here: {known}")  # fmt: skip
+        raise UsageError(f"--model is needed: {path} does not name its model, one of {known}")
 
     def overrides(self, name: str) -> dict[str, Any]:
         """The overrides that the named model needs for these weights.
@@ -150,6 +165,12 @@ class Pretrained:
     def notes(self) -> list[str]:
         """Notes for the user about the source."""
         said = [*self.said, *type_notes(self.types)]
+        ours = _INTERPOLATIONS.get(self.preprocessing.get("eval_preset", ""))
+        asked = self.preprocessing.get("interpolation", ours)
+        if ours is not None and asked != ours:
+            said.append(f"NOTE: the weights expect images resized with interpolation "
+                        f"{printable(asked, 40)}; eval_preset "
+                        f"{self.preprocessing['eval_preset']} resizes {ours}")  # fmt: skip
         if self.keras is not None and self.keras.problem:
             said.append(f"NOTE: {self.path} {self.keras.problem}; its head is not loaded")
         return said
@@ -322,11 +343,12 @@ def _from_timm(path: Path, origin: dict[str, Any]) -> Pretrained:
     classes = math.prod(biases[0]) if biases else None
     described = timm_files.read_config(path)
     names = described.class_names
+    model = next((ours for ours, timm in models.elsewhere("timm").items()
+                  if timm.name == described.architecture), None)  # fmt: skip
     return Pretrained(
         path, "timm", classes, lambda: found, origin,
         class_names=names if names is not None and len(names) == classes else None,
-        model=next((ours for ours, timm in models.elsewhere("timm").items()
-                    if timm.name == described.architecture), None),
+        model=model, unknown_model=None if model else described.architecture,
         said=tuple(notes),
         preprocessing=_PREPROCESSING["timm"] | described.preprocessing,
         types=_types(found),
@@ -359,50 +381,6 @@ def _from_run(path: Path, step: str, weights: str | None) -> Pretrained:
         held_overrides=effective(config.model.name, config_lib.model_overrides(config)),
         preprocessing={"image_size": data.image_size, "eval_preset": data.eval_preset,
                        "eval_crop": data.eval_crop, "mean": [*data.mean], "std": [*data.std],
-                       "exif": config_lib.applies_exif(config)},
+                       "exif": config_lib.applies_exif(config),
+                       **({"white_level": data.white_level} if data.white_level else {})},
     )  # fmt: skip
-
-
-def load(model: Any, path: str | Path) -> None:
-    """Fills a model with weights, in place, with their mean and standard deviation of the pixels.
-
-    If the model has no classifier, the classifier of the weights is ignored.
-
-    Args:
-      model: from `models.create`.
-      path: see `open_pretrained`.
-
-    Raises:
-      UsageError: the weights do not fit the model: a tensor is missing, unexpected or of another
-        shape, or the weights need another epsilon or padding.
-    """
-    source, own = open_pretrained(path), variables(model)
-    name = source.model or name_of(model)
-    asked = source.overrides(name)
-    for trait, value in _traits(model).items():
-        if asked.get(trait, value) != value:
-            raise UsageError(
-                f"{path} needs a model with {trait}={asked[trait]!r}, but this one has {value!r}; "
-                f"pass {trait}={asked[trait]!r} to models.create"
-            )
-    headless = getattr(model, "head", None) is None
-    if not headless:
-        source.check_head()
-    for tensor, array in source.tensors(model, name, without_head=headless).items():
-        own[tensor][...] = array
-    model.mean, model.std = source.mean, source.std
-
-
-def _traits(model: nnx.Module) -> dict[str, Any]:
-    """The settings of a model that change its output and are not in its tensors."""
-    found: dict[str, Any] = {}
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm):
-            found["bn_epsilon"] = module.epsilon
-        elif isinstance(module, Network):
-            found["pooling"] = module.pooling
-        elif isinstance(module, AveragePool):
-            found["count_padding"] = module.count_padding
-        elif isinstance(module, Unit) and module.pool is not None:
-            found["pool_padding"] = module.pool.lower()
-    return found

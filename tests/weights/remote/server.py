@@ -1,18 +1,22 @@
 """A server on loopback that speaks the Hub's protocol for files, and may misbehave.
 
 Files above `LARGE` bytes are served as the Hub serves files in LFS: `resolve` redirects to another
-address, and states the SHA-256 in `X-Linked-ETag`.
+address, and states the SHA-256 in `X-Linked-ETag`. `uploads` takes files.
 """
 
 import contextlib
 import hashlib
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 LARGE = 1_000
+TOKEN = "hf_of_the_owner"
+OWNER = "me"
 
 
 def sha256(content: bytes) -> str:
@@ -46,11 +50,22 @@ class Repository:
 
 @dataclass
 class Hub:
-    """Repositories by `OWNER/REPO`, and the requests that came: method, path and range."""
+    """Repositories, and what became of requests.
+
+    Attributes:
+      repositories: by `OWNER/REPO`.
+      requests: those that came: method, path and range.
+      address: of the server.
+      stored: large files that were uploaded, by their SHA-256.
+      faults: by the start of a path, how often sending something there goes wrong, and how: a
+        status, or 0 for a connection that breaks off.
+    """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     address: str = ""
+    stored: dict[str, bytes] = field(default_factory=dict)
+    faults: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -67,18 +82,52 @@ def serving() -> Iterator[Hub]:
         def do_GET(self) -> None:
             self._answer(body=True)
 
+        def do_POST(self) -> None:
+            self._take()
+
+        def do_PUT(self) -> None:
+            self._take()
+
         def log_message(self, *_: object) -> None:
             pass
+
+        def _take(self) -> None:
+            """Answers a request that sends something."""
+            from tests.weights.remote import uploads
+
+            path = unquote(self.path.partition("?")[0])
+            hub.requests.append((self.command, path, ""))
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            part = next((part for part in hub.faults if path.startswith(part)), "")
+            times, status = hub.faults.get(part, (0, 0))
+            if times:
+                hub.faults[part] = times - 1, status
+                if not status:
+                    self.close_connection = True
+                    return self.connection.close()
+                return self._json(status, {"error": "no space is left here"})
+            authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            return self._json(*uploads.answer(hub, path, content, authorized))
+
+        def _json(self, status: int, answer: dict[str, Any]) -> None:
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def _answer(self, body: bool) -> None:
             path = unquote(self.path.partition("?")[0])
             hub.requests.append((self.command, path, self.headers.get("Range", "")))
-            owner, repo, *rest = path.strip("/").split("/")
+            owner, repo, *rest = path.strip("/").removeprefix("api/models/").split("/")
             where = hub.repositories.get(f"{owner}/{repo}")
             if where is None:
                 return self._refuse(401, "RepoNotFound")
             if where.refusal is not None:
                 return self._refuse(*where.refusal)
+            if not rest or rest[0] == "revision":
+                return self._json(200, {"id": f"{owner}/{repo}", "sha": where.commit})
             kind, revision, name = rest[0], rest[1], "/".join(rest[2:])
             commit = where.commit if revision == "main" else revision
             files = {**where.before, where.commit: where.files}.get(commit)

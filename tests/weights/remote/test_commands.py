@@ -101,7 +101,8 @@ def test_training_starts_from_an_address(hub, tmp_path):
     content = (tmp_path / "net.safetensors").read_bytes()
     hub.repositories["a/b"] = Repository({"net.safetensors": content})
     digest = server.sha256(content)
-    name = f"{hub.address}/a/b/cdn/main/net.safetensors#sha256={digest}"
+    address = f"{hub.address}/a/b/cdn/main/net.safetensors"
+    shown, name = (f"{address}{query}#sha256={digest}" for query in ("", "?token=hidden"))
     run = tmp_path / "run"
     flags = [
         "--config=tests/default_config.py", f"--workdir={run}",
@@ -109,10 +110,11 @@ def test_training_starts_from_an_address(hub, tmp_path):
     ]  # fmt: skip
     done = start(hub, tmp_path, "train", *flags, f"--config.init_from={name}")
     assert done.returncode == 0, done.stderr
-    assert f"starts from {name}" in done.stdout
+    assert f"starts from {shown}" in done.stdout
+    assert "hidden" not in done.stdout + done.stderr
     assert f"sha256 {digest}" in done.stdout
     kept = json.loads((run / "init_from.json").read_text())
-    assert kept["init_from"] == kept["name"] == name
+    assert kept["init_from"] == kept["name"] == shown
     assert kept["sha256"] == digest
     hub.repositories.clear()
     (tmp_path / "cache").rename(tmp_path / "gone")

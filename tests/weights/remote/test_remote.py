@@ -15,6 +15,7 @@ from tests.weights.remote import server
 from tests.weights.remote.server import Hub, Repository, sha256
 from xception_jax.errors import UsageError
 from xception_jax.utils import paths
+from xception_jax.utils.text import without_secrets
 from xception_jax.weights import remote
 
 pytest.importorskip("huggingface_hub", reason="is not installed: '.[hub]'")
@@ -117,10 +118,75 @@ def test_a_repository_of_keras_is_packed(hub, tmp_path):
     """As `keras.Model.save("hf://...")` lays it out; the packed file is the same each time."""
     files = {"config.json": b"{}", "metadata.json": b"{}", "model.weights.h5": WEIGHTS}
     hub.repositories["me/keras"] = Repository(files)
-    first, second = ask(hub, tmp_path, "hf:me/keras", "hf:me/keras")
+    [first], [second] = (ask(hub, tmp_path, "hf:me/keras") for _ in range(2))
     assert first == second
     with zipfile.ZipFile(first["path"]) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == files
+
+
+PIN = """
+import json, sys
+from xception_jax.weights import remote
+print(json.dumps({"told": remote.pinned(sys.argv[1])}))
+"""
+
+
+def test_a_pinned_name_stands_for_the_same_weights_when_the_branch_moves(hub, tmp_path):
+    old = Repository(TIMM)
+    for name, first in (("hf:me/net", TIMM), ("hf:me/net@main", TIMM)):
+        hub.repositories["me/net"] = old
+        [pinned] = ask(hub, tmp_path, name, code=PIN)
+        assert pinned["told"] == f"hf:me/net@{old.commit}"
+        moved = first | {"model.safetensors": WEIGHTS[::-1]}
+        hub.repositories["me/net"] = Repository(
+            moved, commit="d" * 40, before={old.commit: old.files}
+        )
+        [found] = ask(hub, tmp_path / "other", pinned["told"])
+        assert Path(found["path"]).read_bytes() == WEIGHTS
+    [address] = ask(hub, tmp_path, pinned["told"], code=PIN)
+    assert address == pinned
+
+
+AGAIN = """
+import json, pathlib, sys
+from xception_jax.weights import remote
+for number, name in enumerate(sys.argv[1:]):
+    if number == 2:
+        path.resolve().write_bytes(b"damaged")
+    path = remote.download(name).path
+    print(json.dumps({"told": path.read_bytes().hex()}))
+"""
+
+
+def test_a_process_asks_once_for_a_name_unless_its_file_changes(hub, tmp_path):
+    """A run opens its weights several times: for their images, their model and their tensors."""
+    hub.repositories["me/net"] = Repository(TIMM)
+    requests = []
+    for times in (1, 2, 3):
+        hub.requests.clear()
+        answers = ask(hub, tmp_path / str(times), *["hf:me/net"] * times, code=AGAIN)
+        assert [answer["told"] for answer in answers] == [WEIGHTS.hex()] * times
+        requests.append(len(hub.requests))
+    assert requests[0] == requests[1] < requests[2]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "truncated", "another member"])
+def test_a_packed_file_that_is_damaged_is_made_again(hub, tmp_path, damage):
+    files = {"config.json": b"{}", "metadata.json": b"{}", "model.weights.h5": WEIGHTS}
+    hub.repositories["me/keras"] = Repository(files)
+    [first] = ask(hub, tmp_path, "hf:me/keras")
+    path = Path(first["path"])
+    whole = path.read_bytes()
+    if damage == "another member":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("more.json", "{}")
+    else:
+        middle = len(whole) // 2
+        end = bytes([whole[middle] ^ 1]) + whole[middle + 1 :] if damage == "a bit" else b""
+        path.write_bytes(whole[:middle] + end)
+    [again] = ask(hub, tmp_path, "hf:me/keras", HF_HUB_OFFLINE="1")
+    assert again == first
+    assert path.read_bytes() == whole
 
 
 def test_a_broken_connection_is_resumed(hub, tmp_path):
@@ -259,6 +325,33 @@ def test_secrets_of_an_address_are_not_told(hub, tmp_path):
     assert "hidden" not in str(found) + str(refused)
     assert found["url"] == url
     assert "404" in refused["told"]
+
+
+def test_secrets_of_the_hubs_own_address_are_not_told(hub, tmp_path):
+    hub.repositories["me/net"] = Repository(TIMM)
+    address = hub.address.replace("://", "://me:hidden@")
+    found, *refused = ask(
+        hub, tmp_path, "hf:me/net", "hf:me/none", "hf:me/net/a.bin", HF_ENDPOINT=address
+    )
+    assert found["url"] == f"{hub.address}/me/net"
+    assert "hidden" not in str([found, *refused])
+    assert all(f"{hub.address}/me" in answer["told"] for answer in refused)
+
+
+def test_text_without_secrets():
+    for text, shown in (
+        ("https://me:se@cret@h.org:8/a@b/c?token=x#sha256=0", "https://h.org:8/a@b/c#sha256=0"),
+        ("cannot reach http://me@h/x?a=b: refused", "cannot reach http://h/x refused"),
+        ("hf:me/net@main", "hf:me/net@main"),
+        ("runs/a?b@c", "runs/a?b@c"),
+    ):
+        assert without_secrets(text) == shown
+
+
+def test_an_address_without_its_hash_is_told_without_its_secrets():
+    with pytest.raises(UsageError, match="needs the SHA-256") as refused:
+        remote.download("https://me:hidden@example.org/net.pth?token=hidden")
+    assert "hidden" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

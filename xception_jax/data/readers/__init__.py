@@ -93,6 +93,7 @@ def open_split(
       data_dir, label, test_share, split_seed, most_missing, hold_out, folder_rules: see `Options`.
 
     Raises:
+      NoSplitError: the data set has no such split.
       UsageError: the data set is unknown, not prepared or empty, or does not have exactly one image
         feature and one label feature.
       RunError: a tfrecord file is damaged.

@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from xception_jax.data.readers import folder_layout, folder_tree
 from xception_jax.data.readers.folder_files import RULES, Listing, composed, role_of
 from xception_jax.data.source import FOLDER, Source
-from xception_jax.errors import UsageError
+from xception_jax.errors import NoSplitError, UsageError
 from xception_jax.utils import retry
 from xception_jax.utils.text import as_utf8, printable
 
@@ -66,9 +66,13 @@ class Files(Sequence[Any]):
                 raise OSError(errno.EAGAIN, "its size changed while it was read")
             return {"image": data, "label": int(self.labels[index])}
 
+    def path_of(self, index: int) -> str:
+        """The path of a file."""
+        return os.path.join(self.root, self.names[index])
+
     def describe(self, index: int) -> str:
         """The path of a file, encodable as JSON."""
-        return as_utf8(os.path.join(self.root, self.names[index]))
+        return as_utf8(self.path_of(index))
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def open_split(
       UsageError: there is no such folder or split, or there are fewer than two classes with images.
     """
     dataset = FOLDER + path
-    root = _root(path, data_dir)
+    root = path_of(path, data_dir)
     find = partial(folder_layout.find_layout, root, rules, hold_out)
     listed = partial(_parts, find, split, test_share, split_seed)
     layout, parts = _listed(dataset, root, listed)
@@ -165,11 +169,12 @@ def all_or_test(path: str, data_dir: str = "") -> str:
 
 def layout_of(path: str, data_dir: str = "", rules: int = RULES) -> folder_layout.FolderLayout:
     """The layout of a folder, without a part that is held out of `train`; see `open_split`."""
-    root = _root(path, data_dir)
+    root = path_of(path, data_dir)
     return _listed(FOLDER + path, root, partial(folder_layout.find_layout, root, rules))
 
 
-def _root(path: str, data_dir: str) -> str:
+def path_of(path: str, data_dir: str) -> str:
+    """The path of a data set, which starts at `data_dir` if it is relative."""
     return os.path.join(os.path.expanduser(data_dir), os.path.expanduser(path))
 
 
@@ -230,7 +235,7 @@ def _parts(
 
 
 def _find(layout: folder_layout.FolderLayout, name: str, split: str) -> str:
-    """The split that a name means; raises `UsageError`."""
+    """The split that a name means; raises `NoSplitError`, or `UsageError` for an empty one."""
     if (found := layout.find(name)) is not None:
         return found
     bare = [own for own in layout.unlabelled if own == name or role_of(own) == role_of(name)]
@@ -239,7 +244,7 @@ def _find(layout: folder_layout.FolderLayout, name: str, split: str) -> str:
         folder_tree.refuse(f"{folder} holds no folder with an image in it", layout.root)
     names = ", ".join(layout.names) or "none"
     return folder_tree.refuse(
-        f"{layout.root} has no split {split!r}; it has: {names}", layout.folder
+        f"{layout.root} has no split {split!r}; it has: {names}", layout.folder, error=NoSplitError
     )
 
 

@@ -18,9 +18,9 @@ _DEEP, _FOLDERS, _FILES, _NAME = 3, 4, 2, 40
 _LOOKED_AT = 2000
 
 
-def refuse(what: str, root: str, hint: str = "") -> NoReturn:
-    """Raises `UsageError`: the fault, the fix if it is known, and what the folder holds."""
-    raise UsageError(f"{what}{hint}; found: {draw(root)}; {TAKES}")
+def refuse(what: str, root: str, hint: str = "", error: type[UsageError] = UsageError) -> NoReturn:
+    """Raises an error: the fault, the fix if it is known, and what the folder holds."""
+    raise error(f"{what}{hint}; found: {draw(root)}; {TAKES}")
 
 
 def draw(root: str) -> str:

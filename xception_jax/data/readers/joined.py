@@ -39,6 +39,11 @@ class JoinedRecords(Sequence[Any]):
         label = np.flatnonzero(example.label) if part.multilabel else example.label
         return {"image": example.encoded, "label": label}
 
+    def path_of(self, index: int) -> str | None:
+        """See `Source.path_of`."""
+        part, own = self._find(index)
+        return part.path_of(own)
+
     def describe(self, index: int) -> str:
         """The name of a record in error messages."""
         part, own = self._find(index)

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from xception_jax.data.readers import features, tfrecord
 from xception_jax.data.source import FOLDER, Source
-from xception_jax.errors import UsageError, nearest
+from xception_jax.errors import NoSplitError, UsageError, nearest
 from xception_jax.utils.text import quoted
 
 EMBEDDED = "optical_digits"
@@ -51,7 +51,7 @@ def metadata(
         return Metadata(feature.num_classes, multilabel, known[split].num_examples)
     except (KeyError, ValueError):
         splits = ", ".join(sorted(known))
-        raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
+        raise NoSplitError(f"{dataset} has no split {split!r}; it has: {splits}") from None
 
 
 def _published(builder: tfds.core.DatasetBuilder) -> tfds.core.splits.SplitDict:
@@ -77,7 +77,7 @@ def open_split(dataset: str, split: str, data_dir: str | None, label: str | None
         examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError):
         splits = ", ".join(sorted(builder.info.splits))
-        raise UsageError(f"{dataset} has no split {split!r}; it has: {splits}") from None
+        raise NoSplitError(f"{dataset} has no split {split!r}; it has: {splits}") from None
     if examples <= 0:
         raise UsageError(f"{split!r} of {dataset} in {builder.data_dir} is empty")
     decoders = {image_key: tfds.decode.SkipDecoding()}

@@ -5,7 +5,6 @@ Each read checks its seal, its fields and their types. Older checkpoints have no
 metrics in a separate file; there only types are checked.
 """
 
-import math
 import os
 import stat
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from xception_jax.errors import RunError, UsageError
 from xception_jax.training.checkpoint import digest, storage
 from xception_jax.training.checkpoint.storage import Say
 from xception_jax.utils import retry, seal
-from xception_jax.utils.numbers import for_json
+from xception_jax.utils.numbers import for_json, from_json
 from xception_jax.utils.text import quoted
 
 
@@ -175,7 +174,7 @@ def from_fields(fields: dict[str, Any]) -> Meta:
     for name in ("class_names", "frozen"):
         fields[name] = tuple(fields.get(name, ()))
     if fields.get("metrics"):
-        fields["metrics"] = _with_nan(fields["metrics"])
+        fields["metrics"] = from_json(fields["metrics"])
     return Meta(**{"digest_algorithm": algorithm, **fields})
 
 
@@ -221,16 +220,11 @@ def _old_metrics(folder: Path) -> dict[str, float] | None:
         metrics = seal.parse(storage.bytes_of(path))
         if not _are_metrics(metrics):
             raise ValueError("they are invalid")
-        return _with_nan(metrics)
+        return from_json(metrics)
     except ValueError as error:
         raise DamagedCheckpointError(
             f"checkpoint {folder.name} is damaged: its metrics: {error}"
         ) from None
-
-
-def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
-    """Metrics with NaN instead of JSON's null."""
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def check_regular(folder: Path, what: str | None = None) -> None:

@@ -6,7 +6,7 @@ import urllib.parse
 from pathlib import Path
 
 from xception_jax.errors import RunError, UsageError, nearest
-from xception_jax.utils.text import printable
+from xception_jax.utils.text import printable, without_secrets
 from xception_jax.weights.remote import downloads
 from xception_jax.weights.remote.downloads import Download
 
@@ -43,12 +43,11 @@ def download(name: str) -> Download:
     match = re.fullmatch("sha256=([0-9a-fA-F]{64})", fragment)
     if match is None:
         raise UsageError(
-            f"{printable(name, 200)}: an address needs the SHA-256 of its file: URL#sha256=HASH; "
-            f"sha256sum FILE prints it"
+            f"{printable(without_secrets(name), 200)}: an address needs the SHA-256 of its file: "
+            f"URL#sha256=HASH; sha256sum FILE prints it"
         )
     digest = match[1].lower()
-    # The query of an address may be a secret, and messages and the source are kept in files.
-    shown = url.partition("?")[0]
+    shown = without_secrets(url)  # messages and the source are kept in files
     name = f"{shown}#sha256={digest}"
     path = _fetched(name, url, "sha256", digest)
     return Download(path, {"name": name, "url": shown, "sha256": digest})
@@ -59,7 +58,7 @@ def _fetched(name: str, url: str, kind: str, expected: str) -> Path:
     path = downloads.folder() / expected / _base(name, url)
     if path.exists() and downloads.digest(path, kind) == expected:
         return path
-    part, shown = path.with_name(f"{path.name}.part"), url.partition("?")[0]
+    part, shown = path.with_name(f"{path.name}.part"), without_secrets(url)
     with downloads.one_line(name, shown), downloads.locked(path):
         for resumed in (True, False) if part.exists() else (False,):
             if not resumed:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 from xception_jax.errors import RunError, UsageError
 from xception_jax.runtime import cache
-from xception_jax.utils.text import printable
+from xception_jax.utils.text import printable, without_secrets
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,10 @@ def client() -> Any:
         import huggingface_hub
         import huggingface_hub.constants
         import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError:
         raise UsageError(
-            "weights are downloaded with huggingface_hub: pip install 'xception_jax[hub]'"
+            "the Hub is reached with huggingface_hub: pip install 'xception_jax[hub]'"
         ) from None
     return huggingface_hub
 
@@ -95,13 +95,14 @@ def locked(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences the client's log of each attempt: the error that remains is told in one line."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    # Not through the logger of this name: the import of the client's own would set its level again.
+    logging = client().utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(level)
+        logging.set_verbosity(level)
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -131,4 +132,4 @@ def reason(error: BaseException) -> str:
     if status is not None:
         return f"the server answers {status}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[0], 200)
+    return printable(without_secrets(lines[0]), 200)

@@ -6,11 +6,12 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from xception_jax.errors import RunError, UsageError
-from xception_jax.utils.text import printable
+from xception_jax.utils.text import printable, without_secrets
 from xception_jax.weights.remote import downloads
 from xception_jax.weights.remote.downloads import Download
 
@@ -21,6 +22,7 @@ _NAME = re.compile(
 _TIMM = ("model.safetensors", "pytorch_model.bin")
 # A `.keras` file that is not packed, as `keras.Model.save("hf://OWNER/REPO")` writes it.
 _KERAS = ("config.json", "metadata.json", "model.weights.h5")
+_CHUNK = 1 << 20  # bytes
 
 
 def download(name: str) -> Download:
@@ -71,7 +73,7 @@ class _Repository:
     def __init__(self, name: str, repo: str, revision: str | None):
         self.name, self.repo, self.revision = name, repo, revision
         self._hub = downloads.client()
-        self.url = f"{self._hub.constants.ENDPOINT}/{repo}"
+        self.url = f"{without_secrets(self._hub.constants.ENDPOINT)}/{repo}"  # to be shown
         self._offline = ""  # why the Hub cannot be reached
 
     def file(self, name: str) -> Path | None:
@@ -161,7 +163,7 @@ def _packed(members: Mapping[str, Path], repository: _Repository) -> Path:
     """A `.keras` file of its members, as Keras packs it."""
     name = f"{repository.repo.replace('/', '--')}-{repository.revision}.keras"
     path = downloads.folder() / name
-    if path.exists():  # a commit's files never change, and the pack has its final name when whole
+    if _holds(path, members):
         return path
     with downloads.locked(path):
         part = path.with_name(f"{name}.part")
@@ -176,3 +178,20 @@ def _packed(members: Mapping[str, Path], repository: _Repository) -> Path:
                     shutil.copyfileobj(file, target)
         os.replace(part, path)
     return path
+
+
+def _holds(path: Path, members: Mapping[str, Path]) -> bool:
+    """Whether a packed file exists and has these members byte by byte. Their hashes are checked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.namelist() != [*members]:
+                return False
+            for member, source in members.items():
+                with archive.open(member) as packed, source.open("rb") as file:
+                    chunks = iter(partial(file.read, _CHUNK), b"")
+                    same = all(packed.read(len(chunk)) == chunk for chunk in chunks)
+                    if not same or packed.read(1):
+                        return False
+    except Exception:  # whatever the damage is, the file is made again
+        return False
+    return True

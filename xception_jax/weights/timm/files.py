@@ -206,6 +206,12 @@ def _preprocessing(beside: Path, config: dict[str, Any]) -> dict[str, Any]:
         "interpolation": config.get("interpolation"),
     }
     size = config.get("input_size")
+    if isinstance(size, list) and any(side != size[-1] for side in size[1:]):
+        raise UsageError(f"{beside}: input_size is {printable(ascii(size), 60)}, but the models "
+                         f"here take square images")  # fmt: skip
+    if (mode := config.get("crop_mode")) not in (None, "center"):
+        raise UsageError(f"{beside}: crop_mode is {printable(ascii(mode), 60)}, but images are "
+                         f"cropped at the centre here ('center')")  # fmt: skip
     made["image_size"] = size[-1] if isinstance(size, list) and size else size
     for name, kind in (("eval_crop", float | int), ("interpolation", str), ("image_size", int)):
         if not isinstance(made[name], kind | None):
