@@ -33,7 +33,7 @@ def loader(folder: str, split: str, side: int, training: bool):
     """Makes the batches as `train.py` does."""
     data = create_dataset("", root=folder, split=split, is_training=training)
     return create_loader(
-        data, input_size=(3, side, side), batch_size=_BATCH, is_training=training,
+        data, input_size=(3, side, side), batch_size=min(_BATCH, len(data)), is_training=training,
         scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, color_jitter=0.4,
         interpolation="random" if training else "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3,
         num_workers=0, persistent_workers=False, use_prefetcher=False, crop_pct=0.875,
