@@ -78,15 +78,11 @@ def evaluate(
     if label is not None and dataset is None:
         raise UsageError("label is of another data set; give dataset (--dataset), too")
     own = splits.is_own(config, dataset, data_dir) and label in (None, config.data.label)
-    if dataset is not None and not own:
-        data_dir = data_dir or config.data.data_dir
-        unmatched, split = splits.open_named(
-            dataset, split, data_dir, label=label, most_missing=most
-        )
-        config.loss.name = inference.activation_of(config, trained.metrics)
-        sources = {"": _matched(unmatched, names, config.loss.name, say)}
-    else:
+    if dataset is None or own:
         sources = _own_sources(trained, split, data_dir)
+    else:
+        source, split = _other_source(trained, dataset, label, split, data_dir, say)
+        sources = {"": source}
     for source in filter(lambda source: source.summary, sources.values()):
         say(source.summary)
     layout = sharding.Layout.replicated(sharding.make_mesh())
@@ -192,6 +188,9 @@ def calibrate(
     config = trained.config
     most = config.data.max_skipped if max_skipped is None else max_skipped
     split = split or config.data.eval_split
+    if role_of(split.partition("[")[0]) == "test":
+        say(f"NOTE: {split!r} is the test set, whose calibration error is then too good; "
+            f"--split names other images")  # fmt: skip
     [source] = _own_sources(trained, split, data_dir).values()
     layout = sharding.Layout.replicated(sharding.make_mesh())
     graphdef = build.build_graphdef(config, len(trained.meta.class_names))
@@ -217,6 +216,22 @@ def calibrate(
     if jax.process_index() == 0:
         calibration.write(trained, fitted)
     return CalibrationResult(workdir, trained.step, trained.kind, split, file, fitted)
+
+
+def _other_source(
+    trained: Trained,
+    dataset: str,
+    label: str | None,
+    split: str | None,
+    data_dir: str | None,
+    say: Callable[[str], None],
+) -> tuple[Source, str]:
+    """A split of another data set than the run's, with the run's classes, and its name."""
+    config, names = trained.config, trained.meta.class_names
+    data_dir, most = data_dir or config.data.data_dir, config.data.max_skipped
+    source, split = splits.open_named(dataset, split, data_dir, label=label, most_missing=most)
+    config.loss.name = inference.activation_of(config, trained.metrics)
+    return _matched(source, names, config.loss.name, say), split
 
 
 def _own_sources(trained: Trained, split: str | None, data_dir: str | None) -> dict[str, Source]:

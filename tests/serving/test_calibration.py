@@ -129,7 +129,9 @@ def test_a_calibrated_run_answers_and_exports_so(undisturbed, tmp_path):
         names.append(tmp_path / f"{i}.png")
     before = Classifier(run).predict(names)
     metrics = evaluate.evaluate(run).metrics
-    found = result(finish("evaluate", f"--workdir={run}", "--calibrate", "--json"))
+    done = finish("evaluate", f"--workdir={run}", "--calibrate", "--json")
+    assert "NOTE: 'test' is the test set" in done.stderr
+    found = result(done)
     assert found["before"]["nll"] == pytest.approx(metrics["loss"], rel=1e-5)
     assert found["after"]["nll"] <= found["before"]["nll"]
     assert found["temperature"] != 1

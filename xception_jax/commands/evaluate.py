@@ -3,7 +3,7 @@
     python -m xception_jax.evaluate --workdir=runs/digits
     python -m xception_jax.evaluate --workdir=runs/digits --step=best --weights=raw --split=train
     python -m xception_jax.evaluate --workdir=runs/pets --dataset=folder:more --report=report
-    python -m xception_jax.evaluate --workdir=runs/pets --calibrate --split=val
+    python -m xception_jax.evaluate --workdir=runs/pets --step=best --calibrate --split=val
     python -m xception_jax.evaluate --input=hf:timm/xception65.ra3_in1k --dataset=folder:imagenet
 
 Reads only the weights it needs, and checks those of a run against their digests.
@@ -157,7 +157,7 @@ def _calibrate(say: Callable[[str], None]) -> None:
     title = f"{result.workdir}, step {result.step}, {result.split}: {fitted.examples:,} examples"
     out = console.make_console()
     out.print(console.table(title, ("", "before", "after"), rows))
-    out.print(f"kept in {result.file}: predict and export use it")
+    out.print(f"kept in {result.file}: predict and export use it for step {result.step}")
 
 
 def _make(folder: Path) -> None:
