@@ -262,8 +262,11 @@ def test_without_a_network_it_says_how_to_get_weights(data, tmp_path, monkeypatc
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    huggingface_hub.close_session()  # which keeps the proxies of its environment
     with pytest.raises(RunError) as error:
         finetune(data, workdir=tmp_path / "run")
+    huggingface_hub.close_session()
     assert "\n" not in str(error.value)
     assert str(error.value).endswith(
         ". Without a network, give a Keras or timm file: --input=FILE (docs/weights.md says how to "

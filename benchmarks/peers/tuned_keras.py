@@ -4,10 +4,10 @@
 
 START is a `.weights.h5` of `keras.applications.Xception(include_top=False)`, which
 `xception_jax.convert --to=keras` writes. The recipe (guides/transfer_learning): random flips and
-rotations by up to a tenth, dropout of 0.2, the base in inference mode throughout; 20 epochs of the
-classifier alone with Adam, then 10 of everything with a rate of 1e-5; batches of 64. All training
-pictures are trained on, and the last weights are tested. Prints the number of test pictures and the
-share with errors, as JSON.
+rotations by up to a tenth, dropout of 0.2, and the base in inference mode throughout. It has 20
+epochs of the classifier alone with Adam, then 10 of everything with a rate of 1e-5, in batches of
+64. All training pictures are trained on, and the last weights are tested. Prints the number of test
+pictures and the share with errors, as JSON.
 """
 
 import json

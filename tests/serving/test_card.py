@@ -105,7 +105,7 @@ def test_a_checkpoint_is_described(undisturbed, tmp_path):
     trained = Trained.find(run)
     kept = {"workdir": "run", "finished": True, "step": trained.step, "split": "held", "top1": 0.5,
             "tested": True, "examples": 1234, "skipped": 0, "classes": []}  # fmt: skip
-    decided = decisions.Decisions("optical_digits", "w", 0, {}, {}, (), "held", kept)
+    decided = decisions.Decisions("optical_digits", "w", 0, {}, {}, (), "held", result=kept)
     decisions.write(run, decided)
     done = export.export_run(run, tmp_path / "out", platforms=("cpu",), resize="outside")
     assert done.about["source"]["checkpoint"] == trained.digest

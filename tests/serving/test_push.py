@@ -9,7 +9,7 @@ from xception_jax import export
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import upload
 
-pytest.importorskip("huggingface_hub", reason="is not installed: '.[hub]'")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="is not installed: '.[hub]'")
 
 # The client's own, of the library that it sends large files with.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -20,6 +20,7 @@ LICENSE = {"name": "hf:timm/some.in1k", "license": "mit"}
 @pytest.fixture
 def hub(monkeypatch):
     """A server, of which the client takes what users set in its environment."""
+    huggingface_hub.close_session()  # another test's, which keeps the proxies of its environment
     with server.serving() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
