@@ -5,9 +5,9 @@
 START is a `.safetensors` of `legacy_xception`, which `xception_jax.convert --to=timm` writes. The
 defaults: SGD with Nesterov momentum of 0.9, a rate of 0.1 * batch / 256, weight decay of 2e-5, and
 batches of 128. Images have random crops of 8 to 100 % of the area, flips and color jitter of 0.4.
-The rate rises for 5 epochs from 1e-5, and falls as a cosine. 300 epochs do not fit: there are as many as the minutes allow, by the time
-of the first. The last weights are tested. Prints the number of test pictures and the share with
-errors, as JSON.
+The rate rises for 5 epochs from 1e-5, and falls as a cosine. 300 epochs do not fit: there are as
+many as the minutes allow, by the time of the first. The last weights are tested. Prints the number
+of test pictures and the share with errors, as JSON.
 """
 
 import json
