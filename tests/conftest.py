@@ -38,9 +38,8 @@ from xception_jax.data.source import Source
 # in this order, so that none has to finish a long one alone.
 LONGEST = [
     "test_train.py", "training/test_step.py", "serving/test_program.py", "test_resume.py",
-    "training/test_sharding.py", "training/test_features.py", "test_finetune.py",
-    "launch/test_tpu_vm.py",
-    "test_cli.py", "test_multilabel.py", "models/test_family.py",
+    "training/test_sharding.py", "training/test_features.py", "finetuning/test_finetune.py",
+    "launch/test_tpu_vm.py", "test_cli.py", "test_multilabel.py", "models/test_family.py",
     "data/readers/test_bad_files.py", "test_convert.py", "models/test_ops.py",
     "weights/test_hostile.py", "training/checkpoint/test_checkpoints.py",
 ]  # fmt: skip
@@ -50,8 +49,8 @@ LONGEST = [
 # others of their kind run on both: SLURM's launcher and the worker, timm's files, the readers.
 ONCE = [
     "augment/test_pipeline.py", "models", "planning/test_steps.py", "serving/test_program.py",
-    "test_convert.py", "test_finetune.py", "test_multilabel.py", "test_plan.py", "test_resume.py",
-    "test_train.py",
+    "test_convert.py", "finetuning/test_finetune.py", "test_multilabel.py", "test_plan.py",
+    "test_resume.py", "test_train.py",
     "training/test_features.py", "training/test_hooks.py", "training/test_optimizer.py",
     "training/test_precision.py", "training/test_sharding.py", "training/test_step.py",
     "benchmarks", "test_checks.py", "test_docs.py", "test_english.py", "test_structure.py",

@@ -15,9 +15,7 @@ from tests.finetuning.pictures import (
     CHANGES,
     CLASSES,
     said_by,
-    write_data,
     write_images,
-    write_weights,
 )
 from tests.processes import digests, finish, result, signal_at
 from xception_jax import evaluate
@@ -26,16 +24,6 @@ from xception_jax.errors import RunError, UsageError
 from xception_jax.finetune import cross_validate, finetune
 from xception_jax.finetuning import decisions, gathering, results
 from xception_jax.training.workdir import read_config
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return write_weights(tmp_path_factory.mktemp("weights") / "a.safetensors")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, digits) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "digits", digits)
 
 
 @pytest.fixture(scope="module")
