@@ -79,7 +79,7 @@ def test_a_run_learns_and_evaluates(config, tmp_path, monkeypatch):
     env = on_devices(1)
     again = result(finish("evaluate", f"--workdir={tmp_path / 'run'}", "--json", env=env))
     assert {name: again.pop(name) for name in found} == pytest.approx(found, rel=1e-5)
-    assert again == {"weights": "ema", "split": "test"}
+    assert again == {"weights": "ema", "data": "tiny_scenes/1.0.0:test", "split": "test"}
     check_thresholds(tmp_path / "run")
 
 
