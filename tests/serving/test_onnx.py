@@ -24,8 +24,8 @@ from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
 from xception_jax.predict import Classifier
 from xception_jax.serving import graph, onnx_files
+from xception_jax.serving.folders import write_files
 from xception_jax.serving.inference import Inference
-from xception_jax.serving.program import write_files
 from xception_jax.training import step
 from xception_jax.weights import converted
 

@@ -22,7 +22,7 @@ from xception_jax import serving
 from xception_jax.data.render import presets
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import RunError, UsageError
-from xception_jax.serving import classify, program
+from xception_jax.serving import classify, folders
 from xception_jax.training import sharding, state, step
 from xception_jax.training.checkpoint.checkpoints import Checkpoints
 from xception_jax.training.workdir import read_config
@@ -361,7 +361,7 @@ def test_no_flip_of_a_description_goes_unnoticed(copy):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
-        said = damaged(copy, program.described)
+        said = damaged(copy, folders.described)
         if said is None:  # a space between two fields that became another one
             assert json.loads(flipped) == about
             assert not bytes((whole[place], flipped[place])).strip()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from xception_jax.errors import RunError
@@ -24,6 +25,16 @@ BINS = 15
 _MOST = 100.0
 # A label is there from this probability on, unless a threshold is fitted.
 THRESHOLD = 0.5
+
+
+# What makes probabilities of logits.
+ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+
+def probabilities_of(logits: jax.Array, activation: str, temperature: float) -> jax.Array:
+    """Calibrated probabilities `[batch, classes]`, see `serving.calibration`."""
+    scaled = logits if temperature == 1 else logits / temperature
+    return ACTIVATIONS[activation](scaled)
 
 
 @dataclass(frozen=True)

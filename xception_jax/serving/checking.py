@@ -11,7 +11,8 @@ from jax import export as jax_export
 
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import onnx_files
-from xception_jax.serving.program import ABOUT, ONNX_FORMAT, described, load, verified
+from xception_jax.serving.folders import ABOUT, ONNX_FORMAT, described, verified
+from xception_jax.serving.program import load
 
 # The maximum difference of a sum of softmax probabilities from 1.
 _TOLERANCE = 1e-3
@@ -65,7 +66,7 @@ def verified_files(folder: Path, about: dict[str, Any]) -> dict[str, bytes]:
 
     Args:
       folder: of the export.
-      about: its `model.json`, see `program.described`.
+      about: its `model.json`, see `folders.described`.
 
     Raises:
       RunError: a file is missing or damaged.

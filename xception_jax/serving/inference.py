@@ -17,7 +17,7 @@ from xception_jax.data import imagenet, splits
 from xception_jax.data.render.decode import Images
 from xception_jax.errors import UsageError
 from xception_jax.serving import calibration
-from xception_jax.serving.program import ACTIVATIONS, probabilities_of
+from xception_jax.serving.calibration import ACTIVATIONS, probabilities_of
 from xception_jax.training import build, sharding, state
 from xception_jax.training.state import Tree
 from xception_jax.training.trained import Trained

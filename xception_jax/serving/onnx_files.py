@@ -16,8 +16,7 @@ import xception_jax
 from xception_jax import config as config_lib
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving import folding, graph
-from xception_jax.serving.inference import Inference
-from xception_jax.serving.program import (
+from xception_jax.serving.folders import (
     ABOUT,
     ONNX,
     ONNX_FORMAT,
@@ -26,6 +25,7 @@ from xception_jax.serving.program import (
     verified,
     write_files,
 )
+from xception_jax.serving.inference import Inference
 
 # The newest that ONNX Runtime 1.22 and OpenVINO 2026 read (both are tested with newer versions).
 OPSET, _OLDEST_RUNTIME = 23, "1.22"
@@ -156,7 +156,7 @@ def load(
 
     Args:
       folder: of the export.
-      about: its `model.json`, see `program.described`.
+      about: its `model.json`, see `folders.described`.
       check: whether ONNX' own checker reads it too, if it is installed.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xception_jax.errors import RunError, UsageError
 from xception_jax.serving.checking import verified_files
-from xception_jax.serving.program import described
+from xception_jax.serving.folders import described
 from xception_jax.utils.text import printable, shell_join
 from xception_jax.weights.remote import downloads
 
