@@ -35,7 +35,7 @@ from xception_jax.finetuning.results import CrossValidationResult, FinetuneResul
 from xception_jax.finetuning.table import WEIGHTS
 from xception_jax.predict import Classifier
 from xception_jax.training.checkpoint import manifest
-from xception_jax.training.telemetry.log import SHARES
+from xception_jax.training.metrics import SHARES
 from xception_jax.utils import console as console_lib
 from xception_jax.utils import seal
 from xception_jax.utils.files import write_atomically

@@ -8,7 +8,6 @@ use the same weight, so a pair keeps all its pixels: CutMix exchanges rectangles
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from xception_jax.augment import image_ops
 
@@ -71,6 +70,8 @@ def beta(uniform: jax.Array, alpha: float) -> jax.Array:
     Uses a table of 4096 quantiles. `jax.random.beta` rejects draws in a loop, whose number of
     rounds all devices would have to agree on.
     """
+    import scipy.special  # 0.15 s, which only mixing needs
+
     places = np.linspace(0, 1, 4097)
     quantiles = scipy.special.betaincinv(alpha, alpha, places)
     return jnp.interp(uniform, jnp.asarray(places, jnp.float32), jnp.float32(quantiles))

@@ -194,8 +194,8 @@ def _evaluated(**options: Any) -> "EvaluationResult | InputEvaluation":
 
 
 def _table(result: "EvaluationResult | InputEvaluation") -> Any:
+    from xception_jax.training.metrics import SHARES
     from xception_jax.training.results import InputEvaluation
-    from xception_jax.training.telemetry.log import SHARES
     from xception_jax.utils import console
 
     if isinstance(result, InputEvaluation):

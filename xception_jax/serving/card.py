@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xception_jax.training.telemetry.log import SHARES
+from xception_jax.training.metrics import SHARES
 from xception_jax.training.trained import Trained
 from xception_jax.utils.numbers import for_json
 from xception_jax.utils.text import printable

@@ -135,7 +135,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
     network = abstract(name, classes, built)
     tensors = file.tensors(network, name)
     for key, variable in variables(network).items():
-        variable.set_value(jnp.asarray(tensors[key]))
+        variable.set_value(tensors[key])  # of NumPy; all go to the device at once
     network.matmul_precision = "float32"
     network.mean, network.std = file.mean, file.std
     graphdef, params, batch_stats = state.split(network)

@@ -24,6 +24,15 @@ from xception_jax.training import sharding
 # experiments (arXiv:1610.02357v3, section 4.1).
 MAP_PREDICTIONS = 100
 
+# The metrics in percent with their names in a line; which of them exist depends on the data.
+SHARES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": f"MAP@{MAP_PREDICTIONS}",
+    "precision": "precision",
+    "recall": "recall",
+}
+
 # With fewer classes, top-5 is nearly always correct.
 TOP5_CLASSES = 20
 

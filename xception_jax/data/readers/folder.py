@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from xception_jax.data.readers import folder_layout, folder_tree
 from xception_jax.data.readers.folder_files import RULES, Listing, composed, role_of
@@ -218,6 +217,8 @@ def _parts(
     find: Callable[[], folder_layout.FolderLayout], split: str, test_share: float, seed: int
 ) -> Parts:
     """The parts whose sum is a split; TFDS parses the split's name."""
+    import tensorflow_datasets as tfds  # 0.2 s, which a prediction does not need
+
     layout = find()
     asked = folder_layout.names_in(split)
     found = {name: _find(layout, name, split) for name in asked}

@@ -18,7 +18,7 @@ from xception_jax.errors import RunError
 from xception_jax.runtime import cluster
 from xception_jax.training import evaluation
 from xception_jax.training.hooks import Hook
-from xception_jax.training.metrics import MAP_PREDICTIONS
+from xception_jax.training.metrics import SHARES
 from xception_jax.training.state import TrainState
 from xception_jax.training.telemetry.goodput import Goodput
 from xception_jax.training.telemetry.records import TENSORBOARD, Records
@@ -27,14 +27,6 @@ from xception_jax.training.telemetry.records import TENSORBOARD, Records
 # the memory of waiting batches.
 _STEPS_AHEAD = 2
 
-# The metrics in percent with their names in a line; which of them exist depends on the data.
-SHARES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "map": f"MAP@{MAP_PREDICTIONS}",
-    "precision": "precision",
-    "recall": "recall",
-}
 _KNOWN = (*SHARES, "loss", "examples", "skipped")
 
 
