@@ -34,6 +34,7 @@ from xception_jax.training.loss import Loss, labels_of
 from xception_jax.training.results import EvaluationResult, InputEvaluation
 from xception_jax.training.trained import Trained
 from xception_jax.utils.text import without_secrets
+from xception_jax.weights import initial, tensors
 
 
 def evaluate(
@@ -129,7 +130,7 @@ def evaluate_input(
 
     Raises:
       UsageError: there are no such weights or data, or they do not go together.
-      RunError: too many examples cannot be used.
+      RunError: too many examples cannot be used, or processes have read different weights.
     """
     unmatched, split = splits.open_named(
         dataset, split, data_dir, label=label, most_missing=max_skipped
@@ -147,13 +148,15 @@ def evaluate_input(
         step_lib.jit_evaluate_batch(inferred.graphdef, loss, layout, per_class=per_class),
         inference.batch_size_of(layout.mesh.size, len(source), batch_size),
     )
+    shown = without_secrets(str(path))
     # From the host: no device has the weights of another process.
-    weights = jax.device_put(jax.device_get(inferred.weights), layout.weights)
+    weights = jax.device_get(inferred.weights)
+    initial.check_same(shown, tensors.flatten(weights))
+    weights = jax.device_put(weights, layout.weights)
     skips = Skips(None, max_skipped, say, flag="--max_skipped")
     metrics, report = _results({"": evaluator}, weights, skips, names)
     name = inferred.source["model"]
     published = _published(name, inferred.source, unmatched, split)
-    shown = without_secrets(str(path))
     return InputEvaluation(shown, name, source.name, split, metrics, report, published)
 
 

@@ -445,7 +445,8 @@ def test_a_log_that_cannot_be_written_ends_all_with_one_line(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_the_same_everywhere_ends_all(flags, tmp_path):
+@pytest.mark.parametrize("module", ["main", "evaluate"])
+def test_weights_that_are_not_the_same_everywhere_ends_all(module, flags, tmp_path):
     """Each process reads the file of its own home."""
     config = make_small_config()
     built = {k: v for k, v in config_lib.model_overrides(config).items() if v is not None}
@@ -453,13 +454,18 @@ def test_weights_that_are_not_the_same_everywhere_ends_all(flags, tmp_path):
     for process in (0, 1):
         (home := tmp_path / str(process)).mkdir()
         model = models.create("xception", num_classes=10, rngs=nnx.Rngs(process), **built)
-        about = converted.About("xception", pretrained.effective("xception", built), 10)
+        about = converted.About(
+            "xception", pretrained.effective("xception", built), 10,
+            preprocessing={"image_size": 8, "eval_preset": "area"}, activation="softmax",
+        )  # fmt: skip
         tensors = {name: np.asarray(variable[...]) for name, variable in variables(model).items()}
         converted.write(home / "net.safetensors", about, tensors)
-        given = flags(tmp_path / "run", mesh__data=2, init_from="~/net.safetensors")
+        given = ["--input=~/net.safetensors", "--dataset=optical_digits"]
+        if module == "main":
+            given = flags(tmp_path / "run", mesh__data=2, init_from=given[0].partition("=")[2])
         place = [where, "--num_processes=2", f"--process_id={process}"]
         environment = {"HOME": str(home), **on_devices(1)}
-        tasks.append((command("main", *given, *place), environment))
+        tasks.append((command(module, *given, *place), environment))
     with started(tmp_path / "said", tasks) as run:
         assert run.codes() == [1, 1], run.said(0)
     for process in (0, 1):

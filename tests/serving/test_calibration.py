@@ -1,7 +1,11 @@
 """Temperatures: against SciPy's minimum, and what predictions and exports make of them."""
 
+import csv
+import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -117,6 +121,16 @@ def test_labels_are_named_from_their_thresholds_on(thresholds, tmp_path):
     assert finish("predict", *flags).stdout.endswith(
         f": a 80.0%, b 40.0%; labels: {expected[0][0]}\n"
     )
+    [row] = csv.DictReader(io.StringIO(finish("predict", *flags, "--csv", "--top=1").stdout))
+    assert (json.loads(row["labels"]), row["class1"]) == (list(expected[0]), "a")
+    finish("predict", *flags, f"--parquet={tmp_path / 'all.parquet'}")
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "all.parquet")
+    assert table["labels"].to_pylist() == [list(expected[0])]
+    done = subprocess.run(
+        [sys.executable, tmp_path / "out" / "classify.py", tmp_path / "0.png"],
+        capture_output=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{tmp_path / '0.png'}  a  0.800000  labels: {expected[0][0]}\n"
 
 
 def test_a_calibrated_run_answers_and_exports_so(undisturbed, tmp_path):

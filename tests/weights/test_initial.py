@@ -1,5 +1,6 @@
 """What a run takes from its initial weights, in addition to the weights."""
 
+import hashlib
 import json
 import unicodedata
 from dataclasses import replace
@@ -256,6 +257,9 @@ def test_columns_of_the_classifier_are_copied_by_name_and_the_others_stay(small_
             np.testing.assert_array_equal(found[..., 2], given[..., 0])
     kernel = filled.params["head"]["classifier"]["kernel"]
     assert kernel.sharding.is_equivalent_to(columns, 2)
+    kept = json.loads((tmp_path / "init_from.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (kept["init_from"], kept["sha256"]) == (str(path), digest)
 
 
 @pytest.mark.parametrize(

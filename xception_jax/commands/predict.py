@@ -176,20 +176,23 @@ def _writer(
     if _PARQUET.value:
         from xception_jax.serving import parquet
 
-        return parquet.writing(_PARQUET.value, names, features=_FEATURES.value)
-    return contextlib.nullcontext(_printer(min(_TOP.value, len(names))))
+        return parquet.writing(
+            _PARQUET.value, names,
+            features=_FEATURES.value, labels=classifier.thresholds is not None,
+        )  # fmt: skip
+    labels = classifier.thresholds is not None
+    return contextlib.nullcontext(_printer(min(_TOP.value, len(names)), labels))
 
 
-def _printer(top: int) -> Callable[["Prediction"], None]:
+def _printer(top: int, labels: bool) -> Callable[["Prediction"], None]:
     """Prints predictions as the flags ask for."""
     if _JSON.value:
         return lambda prediction: print(json.dumps(_as_json(prediction, top)))
     if _CSV.value:
         table = csv.writer(sys.stdout, lineterminator="\n")
         ranks = range(1, top + 1)
-        table.writerow(
-            ["name", *(f"{kind}{i}" for i in ranks for kind in ("class", "probability"))]
-        )
+        columns = (f"{kind}{i}" for i in ranks for kind in ("class", "probability"))
+        table.writerow(["name", *(["labels"] if labels else []), *columns])
         return lambda prediction: table.writerow(_as_row(prediction, top))
     from xception_jax.utils import console
 
@@ -216,5 +219,7 @@ def _as_json(prediction: "Prediction", top: int) -> dict[str, Any]:
 
 def _as_row(prediction: "Prediction", top: int) -> Iterator[Any]:
     yield prediction.name
+    if prediction.labels is not None:
+        yield json.dumps(prediction.labels, ensure_ascii=False)
     for name, share in [] if prediction.error else prediction.top(top):
         yield from (name, f"{share:.6g}")

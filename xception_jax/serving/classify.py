@@ -3,7 +3,8 @@
     pip install jax flatbuffers pillow    # onnxruntime pillow, if there is a model.onnx
     python classify.py IMAGE...
 
-It prepares each image as the evaluation of the model did, and prints the most probable class.
+It prepares each image as the evaluation of the model did, and prints the most probable class. For
+a model of several labels an image it also prints those whose probability reaches their threshold.
 """
 
 import json
@@ -145,6 +146,15 @@ def open_model(about: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: np.asarray(model(pixels))
 
 
+def labels_of(probabilities: np.ndarray, about: dict[str, Any]) -> str:
+    """The labels of an image as text, by the fitted thresholds or else 0.5; empty for softmax."""
+    if about["output"]["activation"] != "sigmoid":
+        return ""
+    fitted = about["source"].get("calibration", {}).get("thresholds") or 0.5
+    found = np.flatnonzero(probabilities >= np.asarray(fitted))
+    return "  labels: " + (", ".join(about["classes"][i] for i in found) or "none")
+
+
 def main(paths: list[str]) -> int:
     if not paths:
         print(__doc__.strip())
@@ -160,7 +170,8 @@ def main(paths: list[str]) -> int:
             continue
         probabilities = model(pixels[None])[0]
         best = int(probabilities.argmax())
-        print(f"{path}  {about['classes'][best]}  {probabilities[best]:.6f}")
+        labels = labels_of(probabilities, about)
+        print(f"{path}  {about['classes'][best]}  {probabilities[best]:.6f}{labels}")
     return failed
 
 

@@ -16,18 +16,20 @@ _GROUP = 1024
 
 @contextlib.contextmanager
 def writing(
-    path: Path, class_names: Sequence[str], *, features: bool = False
+    path: Path, class_names: Sequence[str], *, features: bool = False, labels: bool = False
 ) -> Iterator[Callable[[Prediction], None]]:
     """Writes a file, which has its name only when it is complete.
 
     The columns `class` and `probability` are of the most probable class. `probabilities` is a list
     of float32 in the order of `class_names`, a JSON list in the schema's metadata; `features` is
-    one, too. A picture that cannot be used has a `name` and an `error` only.
+    one, too. `labels` is a list of names, see `Prediction.labels`. A picture that cannot be used
+    has a `name` and an `error` only.
 
     Args:
       path: of the file.
       class_names: of the model.
       features: whether to write the features.
+      labels: whether to write the labels.
 
     Yields:
       A function that takes the next prediction.
@@ -45,6 +47,7 @@ def writing(
     columns = [
         ("name", pyarrow.string()), ("class", pyarrow.string()), ("probability", pyarrow.float32()),
         ("probabilities", floats), *([("features", floats)] if features else []),
+        *([("labels", pyarrow.list_(pyarrow.string()))] if labels else []),
         ("error", pyarrow.string()),
     ]  # fmt: skip
     schema = pyarrow.schema(columns, {"class_names": json.dumps(class_names)})
@@ -76,4 +79,5 @@ def _row(prediction: Prediction) -> dict[str, Any]:
     return {
         "name": prediction.name, "class": name, "probability": probability,
         "probabilities": prediction.probabilities, "features": prediction.features,
+        "labels": prediction.labels,
     }  # fmt: skip

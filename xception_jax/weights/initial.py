@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -179,13 +180,13 @@ def fill(
                          f"expect {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
-    _check_same(shown, tensors)
+    check_same(shown, tensors)
     kept, told = _kept_classes(source, class_names)
     notes += [told] if told else []
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     filled = _filled(weights, tensors, kept)
     if jax.process_index() == 0:
-        about = {"init_from": shown, **source.origin}
+        about = {"init_from": shown, **source.about(name).source}
         write_atomically(workdir / "init_from.json", json.dumps(about, indent=1) + "\n")
     # Separate arrays for the EMA: a step donates both.
     return replace(state, **filled, ema=state.ema and _filled(state.ema, tensors, kept)), notes
@@ -208,7 +209,7 @@ def source_of(workdir: Path) -> dict[str, Any] | None:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _check_same(name: str, tensors: dict[str, np.ndarray]) -> None:
+def check_same(name: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Checks that all processes have read the same weights: a branch of the Hub can move between.
 
     Raises:
