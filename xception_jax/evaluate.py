@@ -149,10 +149,8 @@ def evaluate_input(
         inference.batch_size_of(layout.mesh.size, len(source), batch_size),
     )
     shown = without_secrets(str(path))
-    # From the host: no device has the weights of another process.
-    weights = jax.device_get(inferred.weights)
-    initial.check_same(shown, tensors.flatten(weights))
-    weights = jax.device_put(weights, layout.weights)
+    initial.check_same(shown, tensors.flatten(inferred.weights))
+    weights = jax.device_put(inferred.weights, layout.weights)
     skips = Skips(None, max_skipped, say, flag="--max_skipped")
     metrics, report = _results({"": evaluator}, weights, skips, names)
     name = inferred.source["model"]

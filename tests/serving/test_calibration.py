@@ -123,14 +123,18 @@ def test_labels_are_named_from_their_thresholds_on(thresholds, tmp_path):
     )
     [row] = csv.DictReader(io.StringIO(finish("predict", *flags, "--csv", "--top=1").stdout))
     assert (json.loads(row["labels"]), row["class1"]) == (list(expected[0]), "a")
-    finish("predict", *flags, f"--parquet={tmp_path / 'all.parquet'}")
-    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "all.parquet")
-    assert table["labels"].to_pylist() == [list(expected[0])]
     done = subprocess.run(
         [sys.executable, tmp_path / "out" / "classify.py", tmp_path / "0.png"],
         capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
     assert done.stdout == f"{tmp_path / '0.png'}  a  0.800000  labels: {expected[0][0]}\n"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    every = [str(tmp_path / f"{name}.png") for name in ("0", "1", "bad")]
+    finish("predict", flags[0], *every, f"--parquet={tmp_path / 'all.parquet'}")
+    table = parquet.read_table(tmp_path / "all.parquet")
+    assert table["labels"].to_pylist() == [list(expected[0]), [], None]
 
 
 def test_a_calibrated_run_answers_and_exports_so(undisturbed, tmp_path):

@@ -172,15 +172,14 @@ def _writer(
     classifier: "Classifier",
 ) -> contextlib.AbstractContextManager[Callable[["Prediction"], None]]:
     """A function that prints or writes the next prediction, as the flags ask for."""
-    names = classifier.class_names
+    names, labels = classifier.class_names, classifier.thresholds is not None
     if _PARQUET.value:
         from xception_jax.serving import parquet
 
         return parquet.writing(
             _PARQUET.value, names,
-            features=_FEATURES.value, labels=classifier.thresholds is not None,
+            features=_FEATURES.value, labels=labels,
         )  # fmt: skip
-    labels = classifier.thresholds is not None
     return contextlib.nullcontext(_printer(min(_TOP.value, len(names)), labels))
 
 

@@ -35,7 +35,7 @@ class Inference:
 
     Attributes:
       graphdef: see `state.graphdef_of`.
-      weights: `{"params", "batch_stats"}` on the first device.
+      weights: `{"params", "batch_stats"}`, of a run on the first device, of a file on the host.
       images: how evaluation makes an image of a picture.
       activation: what makes probabilities of the logits: `softmax` or `sigmoid`.
       class_names: in the order of the logits.
@@ -135,7 +135,7 @@ def of_file(path: str | Path, model: str | None = None, activation: str | None =
     network = abstract(name, classes, built)
     tensors = file.tensors(network, name)
     for key, variable in variables(network).items():
-        variable.set_value(tensors[key])  # of NumPy; all go to the device at once
+        variable.set_value(tensors[key])  # of NumPy: later, all go to the devices at once
     network.matmul_precision = "float32"
     network.mean, network.std = file.mean, file.std
     graphdef, params, batch_stats = state.split(network)
