@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import re
 import sys
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ def assignment(text: str) -> tuple[str, object]:
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        if " " in value:
+        if re.search(r"\s[\w.]+=", value):  # a length is one value: duration=8 epochs
             raise argparse.ArgumentTypeError(f"{text!r} is more than one NAME=VALUE") from None
         return name, value
 

@@ -13,8 +13,8 @@ it holds out of the training pictures. Each has its own process, with an empty c
 its minutes are those of the process, from start to end.
 
 The values of `xception_jax/finetuning/table.py` may be chosen by the sets of `picture_sets.TUNING`.
-The set of `picture_sets.JUDGED`, Tux Paint's stamps, measures the result; nothing may be chosen by
-it.
+Those of `picture_sets.JUDGED`, Tux Paint's stamps and Noto's emoji, measure the result; nothing may
+be chosen by them.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def write_starts(packages: Path, folder: Path) -> None:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """A line for each contender: its mean error and that relative to the probe's, and minutes."""
+    """A line for each contender: its mean error, relative to the better probe's, and minutes."""
     errors: dict[str, list[float]] = {}
     minutes: dict[str, list[float]] = {}
     for row in rows:
@@ -152,11 +152,12 @@ def summary(rows: Sequence[Row]) -> list[str]:
         minutes.setdefault(str(row["contender"]), []).append(float(row["minutes"]))
     means = {name: statistics.mean(found) for name, found in errors.items()}
     lines = []
+    probe = min((mean for name, mean in means.items() if name.startswith("probe")), default=0)
     for name, mean in means.items():
-        ratio = f"{mean / means['probe'] - 1:+.1%} against the probe," if means.get("probe") else ""
+        ratio = f"{mean / probe - 1:+.1%} against the better probe," if probe else ""
         lines.append(
             f"{name:12} error {mean:7.2%} ({min(errors[name]):.2%} to {max(errors[name]):.2%}, "
-            f"{len(errors[name])} seeds) {ratio:24} {statistics.mean(minutes[name]):.1f} minutes"
+            f"{len(errors[name])} seeds) {ratio:32} {statistics.mean(minutes[name]):.1f} minutes"
         )
     return lines
 
@@ -175,9 +176,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=count, default=1, help="(%(default)s)")
     parser.add_argument("--first_seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--minutes", type=float, default=5.0, help="of timm (%(default)s)")
-    parser.add_argument(
-        "--contenders", nargs="+", choices=CONTENDERS, default=["ours", "probe", "keras", "timm"]
-    )
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument(
         "--change", type=assignment, nargs="*", default=[], metavar="FIELD=VALUE",
         help="fields of our config, in place of what finetune chooses",

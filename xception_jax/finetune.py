@@ -14,6 +14,7 @@ if __name__ == "__main__":  # first, so that --help and a misspelt flag do not w
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,8 @@ def _fold(
         "predictions": _digest(rows.encode()), "metrics": for_json(rated.metrics),
     }  # fmt: skip
     write_atomically(folder / _FOLD, json.dumps(seal.sealed(about), indent=1) + "\n")
+    # Those of data.frozen_draws: together, the folds could fill the disk.
+    shutil.rmtree(folder / "features", ignore_errors=True)
     return dict(rated.metrics)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import finetune, picture_sets
+from benchmarks import finetune, picture_sets, tables
 from benchmarks.picture_sets import Picture
 from xception_jax.errors import UsageError
 
@@ -51,10 +51,12 @@ def test_a_divided_set_is_tested_on_its_own_test_part(tmp_path):
     picture_sets.cut(both, 30, 100, 0, tmp_path / "all")
     assert counts(tmp_path / "all" / "train") == [20, 10]
     assert counts(tmp_path / "all" / "test") == [8, 4]
-    with pytest.raises(UsageError, match="61 and 5 pictures are asked of 72"):
+    with pytest.raises(UsageError, match="61 training pictures are asked of 72"):
         picture_sets.cut(both, 61, 5, 0, tmp_path / "more")
-    with pytest.raises(UsageError, match="50 and 11 pictures are asked of 60"):
-        picture_sets.cut(pictures(), 50, 11, 0, tmp_path / "more")
+    with pytest.raises(UsageError, match="60 training pictures are asked of 60"):
+        picture_sets.cut(pictures(), 60, 11, 0, tmp_path / "more")
+    picture_sets.cut(pictures(), 57, 11, 0, tmp_path / "few")
+    assert counts(tmp_path / "few" / "test") == [2, 1], "there are no more"
 
 
 def test_cifar_has_a_picture_in_each_row_of_its_files(tmp_path):
@@ -117,21 +119,60 @@ def test_stamps_are_on_white_and_of_the_large_folders(tmp_path):
     assert (image.size, image.getpixel((0, 0))[:3]) == ((256, 128), (255, 255, 255))
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cells", "stamps"])
+def test_emoji_are_on_white_and_by_their_groups(tmp_path):
+    listed = [
+        {"category": "Food & Drink", "has_img_google": True, "image": "a.png"},
+        {"category": "Component", "has_img_google": True, "image": "a.png"},
+        {"category": "Flags", "has_img_google": False, "image": "b.png"},
+    ]
+    file = io.BytesIO()
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(file, "PNG")
+    held = {"emoji.json": json.dumps(listed).encode(), "img/google/64/a.png": file.getvalue()}
+    with tarfile.open(tmp_path / "emoji-datasource-google-1.tgz", "w:gz") as archive:
+        for name, content in held.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    [found] = picture_sets.emoji(tmp_path)
+    assert (found.name, found.label, found.part) == ("a", "Food & Drink", "")
+    assert found.read().getpixel((5, 5))[:3] == (255, 255, 255)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cells", "stamps", "emoji"])
 def test_a_set_that_is_not_there_is_named(name, tmp_path):
     with pytest.raises(UsageError, match="--help says how to get them"):
         picture_sets.SETS[name](tmp_path)
 
 
-def test_the_judged_set_is_not_one_that_was_tuned_on():
+def test_no_judged_set_is_one_that_was_tuned_on():
     assert not picture_sets.TUNING.keys() & picture_sets.JUDGED.keys()
 
 
 def test_the_summary_compares_with_the_probe():
     rows = [
         {"contender": name, "error": error, "minutes": 2.0}
-        for name, error in (("ours", 0.1), ("probe", 0.2), ("ours", 0.2), ("probe", 0.2))
+        for name, error in (("ours", 0.1), ("probe", 0.3), ("ours", 0.2), ("probe_area", 0.2))
     ]
-    ours, probe = finetune.summary(rows)
-    assert "ours         error  15.00% (10.00% to 20.00%, 2 seeds) -25.0% against the probe" in ours
-    assert "+0.0% against" in probe
+    ours, _, better = finetune.summary(rows)
+    assert "ours         error  15.00% (10.00% to 20.00%, 2 seeds) -25.0% against the bet" in ours
+    assert "+0.0% against" in better
+
+
+def test_the_table_has_a_line_for_each_contender():
+    rows = [
+        {"set": name, "train": "500", "seed": str(seed), "contender": contender,
+         "error": str(error), "minutes": "2.5", "side": "96", "changes": "x=1" * (name == "b")}
+        for name, contender, errors in (("a", "ours", (0.1, 0.2)), ("a", "probe", (0.3, 0.3)),
+                                        ("b", "ours", (0.5, 0.5)))
+        for seed, error in enumerate(errors)
+    ]  # fmt: skip
+    assert tables.of_seeds(rows) == [
+        [
+            "mean error in % over 2 seeds (lowest to highest), mean time",
+            "a, 500 pictures of 96 pixels",
+            "b, 500 pictures of 96 pixels",
+        ],
+        ["ours", "15.0 (10.0 to 20.0), 2.5 min", ""],
+        ["probe", "30.0 (30.0 to 30.0), 2.5 min", ""],
+        ["ours x=1", "", "50.0 (50.0 to 50.0), 2.5 min"],
+    ]

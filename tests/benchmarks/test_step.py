@@ -1,5 +1,6 @@
 """The command that measures, on a tiny model; the measured values do not matter here."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks import record
+from benchmarks import arguments, record
 from benchmarks.peers import counts, plain_flax
 from xception_jax import models
 from xception_jax.models.counts import multiply_adds
@@ -150,6 +151,16 @@ def test_counts_of_products_convolutions_and_loops():
     assert counts.bytes_moved(traced) == 4 * (convolution + 5 * (2 * pixels * 7 + 49))
 
 
+def test_a_value_may_have_spaces_and_signs_but_not_another_name():
+    assert arguments.assignment("duration=8 epochs") == ("duration", "8 epochs")
+    address = "https://a/b?c=d#sha256=0"
+    assert arguments.assignment(f"init_from={address}") == ("init_from", address)
+    assert arguments.assignment("crop=(0.5, 1)") == ("crop", (0.5, 1))
+    for wrong in ("a=x b=2", "a b=2", "a", "=1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="NAME=VALUE"):
+            arguments.assignment(wrong)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -163,6 +174,8 @@ def test_counts_of_products_convolutions_and_loops():
         "experiments",
         "images",
         "digest",
+        "finetune",
+        "predict",
     ],
 )
 def test_every_command_has_help_and_refuses_in_one_line(name):

@@ -47,12 +47,12 @@ def test_one_call_chooses_trains_and_measures(tuned, data, weights):
                         f"--config.data.image_size=128:")  # fmt: skip
     chosen = [line for line in lines[begin + 1 : begin + 12] if line.startswith("  ")]
     assert chosen[0] == (
-        "  data: 57 training pictures of 3 classes; 15 held out of training select the checkpoint; "
+        "  data: 66 training pictures of 3 classes; 6 held out of training select the checkpoint; "
         "the 30 of 'test' are read once, at the end"
     )
     assert f"  weights {weights}: xception; data.eval_preset=area" in chosen[1]
     assert any(
-        line.startswith("  model.freeze=exit_flow: trains the classifier") for line in chosen
+        line.startswith("  model.freeze=block4: trains the blocks after block4") for line in chosen
     )
     assert not any("batch_size" in line for line in chosen), "that was given"
     assert "result on test: top-1 " in said
@@ -78,7 +78,7 @@ def test_nothing_of_the_test_set_trains_or_selects(tuned, data):
     config = read_config(tuned[0].workdir)
     assert (config.data.train_split, config.data.eval_split) == ("train", "held_out")
     selecting = (tuned[0].workdir / "eval_files.txt").read_text().splitlines()
-    assert len(selecting) == 15
+    assert len(selecting) == 6
     train = splits.open_training(config)
     names = {train.name_of(i) for i in range(len(train))} | {f"{data}/{name}" for name in selecting}
     assert len(names) == 72
@@ -182,7 +182,7 @@ def test_choices_are_kept_and_not_made_again(tuned, data, weights, tmp_path, mon
 def test_damaged_choices_are_one_line(tuned, tmp_path):
     whole = (tuned[0].workdir / "finetune.json").read_text()
     damaged = ("{", "[]", "\0", "", '{"a": 1}', whole[:-20], whole.replace('"seal"', '"seel"'),
-               whole.replace("exit_flow", "exit_flaw"))  # fmt: skip
+               whole.replace("block4", "block5"))  # fmt: skip
     for text in damaged:
         (tmp_path / "finetune.json").write_text(text)
         with pytest.raises(
@@ -199,7 +199,7 @@ def test_without_a_test_set_the_result_is_said_to_be_of_the_selection(
         finetune, data, weights=weights, workdir=tmp_path / "run", changes=CHANGES
     )
     assert (found.split, found.tested) == ("held_out", False)
-    assert found.metrics["examples"] == 15
+    assert found.metrics["examples"] == 6
     assert "there is no test set, so they also measure the result" in said
     assert "NOTE: the checkpoint was selected by these images" in said
     with pytest.raises(UsageError, match="has a fine-tuning"):

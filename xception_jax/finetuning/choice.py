@@ -4,7 +4,7 @@ The values are those of `table`. Nothing here imports JAX.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def choose(
       The fields with `given`; the reasons are for what was chosen.
     """
     given = dict(given or {})
-    row = next(row for row in table.ROWS if data.train <= row.pictures)
+    row = _row(data.train)
     epochs = _epochs(given, row.epochs, data)
     plans = _plans(data, machine, weights, given, row, epochs)
     budget = table.BUDGET_S + table.BUDGET_PER_PICTURE_S * data.train
@@ -102,6 +102,8 @@ def choose(
         "eval.every": f"{every} epoch{'s' * (every > 1)}",
         "checkpoint.every": f"{every} epoch{'s' * (every > 1)}",
     }
+    if weights.preset in table.NEAREST and "data.eval_preset" not in given:
+        chosen |= table.SMOOTH
     fields = {**table.FIXED, **chosen, **given}
     reasons = _reasons(data, machine, weights, plans[0], plan, fields)
     told = tuple(reason for name, reason in reasons if name not in given)
@@ -113,10 +115,17 @@ def typical(pictures: int) -> ConfigDict:
     data = DataFacts(pictures, 2, 0, 0, side=IMAGE_SIZE)
     machine = MachineFacts("gpu", "GPU", 1, memory=2**40, speed=float("inf"))
     flows = tuple(stage.flow for stage in table.STAGES if stage.flow)
-    weights = WeightsFacts("", "xception", IMAGE_SIZE, "keras", 0, 1, blocks=(), flows=flows)
-    config = choose(data, machine, weights).config()
+    weights = WeightsFacts("", "xception", IMAGE_SIZE, "area", 0, 1, blocks=(), flows=flows)
+    # A flow has the same name in each model of the family, a block has not.
+    share = _row(pictures).share
+    flow = next((stage.flow for stage in table.STAGES if stage.flow and stage.share >= share), None)
+    config = choose(data, machine, weights, {"model.freeze": flow if share else None}).config()
     config.data.image_size = None
     return config
+
+
+def _row(pictures: int) -> table.Row:
+    return next(row for row in table.ROWS if pictures <= row.pictures)
 
 
 def _epochs(given: Mapping[str, Any], usual: int, data: DataFacts) -> float:
@@ -140,13 +149,11 @@ def _plans(
     epochs: float,
 ) -> list[_Plan]:
     """The plans in the order of preference: a smaller image comes after less that is trained."""
-    usual = next(stage for stage in table.STAGES if stage.flow == row.flow)
-    stages = [stage for stage in table.STAGES if stage.share >= usual.share]
-    frozen = [(stage, freeze_of(stage, weights)) for stage in stages]
     if "model.freeze" in given:
-        asked = given["model.freeze"]
-        known = {freeze_of(stage, weights): stage for stage in table.STAGES}
-        frozen = [(known.get(asked, usual), asked)]
+        frozen = [(_stage_of(given["model.freeze"], weights), given["model.freeze"])]
+    else:
+        stages = (stage for stage in table.STAGES if stage.share >= row.share)
+        frozen = [(stage, freeze_of(stage, weights)) for stage in stages]
     sides = _sides(data, weights)
     if given.get("data.image_size"):
         sides = [given["data.image_size"]]
@@ -155,31 +162,58 @@ def _plans(
     for side in sides:
         forward = weights.multiply_adds * (side / weights.image_size) ** 2
         for stage, freeze in frozen:
-            draws = _draws(stage, freeze, weights, given)
-            rounds = min(draws, epochs) if draws else epochs
-            # The gradient takes two products for each of the forward pass.
-            work = forward * (stage.work * rounds + 3 * (1 - stage.work) * epochs) * data.train
-            plans.append(_Plan(side, stage, freeze, draws, work / speed))
+            for draws in _draws(stage, freeze, machine, weights, given, data.train * side**2):
+                rounds = min(draws, epochs) if draws else epochs
+                # The gradient takes two products for each of the forward pass.
+                work = forward * (stage.work * rounds + 3 * (1 - stage.work) * epochs) * data.train
+                plans.append(_Plan(side, stage, freeze, draws, work / speed))
     return plans
 
 
 def _draws(
-    stage: Stage, freeze: str | None, weights: WeightsFacts, given: Mapping[str, Any]
-) -> int:
-    """`data.frozen_draws`: where it pays, and what is given allows it."""
+    stage: Stage,
+    freeze: str | None,
+    machine: MachineFacts,
+    weights: WeightsFacts,
+    given: Mapping[str, Any],
+    pixels: int,
+) -> Sequence[int]:
+    """Values of `data.frozen_draws`, the best first, for `pixels` of all training images.
+
+    It is 0 alone if nothing is frozen, if it does not pay, or if what is given does not allow it.
+    An accelerator computes features faster than a disk reads them, except the head's small ones.
+    """
     if "data.frozen_draws" in given:
-        return int(given["data.frozen_draws"])
+        return (int(given["data.frozen_draws"]),)
     mixed = given.get("augment.mixup") or given.get("augment.cutmix")
-    head_alone = stage.share == 1 and freeze == freeze_of(stage, weights)
-    pays = head_alone and not mixed and given.get("data.repeats", 1) == 1
-    return table.FROZEN_DRAWS if pays else 0
+    known = freeze is not None and freeze == freeze_of(stage, weights)
+    pays = machine.platform == "cpu" or stage.share == 1
+    if not known or not pays or mixed or given.get("data.repeats", 1) != 1:
+        return (0,)
+    each = stage.feature_bytes * pixels
+    return [draws for draws in table.FROZEN_DRAWS if draws * each <= table.FEATURES_BYTES] or (0,)
 
 
 def freeze_of(stage: Stage, weights: WeightsFacts) -> str | None:
     """The value of `model.freeze` that a stage means for a model."""
-    if stage.flow is None or stage.flow in weights.flows:
+    if stage.share == 0:
+        return None
+    if stage.flow in weights.flows:
         return stage.flow
-    return weights.blocks[max(1, round(stage.share * len(weights.blocks))) - 1]
+    count = len(weights.blocks)
+    last = count if stage.share == 1 else count - 1  # else the classifier alone is trained
+    return weights.blocks[min(last, max(1, round(stage.share * count))) - 1]
+
+
+def _stage_of(freeze: str | None, weights: WeightsFacts) -> Stage:
+    """The stage of a given `model.freeze`: the last one that freezes no more blocks."""
+    for stage in table.STAGES:
+        if freeze == (stage.flow if stage.share else None):
+            return stage
+    share = 0.0  # also of a block that does not exist: a check of the config reports it
+    if freeze in weights.blocks:
+        share = (weights.blocks.index(freeze) + 1) / len(weights.blocks)
+    return next(stage for stage in reversed(table.STAGES) if stage.share <= share)
 
 
 def _sides(data: DataFacts, weights: WeightsFacts) -> list[int]:
@@ -231,12 +265,17 @@ def _reasons(
     depth = {1.0: "the classifier alone", 0.0: "everything"}.get(
         plan.stage.share, f"the blocks after {plan.freeze}"
     )
-    once = f"; the rest is computed once, for data.frozen_draws={plan.draws} random crops"
-    trained += once * bool(plan.draws)
+    if plan.draws:
+        trained += f"; the rest is computed once, for data.frozen_draws={plan.draws} random crops"
+        size_of = plan.draws * plan.stage.feature_bytes * data.train * plan.side**2
+        trained += f" ({size_of / 2**20:,.0f} MiB)" if size_of else ""
     dtype = "float32" if machine.platform == "cpu" else "bfloat16"
     batch, rate = fields["data.batch_size"], fields["optimizer.learning_rate"]
     mirrored = "False if left and right have a meaning, as in text"
-    resized = f"{weights.model}; data.eval_preset={weights.preset} resizes images as they expect it"
+    preset = fields.get("data.eval_preset", weights.preset)
+    resized = f"{weights.model}; data.eval_preset={preset} resizes images " + (
+        "as they expect it" if preset == weights.preset else "smoothly, as random crops are"
+    )
     lines = [
         ("data.eval_preset", Reason(f"weights {weights.name}", resized)),
         ("data.image_size", Reason(f"data.image_size={plan.side}", size)),

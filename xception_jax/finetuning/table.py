@@ -1,7 +1,10 @@
 """The values of fine-tuning, all in one place.
 
 `choice.choose` makes a config of them, for `python -m xception_jax.finetune` and for
-`configs/finetune.py`. They are the usual ones for such sets and were not tuned on any.
+`configs/finetune.py`.
+
+Those for 50 to 2,000 pictures were chosen by experiment, with up to 500 pictures of CIFAR-10, of
+optical digits and of solar cells, see docs/finetune.md. The others are usual ones for such sets.
 """
 
 from dataclasses import dataclass
@@ -37,24 +40,28 @@ class Stage:
     """How much of a model is frozen.
 
     Attributes:
-      flow: the last frozen flow of the Xception family; None: everything is trained.
-      share: of the blocks that are frozen, for models without flows.
+      flow: the last frozen flow of the Xception family, where one ends there.
+      share: of the blocks that are frozen, where it is not by flow; 0: everything is trained.
       work: share of the forward pass that the frozen blocks take, in the Xception family.
+      feature_bytes: of their output in the Xception family, per pixel of an image; the pooled
+        one's are not counted.
       learning_rate: for a batch of `optimizer.reference_batch`.
     """
 
     flow: str | None
     share: float
     work: float
+    feature_bytes: float
     learning_rate: float
 
 
 # From the most to the least that is trained.
 STAGES = (
-    Stage(None, 0.0, 0.0, 0.05),
-    Stage("entry_flow", 1 / 3, 0.3, 0.05),
-    Stage("middle_flow", 3 / 4, 0.86, 0.1),
-    Stage("exit_flow", 1.0, 1.0, 0.2),
+    Stage(None, 0.0, 0.0, 0.0, 0.05),
+    Stage("entry_flow", 1 / 3, 0.3, 11.4, 0.05),
+    Stage(None, 5 / 7, 0.72, 11.4, 0.6),  # of Xception: up to block10
+    Stage("middle_flow", 6 / 7, 0.86, 11.4, 0.3),
+    Stage("exit_flow", 1.0, 1.0, 0.0, 0.2),
 )
 
 
@@ -64,28 +71,33 @@ class Row:
 
     Attributes:
       pictures: the row is for up to this number.
-      flow: `Stage.flow` of the stage that fits so many pictures.
+      share: `Stage.share` of the stage that fits so many pictures.
       epochs: of training.
     """
 
     pictures: float
-    flow: str | None
+    share: float
     epochs: int
 
 
 ROWS = (
-    Row(200, "exit_flow", 60),
-    Row(2_000, "middle_flow", 30),
-    Row(20_000, "entry_flow", 15),
-    Row(float("inf"), None, 10),
+    Row(50, 1.0, 60),
+    Row(2_000, 5 / 7, 16),
+    Row(20_000, 1 / 3, 15),
+    Row(float("inf"), 0.0, 10),
 )
 
-# `data.frozen_draws` where the classifier alone is trained: the rest is computed once for this
-# number of random crops of each picture.
-FROZEN_DRAWS = 4
+# `data.frozen_draws`: what is frozen is computed once for so many random crops of each picture: the
+# first of these numbers that the time allows, and whose output takes at most these bytes.
+FROZEN_DRAWS, FEATURES_BYTES = (8, 4, 2), 4 * 2**30
+
+# Where the weights' own `data.eval_preset` takes the nearest pixels: random crops are resized by
+# averages and linearly, and an evaluation should see the same. It keeps the whole shorter side.
+NEAREST = ("keras",)
+SMOOTH: dict[str, Any] = {"data.eval_preset": "area", "data.eval_crop": 1.0}
 
 # Of each class, held out from training where the data has no validation part.
-VAL_SHARE = 0.2
+VAL_SHARE = 0.1
 # Evaluations over a run.
 EVALUATIONS = 20
 # Batches: the usual one, and the least steps of an epoch below which it is smaller.
