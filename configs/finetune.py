@@ -6,7 +6,8 @@
 `python -m xception_jax.finetune PATH` is the short way: it chooses the values by the data and the
 machine, and keeps the test set for the end (docs/finetune.md). This recipe has the values that it
 chooses for 1,000 large pictures and a fast device; `--config=configs/finetune.py:5000` has those
-for 5,000. They are in `xception_jax/finetuning/table.py`, which says how they were chosen.
+for 5,000. But it freezes whole flows, which have the same name in each Xception. The values are in
+`xception_jax/finetuning/table.py`, which says how they were chosen.
 
 PATH is a folder of pictures, see docs/folder.md. docs/weights.md says where to get weights; a Keras
 or timm file works directly. Images have the size, resize and crop of the weights' training, unless

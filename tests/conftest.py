@@ -49,10 +49,12 @@ LONGEST = [
 # others of their kind run on both: SLURM's launcher and the worker, timm's files, the readers.
 ONCE = [
     "augment/test_pipeline.py", "models", "planning/test_steps.py", "serving/test_program.py",
-    "test_convert.py", "finetuning/test_finetune.py", "test_multilabel.py", "test_plan.py",
-    "test_resume.py", "test_train.py",
+    "serving/test_calibration.py", "serving/test_folding.py", "serving/test_heat.py",
+    "serving/test_onnx.py", "test_convert.py", "test_evaluate_input.py", "finetuning",
+    "test_multilabel.py", "test_plan.py", "test_resume.py", "test_train.py",
     "training/test_features.py", "training/test_hooks.py", "training/test_optimizer.py",
-    "training/test_precision.py", "training/test_sharding.py", "training/test_step.py",
+    "training/test_patience.py", "training/test_precision.py", "training/test_sharding.py",
+    "training/test_step.py", "weights/test_normalization.py", "weights/test_white_level.py",
     "benchmarks", "test_checks.py", "test_docs.py", "test_english.py", "test_structure.py",
     "launch/test_compute_engine.py", "launch/test_gke.py", "launch/test_tpu_vm.py",
     "weights/keras", "weights/test_hostile.py",
