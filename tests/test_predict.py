@@ -372,3 +372,10 @@ def main():
         write("a line")
 cli.run(types.SimpleNamespace(main=main, __doc__="", __name__="endless"))
 """
+
+
+def test_a_prediction_does_not_wait_for_what_it_does_not_use():
+    code = "import json, sys, xception_jax.predict; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    unused = {"tensorflow_datasets", "scipy.special", "xception_jax.training.telemetry.log"}
+    assert not unused & set(json.loads(done.stdout))

@@ -149,7 +149,7 @@ def evaluate_input(
         inference.batch_size_of(layout.mesh.size, len(source), batch_size),
     )
     shown = without_secrets(str(path))
-    initial.check_same(shown, tensors.flatten(inferred.weights))
+    initial.check_same_weights(shown, tensors.flatten(inferred.weights))
     weights = jax.device_put(inferred.weights, layout.weights)
     skips = Skips(None, max_skipped, say, flag="--max_skipped")
     metrics, report = _results({"": evaluator}, weights, skips, names)

@@ -22,7 +22,8 @@ from xception_jax.training.workdir import read_config
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory, data, weights):
     run = tmp_path_factory.mktemp("validated") / "run"
-    options = {"folds": 3, "weights": weights, "workdir": run, "changes": CHANGES}
+    changes = CHANGES | {"data.in_memory": 0}  # features are in files
+    options = {"folds": 3, "weights": weights, "workdir": run, "changes": changes}
     return said_by(cross_validate, data, **options), options
 
 
@@ -55,6 +56,8 @@ def test_every_image_is_predicted_by_a_model_that_has_not_seen_it(validated, dat
     assert found.mean["top1"] == pytest.approx(np.mean(shares))
     assert found.spread["top1"] == pytest.approx(np.std(shares, ddof=1))
     assert f"top-1 {found.mean['top1']:.2%} ± {found.spread['top1']:.2%}" in said
+    assert re.search(r"MiB in .*/fold2/features/train.bin", said)
+    assert not list(found.workdir.glob("fold*/features")), "they could fill the disk"
     json.dumps(found.to_json(), allow_nan=False)
 
 

@@ -176,10 +176,7 @@ def _writer(
     if _PARQUET.value:
         from xception_jax.serving import parquet
 
-        return parquet.writing(
-            _PARQUET.value, names,
-            features=_FEATURES.value, labels=labels,
-        )  # fmt: skip
+        return parquet.writing(_PARQUET.value, names, features=_FEATURES.value, labels=labels)
     return contextlib.nullcontext(_printer(min(_TOP.value, len(names)), labels))
 
 

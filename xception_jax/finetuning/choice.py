@@ -118,13 +118,14 @@ def typical(pictures: int) -> ConfigDict:
     weights = WeightsFacts("", "xception", IMAGE_SIZE, "area", 0, 1, blocks=(), flows=flows)
     # A flow has the same name in each model of the family, a block has not.
     share = _row(pictures).share
-    flow = next((stage.flow for stage in table.STAGES if stage.flow and stage.share >= share), None)
+    flow = next(stage.flow for stage in table.STAGES if stage.flow and stage.share >= share)
     config = choose(data, machine, weights, {"model.freeze": flow if share else None}).config()
     config.data.image_size = None
     return config
 
 
 def _row(pictures: int) -> table.Row:
+    """The row for a number of training pictures."""
     return next(row for row in table.ROWS if pictures <= row.pictures)
 
 

@@ -180,7 +180,7 @@ def fill(
                          f"expect {value!r}")  # fmt: skip
     notes += _image_notes(config, source)
     tensors = _tensors(source, config)
-    check_same(shown, tensors)
+    check_same_weights(shown, tensors)
     kept, told = _kept_classes(source, class_names)
     notes += [told] if told else []
     weights = {"params": state.params, "batch_stats": state.batch_stats}
@@ -209,7 +209,7 @@ def source_of(workdir: Path) -> dict[str, Any] | None:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def check_same(name: str, tensors: Mapping[str, np.ndarray]) -> None:
+def check_same_weights(name: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Checks that all processes have read the same weights: a branch of the Hub can move between.
 
     Raises:
